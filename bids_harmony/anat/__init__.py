@@ -1,0 +1,1 @@
+"""Anatomical preprocessing as plain functions: check, brain mask, affine, intensity."""

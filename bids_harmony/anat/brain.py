@@ -1,0 +1,93 @@
+"""Brain masks: deepbet, or the outline of a scan that is already stripped."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_harmony.errors import ScanError
+
+#: Litres a foreground may fill to be a brain alone; heads start near 2.5 L.
+BRAIN_LITRES = (0.6, 2.3)
+#: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
+STRIPPED_DICE = 0.85
+
+
+@cache
+def _deepbet() -> Any:
+    """Load deepbet's two networks once per process."""
+    from deepbet.bet import BrainExtraction
+
+    return BrainExtraction(no_gpu=True)
+
+
+def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
+    """Brain mask by deepbet, whose weights come with its wheel (science.md §6).
+
+    Parameters
+    ----------
+    img : nibabel.Nifti1Image
+        3-D RAS image.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean mask on the image's grid.
+
+    Raises
+    ------
+    ScanError
+        When deepbet finds no brain.
+    """
+    engine = _deepbet()
+    data = np.asarray(img.dataobj, dtype=np.float32)
+    try:
+        mask = engine.postprocess(engine.run_model(data.copy()) > 0.5)
+    except (AssertionError, ValueError) as error:
+        raise ScanError(
+            "deepbet found no brain in the scan.",
+            "Look at the scan: is it a whole-head T1w? Otherwise try --skull-strip multi-atlas.",
+        ) from error
+    return np.asarray(mask, dtype=bool)
+
+
+def foreground(img: nib.Nifti1Image) -> np.ndarray:
+    """Largest component of the voxels that differ from the scan's background value, filled.
+
+    Stripped scans have a constant background, which need not be 0.
+    """
+    data = np.asarray(img.dataobj)
+    corners = data[tuple(np.ix_(*[(0, n - 1) for n in data.shape]))]
+    background = float(np.median(corners))
+    labels, n_found = ndimage.label(data != background)
+    if n_found == 0:
+        return np.zeros(data.shape, dtype=bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    filled: np.ndarray = ndimage.binary_fill_holes(labels == sizes.argmax())
+    return filled
+
+
+def is_stripped(img: nib.Nifti1Image) -> bool:
+    """Tell whether a scan has been skull-stripped already.
+
+    Its foreground must have a brain's volume, and deepbet must find that same brain in it.
+    """
+    mask = foreground(img)
+    litres = mask.sum() * float(np.prod(img.header.get_zooms()[:3])) / 1e6
+    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+        return False
+    try:
+        return dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
+    except ScanError:
+        return False
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Dice overlap of two boolean arrays (1 when both are empty)."""
+    total = int(a.sum()) + int(b.sum())
+    return 2.0 * int(np.logical_and(a, b).sum()) / total if total else 1.0

@@ -1,0 +1,55 @@
+"""The preprocessing contract: what a network may assume about the volumes it is given."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bids_harmony.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How scans are preprocessed before a network sees them (design.md §3).
+
+    A bundle stores the contract it was trained under; ``--skull-strip auto`` and
+    ``--registration auto`` mean "as the contract says".
+
+    Attributes
+    ----------
+    skull_strip : str
+        Brain mask method for scans that still have a skull.
+    registration : str
+        Affine registration method.
+    template : str
+        BIDS label of the template space.
+    resolution : int
+        Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
+    peel_mm : float
+        Depth below the brain mask's surface within which CSF is removed, so that masks that
+        keep sulcal CSF and masks that hug the cortex end up alike; 0 switches it off.
+    slice_mm : tuple of float
+        z range, in template mm, of the axial slices the predictors see (science.md §1b).
+    """
+
+    skull_strip: str = "deepbet"
+    registration: str = "ants"
+    template: str = "MNI152NLin2009aSym"
+    resolution: int = 2
+    peel_mm: float = 8.0
+    slice_mm: tuple[float, float] = (-28.0, 52.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contract as JSON-ready values."""
+        return asdict(self) | {"slice_mm": list(self.slice_mm)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Contract:
+        """Build a contract from :meth:`to_dict`'s values, refusing unknown and missing keys."""
+        names = {field.name for field in fields(cls)}
+        if wrong := names ^ set(values):
+            raise BundleError(
+                f"The bundle's preprocessing contract does not fit this version: {sorted(wrong)}.",
+                "Use a bundle made with this version, or the version the bundle names.",
+            )
+        return cls(**{**values, "slice_mm": tuple(values["slice_mm"])})

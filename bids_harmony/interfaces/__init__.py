@@ -1,0 +1,1 @@
+"""Nipype interfaces: thin shells around the plain functions of the other packages."""

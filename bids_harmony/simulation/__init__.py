@@ -1,0 +1,1 @@
+"""Made-up multi-site BIDS datasets with known truth."""

@@ -1,0 +1,1 @@
+"""Training: from preprocessed derivatives to a model bundle."""

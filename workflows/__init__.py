@@ -1,0 +1,1 @@
+"""Nipype workflows: the graphs of one scan, and of a run."""
