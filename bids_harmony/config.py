@@ -1,0 +1,233 @@
+"""Every option of a run, in one frozen object that is built once and passed on."""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+import typing
+import uuid
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bids_harmony.errors import UsageError
+
+LEVELS = ("participant", "group", "train", "evaluate")
+SKULL_STRIP = ("auto", "deepbet", "multi-atlas", "bet", "skip")
+REGISTRATION = ("auto", "flirt", "ants")
+DEVICES = ("auto", "cpu", "cuda")
+
+#: What belongs to one call and is not taken over by ``--config-file``.
+NOT_REUSED = frozenset(
+    {"bids_dir", "output_dir", "level", "run_uuid", "dry_run", "reports_only", "boilerplate_only"}
+)
+
+
+def available_cpus() -> int:
+    """Count the CPUs this process may use (a cluster job may have fewer than the machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def new_run_uuid() -> str:
+    """Name a run so that names sort by time and parallel jobs never share one."""
+    return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The options of one run, checked.
+
+    The command line's defaults are this class's, so a configuration made in Python and one made
+    by :func:`bids_harmony.cli.parser.parse_args` mean the same.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : pathlib.Path
+        Dataset to read, derivatives folder to write (absolute).
+    level : str
+        One of :data:`LEVELS`.
+    participant_label, session_label : tuple of str
+        Labels without ``sub-``/``ses-``; empty means all.
+    bids_filters : dict
+        The ``t1w`` part of ``--bids-filter-file``, by long entity name. ``None`` stands for "the
+        entity is absent", ``"*"`` for "present with any value" (fMRIPrep's convention).
+    skip_bids_validation : bool
+        Leave out the checks of the dataset that only warn.
+    bids_database_dir : pathlib.Path or None
+        Folder of a saved pybids index, made when it holds none.
+    derivatives : dict of str to pathlib.Path
+        Pipelines by name, searched in this order for existing brain masks.
+    site_column, age_column, sex_column, diagnosis_column : str or None
+        Columns of the dataset's tables; None tries the usual names.
+    skull_strip, registration : str
+        One of :data:`SKULL_STRIP`, :data:`REGISTRATION`; ``auto`` follows the bundle.
+    template : pathlib.Path or None
+        Brain-only template image; None is the bundle's.
+    atlas_dir : pathlib.Path or None
+        T1w images with brain masks, for ``multi-atlas``.
+    n_atlases : int
+        How many of the most similar atlases are fused, at least 1.
+    bundle : str
+        ``default``, ``none`` (preprocess and measure only) or a bundle's folder.
+    output_spaces : tuple of str
+        ``template`` always, and ``T1w`` where the native grid is asked for too.
+    device : str
+        One of :data:`DEVICES`.
+    random_seed : int
+        Seed of everything that draws numbers; fixed unless given.
+    sloppy : bool
+        Low quality for tests.
+    nprocs, omp_nthreads : int
+        Processes at once, and threads of one process; at least 1.
+    mem_gb : float or None
+        Memory the run may use, in GB (1e9 bytes); None is what the machine has.
+    use_plugin : pathlib.Path or None
+        Nipype plugin file (YAML or JSON), which replaces MultiProc.
+    work_dir : pathlib.Path
+        Intermediate files, kept so that a run can continue.
+    clean_workdir : bool
+        Delete the intermediate files after success.
+    run_uuid : str
+        Name of the run's folder under ``logs/``.
+    reports_only, boilerplate_only, dry_run : bool
+        Rebuild the reports; write the methods text; list what would be done.
+    write_graph, resource_monitor, stop_on_first_crash : bool
+        Nipype's options of these names.
+    notrack : bool
+        Accepted because scripts pass it: nothing is ever sent.
+    verbose : int
+        How many ``-v`` were given.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    level: str = "participant"
+    # selection
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filters: dict[str, Any] = field(default_factory=dict)
+    skip_bids_validation: bool = False
+    bids_database_dir: Path | None = None
+    derivatives: dict[str, Path] = field(default_factory=dict)
+    # tables
+    site_column: str | None = None
+    age_column: str | None = None
+    sex_column: str | None = None
+    diagnosis_column: str | None = None
+    # processing
+    skull_strip: str = "auto"
+    registration: str = "auto"
+    template: Path | None = None
+    atlas_dir: Path | None = None
+    n_atlases: int = 6
+    bundle: str = "default"
+    output_spaces: tuple[str, ...] = ("template",)
+    device: str = "auto"
+    random_seed: int = 42
+    sloppy: bool = False
+    # resources
+    nprocs: int = field(default_factory=available_cpus)
+    omp_nthreads: int = 1
+    mem_gb: float | None = None
+    use_plugin: Path | None = None
+    work_dir: Path = field(default_factory=lambda: Path.cwd() / "work")
+    clean_workdir: bool = False
+    # this call
+    run_uuid: str = field(default_factory=new_run_uuid)
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    dry_run: bool = False
+    write_graph: bool = False
+    resource_monitor: bool = False
+    stop_on_first_crash: bool = False
+    notrack: bool = False
+    verbose: int = 0
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of this run's own files."""
+        return self.output_dir / "logs" / self.run_uuid
+
+    @property
+    def log_level(self) -> int:
+        """Level of :mod:`logging`: 25 for progress only, 20 with ``-v``, 15, then 10."""
+        return max(25 - 5 * self.verbose, 10)
+
+    def to_json(self) -> str:
+        """Return the options as JSON text that :meth:`from_json` reads."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps(values, indent=2, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Build a configuration from :meth:`to_json`'s text.
+
+        Raises
+        ------
+        UsageError
+            When the text is not JSON, or an option is unknown or of the wrong type.
+        """
+        return cls(**decode_options(text, "The configuration"))
+
+
+def decode_options(text: str, source: str) -> dict[str, Any]:
+    """Read options of :class:`RunConfig` from JSON text, refusing unknown ones and wrong types.
+
+    Parameters
+    ----------
+    text : str
+        A JSON object of option names (with underscores) and values.
+    source : str
+        What to call the text in an error.
+
+    Raises
+    ------
+    UsageError
+        When the text is not a JSON object, or an option is unknown or of the wrong type: an
+        option that is silently dropped is worse than one that is refused.
+    """
+    remedy = "Use a logs/<run_uuid>/bids_harmony.json that this version wrote, or correct it."
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{source} is not valid JSON ({error}).", remedy) from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{source} does not hold a JSON object.", remedy)
+    hints = typing.get_type_hints(RunConfig)
+    if unknown := sorted(set(raw) - set(hints)):
+        raise UsageError(f"{source} has unknown options: {', '.join(unknown)}.", remedy)
+    options = {}
+    for name, value in raw.items():
+        try:
+            options[name] = _decode(value, hints[name])
+        except TypeError as error:
+            raise UsageError(
+                f"{source} gives {name} the value {json.dumps(value)}.", remedy
+            ) from error
+    return options
+
+
+def _decode(value: Any, hint: Any) -> Any:
+    """Turn a JSON value into the annotated type, or raise TypeError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _decode(value, next(a for a in args if a is not type(None)))
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(v, args[0]) for v in value)
+    if origin is dict and isinstance(value, dict):
+        return {k: _decode(v, args[1]) for k, v in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError(hint)
