@@ -91,3 +91,46 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Dice overlap of two boolean arrays (1 when both are empty)."""
     total = int(a.sum()) + int(b.sum())
     return 2.0 * int(np.logical_and(a, b).sum()) / total if total else 1.0
+
+
+def conform_mask(mask_img: nib.Nifti1Image, img: nib.Nifti1Image) -> np.ndarray:
+    """Bring a mask of the same scan, made elsewhere, onto the scan's RAS grid.
+
+    Raises
+    ------
+    ScanError
+        When the mask does not cover the scan's space.
+    """
+    ras = nib.as_closest_canonical(mask_img)
+    data = np.asarray(ras.dataobj).reshape(ras.shape[:3]) > 0
+    if ras.shape[:3] == img.shape[:3] and np.allclose(ras.affine, img.affine, atol=1e-2):
+        return data
+    to_mask = np.linalg.inv(ras.affine) @ img.affine
+    moved = ndimage.affine_transform(
+        data.astype(np.float32), to_mask, output_shape=img.shape[:3], order=1
+    )
+    mask: np.ndarray = moved > 0.5
+    if mask.sum() * np.prod(img.header.get_zooms()[:3]) < 0.8 * data.sum() * np.prod(
+        ras.header.get_zooms()[:3]
+    ):
+        raise ScanError(
+            "The brain mask does not lie in the scan's space.",
+            "Give a mask in the T1w scan's own space.",
+        )
+    return mask
+
+
+def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
+    """Refuse a mask that cannot be a brain.
+
+    Raises
+    ------
+    ScanError
+        When its volume lies outside 0.3 to 2.6 litres.
+    """
+    litres = float(mask.sum() * np.prod(img.header.get_zooms()[:3]) / 1e6)
+    if not 0.3 <= litres <= 2.6:
+        raise ScanError(
+            f"The brain mask holds {litres:.2f} litres, which no brain does.",
+            "Look at the scan, and try another --skull-strip method.",
+        )

@@ -1,0 +1,116 @@
+"""The template scans are registered to, on the grid the bundle works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_harmony.errors import UsageError
+
+DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template on one grid.
+
+    Attributes
+    ----------
+    label : str
+        The ``space-`` label.
+    t1w : nibabel.Nifti1Image
+        Brain-only T1w, float32, background 0, values in [0, 1].
+    mask : numpy.ndarray
+        Boolean brain mask.
+    tissues : dict of numpy.ndarray
+        Grey and white matter probability maps (``gm``, ``wm``) in [0, 1]; empty for a template
+        given as a file.
+    """
+
+    label: str
+    t1w: nib.Nifti1Image
+    mask: np.ndarray
+    tissues: dict[str, np.ndarray]
+
+
+@cache
+def load_template(resolution: int = 2, path: str | None = None) -> Template:
+    """Load the template at ``resolution`` mm, from nilearn's wheel or from a file.
+
+    Parameters
+    ----------
+    resolution : int
+        Isotropic voxel size in mm.
+    path : str, optional
+        A skull-stripped T1w template (background 0). Its space label is the part of its name
+        that follows ``tpl-``, or ``custom``.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read as a stripped 3-D image.
+    """
+    if path is None:
+        from nilearn import datasets
+
+        t1w = datasets.load_mni152_template(resolution=resolution)
+        mask = datasets.load_mni152_brain_mask(resolution=resolution).get_fdata() > 0
+        tissues = {
+            "gm": datasets.load_mni152_gm_template(resolution=resolution),
+            "wm": datasets.load_mni152_wm_template(resolution=resolution),
+        }
+        return Template(
+            label=DEFAULT_TEMPLATE,
+            t1w=_masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine),
+            mask=mask,
+            tissues={k: v.get_fdata(dtype=np.float32) for k, v in tissues.items()},
+        )
+    from nibabel.processing import resample_to_output
+
+    try:
+        img = nib.as_closest_canonical(nib.load(path))
+        data = img.get_fdata(dtype=np.float32)
+    except Exception as error:
+        raise UsageError(
+            f"The template {path} cannot be read ({error}).", "Give a NIfTI image."
+        ) from error
+    if data.ndim != 3 or (data > 0).mean() > 0.7:
+        raise UsageError(
+            f"The template {path} is not a skull-stripped 3-D image.",
+            "Give a brain-only T1w template with background 0.",
+        )
+    img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
+    data = np.asarray(img.dataobj, dtype=np.float32)
+    return Template(
+        label=template_label(path),
+        t1w=_masked(data, data > 0, img.affine),
+        mask=data > 0,
+        tissues={},
+    )
+
+
+def template_label(path: str | None) -> str:
+    """Space label of a template: ``MyTemplate`` for ``tpl-MyTemplate_T1w.nii.gz``.
+
+    >>> template_label("/data/tpl-OASIS30ANTs_res-01_T1w.nii.gz")
+    'OASIS30ANTs'
+    >>> template_label(None)
+    'MNI152NLin2009aSym'
+    """
+    if path is None:
+        return DEFAULT_TEMPLATE
+    first = Path(path).name.split("_")[0]
+    label = first.removeprefix("tpl-").split(".")[0] if first.startswith("tpl-") else ""
+    return label if label.isalnum() else "custom"
+
+
+def _masked(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    data = np.where(mask, data, 0).astype(np.float32)
+    out = nib.Nifti1Image(data / np.float32(data.max()), affine)
+    out.set_qform(affine, 4)
+    out.set_sform(affine, 4)
+    return out

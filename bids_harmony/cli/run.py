@@ -1,0 +1,111 @@
+"""The command: parse, run one level, report, and return an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_harmony.cli.parser import parse_args
+from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError
+
+if TYPE_CHECKING:
+    from bids_harmony.config import RunConfig
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``bids_harmony``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the command line by default.
+
+    Returns
+    -------
+    int
+        0 all done, 1 some scans failed, 2 usage, 66 no T1w, 70 internal, 78 bundle, 127 missing
+        program, 130 interrupted.
+    """
+    config = None
+    try:
+        config = parse_args(sys.argv[1:] if argv is None else list(argv))
+        set_environment(config)
+        return run_level(config)
+    except HarmonyError as error:
+        complain(error.cause, error.remedy)
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain("Interrupted.", "The same command continues where it stopped.")
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001
+        where = write_crash(config)
+        complain(
+            f"Internal error ({type(error).__name__}: {error}).",
+            f"Please report it with {where}." if where else traceback.format_exc(),
+        )
+        return EXIT_SOFTWARE
+
+
+def run_level(config: RunConfig) -> int:
+    """Run the level asked for."""
+    if config.dry_run:
+        from bids_harmony.bids import find_scans
+        from bids_harmony.cli.dryrun import render
+
+        print(render(find_scans(config), config))
+        return 0
+    if config.level == "train":
+        from bids_harmony.training.run import run_train
+
+        return run_train(config)
+    from bids_harmony.participant import run_participant
+
+    return run_participant(config)
+
+
+def set_environment(config: RunConfig) -> None:
+    """Set what libraries read from the environment, before any of them is imported.
+
+    Worker processes inherit it. Nothing is looked up on the network; BLAS, OpenMP and ITK, which
+    otherwise start as many threads as there are cores, keep to ``--omp-nthreads``.
+    """
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
+        os.environ[f"{name}_NUM_THREADS"] = str(config.omp_nthreads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
+    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
+    os.environ.setdefault("FSLOUTPUTTYPE", "NIFTI_GZ")
+    # niworkflows asks TemplateFlow which spaces exist. A skeleton of the one space in use needs
+    # no network and no writable home, and is read in a fifth of the time.
+    skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"
+    os.environ["TEMPLATEFLOW_HOME"] = str(skeleton)
+    os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
+
+
+def complain(cause: str, remedy: str) -> None:
+    """Print an error as one sentence of cause and one of remedy."""
+    print(f"bids_harmony: error: {cause}", file=sys.stderr)
+    if remedy:
+        print(f"  {remedy}", file=sys.stderr)
+
+
+def write_crash(config: RunConfig | None) -> Path | None:
+    """Write the traceback in flight to the run's log folder, if there is one."""
+    if config is None:
+        return None
+    path = config.log_dir / "crash.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc())
+    except OSError:
+        return None
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

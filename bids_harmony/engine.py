@@ -1,0 +1,172 @@
+"""Run the graph: nipype's MultiProc with survivors after a killed worker, and progress."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+KILLED = (
+    "bids_harmony.errors.ScanError: The process that ran {name} was killed, most likely because "
+    "memory ran out. Lower --nprocs, or give the job more memory."
+)
+
+
+class SurvivingMultiProcPlugin(MultiProcPlugin):
+    """MultiProc that goes on after a worker process was killed.
+
+    Nipype's plugin, like niworkflows', waits forever for a worker that the kernel killed. Here
+    every node that was running in the broken pool is tried once more in a process of its own,
+    so only the one that cannot run fails. Nipype's is the base because its scheduler queues
+    ``use_gpu`` nodes, which niworkflows' does not.
+    """
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        self._taskid += 1
+        try:
+            self._start(self.pool, self._taskid, node, updatehash, retry=True)
+        except BrokenProcessPool:
+            self.pool = ProcessPoolExecutor(max_workers=self.processors)
+            self._start(self.pool, self._taskid, node, updatehash, retry=True)
+        return int(self._taskid)
+
+    def _start(
+        self, pool: ProcessPoolExecutor, taskid: int, node: Any, updatehash: bool, *, retry: bool
+    ) -> None:
+        future = pool.submit(run_node, node, updatehash, taskid)
+        self._task_obj[taskid] = future
+
+        def finished(future: Future[Any]) -> None:
+            error = future.exception()
+            if error is None:
+                self._taskresult[taskid] = future.result()
+            elif retry and isinstance(error, BrokenProcessPool):
+                own_pool = ProcessPoolExecutor(max_workers=1)
+                self._start(own_pool, taskid, node, updatehash, retry=False)
+                own_pool.shutdown(wait=False)
+            else:
+                killed = isinstance(error, BrokenProcessPool)
+                text = KILLED.format(name=node.name) if killed else repr(error)
+                self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
+
+        future.add_done_callback(finished)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a scan failed.
+
+    Attributes
+    ----------
+    cause, remedy : str
+        One sentence each; the remedy may be empty.
+    crash_file : pathlib.Path or None
+        Nipype's crash file with the traceback.
+    """
+
+    cause: str
+    remedy: str
+    crash_file: Path | None
+
+
+def read_failures(crash_dir: Path) -> dict[str, Failure]:
+    """Read the crash files of a folder: workflow name of the scan to the first failure.
+
+    Parameters
+    ----------
+    crash_dir : pathlib.Path
+        Folder with nipype's ``crash-*.txt``.
+    """
+    failures: dict[str, Failure] = {}
+    for path in sorted(crash_dir.glob("crash-*.txt")):
+        text = path.read_text(errors="replace")
+        node = re.search(r"^Node: (\S+)", text, flags=re.MULTILINE)
+        if node is None:
+            continue
+        scan = next((part for part in node[1].split(".")[1:] if part.startswith("sub_")), "")
+        cause, remedy = failure_text(text)
+        if not remedy:
+            remedy = f"The traceback is in {path.name}."
+            cause = f"The step {node[1].split('.')[-1]} failed: {cause}"
+        failures.setdefault(scan, Failure(cause, remedy, path))
+    return failures
+
+
+def failure_text(crash: str) -> tuple[str, str]:
+    """Find cause and remedy in a crash file's text; an empty remedy means an unforeseen error.
+
+    >>> failure_text("Traceback...\\n\\tbids_harmony.errors.ScanError: It is broken. Mend it.\\n")
+    ('It is broken.', 'Mend it.')
+    """
+    known = re.findall(r"bids_harmony\.errors\.\w+: (.+)", crash)
+    if known:
+        cause, _, remedy = known[-1].strip().partition(". ")
+        return (cause.rstrip(".") + ".", remedy)
+    raised = re.findall(
+        r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", crash, re.MULTILINE
+    )
+    return (raised[-1].strip() if raised else crash.strip().splitlines()[-1].strip(), "")
+
+
+class Progress:
+    """A line per scan, printed when its last node ends or its first one fails.
+
+    An instance is nipype's ``status_callback``.
+
+    Parameters
+    ----------
+    names : dict of str to str
+        Workflow name of each scan to the name shown.
+    last_node : str
+        The node whose end means that the scan is done.
+    say : callable
+        Where the lines go.
+    done : int
+        Scans of the run that ended before.
+    total : int
+        Scans of the run.
+    """
+
+    def __init__(
+        self,
+        names: dict[str, str],
+        last_node: str,
+        say: Callable[[str], None],
+        *,
+        done: int,
+        total: int,
+    ) -> None:
+        self.names, self.last_node, self.say = names, last_node, say
+        self.done, self.total = done, total
+        self.ended: set[str] = set()
+        self.started: dict[str, float] = {}
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Take note that a node started, ended or raised."""
+        scan = scan_of(node.fullname.split("."), self.names)
+        if scan is None or scan in self.ended:
+            return
+        begin = self.started.setdefault(scan, time.monotonic())
+        if status == "exception":
+            word = "failed"
+        elif status == "end" and node.name == self.last_node:
+            word = "done"
+        else:
+            return
+        self.ended.add(scan)
+        self.done += 1
+        seconds = time.monotonic() - begin
+        self.say(f"[{self.done}/{self.total}] {self.names[scan]}: {word} ({seconds:.0f} s)")
+
+
+def scan_of(parts: Iterable[str], names: Iterable[str]) -> str | None:
+    """Find which scan's workflow a node belongs to."""
+    known = set(names)
+    return next((part for part in parts if part in known), None)

@@ -1,0 +1,121 @@
+"""Interfaces of the harmonize and predict workflows; the work is in :mod:`bids_harmony.models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from bids_harmony.interfaces.anat import save_image, set_threads
+
+
+class _ModelInputSpec(BaseInterfaceInputSpec):
+    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
+    device = traits.Enum("cpu", "cuda", usedefault=True)
+    # Read by nipype's scheduler to queue for the GPU; no part of the result's identity.
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
+    num_threads = traits.Int(1, usedefault=True, nohash=True)
+
+
+class _HarmonizeInputSpec(_ModelInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    in_mask = File(exists=True, mandatory=True, desc="its foreground")
+
+
+class _HarmonizeOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="the brain as the reference site would show it")
+
+
+class Harmonize(SimpleInterface):
+    """Map a scan to the reference site with the bundle's forward map."""
+
+    input_spec = _HarmonizeInputSpec
+    output_spec = _HarmonizeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.models.harmonize import harmonize_volume
+
+        set_threads(self.inputs.num_threads)
+        img = nib.load(self.inputs.in_file)
+        data = harmonize_volume(
+            load_bundle(self.inputs.bundle),
+            np.asarray(img.dataobj),
+            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            device=self.inputs.device,
+        )
+        out = nib.Nifti1Image(data, img.affine, img.header)
+        self._results["out_file"] = save_image(out, runtime, "harmonized.nii.gz")
+        return runtime
+
+
+class _PredictInputSpec(_ModelInputSpec):
+    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
+    in_mask = File(exists=True, mandatory=True, desc="their foreground")
+    age = traits.Float(desc="chronological age in years, if known")
+
+
+class _PredictOutputSpec(TraitedSpec):
+    predictions = traits.Dict(desc="one object per target, and the bundle's identity")
+
+
+class Predict(SimpleInterface):
+    """Predict every target of the bundle on the raw and on the harmonized volume."""
+
+    input_spec = _PredictInputSpec
+    output_spec = _PredictOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.models.predict import predict_scan
+
+        set_threads(self.inputs.num_threads)
+        self._results["predictions"] = predict_scan(
+            load_bundle(self.inputs.bundle),
+            np.asarray(nib.load(self.inputs.raw).dataobj),
+            np.asarray(nib.load(self.inputs.harmonized).dataobj),
+            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            age=self.inputs.age if isdefined(self.inputs.age) else None,
+            device=self.inputs.device,
+        )
+        return runtime
+
+
+class _ToNativeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image on the template grid")
+    reference = File(exists=True, mandatory=True, desc="RAS T1w")
+    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    in_xfm = File(exists=True, mandatory=True, desc="ITK transform, T1w to template")
+
+
+class _ToNativeOutputSpec(TraitedSpec):
+    out_file = File(exists=True)
+
+
+class ToNative(SimpleInterface):
+    """Resample a template-space image to the scan's own grid, background 0."""
+
+    input_spec = _ToNativeInputSpec
+    output_spec = _ToNativeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.anat.affine import resample
+
+        reference = nib.load(self.inputs.reference)
+        moved = resample(nib.load(self.inputs.in_file), reference, self.inputs.in_xfm, invert=True)
+        inside = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
+        data = np.where(inside, np.asarray(moved.dataobj), 0).astype(np.float32)
+        out = nib.Nifti1Image(data, moved.affine, moved.header)
+        self._results["out_file"] = save_image(out, runtime, "native.nii.gz")
+        return runtime

@@ -1,0 +1,212 @@
+"""Files of the output dataset as a whole: description, dictionaries, tables of each subject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from bids_harmony import __version__
+from bids_harmony.files import write_json, write_text
+
+BIDS_VERSION = "1.10.0"
+URL = "https://arxiv.org/abs/2010.05355"
+
+BIDSIGNORE = """\
+*.html
+figures
+*_xfm.*
+*_qc.json
+*_predictions.json
+group_*
+models
+"""
+
+DESCRIPTIONS = {
+    "desc-brain": "Brain, found by the method named in the file's metadata",
+    "desc-preproc": "Brain only, registered to the template, intensities scaled",
+    "desc-harmonized": "desc-preproc mapped to the look of the bundle's reference site",
+}
+
+README = """\
+# bids_harmony derivatives
+
+T1-weighted scans, skull-stripped, registered to a template and mapped to the look of one
+reference site, with predictions made before (`raw`) and after (`harmonized`) that mapping.
+
+* `sub-*.html`: one report per participant; open it in any browser.
+* `sub-*/**/*_scans.tsv`: predictions and quality verdict of each scan; columns are described in
+  `scans.json`. Scans that failed have no row there, but a `*_desc-harmony_qc.json` and a report.
+* `*_desc-harmony_qc.json`, `*_desc-harmony_predictions.json`: everything measured on one scan. The
+  tables and reports are made from these files alone.
+* `logs/`: one folder per run, with the options used and any crash files.
+
+Schizophrenia probabilities come from a network trained on **simulated** labels. They show that
+the path works; they are not a diagnosis and say nothing about a person.
+"""
+
+CHANGES = f"""\
+{__version__}
+  - Made by bids_harmony {__version__}.
+"""
+
+
+def scans_dictionary() -> dict[str, Any]:
+    """Describe the columns of every ``scans.tsv``."""
+    raw = "on the scan as preprocessed, without harmonization"
+    harmonized = "on the harmonized scan"
+    simulated = (
+        "Probability of schizophrenia {}. The network was trained on simulated labels: this is "
+        "no diagnosis."
+    )
+    return {
+        "filename": {"Description": "Preprocessed scan in template space"},
+        "site": {"Description": "Acquisition site or scanner"},
+        "age": {"Description": "Chronological age", "Units": "year"},
+        "brain_age_raw": {"Description": f"Brain age predicted {raw}", "Units": "year"},
+        "brain_age_harmonized": {
+            "Description": f"Brain age predicted {harmonized}",
+            "Units": "year",
+        },
+        "brain_age_harmonized_low": {
+            "Description": "Lower end of the 90 % interval of brain_age_harmonized",
+            "Units": "year",
+        },
+        "brain_age_harmonized_high": {
+            "Description": "Upper end of the 90 % interval of brain_age_harmonized",
+            "Units": "year",
+        },
+        "brain_age_gap": {
+            "Description": "brain_age_harmonized minus age, not corrected for age bias",
+            "Units": "year",
+        },
+        "schizophrenia_probability_raw": {"Description": simulated.format(raw)},
+        "schizophrenia_probability_harmonized": {"Description": simulated.format(harmonized)},
+        "qc_status": {
+            "Description": "Quality verdict",
+            "Levels": {
+                "pass": "every metric lies in the bundle's reference range",
+                "warn": "something should be looked at; see qc_reasons",
+            },
+        },
+        "qc_reasons": {"Description": "What the verdict rests on, in plain words"},
+        "bundle": {"Description": "Name and version of the model bundle"},
+    }
+
+
+def write_dataset_files(out: Path, bids_dir: Path, raw_doi: str | None = None) -> None:
+    """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it."""
+    source: dict[str, Any] = {"URL": f"doi:{raw_doi}"} if raw_doi else {"URL": "bids::raw"}
+    name = _dataset_name(bids_dir)
+    write_json(
+        out / "dataset_description.json",
+        {
+            "Name": f"bids_harmony derivatives of {name}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [
+                {
+                    "Name": "bids_harmony",
+                    "Version": __version__,
+                    "Description": "Harmonization of T1w scans to one reference site",
+                }
+            ],
+            "SourceDatasets": [source] if raw_doi else [],
+            "HowToAcknowledge": f"Please cite the method: {URL}",
+        },
+    )
+    write_text(out / "README.md", README)
+    write_text(out / "CHANGES", CHANGES)
+    write_text(out / ".bidsignore", BIDSIGNORE)
+    rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
+    write_text(out / "descriptions.tsv", f"desc_id\tdescription\n{rows}")
+    write_json(out / "scans.json", scans_dictionary())
+
+
+def _dataset_name(bids_dir: Path) -> str:
+    try:
+        description = json.loads((bids_dir / "dataset_description.json").read_text("utf-8-sig"))
+        return str(description.get("Name") or bids_dir.name)
+    except (OSError, ValueError, AttributeError):
+        return bids_dir.name
+
+
+def load_record(path: Path) -> dict[str, Any] | None:
+    """Read a per-scan JSON, or return None where there is none that can be read."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Path:
+    """Path of a scan's ``desc-harmony_{qc,predictions}.json``."""
+    folder = out / f"sub-{entities['subject']}"
+    if "session" in entities:
+        folder /= f"ses-{entities['session']}"
+    return folder / "anat" / f"{key}_desc-harmony_{suffix}.json"
+
+
+def write_scans_tables(out: Path, subjects: Iterable[str]) -> None:
+    """Rebuild ``scans.tsv`` of each subject and session from the per-scan JSONs."""
+    for subject in subjects:
+        folders: dict[Path, list[dict[str, str]]] = {}
+        for path in sorted((out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")):
+            row = scans_row(path)
+            folder = path.parent.parent
+            folders.setdefault(folder, [])
+            if row is not None:
+                folders[folder].append(row)
+        for folder, rows in folders.items():
+            stem = f"sub-{subject}" + (f"_{folder.name}" if folder.name.startswith("ses-") else "")
+            table = folder / f"{stem}_scans.tsv"
+            if not rows:
+                table.unlink(missing_ok=True)
+                continue
+            columns = list(scans_dictionary())
+            lines = ["\t".join(columns), *("\t".join(row[c] for c in columns) for row in rows)]
+            write_text(table, "\n".join(lines) + "\n")
+
+
+def scans_row(qc_path: Path) -> dict[str, str] | None:
+    """Make a scan's row from its JSONs; None for a failed scan, which has no image to name."""
+    record = load_record(qc_path)
+    if record is None or record.get("status") == "error" or not record.get("outputs"):
+        return None
+    predictions = (
+        load_record(qc_path.with_name(qc_path.name.replace("_qc.json", "_predictions.json"))) or {}
+    )
+    age = predictions.get("brain_age") or {}
+    scz = predictions.get("schizophrenia_probability") or {}
+    low, high = age.get("interval_90") or (None, None)
+    bundle = predictions.get("bundle") or {}
+    preproc = next(p for p in record["outputs"] if p.endswith("_desc-preproc_T1w.nii.gz"))
+    values = {
+        "filename": f"anat/{Path(preproc).name}",
+        "site": record.get("site"),
+        "age": record.get("age"),
+        "brain_age_raw": age.get("raw"),
+        "brain_age_harmonized": age.get("harmonized"),
+        "brain_age_harmonized_low": low,
+        "brain_age_harmonized_high": high,
+        "brain_age_gap": age.get("gap_harmonized"),
+        "schizophrenia_probability_raw": scz.get("raw"),
+        "schizophrenia_probability_harmonized": scz.get("harmonized"),
+        "qc_status": record.get("status"),
+        "qc_reasons": "; ".join(record.get("reasons") or []),
+        "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
+    }
+    return {k: _cell(v) for k, v in values.items()}
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return " ".join(text.split()) or "n/a"
+
+
+def data_file(name: str) -> Path:
+    """Path of a file that travels with the package."""
+    return Path(str(files("bids_harmony.data") / name))

@@ -1,0 +1,398 @@
+"""The participant level: every scan its whole way, whatever happens to the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony import __version__
+from bids_harmony.bids import Scan, find_scans
+from bids_harmony.contract import Contract
+from bids_harmony.errors import (
+    EXIT_NO_INPUT,
+    EXIT_OK,
+    EXIT_SCAN_FAILED,
+    UsageError,
+)
+from bids_harmony.files import write_json, write_text
+from bids_harmony.outputs import load_record, scan_file, write_dataset_files, write_scans_tables
+
+if TYPE_CHECKING:
+    from bids_harmony.config import RunConfig
+    from bids_harmony.models.bundle import Bundle
+
+#: Scans per nipype graph: its scheduler slows down with the square of the number of nodes.
+CHUNK = 40
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a scan ended: ``done``, ``kept`` (nothing to do), ``failed`` or ``skipped``."""
+
+    name: str
+    status: str
+    why: str = ""
+
+
+def run_participant(config: RunConfig) -> int:
+    """Process every scan of the dataset that was asked for.
+
+    Returns
+    -------
+    int
+        0 when every scan is done, 1 when some failed, 66 when there is none.
+    """
+    inventory = find_scans(config)
+    for warning in inventory.warnings:
+        say(f"Warning: {warning}")
+    if not inventory.scans:
+        print_table([Outcome(s.what, "skipped", s.why) for s in inventory.skipped])
+        say("No T1w scan to process.")
+        return EXIT_NO_INPUT
+    run = prepare(config)
+    out = config.output_dir
+    write_dataset_files(out, config.bids_dir)
+    write_text(config.log_dir / "bids_harmony.json", config.to_json())
+
+    facts = {scan.key: run.facts(scan) for scan in inventory.scans}
+    kept = [s for s in inventory.scans if is_complete(out, s, facts[s.key])]
+    todo = [s for s in inventory.scans if s not in kept]
+    if config.reports_only:
+        todo = []
+    say(
+        f"{len(inventory.scans)} scans of {len({s.entities['subject'] for s in inventory.scans})} "
+        f"participants: {len(todo)} to process, {len(kept)} done before, "
+        f"{len(inventory.skipped)} skipped."
+    )
+    outcomes = [Outcome(s.key, "kept", "done before") for s in kept]
+    try:
+        for chunk in chunks(todo):
+            outcomes += run.process(chunk, facts, done=len(outcomes), total=len(inventory.scans))
+            run.report(chunk)
+    finally:
+        if config.reports_only or not todo:
+            run.report(inventory.scans)
+    outcomes += [Outcome(s.what, "skipped", s.why) for s in inventory.skipped]
+    print_table(outcomes)
+    failed = any(o.status == "failed" for o in outcomes)
+    if config.clean_workdir and not failed:
+        shutil.rmtree(config.work_dir / "harmony_wf", ignore_errors=True)
+    say(f"Reports: {out}/sub-*.html")
+    return EXIT_SCAN_FAILED if failed else EXIT_OK
+
+
+def prepare(config: RunConfig) -> Run:
+    """Load the bundle and settle, before anything runs, what ``auto`` means.
+
+    Raises
+    ------
+    BundleError
+        When the bundle is missing or altered.
+    MissingProgramError
+        When FSL is asked for and is not there.
+    UsageError
+        When the template or the device does not fit.
+    """
+    bundle = None
+    if config.bundle != "none":
+        from bids_harmony.models.bundle import load_bundle
+
+        bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+    contract = Contract() if bundle is None else bundle.contract
+    skull_strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
+    registration = contract.registration if config.registration == "auto" else config.registration
+    programs = [p for p, used in (("bet", skull_strip), ("flirt", registration)) if p == used]
+    if programs:
+        from bids_harmony.anat.fsl import check_programs
+
+        check_programs(programs)
+    if skull_strip == "multi-atlas":
+        from bids_harmony.anat.multiatlas import find_atlases
+
+        find_atlases(str(config.atlas_dir))
+    warnings = deviations(config, contract) if bundle is not None else []
+    from bids_harmony.anat.template import template_label
+
+    template = None if config.template is None else str(config.template)
+    if template is not None and bundle is not None:
+        check_template(template, contract)
+    return Run(
+        config=config,
+        bundle=bundle,
+        contract=contract,
+        space=template_label(template),
+        device=choose_device(config.device) if bundle is not None else "cpu",
+        warnings=tuple(warnings),
+    )
+
+
+def deviations(config: RunConfig, contract: Contract) -> list[str]:
+    """Say where a run departs from the preprocessing its bundle was trained on."""
+    found = []
+    for option, asked, trained in (
+        ("--skull-strip", config.skull_strip, contract.skull_strip),
+        ("--registration", config.registration, contract.registration),
+        ("--template", config.template or "auto", contract.template),
+    ):
+        if asked not in ("auto", trained):
+            found.append(f"{option} {asked} differs from the bundle's {trained}")
+    return found
+
+
+def check_template(path: str, contract: Contract) -> None:
+    """Refuse a template on which the bundle's networks cannot run."""
+    from bids_harmony.anat.template import load_template
+
+    given = load_template(contract.resolution, path).mask.shape
+    wanted = load_template(contract.resolution).mask.shape
+    if given != wanted:
+        raise UsageError(
+            f"The template {path} has the grid {given} at {contract.resolution} mm, and the "
+            f"bundle was trained on {contract.template} with {wanted}.",
+            "Leave --template out, or preprocess with --bundle none and train a bundle for it.",
+        )
+
+
+def choose_device(asked: str) -> str:
+    """Settle ``--device``, asking torch in a process of its own so that workers can fork."""
+    if asked == "cpu" or (asked == "auto" and not shutil.which("nvidia-smi")):
+        return "cpu"
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], check=False).returncode == 0:  # noqa: S603
+        return "cuda"
+    if asked == "cuda":
+        raise UsageError(
+            "--device cuda was asked for, and torch finds no CUDA device.",
+            "Use --device auto, or give the container its GPU (--gpus all, --nv).",
+        )
+    return "cpu"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings once everything is settled."""
+
+    config: RunConfig
+    bundle: Bundle | None
+    contract: Contract
+    space: str
+    device: str
+    warnings: tuple[str, ...]
+
+    def facts(self, scan: Scan) -> dict[str, Any]:
+        """What the scan's record says that is known before anything is computed."""
+        config, bundle = self.config, self.bundle
+        return {
+            "name": scan.key,
+            "entities": scan.entities,
+            "source": scan.path.relative_to(config.bids_dir).as_posix(),
+            "site": scan.site,
+            "site_source": scan.site_source,
+            "age": scan.age,
+            "sex": scan.sex,
+            "diagnosis": scan.diagnosis,
+            "scanner": scan.metadata,
+            "warnings": [*scan.warnings, *self.warnings],
+            "processing": {
+                "version": __version__,
+                "skull_strip": config.skull_strip,
+                "registration": config.registration,
+                "template": self.space,
+                "atlases": config.n_atlases,
+                "output_spaces": list(config.output_spaces),
+                "random_seed": config.random_seed,
+                "sloppy": config.sloppy,
+                "contract": self.contract.to_dict(),
+                "mask_source": None if scan.mask is None else scan.mask.name,
+            },
+            "bundle": None
+            if bundle is None
+            else {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        }
+
+    def process(
+        self, scans: Sequence[Scan], facts: dict[str, Any], *, done: int, total: int
+    ) -> list[Outcome]:
+        """Run the graph of some scans; every failure ends up in its scan's record."""
+        from bids_harmony.engine import Progress, read_failures
+        from bids_harmony.qc.record import failed_record
+        from bids_harmony.workflows.base import init_harmony_wf
+        from bids_harmony.workflows.outputs import RECORD_NODE
+
+        config = self.config
+        started = time.time()
+        workflow = init_harmony_wf(
+            scans=scans,
+            facts=facts,
+            crash_dir=str(config.log_dir),
+            bids_dir=str(config.bids_dir),
+            output_dir=str(config.output_dir),
+            contract=self.contract,
+            space=self.space,
+            skull_strip=config.skull_strip,
+            registration=config.registration,
+            template=None if config.template is None else str(config.template),
+            atlas_dir=None if config.atlas_dir is None else str(config.atlas_dir),
+            n_atlases=config.n_atlases,
+            bundle=None if self.bundle is None else str(self.bundle.path),
+            bundle_sha256="" if self.bundle is None else self.bundle.sha256,
+            reference_site=None if self.bundle is None else self.bundle.reference_site,
+            native="T1w" in config.output_spaces,
+            device=self.device,
+            seed=config.random_seed,
+            omp_nthreads=config.omp_nthreads,
+        )
+        workflow.base_dir = str(config.work_dir)
+        configure_nipype(workflow, config)
+        if config.write_graph:
+            workflow.write_graph(graph2use="colored", format="svg", simple_form=True)
+        names = {scan.wf_name: scan.key for scan in scans}
+        progress = Progress(names, RECORD_NODE, say, done=done, total=total)
+        crashed: Exception | None = None
+        try:
+            workflow.run(**plugin(config, progress))
+        except Exception as error:  # noqa: BLE001
+            # Nipype raises once at the end for nodes that failed; each has its crash file.
+            crashed = error
+        failures = {}
+        for subject in {scan.entities["subject"] for scan in scans}:
+            failures.update(read_failures(config.log_dir / f"sub-{subject}"))
+        if crashed is not None and not failures:
+            raise crashed
+        outcomes = []
+        for scan in scans:
+            path = scan_file(config.output_dir, scan.entities, scan.key, "qc")
+            failure = failures.get(scan.wf_name)
+            if failure is None and path.exists() and path.stat().st_mtime >= started - 2:
+                outcomes.append(Outcome(scan.key, "done"))
+                continue
+            cause = failure.cause if failure else "The run stopped before this scan was done."
+            remedy = failure.remedy if failure else "The same command continues."
+            crash = failure.crash_file.name if failure and failure.crash_file else None
+            write_json(path, failed_record(facts[scan.key], cause, remedy, crash))
+            outcomes.append(Outcome(scan.key, "failed", f"{cause} {remedy}"))
+        return outcomes
+
+    def report(self, scans: Sequence[Scan]) -> None:
+        """Rebuild the tables and reports of the scans' participants from what is on disk."""
+        from bids_harmony.reports.participant import write_participant_report
+
+        subjects = sorted({scan.entities["subject"] for scan in scans})
+        write_scans_tables(self.config.output_dir, subjects)
+        for subject in subjects:
+            write_participant_report(self.config.output_dir, subject)
+
+
+def is_complete(out: Path, scan: Scan, facts: dict[str, Any]) -> bool:
+    """Tell whether a scan was done before, from the same input with the same settings.
+
+    Its record is written last, so a record means that every output was there; all must be there
+    still, and the input's content and everything in ``facts`` must be the same.
+    """
+    record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
+    if record is None or record.get("status") == "error":
+        return False
+    expected = json.loads(json.dumps(facts))
+    if any(record.get(k) != v for k, v in expected.items() if k != "warnings"):
+        return False
+    if not all((out / path).exists() for path in record.get("outputs", [])):
+        return False
+    try:
+        return bool(record.get("input_sha256") == sha256_of(scan.path))
+    except OSError:
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def chunks(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
+    """Cut the scans into graphs of bounded size without parting a participant's scans."""
+    chunk: list[Scan] = []
+    for i, scan in enumerate(scans):
+        new_subject = i > 0 and scan.entities["subject"] != scans[i - 1].entities["subject"]
+        if len(chunk) >= CHUNK and new_subject:
+            yield chunk
+            chunk = []
+        chunk.append(scan)
+    if chunk:
+        yield chunk
+
+
+def plugin(config: RunConfig, progress: Any) -> dict[str, Any]:
+    """Choose nipype's execution plugin and its arguments."""
+    if config.use_plugin is not None:
+        import yaml
+
+        values = yaml.safe_load(config.use_plugin.read_text())
+        values.setdefault("plugin_args", {})["status_callback"] = progress
+        return dict(values)
+    from bids_harmony.engine import SurvivingMultiProcPlugin
+
+    args: dict[str, Any] = {
+        "n_procs": config.nprocs,
+        "raise_insufficient": False,
+        "status_callback": progress,
+    }
+    if config.mem_gb is not None:
+        args["memory_gb"] = config.mem_gb
+    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args)}
+
+
+def configure_nipype(workflow: Any, config: RunConfig) -> None:
+    """Keep nipype's own messages in the run's log, and its checks by content."""
+    workflow.config["execution"].update(
+        crashfile_format="txt",
+        hash_method="content",
+        poll_sleep_duration="0.05",
+        stop_on_first_crash=str(config.stop_on_first_crash).lower(),
+        check_version="false",
+        create_report="false",
+    )
+    workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(config.log_dir / "execution.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.propagate = name != "nipype"
+        logger.setLevel(config.log_level)
+    root = logging.getLogger("nipype")
+    root.addHandler(handler)
+    if config.verbose:
+        root.addHandler(logging.StreamHandler())
+
+
+def say(text: str) -> None:
+    """Print a line of progress at once."""
+    print(text, flush=True)
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    """End the log with every scan's fate; long runs list only what needs a look."""
+    counts = Counter(o.status for o in outcomes)
+    shown = (
+        [o for o in outcomes if o.why and o.status != "kept"] if len(outcomes) > 50 else outcomes
+    )
+    if shown:
+        width = max(len(o.name) for o in shown)
+        say("")
+        for o in shown:
+            say(f"  {o.name:<{width}}  {o.status:<8} {o.why}".rstrip())
+    words = ("done", "kept", "skipped", "failed")
+    say("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")

@@ -1,0 +1,82 @@
+"""Graph of the harmonization."""
+
+from __future__ import annotations
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from bids_harmony.interfaces.models import Harmonize, ToNative
+
+
+def init_harmonize_wf(
+    *,
+    bundle: str,
+    bundle_sha256: str,
+    device: str = "cpu",
+    native: bool = False,
+    omp_nthreads: int = 1,
+    name: str = "harmonize_wf",
+) -> pe.Workflow:
+    """Map a preprocessed scan to the reference site.
+
+    Parameters
+    ----------
+    bundle, bundle_sha256 : str
+        Folder and checksum of the model bundle.
+    device : {"cpu", "cuda"}
+        Where the network runs; ``cuda`` nodes queue for the GPU.
+    native : bool
+        Resample the result to the scan's own grid too.
+    omp_nthreads : int
+        Threads of one node.
+
+    Inputs
+    ------
+    preproc, preproc_mask
+        Scaled brain on the template grid and its foreground.
+    t1w_ras, t1w_mask, xfm
+        Native scan, its mask and its transform (for ``native``).
+
+    Outputs
+    -------
+    harmonized
+        Harmonized brain on the template grid.
+    harmonized_native
+        The same on the scan's grid (with ``native``).
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["preproc", "preproc_mask", "t1w_ras", "t1w_mask", "xfm"]),
+        name="inputnode",
+    )
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=["harmonized", "harmonized_native"]), name="outputnode"
+    )
+    harmonize = pe.Node(
+        Harmonize(
+            bundle=bundle,
+            bundle_sha256=bundle_sha256,
+            device=device,
+            use_gpu=device == "cuda",
+            num_threads=omp_nthreads,
+        ),
+        name="harmonize",
+        mem_gb=1.0,
+        n_procs=omp_nthreads,
+    )
+    workflow.connect([
+        (inputnode, harmonize, [("preproc", "in_file"), ("preproc_mask", "in_mask")]),
+        (harmonize, outputnode, [("out_file", "harmonized")]),
+    ])  # fmt: skip
+    if native:
+        to_native = pe.Node(ToNative(), name="to_native", mem_gb=0.8)
+        workflow.connect([
+            (inputnode, to_native, [
+                ("t1w_ras", "reference"),
+                ("t1w_mask", "in_mask"),
+                ("xfm", "in_xfm"),
+            ]),
+            (harmonize, to_native, [("out_file", "in_file")]),
+            (to_native, outputnode, [("out_file", "harmonized_native")]),
+        ])  # fmt: skip
+    return workflow

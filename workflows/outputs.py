@@ -1,0 +1,213 @@
+"""Graph that writes a scan's derivatives, figures and, last, its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from bids_harmony.interfaces.anat import RestoreOrientation
+from bids_harmony.interfaces.bids import DerivativesDataSink
+from bids_harmony.interfaces.record import WriteRecord
+from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure, ScanFigures
+
+RECORD_NODE = "ds_record"
+
+
+def init_outputs_wf(
+    *,
+    source_file: str,
+    source_uri: str,
+    output_dir: str,
+    space: str,
+    resolution: int,
+    facts: dict[str, Any],
+    template: str | None = None,
+    bundle: str | None = None,
+    reference_site: str | None = None,
+    native: bool = False,
+    name: str = "outputs_wf",
+) -> pe.Workflow:
+    """Write everything a scan leaves behind.
+
+    The record (``desc-harmony_qc.json``) names the other files and is written after them, so a
+    record that is there means a scan that is complete.
+
+    Parameters
+    ----------
+    source_file : str
+        The raw T1w, from which names are derived.
+    source_uri : str
+        The same as a BIDS URI, for the ``Sources`` of the sidecars.
+    output_dir : str
+        Root of the derivatives.
+    space : str
+        Template label.
+    resolution : int
+        Voxel size of the template grid in mm.
+    facts : dict
+        What is known of the scan and the run before anything is computed; goes to the record.
+    template : str, optional
+        Template file; the embedded one by default.
+    bundle : str, optional
+        Folder of the model bundle; without one there is nothing harmonized or predicted.
+    reference_site : str, optional
+        The bundle's reference site.
+    native : bool
+        There is a harmonized image on the scan's own grid too.
+
+    Inputs
+    ------
+    t1w_ras, t1w_mask, registered, check_record, mask_record, scale_record
+        From the anatomical workflow. ``registered`` is shown whether or not it passes QC.
+    metrics, xfm, preproc, preproc_mask, brain_mask
+        From the QC workflow.
+    harmonized, harmonized_native, predictions
+        From the workflows that need a bundle.
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=[
+                "t1w_ras", "t1w_mask", "registered", "xfm", "preproc", "preproc_mask", "brain_mask",
+                "check_record", "mask_record", "scale_record", "metrics",
+                "harmonized", "harmonized_native", "predictions",
+            ]
+        ),
+        name="inputnode",
+    )  # fmt: skip
+    common = {"base_directory": output_dir, "source_file": source_file}
+    grid = {
+        "space": space,
+        "resolution": str(resolution),
+        **_grid_metadata(space, resolution, template),
+    }
+    sources: dict[str, Any] = {"Sources": [source_uri]}
+    n_sinks = 6 if bundle is None else 8 + native
+    written = pe.Node(niu.Merge(n_sinks), name="written", run_without_submitting=True)
+
+    def sink(name: str, number: int, **settings: Any) -> pe.Node:
+        node = pe.Node(
+            DerivativesDataSink(**common, **settings), name=name, run_without_submitting=True
+        )
+        workflow.connect([(node, written, [("out_file", f"in{number}")])])
+        return node
+
+    restore_mask = pe.Node(
+        RestoreOrientation(original=source_file), name="restore_mask", mem_gb=0.3
+    )
+    ds_mask = sink("ds_mask", 1, desc="brain", suffix="mask", Type="Brain", **sources)
+    ds_std_mask = sink(
+        "ds_std_mask", 2, desc="brain", suffix="mask", Type="Brain", **grid, **sources
+    )
+    ds_preproc = sink(
+        "ds_preproc", 3, desc="preproc", suffix="T1w", SkullStripped=True, **grid, **sources
+    )
+    ds_xfm = sink("ds_xfm", 4, suffix="xfm", mode="image", **{"from": "T1w", "to": space})
+    mask_figure = pe.Node(MaskFigure(), name="mask_figure", mem_gb=0.5)
+    ds_mask_figure = sink("ds_mask_figure", 5, desc="brainmask", datatype="figures", suffix="T1w")
+    norm_figure = pe.Node(
+        RegistrationFigure(resolution=resolution, **_template(template)),
+        name="norm_figure",
+        mem_gb=0.5,
+    )
+    ds_norm_figure = sink("ds_norm_figure", 6, desc="norm", datatype="figures", suffix="T1w")
+    record = pe.Node(
+        WriteRecord(facts=facts, output_dir=output_dir, **_bundle(bundle)), name="record"
+    )
+    ds_record = pe.Node(
+        DerivativesDataSink(**common, desc="harmony", suffix="qc"),
+        name=RECORD_NODE,
+        run_without_submitting=True,
+    )
+    workflow.connect([
+        (inputnode, restore_mask, [("t1w_mask", "in_file")]),
+        (restore_mask, ds_mask, [("out_file", "in_file")]),
+        (inputnode, ds_std_mask, [("brain_mask", "in_file")]),
+        (inputnode, ds_preproc, [("preproc", "in_file")]),
+        (inputnode, ds_xfm, [("xfm", "in_file")]),
+        (inputnode, mask_figure, [("t1w_ras", "in_file"), ("t1w_mask", "in_mask")]),
+        (mask_figure, ds_mask_figure, [("out_file", "in_file")]),
+        (inputnode, norm_figure, [("registered", "in_file")]),
+        (norm_figure, ds_norm_figure, [("out_file", "in_file")]),
+        (inputnode, record, [
+            ("check_record", "check"),
+            ("mask_record", "mask"),
+            ("scale_record", "scale"),
+            ("metrics", "metrics"),
+        ]),
+        (written, record, [("out", "outputs")]),
+        (record, ds_record, [("out_file", "in_file")]),
+    ])  # fmt: skip
+    if bundle is None:
+        return workflow
+
+    model = {"ReferenceSite": reference_site, "Bundle": facts["bundle"]}
+    figures = pe.Node(ScanFigures(bundle=bundle, facts=facts), name="figures", mem_gb=0.8)
+    ds_figures = sink("ds_figures", 7, datatype="figures", suffix="T1w")
+    ds_harmonized = sink(
+        "ds_harmonized", 8, desc="harmonized", suffix="T1w", SkullStripped=True,
+        **grid, **sources, **model,
+    )  # fmt: skip
+    save_predictions = pe.Node(
+        niu.Function(function=_save_json, output_names=["out_file"]), name="save_predictions"
+    )
+    ds_predictions = pe.Node(
+        DerivativesDataSink(**common, desc="harmony", suffix="predictions"),
+        name="ds_predictions",
+        run_without_submitting=True,
+    )
+    workflow.connect([
+        (inputnode, figures, [
+            ("preproc", "raw"),
+            ("preproc_mask", "in_mask"),
+            ("harmonized", "harmonized"),
+            ("predictions", "predictions"),
+            ("metrics", "metrics"),
+        ]),
+        (figures, ds_figures, [("out_files", "in_file"), ("descs", "desc")]),
+        (inputnode, ds_harmonized, [("harmonized", "in_file")]),
+        (inputnode, save_predictions, [("predictions", "values")]),
+        (save_predictions, ds_predictions, [("out_file", "in_file")]),
+        (ds_predictions, record, [("out_file", "predictions_file")]),
+    ])  # fmt: skip
+    if native:
+        restore_harmonized = pe.Node(
+            RestoreOrientation(original=source_file), name="restore_harmonized", mem_gb=0.5
+        )
+        ds_native = sink(
+            "ds_native", 9, desc="harmonized", suffix="T1w", SkullStripped=True, **sources, **model
+        )
+        workflow.connect([
+            (inputnode, restore_harmonized, [("harmonized_native", "in_file")]),
+            (restore_harmonized, ds_native, [("out_file", "in_file")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _save_json(values: dict[str, Any]) -> str:
+    from pathlib import Path
+
+    from bids_harmony.files import write_json
+
+    path = Path.cwd() / "predictions.json"
+    write_json(path, values)
+    return str(path)
+
+
+def _grid_metadata(space: str, resolution: int, template: str | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "Resolution": f"{resolution} mm isotropic, on the grid of {space}",
+    }
+    if template is not None:
+        metadata["SpatialReference"] = template
+    return metadata
+
+
+def _template(path: str | None) -> dict[str, Any]:
+    return {} if path is None else {"template": path}
+
+
+def _bundle(path: str | None) -> dict[str, Any]:
+    return {} if path is None else {"bundle": path}

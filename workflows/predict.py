@@ -1,0 +1,70 @@
+"""Graph of the predictions."""
+
+from __future__ import annotations
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from bids_harmony.interfaces.models import Predict
+
+
+def init_predict_wf(
+    *,
+    bundle: str,
+    bundle_sha256: str,
+    age: float | None = None,
+    device: str = "cpu",
+    omp_nthreads: int = 1,
+    name: str = "predict_wf",
+) -> pe.Workflow:
+    """Predict brain age and the bundle's other targets, raw and harmonized.
+
+    Parameters
+    ----------
+    bundle, bundle_sha256 : str
+        Folder and checksum of the model bundle.
+    age : float, optional
+        Chronological age in years, for the gap.
+    device : {"cpu", "cuda"}
+        Where the networks run; ``cuda`` nodes queue for the GPU.
+    omp_nthreads : int
+        Threads of one node.
+
+    Inputs
+    ------
+    preproc, preproc_mask, harmonized
+        Scaled brain, its foreground and the harmonized brain, on the template grid.
+
+    Outputs
+    -------
+    predictions
+        Dictionary as written to ``desc-harmony_predictions.json``.
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["preproc", "preproc_mask", "harmonized"]), name="inputnode"
+    )
+    outputnode = pe.Node(niu.IdentityInterface(fields=["predictions"]), name="outputnode")
+    predict = pe.Node(
+        Predict(
+            bundle=bundle,
+            bundle_sha256=bundle_sha256,
+            device=device,
+            use_gpu=device == "cuda",
+            num_threads=omp_nthreads,
+        ),
+        name="predict",
+        mem_gb=1.0,
+        n_procs=omp_nthreads,
+    )
+    if age is not None:
+        predict.inputs.age = age
+    workflow.connect([
+        (inputnode, predict, [
+            ("preproc", "raw"),
+            ("preproc_mask", "in_mask"),
+            ("harmonized", "harmonized"),
+        ]),
+        (predict, outputnode, [("predictions", "predictions")]),
+    ])  # fmt: skip
+    return workflow
