@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_harmony.bids_filters import matches
+from bids_harmony.bids_index import check_description, index_t1w, list_subjects
+from bids_harmony.bids_sidecars import (
+    ENTITIES,
+    Folders,
+    find_mask,
+    parse_entities,
+    read_sidecars,
+    site_label,
+)
+from bids_harmony.bids_tables import Columns, Table, check_columns, describe, read_table
+from bids_harmony.errors import NoInputError, UsageError
+
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-T1W_NAME = re.compile(r"(?P<key>.+)_T1w\.(?i:nii|nii\.gz)")
+T1W_NAME = re.compile(r"(?P<key>[^/]+)_T1w\.(?i:nii|nii\.gz)")
+_SESSION = re.compile(r"/ses-([^/]+)/anat/[^/]+$")
+#: Images that hold no magnitude.
+NOT_MAGNITUDE = frozenset({"phase", "real", "imag"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +123,203 @@ def workflow_name(key: str) -> str:
 
 
 def find_scans(config: RunConfig) -> Inventory:
-    """List the T1w scans a run asks for (written next)."""
-    raise NotImplementedError
+    """List the T1w scans a run asks for, and what the dataset says about each.
+
+    Only the asked subjects' ``anat`` folders are indexed, without metadata. Nothing is written
+    (unless ``bids_database_dir`` asks for an index) and no image is opened.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Dataset, labels, filters, column names and derivatives.
+
+    Returns
+    -------
+    Inventory
+        At least one scan.
+
+    Raises
+    ------
+    UsageError
+        For labels, sessions or columns the dataset does not have, and for a folder that is no
+        dataset.
+    NoInputError
+        When no T1w scan matches.
+    """
+    root = config.bids_dir
+    there = dict.fromkeys(list_subjects(root))
+    subjects = dict.fromkeys(config.participant_label) or there
+    if missing := [label for label in subjects if label not in there]:
+        raise _not_found("participant", missing, there, root)
+    warnings = [] if config.skip_bids_validation else check_description(root)
+
+    paths, note = index_t1w(root, config.participant_label, config.bids_database_dir)
+    warnings += [note] if note else []
+    sessions = {m[1]: None for path in paths if (m := _SESSION.search(path.as_posix()))}
+    if missing := [label for label in config.session_label if label not in sessions]:
+        raise _not_found("session", missing, sessions, root)
+    kept, skipped = _select(paths, root, config)
+    if not kept:
+        raise _no_scans(root, subjects, config, skipped)
+
+    scans, notes = _describe_all(kept, config)
+    with_scans = {entities["sub"] for _, entities in kept}
+    for label in subjects:
+        if label not in with_scans:
+            skipped.append(Skipped(f"sub-{label}", _why_none(root / f"sub-{label}", config)))
+    return Inventory(tuple(scans), tuple(skipped), (*warnings, *notes))
+
+
+def _select(
+    paths: Iterable[Path], root: Path, config: RunConfig
+) -> tuple[list[tuple[Path, dict[str, str]]], list[Skipped]]:
+    """Keep the images that are asked for and can be told apart, and say why others are not."""
+    kept: dict[tuple[str | None, ...], tuple[Path, dict[str, str]]] = {}
+    skipped = []
+    # foo.nii.gz before foo.nii, so that the compressed one of two is the one that is used.
+    for path in sorted(paths, key=lambda p: (str(p.parent), p.name.lower() + "~")):
+        what = path.relative_to(root).as_posix()
+        folders = re.fullmatch(r"sub-([^/]+)(?:/ses-([^/]+))?/anat/[^/]+", what)
+        name = T1W_NAME.fullmatch(path.name)
+        if not folders or not name:
+            continue
+        try:
+            entities = parse_entities(name["key"])
+        except ValueError as error:
+            skipped.append(Skipped(what, f"its name is not BIDS: '{error}'"))
+            continue
+        if unknown := [e for e in entities if e not in ENTITIES]:
+            skipped.append(Skipped(what, f"T1w names have no '{unknown[0]}-' in BIDS"))
+        elif (entities.get("sub"), entities.get("ses")) != folders.groups():
+            skipped.append(Skipped(what, "its name and its folders name different sub- or ses-"))
+        elif (
+            config.session_label and entities.get("ses") not in config.session_label
+        ) or not matches(path.name, entities, config.bids_filters):
+            continue
+        elif entities.get("part") in NOT_MAGNITUDE:
+            skipped.append(Skipped(what, f"part-{entities['part']} is not a magnitude image"))
+        else:
+            same = tuple(entities.get(e) for e in ENTITIES)
+            if same in kept:
+                other = kept[same][0].name
+                skipped.append(Skipped(what, f"{other} has the same entities"))
+            else:
+                kept[same] = (path, entities)
+    return sorted(kept.values(), key=lambda item: item[0]), skipped
+
+
+def _describe_all(
+    kept: list[tuple[Path, dict[str, str]]], config: RunConfig
+) -> tuple[list[Scan], list[str]]:
+    """Gather tables, sidecars and masks of the kept images."""
+    root, folders = config.bids_dir, Folders()
+    columns = Columns(
+        site=config.site_column,
+        age=config.age_column,
+        sex=config.sex_column,
+        diagnosis=config.diagnosis_column,
+    )
+    tables: dict[Path, Table] = {}
+
+    def table(folder: Path, name: str, id_column: str) -> Table | None:
+        path = folder / name
+        if path not in tables and name in folders.names(folder):
+            tables[path] = read_table(path, id_column)
+        return tables.get(path)
+
+    pending = []
+    for path, entities in kept:
+        sub, ses = entities["sub"], entities.get("ses")
+        subject = root / f"sub-{sub}"
+        candidates = []
+        scans_name = f"sub-{sub}_ses-{ses}_scans.tsv" if ses else f"sub-{sub}_scans.tsv"
+        candidates.append((table(path.parent.parent, scans_name, "filename"), path.name))
+        if ses:
+            sessions = table(subject, f"sub-{sub}_sessions.tsv", "session_id")
+            candidates.append((sessions, ses))
+        participants = table(root, "participants.tsv", "participant_id")
+        if participants and ses:
+            candidates.append((participants, f"{sub}_{ses}"))
+        candidates.append((participants, sub))
+        pending.append((path, entities, [(t, row) for t, row in candidates if t is not None]))
+    check_columns(columns, tables.values())
+
+    scans = []
+    for path, entities, rows in pending:
+        person = describe(rows, columns)
+        facts, notes = read_sidecars(path, root, folders)
+        site, source = person.site, person.site_source
+        if site is None and (site := site_label(facts)):
+            source = "sidecar"
+        participants = tables.get(root / "participants.tsv")
+        if participants and participants.columns and not any(row in t.rows for t, row in rows):
+            notes.append(f"sub-{entities['sub']} has no row in participants.tsv.")
+        scans.append(
+            Scan(
+                path=path,
+                key=path.name.rpartition("_")[0],
+                entities={ENTITIES[name]: label for name, label in entities.items()},
+                site=site or "unknown",
+                site_source=source,
+                age=person.age,
+                sex=person.sex,
+                diagnosis=person.diagnosis,
+                metadata=facts,
+                mask=find_mask(entities, config.derivatives, folders),
+                warnings=(*person.warnings, *notes),
+            )
+        )
+    general = [note for t in tables.values() for note in t.warnings]
+    if config.derivatives and not any(scan.mask for scan in scans):
+        names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
+        general.append(
+            f"No *_desc-brain_mask.nii.gz in native space was found for any scan in {names}."
+        )
+    return scans, general
+
+
+def _why_none(folder: Path, config: RunConfig) -> str:
+    """Say why a subject has no scan."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "its folder cannot be read"
+    if config.session_label or config.bids_filters:
+        return "no T1w scan matches the filters"
+    with suppress(StopIteration, OSError):
+        next(folder.iterdir())
+        return "no T1w scan"
+    return "its folder is empty (in a DataLad dataset, run `datalad get` on it)"
+
+
+def _not_found(what: str, missing: list[str], there: Collection[str], root: Path) -> UsageError:
+    """Build the error for labels that are not there, naming those nearest to them."""
+    near: list[str] = []
+    for wanted in missing[:3]:
+        near += [label for label in there if label.lstrip("0") == wanted.lstrip("0")]
+        near += get_close_matches(wanted, there, n=3)
+    quoted = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+    cause = f"{root} has no {what} {quoted}."
+    if near:
+        return UsageError(cause, f"Did you mean {', '.join(dict.fromkeys(near))}?")
+    first = ", ".join(list(there)[:10]) + (f" (of {len(there)})" if len(there) > 10 else "")
+    return UsageError(cause, f"There are {first}." if there else f"It has no {what}s.")
+
+
+def _no_scans(
+    root: Path, subjects: Collection[str], config: RunConfig, skipped: list[Skipped]
+) -> NoInputError:
+    """Build the error for a search without result, printing the filters in force."""
+    filters = {
+        "--participant-label": " ".join(config.participant_label),
+        "--session-label": " ".join(config.session_label),
+        "--bids-filter-file": json.dumps(config.bids_filters) if config.bids_filters else "",
+    }
+    in_force = "; ".join(f"{flag} {value}" for flag, value in filters.items() if value)
+    cause = f"No T1w scan was found in {root} ({len(subjects)} subjects)"
+    if skipped:
+        first = skipped[0]
+        cause += f"; {len(skipped)} were left out, such as {first.what}: {first.why}"
+    if in_force:
+        return NoInputError(f"{cause}.", f"Loosen the filters in force: {in_force}.")
+    return NoInputError(
+        f"{cause}.", "Scans are expected as sub-XX/[ses-YY/]anat/sub-XX_[ses-YY_]T1w.nii.gz."
+    )
