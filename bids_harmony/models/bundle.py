@@ -1,0 +1,302 @@
+"""The bundle: a folder with all that a run needs from training, loaded strictly.
+
+``bundle.json`` describes it and carries the SHA-256 of every other file; weights are
+safetensors, never pickles (design.md §4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony.contract import Contract
+from bids_harmony.errors import BundleError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = 1
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "data" / "bundle"
+KEYS = frozenset(
+    {
+        "format", "name", "version", "reference_site", "sites", "contract", "box", "networks",
+        "targets", "metrics", "training", "licences", "intended_use", "files",
+    }
+)  # fmt: skip
+MAKE_AGAIN = "Copy the bundle again from where it was made, or train a new one."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder.
+    sha256 : str
+        Digest of ``bundle.json``, which holds the digests of all other files.
+    info : dict
+        ``bundle.json``.
+    contract : Contract
+        The preprocessing it was trained on.
+    """
+
+    path: Path
+    sha256: str
+    info: dict[str, Any]
+    contract: Contract
+
+    @property
+    def name(self) -> str:
+        """Name of the bundle."""
+        return str(self.info["name"])
+
+    @property
+    def version(self) -> str:
+        """Version of the bundle."""
+        return str(self.info["version"])
+
+    @property
+    def reference_site(self) -> str:
+        """Site the forward map leads to."""
+        return str(self.info["reference_site"])
+
+    @property
+    def box(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the template grid the networks see."""
+        (a, b), (c, d) = self.info["box"]
+        return (a, b), (c, d)
+
+    @property
+    def targets(self) -> dict[str, dict[str, Any]]:
+        """What can be predicted, and from which data each predictor was trained."""
+        return dict(self.info["targets"])
+
+    def qc_reference(self) -> dict[str, Any]:
+        """Read the reference statistics of QC metrics and the reference histograms, by site."""
+        if "qc_reference.json" not in self.info["files"]:
+            return {"metrics": {}, "histograms": {}}
+        content: dict[str, Any] = json.loads((self.path / "qc_reference.json").read_text())
+        return content
+
+    def identity(self) -> dict[str, str]:
+        """Name, version and digest, for outputs that carry a number of this bundle's."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+    def networks(self, device: str = "cpu") -> dict[str, list[nn.Module]]:
+        """Return the networks in evaluation mode, loaded once per process and device."""
+        return _load_networks(self.path, self.sha256, device)
+
+
+def load_bundle(path: Path | None = None) -> Bundle:
+    """Check a bundle's files and read its description.
+
+    Parameters
+    ----------
+    path : pathlib.Path, optional
+        Folder of the bundle; the one shipped with the package when None.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    BundleError
+        When a file is missing, altered, unknown or not where it should be, or ``bundle.json``
+        is not what this version reads.
+    """
+    folder = Path(path) if path is not None else DEFAULT_BUNDLE
+    try:
+        raw = (folder / "bundle.json").read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"There is no model bundle in {folder} (bundle.json cannot be read).",
+            "Give --bundle the folder that holds bundle.json.",
+        ) from error
+    info = _parse(raw, folder)
+    contract = Contract.from_dict(info["contract"])
+    names = {entry.name for entry in folder.iterdir() if entry.name != "bundle.json"}
+    if extra := names - set(info["files"]) - {"__pycache__", "__init__.py"}:
+        raise BundleError(
+            f"The bundle {folder} holds files its bundle.json does not know: {sorted(extra)}.",
+            "Remove them, or copy the bundle again from where it was made.",
+        )
+    for name, digest in info["files"].items():
+        file = folder / name
+        if name in {".", ".."} or Path(name).name != name or "\\" in name:
+            raise BundleError(f"The bundle {folder} names a file outside itself: {name}.")
+        if not file.is_file():
+            raise BundleError(f"The bundle {folder} lacks its file {name}.", MAKE_AGAIN)
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise BundleError(
+                f"The file {name} of the bundle {folder} has been altered.", MAKE_AGAIN
+            )
+    return Bundle(folder.resolve(), hashlib.sha256(raw).hexdigest(), info, contract)
+
+
+def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(
+            f"The bundle.json of {folder} is not valid JSON ({error}).", MAKE_AGAIN
+        ) from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise BundleError(
+            f"The bundle {folder} is of a format this version does not read.",
+            f"Use a bundle of format {FORMAT}.",
+        )
+    if wrong := KEYS ^ set(info):
+        raise BundleError(
+            f"The bundle.json of {folder} has missing or unknown entries: {sorted(wrong)}.",
+            MAKE_AGAIN,
+        )
+    kinds = {"files": dict, "networks": dict, "targets": dict, "contract": dict, "sites": dict}
+    if bad := [key for key, kind in kinds.items() if not isinstance(info[key], kind)]:
+        raise BundleError(
+            f"The bundle.json of {folder} has entries of the wrong kind: {bad}.", MAKE_AGAIN
+        )
+    return info
+
+
+@cache
+def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.Module]]:
+    """Build every network of a bundle and fill it with its stored weights.
+
+    ``sha256`` is part of the key so that a bundle replaced in place is loaded anew.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    info = json.loads((folder / "bundle.json").read_bytes())
+    networks: dict[str, list[nn.Module]] = {}
+    for name, config in info["networks"].items():
+        try:
+            data = (folder / config["file"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != info["files"][config["file"]]:
+                raise ValueError("its digest is wrong")
+            tensors = load(data)
+            members = []
+            for i in range(int(config["members"])):
+                prefix = f"{i}."
+                mine = {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                }
+                members.append(build_network(config, mine).to(device))
+            if left := {k for k in tensors if int(k.split(".")[0]) >= len(members)}:
+                raise ValueError(f"unknown tensors {sorted(left)[:3]}")
+        except (
+            SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError,
+        ) as error:  # fmt: skip
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BundleError(
+                f"The weights of {name} in the bundle {folder} do not fit ({reason}).", MAKE_AGAIN
+            ) from error
+        networks[name] = members
+    return networks
+
+
+def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Build one network of a bundle's ``networks`` entry from its weights.
+
+    Parameters
+    ----------
+    config : dict
+        ``kind`` (``generator`` or ``slice``) and ``options`` for the network's class.
+    tensors : dict
+        State dictionary; stored in half precision, used in single precision.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode, without gradients.
+    """
+    import torch
+
+    from bids_harmony.models.networks import Generator, SliceNetwork
+
+    kinds: dict[str, type[nn.Module]] = {"generator": Generator, "slice": SliceNetwork}
+    network = kinds[config["kind"]](**config["options"])
+    full = {}
+    for key, value in tensors.items():
+        full[key] = value.float() if value.is_floating_point() else value
+        if not torch.isfinite(full[key]).all():
+            raise ValueError(f"{key} is not finite")
+    network.load_state_dict(full, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def write_bundle(
+    out: Path,
+    info: dict[str, Any],
+    networks: dict[str, list[nn.Module]],
+    tables: dict[str, dict[str, Any]],
+) -> Bundle:
+    """Write a bundle whole: beside its place first, then renamed.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Folder of the bundle; an older bundle there is replaced.
+    info : dict
+        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names its
+        ``file``.
+    networks : dict
+        For each entry of ``info["networks"]``, its members.
+    tables : dict
+        Further JSON files by name, such as ``qc_reference.json``.
+
+    Returns
+    -------
+    Bundle
+        The bundle as it loads from its place.
+    """
+    import torch
+    from safetensors.torch import save
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        files: dict[str, bytes] = {}
+        for name, config in info["networks"].items():
+            tensors = {
+                f"{i}.{key}": value.detach()
+                .cpu()
+                .contiguous()
+                .to(torch.float16 if value.is_floating_point() else value.dtype)
+                for i, member in enumerate(networks[name])
+                for key, value in member.state_dict().items()
+            }
+            files[config["file"]] = save(tensors)
+        files |= {name: to_json(table) for name, table in tables.items()}
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+        files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})
+        for name, data in files.items():
+            (scratch / name).write_bytes(data)
+        scratch.chmod(0o755)
+        if out.exists():
+            old = scratch.with_name(f"{scratch.name}.old")
+            os.replace(out, old)
+            os.replace(scratch, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return load_bundle(out)
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """JSON text with a final newline, the same bytes for the same value."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
