@@ -100,7 +100,7 @@ def read_failures(crash_dir: Path) -> dict[str, Failure]:
 
 
 def failure_text(crash: str) -> tuple[str, str]:
-    """Find cause and remedy in a crash file's text; an empty remedy means an unforeseen error.
+    r"""Find cause and remedy in a crash file's text; an empty remedy means an unforeseen error.
 
     >>> failure_text("Traceback...\\n\\tbids_harmony.errors.ScanError: It is broken. Mend it.\\n")
     ('It is broken.', 'Mend it.')

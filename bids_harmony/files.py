@@ -1,7 +1,8 @@
-"""Write files that appear whole: beside their target first, then renamed over it."""
+"""Files that appear whole: written beside their target first, then renamed over it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -29,3 +30,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically, with an order and form that depend on the values alone."""
     write_text(path, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

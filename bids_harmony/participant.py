@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -24,7 +23,7 @@ from bids_harmony.errors import (
     EXIT_SCAN_FAILED,
     UsageError,
 )
-from bids_harmony.files import write_json, write_text
+from bids_harmony.files import sha256_of, write_json, write_text
 from bids_harmony.outputs import load_record, scan_file, write_dataset_files, write_scans_tables
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ class Run:
     warnings: tuple[str, ...]
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """What the scan's record says that is known before anything is computed."""
+        """Collect what the scan's record says that is known before anything is computed."""
         config, bundle = self.config, self.bundle
         return {
             "name": scan.key,
@@ -311,12 +310,6 @@ def is_complete(out: Path, scan: Scan, facts: dict[str, Any]) -> bool:
         return bool(record.get("input_sha256") == sha256_of(scan.path))
     except OSError:
         return False
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def chunks(scans: Sequence[Scan]) -> Iterator[list[Scan]]:

@@ -140,11 +140,10 @@ def init_scan_wf(
             ("outputnode.preproc", "inputnode.registered"),
             *((f"outputnode.{f}", f"inputnode.{f}") for f in ("t1w_ras", "t1w_mask", *records)),
         ]),
-        (qc_wf, outputs_wf, [
-            (f"outputnode.{f}", f"inputnode.{f}") for f in ("metrics", *gated)
-        ]),
+        (qc_wf, outputs_wf, [(f"outputnode.{f}", f"inputnode.{f}") for f in gated]),
     ])  # fmt: skip
     if bundle is None:
+        workflow.connect([(qc_wf, outputs_wf, [("outputnode.metrics", "inputnode.metrics")])])
         return workflow
 
     harmonize_wf = init_harmonize_wf(
@@ -157,6 +156,7 @@ def init_scan_wf(
     predict_wf = init_predict_wf(
         bundle=bundle,
         bundle_sha256=bundle_sha256,
+        site=scan.site,
         age=scan.age,
         device=device,
         omp_nthreads=omp_nthreads,
@@ -166,14 +166,14 @@ def init_scan_wf(
             (f"outputnode.{f}", f"inputnode.{f}") for f in ("t1w_ras", "t1w_mask")
         ]),
         (qc_wf, harmonize_wf, [
-            (f"outputnode.{f}", f"inputnode.{f}") for f in ("xfm", "preproc", "preproc_mask")
+            (f"outputnode.{f}", f"inputnode.{f}")
+            for f in ("xfm", "preproc", "preproc_mask", "metrics")
         ]),
-        (qc_wf, predict_wf, [
-            ("outputnode.preproc", "inputnode.preproc"),
-            ("outputnode.preproc_mask", "inputnode.preproc_mask"),
-        ]),
+        (qc_wf, predict_wf, [("outputnode.preproc", "inputnode.preproc")]),
         (harmonize_wf, predict_wf, [("outputnode.harmonized", "inputnode.harmonized")]),
-        (harmonize_wf, outputs_wf, [("outputnode.harmonized", "inputnode.harmonized")]),
+        (harmonize_wf, outputs_wf, [
+            (f"outputnode.{f}", f"inputnode.{f}") for f in ("harmonized", "metrics")
+        ]),
         (predict_wf, outputs_wf, [("outputnode.predictions", "inputnode.predictions")]),
     ])  # fmt: skip
     if native:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.interfaces.models import Harmonize, ToNative
+from bids_harmony.interfaces.models import Harmonize, MeasureChange, ToNative
 
 
 def init_harmonize_wf(
@@ -34,6 +34,8 @@ def init_harmonize_wf(
     ------
     preproc, preproc_mask
         Scaled brain on the template grid and its foreground.
+    metrics
+        Metrics so far.
     t1w_ras, t1w_mask, xfm
         Native scan, its mask and its transform (for ``native``).
 
@@ -41,16 +43,21 @@ def init_harmonize_wf(
     -------
     harmonized
         Harmonized brain on the template grid.
+    metrics
+        Metrics so far and those of the change.
     harmonized_native
         The same on the scan's grid (with ``native``).
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=["preproc", "preproc_mask", "t1w_ras", "t1w_mask", "xfm"]),
+        niu.IdentityInterface(
+            fields=["preproc", "preproc_mask", "metrics", "t1w_ras", "t1w_mask", "xfm"]
+        ),
         name="inputnode",
     )
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=["harmonized", "harmonized_native"]), name="outputnode"
+        niu.IdentityInterface(fields=["harmonized", "metrics", "harmonized_native"]),
+        name="outputnode",
     )
     harmonize = pe.Node(
         Harmonize(
@@ -64,9 +71,17 @@ def init_harmonize_wf(
         mem_gb=1.0,
         n_procs=omp_nthreads,
     )
+    change = pe.Node(MeasureChange(bundle=bundle), name="change", mem_gb=0.3)
     workflow.connect([
         (inputnode, harmonize, [("preproc", "in_file"), ("preproc_mask", "in_mask")]),
+        (inputnode, change, [
+            ("preproc", "raw"),
+            ("preproc_mask", "in_mask"),
+            ("metrics", "metrics"),
+        ]),
+        (harmonize, change, [("out_file", "harmonized")]),
         (harmonize, outputnode, [("out_file", "harmonized")]),
+        (change, outputnode, [("metrics", "metrics")]),
     ])  # fmt: skip
     if native:
         to_native = pe.Node(ToNative(), name="to_native", mem_gb=0.8)

@@ -61,8 +61,10 @@ def init_outputs_wf(
     ------
     t1w_ras, t1w_mask, registered, check_record, mask_record, scale_record
         From the anatomical workflow. ``registered`` is shown whether or not it passes QC.
-    metrics, xfm, preproc, preproc_mask, brain_mask
+    xfm, preproc, preproc_mask, brain_mask
         From the QC workflow.
+    metrics
+        From the QC workflow, or with a bundle from the harmonize workflow.
     harmonized, harmonized_native, predictions
         From the workflows that need a bundle.
     """
@@ -70,7 +72,8 @@ def init_outputs_wf(
     inputnode = pe.Node(
         niu.IdentityInterface(
             fields=[
-                "t1w_ras", "t1w_mask", "registered", "xfm", "preproc", "preproc_mask", "brain_mask",
+                "t1w_ras", "t1w_mask", "registered",
+                "xfm", "preproc", "preproc_mask", "brain_mask",
                 "check_record", "mask_record", "scale_record", "metrics",
                 "harmonized", "harmonized_native", "predictions",
             ]
@@ -114,7 +117,8 @@ def init_outputs_wf(
     )
     ds_norm_figure = sink("ds_norm_figure", 6, desc="norm", datatype="figures", suffix="T1w")
     record = pe.Node(
-        WriteRecord(facts=facts, output_dir=output_dir, **_bundle(bundle)), name="record"
+        WriteRecord(source=source_file, facts=facts, output_dir=output_dir, **_bundle(bundle)),
+        name="record",
     )
     ds_record = pe.Node(
         DerivativesDataSink(**common, desc="harmony", suffix="qc"),

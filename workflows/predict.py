@@ -12,6 +12,7 @@ def init_predict_wf(
     *,
     bundle: str,
     bundle_sha256: str,
+    site: str,
     age: float | None = None,
     device: str = "cpu",
     omp_nthreads: int = 1,
@@ -23,6 +24,8 @@ def init_predict_wf(
     ----------
     bundle, bundle_sha256 : str
         Folder and checksum of the model bundle.
+    site : str
+        Site of the scan, to say whether the bundle knows it.
     age : float, optional
         Chronological age in years, for the gap.
     device : {"cpu", "cuda"}
@@ -32,8 +35,8 @@ def init_predict_wf(
 
     Inputs
     ------
-    preproc, preproc_mask, harmonized
-        Scaled brain, its foreground and the harmonized brain, on the template grid.
+    preproc, harmonized
+        Scaled brain and harmonized brain on the template grid.
 
     Outputs
     -------
@@ -41,14 +44,13 @@ def init_predict_wf(
         Dictionary as written to ``desc-harmony_predictions.json``.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(
-        niu.IdentityInterface(fields=["preproc", "preproc_mask", "harmonized"]), name="inputnode"
-    )
+    inputnode = pe.Node(niu.IdentityInterface(fields=["preproc", "harmonized"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["predictions"]), name="outputnode")
     predict = pe.Node(
         Predict(
             bundle=bundle,
             bundle_sha256=bundle_sha256,
+            site=site,
             device=device,
             use_gpu=device == "cuda",
             num_threads=omp_nthreads,
@@ -60,11 +62,7 @@ def init_predict_wf(
     if age is not None:
         predict.inputs.age = age
     workflow.connect([
-        (inputnode, predict, [
-            ("preproc", "raw"),
-            ("preproc_mask", "in_mask"),
-            ("harmonized", "harmonized"),
-        ]),
+        (inputnode, predict, [("preproc", "raw"), ("harmonized", "harmonized")]),
         (predict, outputnode, [("predictions", "predictions")]),
     ])  # fmt: skip
     return workflow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -43,15 +44,16 @@ class Harmonize(SimpleInterface):
     output_spec = _HarmonizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.models.apply import harmonize_volume
         from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.models.harmonize import harmonize_volume
 
         set_threads(self.inputs.num_threads)
         img = nib.load(self.inputs.in_file)
         data = harmonize_volume(
-            load_bundle(self.inputs.bundle),
+            load_bundle(Path(self.inputs.bundle)),
             np.asarray(img.dataobj),
             np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            img.affine,
             device=self.inputs.device,
         )
         out = nib.Nifti1Image(data, img.affine, img.header)
@@ -62,7 +64,7 @@ class Harmonize(SimpleInterface):
 class _PredictInputSpec(_ModelInputSpec):
     raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
-    in_mask = File(exists=True, mandatory=True, desc="their foreground")
+    site = traits.Str(mandatory=True, desc="site of the scan")
     age = traits.Float(desc="chronological age in years, if known")
 
 
@@ -77,16 +79,18 @@ class Predict(SimpleInterface):
     output_spec = _PredictOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.models.apply import predict_scan
         from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.models.predict import predict_scan
 
         set_threads(self.inputs.num_threads)
+        raw = nib.load(self.inputs.raw)
         self._results["predictions"] = predict_scan(
-            load_bundle(self.inputs.bundle),
-            np.asarray(nib.load(self.inputs.raw).dataobj),
+            load_bundle(Path(self.inputs.bundle)),
+            np.asarray(raw.dataobj),
             np.asarray(nib.load(self.inputs.harmonized).dataobj),
-            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            raw.affine,
             age=self.inputs.age if isdefined(self.inputs.age) else None,
+            site=self.inputs.site,
             device=self.inputs.device,
         )
         return runtime
@@ -118,4 +122,36 @@ class ToNative(SimpleInterface):
         data = np.where(inside, np.asarray(moved.dataobj), 0).astype(np.float32)
         out = nib.Nifti1Image(data, moved.affine, moved.header)
         self._results["out_file"] = save_image(out, runtime, "native.nii.gz")
+        return runtime
+
+
+class _MeasureChangeInputSpec(BaseInterfaceInputSpec):
+    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
+    in_mask = File(exists=True, mandatory=True, desc="their foreground")
+    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    metrics = traits.Dict(mandatory=True, desc="metrics so far")
+
+
+class _MeasureChangeOutputSpec(TraitedSpec):
+    metrics = traits.Dict(desc="metrics so far and those of the harmonization")
+
+
+class MeasureChange(SimpleInterface):
+    """Measure what harmonization did to a scan."""
+
+    input_spec = _MeasureChangeInputSpec
+    output_spec = _MeasureChangeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.qc.harmonization import harmonization_metrics
+
+        bundle = load_bundle(Path(self.inputs.bundle))
+        self._results["metrics"] = self.inputs.metrics | harmonization_metrics(
+            np.asarray(nib.load(self.inputs.raw).dataobj),
+            np.asarray(nib.load(self.inputs.harmonized).dataobj),
+            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            bundle.qc_reference()["histograms"].get(bundle.reference_site),
+        )
         return runtime

@@ -43,7 +43,6 @@ class ScanMetrics(SimpleInterface):
 
         template = load_template(self.inputs.resolution, self.inputs.path(self.inputs))
         native = nib.load(self.inputs.t1w_ras)
-        no_tissue = np.zeros(template.mask.shape, dtype=np.float32)
         metrics = scan_metrics(
             native=np.asarray(native.dataobj),
             native_mask=np.asarray(nib.load(self.inputs.t1w_mask).dataobj) > 0,
@@ -52,8 +51,6 @@ class ScanMetrics(SimpleInterface):
             registered_mask=np.asarray(nib.load(self.inputs.brain_mask).dataobj) > 0,
             template=np.asarray(template.t1w.dataobj),
             template_mask=template.mask,
-            gm=template.tissues.get("gm", no_tissue),
-            wm=template.tissues.get("wm", no_tissue),
             template_zoom=float(template.t1w.header.get_zooms()[0]),
             transform=self.inputs.xfm,
         )

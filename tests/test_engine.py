@@ -1,0 +1,131 @@
+"""The execution engine: failures are read back, killed workers do not hang a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from bids_harmony.engine import (
+    Progress,
+    SurvivingMultiProcPlugin,
+    failure_text,
+    read_failures,
+)
+
+
+def write_mark(path: str, seconds: float) -> str:
+    import time
+    from pathlib import Path
+
+    time.sleep(seconds)
+    Path(path).touch()
+    return path
+
+
+def refuse() -> None:
+    from bids_harmony.errors import ScanError
+
+    raise ScanError("scan_T1w.nii.gz is empty (0.0 bytes).", "Convert it again.")
+
+
+def divide() -> float:
+    return 1 / 0
+
+
+def die() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def scan_wf(name: str, crash_dir: Path, *functions: tuple) -> pe.Workflow:
+    """Make a workflow of independent nodes that stands for a scan."""
+    workflow = pe.Workflow(name=name)
+    for i, (function, inputs) in enumerate(functions):
+        node = pe.Node(
+            niu.Function(function=function, output_names=["out"]), name=f"step{i}", mem_gb=0.1
+        )
+        for key, value in inputs.items():
+            setattr(node.inputs, key, value)
+        workflow.add_nodes([node])
+        node.config = {"execution": {"crashdump_dir": str(crash_dir)}}
+    return workflow
+
+
+def run(tmp_path: Path, *scans: pe.Workflow, n_procs: int = 2) -> list[str]:
+    lines: list[str] = []
+    workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
+    workflow.add_nodes(list(scans))
+    workflow.config["execution"].update(crashfile_format="txt", poll_sleep_duration="0.05")
+    for node in workflow._get_all_nodes():
+        node.config = {
+            **workflow.config,
+            "execution": {**workflow.config["execution"], **(node.config or {})["execution"]},
+        }
+    names = {scan.name: scan.name for scan in scans}
+    progress = Progress(names, "step0", lines.append, done=0, total=len(scans))
+    plugin = SurvivingMultiProcPlugin(
+        plugin_args={"n_procs": n_procs, "status_callback": progress, "raise_insufficient": False}
+    )
+    with pytest.raises(RuntimeError):
+        workflow.run(plugin=plugin)
+    return lines
+
+
+def test_one_scan_fails_and_the_other_is_done(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    crash = tmp_path / "crash"
+    lines = run(
+        tmp_path,
+        scan_wf("sub_01_wf", crash, (write_mark, {"path": str(mark), "seconds": 0.0})),
+        scan_wf("sub_02_wf", crash, (refuse, {})),
+        scan_wf("sub_03_wf", crash, (divide, {})),
+    )
+    assert mark.exists()
+    failures = read_failures(crash)
+    assert sorted(failures) == ["sub_02_wf", "sub_03_wf"]
+    assert failures["sub_02_wf"].cause == "scan_T1w.nii.gz is empty (0.0 bytes)."
+    assert failures["sub_02_wf"].remedy == "Convert it again."
+    assert "ZeroDivisionError" in failures["sub_03_wf"].cause
+    assert failures["sub_03_wf"].crash_file is not None
+    assert failures["sub_03_wf"].crash_file.name in failures["sub_03_wf"].remedy
+    assert sorted(line.split("] ")[1].split(" (")[0] for line in lines) == [
+        "sub_01_wf: done",
+        "sub_02_wf: failed",
+        "sub_03_wf: failed",
+    ]
+
+
+def test_killed_worker_costs_only_its_own_scan(tmp_path: Path) -> None:
+    crash = tmp_path / "crash"
+    marks = [tmp_path / f"mark{i}" for i in range(4)]
+    run(
+        tmp_path,
+        scan_wf("sub_01_wf", crash, (write_mark, {"path": str(marks[0]), "seconds": 2.0})),
+        scan_wf("sub_02_wf", crash, (die, {})),
+        *(
+            scan_wf(f"sub_1{i}_wf", crash, (write_mark, {"path": str(mark), "seconds": 0.0}))
+            for i, mark in enumerate(marks[1:])
+        ),
+    )
+    assert all(mark.exists() for mark in marks)
+    failures = read_failures(crash)
+    assert list(failures) == ["sub_02_wf"]
+    assert "killed" in failures["sub_02_wf"].cause
+    assert "--nprocs" in failures["sub_02_wf"].remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x\nbids_harmony.errors.ScanError: A is bad. Mend B.\n\n", ("A is bad.", "Mend B.")),
+        ("Traceback:\n\tValueError: no\n\n", ("ValueError: no", "")),
+        ("nothing known", ("nothing known", "")),
+    ],
+)
+def test_failure_text(text: str, expected: tuple[str, str]) -> None:
+    assert failure_text(text) == expected
