@@ -1,0 +1,97 @@
+"""The record of one scan, ``<key>_desc-harmony_qc.json``: what tables and reports are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bids_harmony.qc.verdict import judge
+
+
+def scan_record(
+    facts: Mapping[str, Any],
+    *,
+    check: Mapping[str, Any],
+    mask: Mapping[str, Any],
+    scale: Mapping[str, Any],
+    metrics: Mapping[str, float | None],
+    reference: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = (),
+    input_sha256: str = "",
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Put together what is known of a scan that went its whole way.
+
+    Parameters
+    ----------
+    facts : mapping
+        What was known before anything was computed: ``name``, ``entities``, ``source`` (path in
+        the dataset), ``site``, ``site_source``, ``age``, ``sex``, ``diagnosis``, ``scanner``,
+        ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None).
+        They stand in the record unchanged.
+    check, mask, scale : mapping
+        Records of the check, brain mask and intensity steps. ``mask`` has ``method`` and, for a
+        scan that was stripped before, ``detected``.
+    metrics : mapping
+        Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
+        :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
+    reference : mapping, optional
+        The bundle's ``qc_reference.json``.
+    outputs : sequence of str
+        Files written for the scan, relative to the output folder.
+    input_sha256 : str
+        Checksum of the raw file.
+    warnings : sequence of str
+        What was found on the way, beside the warnings in ``facts``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``facts`` and ``status`` ("pass" or "warn"), ``reasons``, ``flagged`` (names
+        of the metrics out of range), ``metrics``, ``check``, ``mask``, ``scale``, ``outputs``,
+        ``input_sha256``, ``warnings``.
+    """
+    verdict = judge(metrics, reference)
+    notes = [str(note) for note in check.get("notes", ())]
+    return {
+        **facts,
+        "status": verdict.status,
+        "reasons": list(verdict.reasons),
+        "flagged": list(verdict.flagged),
+        "metrics": dict(metrics),
+        "check": dict(check),
+        "mask": dict(mask),
+        "scale": dict(scale),
+        "outputs": sorted(outputs),
+        "input_sha256": input_sha256,
+        "warnings": [*facts.get("warnings", ()), *notes, *warnings],
+    }
+
+
+def failed_record(
+    facts: Mapping[str, Any], cause: str, remedy: str = "", crash_file: str | None = None
+) -> dict[str, Any]:
+    """Put together what is known of a scan that could not be finished.
+
+    Parameters
+    ----------
+    facts : mapping
+        As for :func:`scan_record`.
+    cause, remedy : str
+        One sentence each.
+    crash_file : str, optional
+        Name of the crash file among the run's logs.
+
+    Returns
+    -------
+    dict
+        ``facts``, ``status`` "error", ``reasons`` (the cause) and ``error`` with ``cause``,
+        ``remedy`` and ``crash_file``.
+    """
+    return {
+        **facts,
+        "status": "error",
+        "reasons": [cause],
+        "error": {"cause": cause, "remedy": remedy, "crash_file": crash_file},
+        "warnings": list(facts.get("warnings", ())),
+    }

@@ -1,0 +1,284 @@
+"""QC: metrics react to what they are named for, limits and verdicts say why."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_harmony.anat.template import load_template
+from bids_harmony.errors import ScanError
+from bids_harmony.qc import harmonization, limits, metrics, record, verdict
+from bids_harmony.qc.tissue import fit_tissues
+
+
+@pytest.fixture(scope="module")
+def template():
+    return load_template(2)
+
+
+@pytest.fixture(scope="module")
+def head(template):
+    """A T1w-like brain on the template grid: tissue means, blur and noise."""
+    rng = np.random.default_rng(0)
+    gm, wm = template.tissues["gm"], template.tissues["wm"]
+    sharp = np.where(template.mask, 300 + 350 * gm + 700 * wm, 20.0)
+    noisy = sharp + rng.normal(0, 15, sharp.shape)
+    return np.abs(noisy).astype(np.float32)
+
+
+def measure(template, image, mask=None, matrix=None):
+    mask = template.mask if mask is None else mask
+    return metrics.scan_metrics(
+        native=image,
+        native_mask=mask,
+        zooms=(2.0, 2.0, 2.0),
+        registered=image,
+        registered_mask=mask,
+        template=np.asarray(template.t1w.dataobj),
+        template_mask=template.mask,
+        template_zoom=2.0,
+        transform=np.eye(3) if matrix is None else matrix,
+    )
+
+
+@pytest.fixture(scope="module")
+def good(template, head):
+    return measure(template, head)
+
+
+def test_every_metric_is_described_and_every_description_is_used(template, good, head):
+    mapped = harmonization.harmonization_metrics(
+        head / 1000, head / 900, template.mask, harmonization.brain_histogram(head, template.mask)
+    )
+    assert set(good) | set(mapped) == set(verdict.dictionary())
+    for facts in verdict.dictionary().values():
+        assert set(facts) == {"LongName", "Description", "Units", "Direction", "Group"}
+        assert facts["Direction"] in ("higher is better", "lower is better", "neither")
+
+
+def test_metrics_are_plain_json_and_repeatable(template, head, good):
+    assert json.dumps(measure(template, head)) == json.dumps(good)
+    assert all(type(v) is float for v in good.values())
+
+
+def test_brain_volume_and_identity_geometry(template, good):
+    assert good["brain_volume_ml"] == pytest.approx(template.mask.sum() * 8 / 1000, rel=1e-4)
+    assert good["affine_determinant"] == 1
+    assert good["affine_rotation_deg"] == pytest.approx(0, abs=1e-5)
+    assert good["template_dice"] == 1
+    assert good["centroid_offset_mm"] == 0
+
+
+def test_affine_metrics_recover_a_known_affine():
+    from scipy.spatial.transform import Rotation
+
+    rotation = Rotation.from_euler("xyz", [20, 0, 0], degrees=True).as_matrix()
+    symmetric = np.array([[0.9, 0.02, 0], [0.02, 1.1, 0.05], [0, 0.05, 0.8]])
+    found = metrics.affine_metrics(rotation @ symmetric)
+    assert found["affine_scale_y"] == pytest.approx(1.1)
+    assert found["affine_shear_yz"] == pytest.approx(0.05)
+    assert found["affine_rotation_deg"] == pytest.approx(20)
+    assert found["affine_determinant"] == pytest.approx(np.linalg.det(symmetric))
+
+
+def test_read_itk_matrix(tmp_path):
+    text = "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+    (tmp_path / "x.txt").write_text(f"{text}Parameters: 1 2 3 4 5 6 7 8 9 10 11 12\n")
+    assert metrics.read_itk_matrix(tmp_path / "x.txt").tolist() == [
+        [1, 2, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+    ]
+    (tmp_path / "y.txt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"y\.txt"):
+        metrics.read_itk_matrix(tmp_path / "y.txt")
+
+
+def test_noise_blur_bias_and_spikes_move_the_metric_named_for_them(template, head, good):
+    rng = np.random.default_rng(1)
+    noisy = measure(template, np.abs(head + rng.normal(0, 60, head.shape)).astype(np.float32))
+    assert noisy["noise"] > 2 * good["noise"]
+    assert noisy["cnr"] < good["cnr"]
+    assert noisy["cjv"] > good["cjv"]
+    blurred = measure(template, ndimage.gaussian_filter(head, 1.5))
+    assert blurred["sharpness"] < 0.8 * good["sharpness"]
+    ramp = np.linspace(0.7, 1.3, head.shape[1], dtype=np.float32)[None, :, None]
+    biased = measure(template, head * ramp)
+    assert biased["bias_range"] > good["bias_range"] + 0.2
+    spiked = head.copy()
+    spiked[:, :, 40] *= 1.5
+    assert measure(template, spiked)["slice_jump"] > 3 * good["slice_jump"]
+
+
+def test_bias_field_is_removed_before_tissues_are_measured(template, head):
+    ramp = np.linspace(0.75, 1.25, head.shape[1], dtype=np.float32)[None, :, None]
+    plain, biased = (fit_tissues(image, template.mask) for image in (head, head * ramp))
+    within = np.broadcast_to(ramp, head.shape)[template.mask]
+    true_range = np.subtract(*np.percentile(within, [99, 1])) / np.median(within)
+    assert biased.bias_range == pytest.approx(true_range, abs=0.08)
+    assert plain.bias_range < 0.12
+    np.testing.assert_allclose(biased.fraction, plain.fraction, atol=0.06)
+
+
+def test_blanked_air_gives_no_fber(template, head, good):
+    assert good["fber"] > 100
+    assert measure(template, np.where(template.mask, head, 0))["fber"] is None
+
+
+def test_degenerate_input_gives_none_not_a_crash(template):
+    empty = np.zeros(template.mask.shape, bool)
+    values = measure(template, np.zeros(template.mask.shape, np.float32), empty)
+    assert values["template_dice"] == 0
+    assert values["template_ncc"] is None
+    assert values["efc"] is None
+    assert limits.registration_problems(values)
+    flat = measure(template, np.ones(template.mask.shape, np.float32))
+    assert flat["cnr"] is None or np.isfinite(flat["cnr"])
+
+
+def shifted(image, mm):
+    return ndimage.shift(image.astype(np.float32), (0, mm / 2, 0), order=1)
+
+
+def turned(image, degrees):
+    return ndimage.rotate(image.astype(np.float32), degrees, axes=(1, 2), reshape=False, order=1)
+
+
+BROKEN = {
+    "shifted by 2 cm": lambda x: shifted(x, 20),
+    "shifted by 4 cm": lambda x: shifted(x, 40),
+    "turned by 30 degrees": lambda x: turned(x, 30),
+    "turned by 90 degrees": lambda x: turned(x, 90),
+    "upside down": lambda x: x[:, :, ::-1].astype(np.float32),
+    "back to front": lambda x: x[:, ::-1].astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN)
+def test_a_broken_registration_is_seen(template, head, breakage):
+    brain, mask = (BROKEN[breakage](x) for x in (head * template.mask, template.mask))
+    values = measure(template, brain, mask > 0.5)
+    with pytest.raises(ScanError, match="sub-01 to the template failed: its correlation"):
+        limits.check_registration(values, "sub-01")
+
+
+def test_a_good_registration_passes(good):
+    assert limits.registration_problems(good) == []
+    limits.check_registration(good, "sub-01")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (np.diag([-1, 1, 1]), "volume ratio of head and template is -1.00"),
+        (np.diag([0.5, 1, 1]), "left-right size"),
+        (np.eye(3) * 1.5, "bottom-top size"),
+    ],
+)
+def test_impossible_affines_are_refused(template, head, matrix, words):
+    values = measure(template, head, matrix=matrix)
+    assert any(words in problem for problem in limits.registration_problems(values))
+
+
+@pytest.fixture
+def reference():
+    rng = np.random.default_rng(2)
+    rows = [
+        {"brain_volume_ml": v, "snr_wm": s, "efc": None}
+        for v, s in zip(rng.normal(1400, 100, 200), rng.normal(12, 1, 200), strict=True)
+    ]
+    return verdict.reference_statistics({"A": rows[:100], "B": rows[100:]})
+
+
+def test_reference_statistics_by_site_and_over_all(reference):
+    assert reference["all"]["brain_volume_ml"]["n"] == 200
+    assert reference["sites"]["A"]["snr_wm"]["n"] == 100
+    assert reference["all"]["brain_volume_ml"]["median"] == pytest.approx(1400, rel=0.02)
+    assert "efc" not in reference["all"]
+
+
+def test_verdict_names_what_is_out_of_range(reference):
+    assert verdict.judge({"brain_volume_ml": 1400.0, "snr_wm": 12.0}, reference).status == "pass"
+    found = verdict.judge({"brain_volume_ml": 870.0, "snr_wm": None}, reference)
+    assert found.status == "warn"
+    assert found.flagged == ("brain_volume_ml",)
+    assert found.reasons[0].startswith("Brain volume 870 mL is below the reference range 1")
+    assert found.reasons[0].endswith(" mL")
+
+
+def test_a_metric_with_a_direction_is_flagged_on_its_bad_side_only(reference):
+    assert verdict.judge({"snr_wm": 40.0}, reference).status == "pass"
+    assert verdict.judge({"snr_wm": 2.0}, reference).status == "warn"
+
+
+def test_no_verdict_without_enough_reference(reference):
+    few = verdict.reference_statistics({"A": [{"snr_wm": 12.0 + i} for i in range(5)]})
+    assert verdict.judge({"snr_wm": 0.1}, few).status == "pass"
+    assert verdict.judge({"snr_wm": 0.1}, None).status == "pass"
+
+
+def test_harmonization_metrics_see_change_and_lost_anatomy(template, head):
+    scaled = np.where(template.mask, head / 1000, 0).astype(np.float32)
+    reference = harmonization.brain_histogram(scaled, template.mask)
+    same = harmonization.harmonization_metrics(scaled, scaled, template.mask, reference)
+    assert same["harmonized_change"] == 0
+    assert same["harmonized_edge_agreement"] == 1
+    assert same["reference_distance_raw"] == same["reference_distance_harmonized"] == 0
+    brighter = np.where(template.mask, scaled * 0.9 + 0.1, 0).astype(np.float32)
+    tone = harmonization.harmonization_metrics(brighter, scaled, template.mask, reference)
+    assert tone["reference_distance_raw"] > 0.02
+    assert tone["reference_distance_harmonized"] == 0
+    flipped = np.where(template.mask, 1.2 - scaled, 0).astype(np.float32)
+    inverted = harmonization.harmonization_metrics(scaled, flipped, template.mask)
+    assert inverted["harmonized_edge_agreement"] < -0.9
+    hole = scaled.copy()
+    hole[40:60, 50:70, 40:55] *= 0.2
+    grown = harmonization.harmonization_metrics(scaled, hole, template.mask)
+    assert grown["harmonized_dark_change"] > 0.01
+    assert grown["reference_distance_raw"] is None
+
+
+def test_histogram_distance_is_the_shift_of_a_shifted_histogram(template):
+    mask = np.ones((40, 40, 40), bool)
+    rng = np.random.default_rng(3)
+    values = rng.uniform(0.2, 0.8, mask.shape)
+    a, b = (harmonization.brain_histogram(v, mask) for v in (values, values + 0.3))
+    assert harmonization.histogram_distance(a, b) == pytest.approx(0.3, abs=0.01)
+    both = harmonization.mean_histogram([a, b])
+    assert harmonization.histogram_distance(a, both) == pytest.approx(0.15, abs=0.01)
+    with pytest.raises(ValueError, match="different bins"):
+        harmonization.histogram_distance(a, {"edges": [0, 1], "density": [1]})
+
+
+FACTS = {"name": "sub-01", "site": "A", "warnings": ["no sidecar"], "bundle": None}
+
+
+def test_records_of_finished_and_failed_scans(reference):
+    done = record.scan_record(
+        FACTS,
+        check={"notes": ["the scan is oblique by 25 degrees"]},
+        mask={"method": "deepbet"},
+        scale={},
+        metrics={"brain_volume_ml": 870.0},
+        reference=reference,
+        outputs=["b", "a"],
+        warnings=["mask is large"],
+    )
+    assert done["status"] == "warn"
+    assert done["flagged"] == ["brain_volume_ml"]
+    assert done["outputs"] == ["a", "b"]
+    assert done["warnings"] == [
+        "no sidecar", "the scan is oblique by 25 degrees", "mask is large"
+    ]  # fmt: skip
+    assert FACTS["warnings"] == ["no sidecar"]
+    failed = record.failed_record(FACTS, "It broke.", "Mend it.", "crash-1.txt")
+    assert failed["status"] == "error"
+    assert failed["error"] == {
+        "cause": "It broke.",
+        "remedy": "Mend it.",
+        "crash_file": "crash-1.txt",
+    }
+    json.dumps([done, failed], allow_nan=False)
