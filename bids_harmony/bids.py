@@ -294,8 +294,8 @@ def _not_found(what: str, missing: list[str], there: Collection[str], root: Path
     """Build the error for labels that are not there, naming those nearest to them."""
     near: list[str] = []
     for wanted in missing[:3]:
-        near += [label for label in there if label.lstrip("0") == wanted.lstrip("0")]
-        near += get_close_matches(wanted, there, n=3)
+        padded = [label for label in there if label.lstrip("0") == wanted.lstrip("0")]
+        near += padded or get_close_matches(wanted, there, n=3)
     quoted = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
     cause = f"{root} has no {what} {quoted}."
     if near:

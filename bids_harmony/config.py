@@ -7,17 +7,25 @@ import os
 import types
 import typing
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bids_harmony.errors import UsageError
+from bids_harmony.training.config import TrainOptions
 
 LEVELS = ("participant", "group", "train", "evaluate")
 SKULL_STRIP = ("auto", "deepbet", "multi-atlas", "bet", "skip")
 REGISTRATION = ("auto", "flirt", "ants")
 DEVICES = ("auto", "cpu", "cuda")
+CHOICES = {
+    "level": LEVELS,
+    "skull_strip": SKULL_STRIP,
+    "registration": REGISTRATION,
+    "device": DEVICES,
+}
+MINIMA = {"nprocs": 1, "omp_nthreads": 1, "n_atlases": 1, "random_seed": 0, "verbose": 0}
 
 #: What belongs to one call and is not taken over by ``--config-file``.
 NOT_REUSED = frozenset(
@@ -101,6 +109,13 @@ class RunConfig:
         Accepted because scripts pass it: nothing is ever sent.
     verbose : int
         How many ``-v`` were given.
+    train : TrainOptions
+        Options of the ``train`` level.
+
+    Raises
+    ------
+    UsageError
+        For a value outside its choices or its range.
     """
 
     bids_dir: Path
@@ -146,6 +161,21 @@ class RunConfig:
     stop_on_first_crash: bool = False
     notrack: bool = False
     verbose: int = 0
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(
+                    f"{flag(name)} is '{value}'.", f"Choose one of {', '.join(choices)}."
+                )
+        for name, least in MINIMA.items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"{flag(name)} is {value}.", f"It must be at least {least}.")
+        if self.random_seed >= 2**32:
+            raise UsageError(f"--random-seed is {self.random_seed}.", "It must be below 2^32.")
+        if self.mem_gb is not None and not 0 < self.mem_gb < float("inf"):
+            raise UsageError(f"--mem is {self.mem_gb:g} GB.", "Give the GB the run may use.")
 
     @property
     def log_dir(self) -> Path:
@@ -159,8 +189,7 @@ class RunConfig:
 
     def to_json(self) -> str:
         """Return the options as JSON text that :meth:`from_json` reads."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps(values, indent=2, default=str) + "\n"
+        return json.dumps(asdict(self), indent=2, default=str) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
@@ -172,6 +201,11 @@ class RunConfig:
             When the text is not JSON, or an option is unknown or of the wrong type.
         """
         return cls(**decode_options(text, "The configuration"))
+
+
+def flag(name: str) -> str:
+    """Name an option as the user writes it: ``skull_strip`` is ``--skull-strip``."""
+    return "The level" if name == "level" else "--" + name.replace("_", "-")
 
 
 def decode_options(text: str, source: str) -> dict[str, Any]:
@@ -197,18 +231,23 @@ def decode_options(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"{source} is not valid JSON ({error}).", remedy) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{source} does not hold a JSON object.", remedy)
-    hints = typing.get_type_hints(RunConfig)
+    hints = _hints(RunConfig)
     if unknown := sorted(set(raw) - set(hints)):
         raise UsageError(f"{source} has unknown options: {', '.join(unknown)}.", remedy)
     options = {}
     for name, value in raw.items():
         try:
             options[name] = _decode(value, hints[name])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(
                 f"{source} gives {name} the value {json.dumps(value)}.", remedy
             ) from error
     return options
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def _decode(value: Any, hint: Any) -> Any:
@@ -220,8 +259,14 @@ def _decode(value: Any, hint: Any) -> Any:
         if value is None:
             return None
         return _decode(value, next(a for a in args if a is not type(None)))
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        inner = _hints(hint)
+        if set(value) - set(inner):
+            raise TypeError(hint)
+        return hint(**{k: _decode(v, inner[k]) for k, v in value.items()})
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(v, args[0]) for v in value)
+        kinds = [args[0]] * len(value) if args[-1] is ... else args
+        return tuple(_decode(v, kind) for v, kind in zip(value, kinds, strict=True))
     if origin is dict and isinstance(value, dict):
         return {k: _decode(v, args[1]) for k, v in value.items()}
     if hint is Path and isinstance(value, str):

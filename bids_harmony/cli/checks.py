@@ -1,0 +1,172 @@
+"""Checks of a configuration against the machine, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from bids_harmony.config import RunConfig
+from bids_harmony.errors import UsageError
+
+NAME = "bids_harmony"
+CONTAINER_VARIABLES = (
+    "IS_DOCKER_8395080871",
+    "APPTAINER_CONTAINER",
+    "SINGULARITY_CONTAINER",
+    "APPTAINER_NAME",
+    "SINGULARITY_NAME",
+)
+
+
+def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
+    """Refuse paths that cannot work, and say which choices are doubtful.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The configuration.
+    old_run : bool
+        Whether ``--run-uuid`` was given, so that ``--reports-only`` means an earlier run.
+
+    Returns
+    -------
+    list of str
+        Warnings.
+
+    Raises
+    ------
+    UsageError
+        Naming the path or the value, and what to do.
+    """
+    _check_inputs(config)
+    warnings = _check_places(config)
+    for path, flag in (
+        (config.output_dir, "The output folder"),
+        (config.work_dir, "The work folder"),
+        (config.bids_database_dir, "--bids-database-dir"),
+    ):
+        if path is not None:
+            _check_writable(path, flag)
+    if not re.fullmatch(r"\w[\w.-]*", config.run_uuid):
+        raise UsageError(
+            f"--run-uuid '{config.run_uuid}' cannot name a folder.",
+            "Use letters, digits, '-', '_' and '.'.",
+        )
+    if config.reports_only and old_run and not config.log_dir.is_dir():
+        raise UsageError(f"There is no earlier run {config.log_dir}.", "Correct --run-uuid.")
+    if config.omp_nthreads > config.nprocs:
+        warnings.append(
+            f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}: "
+            "processes will compete for CPUs."
+        )
+    return warnings
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """See that what is to be read is there."""
+    _exists(config.bids_dir, "The dataset", folder=True)
+    _exists(config.template, "--template", folder=False)
+    _exists(config.use_plugin, "--use-plugin", folder=False)
+    _exists(config.atlas_dir, "--atlas-dir", folder=True)
+    if config.skull_strip == "multi-atlas" and config.atlas_dir is None:
+        raise UsageError(
+            "--skull-strip multi-atlas needs atlases.",
+            "Give --atlas-dir a folder of T1w images with brain masks.",
+        )
+    if config.bundle not in ("default", "none"):
+        _exists(Path(config.bundle), "--bundle", folder=True)
+    for name, path in config.derivatives.items():
+        _exists(path, f"--derivatives {name}", folder=True)
+        if not any(path.glob("sub-*/")):
+            inside = sorted({p.parent.name for p in path.glob("*/sub-*/")})
+            raise UsageError(
+                f"--derivatives {path} holds no sub-* folder.",
+                f"Name one pipeline of it, such as {inside[0]}={path / inside[0]}."
+                if inside
+                else "Give the root of a derivatives dataset.",
+            )
+
+
+def _check_places(config: RunConfig) -> list[str]:
+    """See that nothing is written where it does harm."""
+    bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
+    suggestion = config.bids_dir / "derivatives" / NAME
+    if out == bids:
+        raise UsageError("The output folder is the dataset.", f"Use {suggestion}, for example.")
+    if bids in out.parents and out.relative_to(bids).parts[0] != "derivatives":
+        raise UsageError(
+            f"The output folder {config.output_dir} is among the raw data.",
+            f"Use {suggestion}, for example.",
+        )
+    if out == bids / "derivatives":
+        raise UsageError(
+            "The output folder is where derivatives of all programs lie.",
+            f"Give it a folder of its own, for example {suggestion}.",
+        )
+    if work == bids or bids in work.parents:
+        raise UsageError(
+            f"The work folder {config.work_dir} is inside the dataset.",
+            "Give another with --work-dir.",
+        )
+    if work == out or work in bids.parents or work in out.parents:
+        raise UsageError(
+            f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
+            "Give --work-dir a folder of its own.",
+        )
+    _check_other_dataset(config.output_dir)
+    warnings = []
+    if out in work.parents:
+        warnings.append("The work folder is inside the output folder, which BIDS does not allow.")
+    if bids in out.parents and NAME not in out.name:
+        warnings.append(f"BIDS asks that {out.name}, inside the dataset, contain '{NAME}'.")
+    return warnings
+
+
+def _check_other_dataset(output_dir: Path) -> None:
+    """Refuse to write into a raw dataset or another program's derivatives."""
+    try:
+        content = json.loads((output_dir / "dataset_description.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if not isinstance(content, dict):
+        return
+    makers = content.get("GeneratedBy")
+    names = [m.get("Name") for m in makers if isinstance(m, dict)] if makers else []
+    if content.get("DatasetType", "raw") == "raw" or (names and NAME not in names):
+        what = f"the derivatives of {names[0]}" if names else "a raw dataset"
+        raise UsageError(
+            f"The output folder {output_dir} holds {what}.", "Give an output folder of its own."
+        )
+
+
+def _exists(path: Path | None, what: str, *, folder: bool) -> None:
+    if path is None:
+        return
+    if not path.exists():
+        raise UsageError(f"{what} does not exist: {path}.", f"Correct the path.{_hint()}")
+    if path.is_dir() != folder:
+        kind = "folder" if folder else "file"
+        raise UsageError(f"{what} is not a {kind}: {path}.", f"Give a {kind}.")
+
+
+def _hint() -> str:
+    if any(name in os.environ for name in CONTAINER_VARIABLES):
+        return (
+            " In a container only mounted folders are seen: bind it "
+            "(docker -v HOST:CONTAINER, apptainer -B HOST:CONTAINER)."
+        )
+    return ""
+
+
+def _check_writable(path: Path, what: str) -> None:
+    """See that a folder can be written, or made where it will be."""
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UsageError(f"{what} {path} cannot be made: {there} is not a folder.", "Move it.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{what} {path} cannot be written: no permission for {there}.",
+            f"Change its permissions or give another folder.{_hint()}",
+        )

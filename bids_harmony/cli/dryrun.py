@@ -1,0 +1,165 @@
+"""``--dry-run``: every scan, what would be done with it, and why any is left out."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_harmony import __version__
+from bids_harmony.bids import Inventory, Scan
+from bids_harmony.config import RunConfig
+from bids_harmony.contract import Contract
+
+STRIPPING = {
+    "deepbet": "deepbet",
+    "multi-atlas": "multi-atlas label fusion",
+    "bet": "FSL bet",
+    "skip": "none: the scan's own background",
+}
+REGISTERING = {"ants": "antspyx", "flirt": "FSL flirt"}
+PROGRAMS = frozenset({"bet", "flirt"})
+
+
+def render(inventory: Inventory, config: RunConfig) -> str:
+    """Write what a run would do; nothing is computed or written.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        What :func:`bids_harmony.bids.find_scans` found.
+    config : RunConfig
+        The run's options.
+
+    Returns
+    -------
+    str
+        The plan, one line per scan, one per thing left out, warnings, and the sums at the end,
+        where they are read first.
+
+    Raises
+    ------
+    BundleError
+        When the bundle cannot be used: the run would fail in the same way.
+    """
+    rows = [_row(scan, config) for scan in inventory.scans]
+    parts = [
+        f"bids_harmony {__version__}, dry run of the {config.level} level: "
+        "nothing is computed, nothing is written.",
+        "\n".join(_table([["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]])),
+        "What would be done with each scan:\n" + "\n".join(_table(_plan(config), indent="  ")),
+        "\n".join(_table([["scan", "site", "age", "sex", "brain mask", "notes"], *rows])),
+    ]
+    if inventory.skipped:
+        left = [[skipped.what, skipped.why] for skipped in inventory.skipped]
+        parts.append("Left out:\n" + "\n".join(_table(left, indent="  ")))
+    if inventory.warnings:
+        parts.append("Warnings:\n" + "\n".join(f"  {note}" for note in inventory.warnings))
+    parts.append(_summary(inventory))
+    return "\n\n".join(parts)
+
+
+def _plan(config: RunConfig) -> list[list[str]]:
+    """Say what the options mean, ``auto`` settled by the bundle."""
+    if config.level == "train":
+        options = config.train
+        return [
+            ["train", f"bundle '{options.model_name}' in {config.output_dir / 'models'}"],
+            ["scans", f"those preprocessed before in {config.output_dir}"],
+            ["reference", options.reference_site or "the site with most scans"],
+            ["targets", ", ".join(options.targets)],
+        ]
+    contract, models = Contract(), "nothing: --bundle none (preprocessing and quality only)"
+    if config.bundle != "none":
+        from bids_harmony.models.bundle import load_bundle
+
+        bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+        contract = bundle.contract
+        targets = ", ".join(sorted(bundle.info["targets"]))
+        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {config.device}"
+    strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
+    register = contract.registration if config.registration == "auto" else config.registration
+    stripping = STRIPPING.get(strip, strip)
+    if config.skull_strip == "auto":
+        stripping += " (auto), unless the scan is stripped already"
+    template = str(config.template or contract.template)
+    absent = [m for m in (strip, register) if m in PROGRAMS and shutil.which(m) is None]
+    notes = [["missing", f"{m} is not on PATH: the run would end with code 127"] for m in absent]
+    return [
+        ["brain mask", stripping],
+        ["registration", f"{REGISTERING.get(register, register)}, 12 dof, to {template} "
+         f"at {contract.resolution} mm"],
+        ["predictions", models],
+        ["images in", "template space" + (", native space" * ("T1w" in config.output_spaces))],
+        ["resources", f"{config.nprocs} processes of {config.omp_nthreads} threads"
+         + (f", {config.mem_gb:g} GB" if config.mem_gb else "")],
+        *notes,
+    ]  # fmt: skip
+
+
+def _row(scan: Scan, config: RunConfig) -> list[str]:
+    """One scan's line."""
+    from bids_harmony.outputs import load_record, scan_file
+
+    pipelines = {path: name for name, path in config.derivatives.items()}
+    notes = list(scan.warnings)
+    if not scan.path.exists():
+        broken = scan.path.is_symlink()
+        notes.insert(0, "not present: run `datalad get`" if broken else "not present any more")
+    elif scan.path.stat().st_size == 0:
+        notes.insert(0, "the file is empty")
+    record = load_record(scan_file(config.output_dir, scan.entities, scan.key, "qc"))
+    if record is not None:
+        failed = record.get("status") == "error"
+        notes.insert(0, "failed before" if failed else "done before, kept if nothing changed")
+    return [
+        scan.key,
+        scan.site + (" (sidecar)" if scan.site_source == "sidecar" else ""),
+        "n/a" if scan.age is None else f"{scan.age:g}",
+        scan.sex or "n/a",
+        "made" if scan.mask is None else pipelines[_root_of(scan.mask, scan)],
+        "; ".join(notes),
+    ]
+
+
+def _root_of(mask: Path, scan: Scan) -> Path:
+    """Derivatives dataset of a mask: ``ROOT/sub-XX/[ses-YY/]anat/FILE``."""
+    return mask.parents[2 + ("session" in scan.entities)]
+
+
+def _summary(inventory: Inventory) -> str:
+    """Count scans, participants, sites and what is missing."""
+    scans = inventory.scans
+    subjects = {scan.entities["subject"] for scan in scans}
+    sites = Counter(scan.site for scan in scans).most_common()
+    shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
+    more = f" and {len(sites) - 10} more" if len(sites) > 10 else ""
+    lines = [
+        f"{_count(len(scans), 'scan')} of {_count(len(subjects), 'participant')} would be "
+        f"processed, {len(inventory.skipped)} left out.",
+        f"Sites: {shown}{more}.",
+    ]
+    without = {
+        "site": sum(scan.site == "unknown" for scan in scans),
+        "age": sum(scan.age is None for scan in scans),
+        "sex": sum(scan.sex is None for scan in scans),
+    }
+    if lacking := ", ".join(f"{n} without {what}" for what, n in without.items() if n):
+        lines.append(f"Of these scans: {lacking}.")
+    if warned := sum(bool(scan.warnings) for scan in scans):
+        lines.append(f"{_count(warned, 'scan')} with warnings about their tables or sidecars.")
+    return "\n".join(lines)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Align columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

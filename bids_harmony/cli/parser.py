@@ -1,0 +1,180 @@
+"""The command line: how what was written becomes a :class:`RunConfig`.
+
+Nothing heavy is imported, so ``--help`` and wrong arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bids_harmony.cli.checks import check_config
+from bids_harmony.cli.options import (
+    AVAILABLE,
+    FORM,
+    PROGRAM,
+    ArgumentSyntaxError,
+    build_parser,
+    parse_path,
+)
+from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
+from bids_harmony.errors import UsageError
+from bids_harmony.training.config import TrainOptions
+
+__all__ = ["build_parser", "parse_args"]
+
+
+def parse_args(argv: Sequence[str]) -> RunConfig:
+    """Turn the arguments into a checked configuration; nothing is read but what they name.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments without the program's name.
+
+    Returns
+    -------
+    RunConfig
+
+    Raises
+    ------
+    UsageError
+        For anything wrong with an argument, in one sentence of cause and one of remedy.
+    SystemExit
+        With 0, for ``--help`` and ``--version``.
+    """
+    parser = build_parser()
+    try:
+        given = vars(parser.parse_args(list(argv)))
+    except ArgumentSyntaxError as error:
+        raise _explain(str(error), list(argv), parser) from None
+    options = _reused(given.pop("config_file", None))
+    trained: dict[str, Any] = {
+        name.removeprefix("train_"): given.pop(name)
+        for name in list(given)
+        if name.startswith("train_")
+    }
+    if trained and given["level"] in LEVELS and given["level"] != "train":
+        name = next(iter(trained)).replace("_", "-")
+        raise UsageError(f"--{name} is an option of the train level.", "Leave it out.")
+    options |= {
+        name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
+    }
+    if (level := options["level"]) in LEVELS and level not in AVAILABLE:
+        raise UsageError(
+            f"The {level} level is not part of this version.",
+            f"Levels that are: {', '.join(AVAILABLE)}.",
+        )
+    if filter_file := options.pop("bids_filter_file", None):
+        from bids_harmony.bids_filters import read_filters
+
+        options["bids_filters"] = read_filters(filter_file)
+    if "derivatives" in given:
+        options["derivatives"] = dict(map(_pipeline, given["derivatives"]))
+    if "output_spaces" in given:
+        options["output_spaces"] = _spaces(given["output_spaces"], options.get("template"))
+    nprocs = options.setdefault("nprocs", available_cpus())
+    options.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
+    config = RunConfig(**options)
+    trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
+    config = replace(config, train=replace(config.train, **trained))
+    for warning in check_config(config, old_run="run_uuid" in given):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return config
+
+
+def _labels(values: list[str]) -> tuple[str, ...]:
+    """Take prefixes off, and lists apart that reached us as one word (``01,02``)."""
+    words = [word for value in values for word in re.split(r"[,\s]+", value) if word]
+    return tuple(dict.fromkeys(word.removeprefix("sub-").removeprefix("ses-") for word in words))
+
+
+def _pipeline(text: str) -> tuple[str, Path]:
+    """Split ``NAME=PATH``; a lone path is named by its folder."""
+    match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+    if match and not Path(text).exists():
+        return match[1], parse_path(match[2])
+    path = parse_path(text)
+    return path.name, path
+
+
+def _spaces(values: list[str], template: Path | None) -> tuple[str, ...]:
+    """Translate space labels into ``template`` and ``T1w``."""
+    labels = {"template", TrainOptions().contract.template}
+    if template and (label := re.match(r"tpl-([0-9a-zA-Z]+)", template.name)):
+        labels.add(label[1])
+    native = False
+    for value in values:
+        name = value.partition(":")[0]
+        native |= name in ("T1w", "anat", "native")
+        if name not in labels | {"T1w", "anat", "native"}:
+            raise UsageError(
+                f"--output-spaces {value}: this run has no such space.",
+                f"Choose among {', '.join(sorted(labels))} and T1w.",
+            )
+    return ("template", "T1w") if native else ("template",)
+
+
+def _reused(path: Path | None) -> dict[str, Any]:
+    """Read the options of an earlier run, without what belonged to that run alone."""
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"The configuration {path} cannot be read ({error}).", "") from error
+    options = decode_options(text, f"The configuration {path}")
+    return {name: value for name, value in options.items() if name not in NOT_REUSED}
+
+
+def _explain(message: str, argv: list[str], parser: argparse.ArgumentParser) -> UsageError:
+    """Put argparse's message into one sentence of cause and one of remedy."""
+    if message.startswith("the following arguments are required: "):
+        missing = message.partition(": ")[2]
+        return UsageError(f"Missing: {missing}.", _positionals_first(argv))
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        word = match[1].partition("=")[0]
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = get_close_matches(word, known, n=1)
+        remedy = f"Did you mean {near[0]}?" if near else f"See {PROGRAM} --help."
+        return UsageError(f"Unknown argument: {word}.", remedy)
+    if match := re.match(r"argument (.+): invalid (int|float) value: (.*)", message):
+        kind = "a whole number" if match[2] == "int" else "a number"
+        name = _first_name(match[1])
+        return UsageError(f"{name} {match[3]} is not {kind}.", f"Give {kind}.")
+    if match := re.match(r"argument (.+): (expected .+)", message):
+        return UsageError(
+            f"{_first_name(match[1])}: {match[2]}.", f"See {PROGRAM} --help for what it takes."
+        )
+    return UsageError(f"{message[0].upper()}{message[1:]}.", f"See {PROGRAM} --help.")
+
+
+def _first_name(names: str) -> str:
+    return next((n for n in names.split("/") if n.startswith("--")), names)
+
+
+def _positionals_first(argv: list[str]) -> str:
+    """Write the command with its positionals in front.
+
+    Options that take several values also take the positionals behind them:
+    ``--participant-label 01 /in /out participant`` leaves none.
+    """
+    levels = [i for i, word in enumerate(argv) if word in LEVELS]
+    leading = 0
+    while leading < len(argv) and not argv[leading].startswith("-"):
+        leading += 1
+    if levels and leading < 3:
+        end = levels[-1] + 1
+        start = end - (3 - leading)
+        found = [*argv[:leading], *argv[max(start, 0) : end]]
+        rest = [*argv[leading : max(start, 0)], *argv[end:]]
+        if start > leading and not any(word.startswith("-") for word in found):
+            return f"Put the paths and the level first: {PROGRAM} {shlex.join(found + rest)}"
+    return f"Write: {FORM}"
