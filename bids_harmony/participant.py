@@ -364,11 +364,13 @@ def configure_nipype(workflow: Any, config: RunConfig) -> None:
         for old in list(logger.handlers):
             logger.removeHandler(old)
         logger.propagate = name != "nipype"
-        logger.setLevel(config.log_level)
+        logger.setLevel(min(logging.INFO, config.log_level))
     root = logging.getLogger("nipype")
     root.addHandler(handler)
     if config.verbose:
-        root.addHandler(logging.StreamHandler())
+        console = logging.StreamHandler()
+        console.setLevel(config.log_level)
+        root.addHandler(console)
 
 
 def say(text: str) -> None:

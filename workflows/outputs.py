@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nipype.interfaces import utility as niu
@@ -84,15 +85,18 @@ def init_outputs_wf(
     grid = {
         "space": space,
         "resolution": str(resolution),
-        **_grid_metadata(space, resolution, template),
+        **({} if template is None else {"SpatialReference": Path(template).name}),
     }
     sources: dict[str, Any] = {"Sources": [source_uri]}
     n_sinks = 6 if bundle is None else 8 + native
     written = pe.Node(niu.Merge(n_sinks), name="written", run_without_submitting=True)
 
     def sink(name: str, number: int, **settings: Any) -> pe.Node:
+        is_image = settings["suffix"] != "xfm" and settings.get("datatype") != "figures"
         node = pe.Node(
-            DerivativesDataSink(**common, **settings), name=name, run_without_submitting=True
+            DerivativesDataSink(**common, compress=is_image, **settings),
+            name=name,
+            run_without_submitting=True,
         )
         workflow.connect([(node, written, [("out_file", f"in{number}")])])
         return node
@@ -198,15 +202,6 @@ def _save_json(values: dict[str, Any]) -> str:
     path = Path.cwd() / "predictions.json"
     write_json(path, values)
     return str(path)
-
-
-def _grid_metadata(space: str, resolution: int, template: str | None) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "Resolution": f"{resolution} mm isotropic, on the grid of {space}",
-    }
-    if template is not None:
-        metadata["SpatialReference"] = template
-    return metadata
 
 
 def _template(path: str | None) -> dict[str, Any]:

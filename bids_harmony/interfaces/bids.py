@@ -37,6 +37,9 @@ class DerivativesDataSink(_DerivativesDataSink):
             runtime = super()._run_interface(runtime)
         finally:
             self.inputs.base_directory = str(final)
+        if "Resolution" in self._metadata:
+            # The parent writes that TemplateFlow curates the grid; this one is nilearn's.
+            self._describe_resolution()
         for result in ("out_meta", "out_file"):
             if written := self._results.get(result):
                 paths = [written] if isinstance(written, str) else written
@@ -45,6 +48,15 @@ class DerivativesDataSink(_DerivativesDataSink):
                 ]
         shutil.rmtree(staging)
         return runtime
+
+
+    def _describe_resolution(self) -> None:
+        sidecar = Path(self._results["out_meta"])
+        metadata = json.loads(sidecar.read_text())
+        metadata["Resolution"] = (
+            f"{self.inputs.resolution} mm isotropic, on the grid of {self.inputs.space}"
+        )
+        sidecar.write_text(json.dumps(metadata, sort_keys=True, indent=2))
 
 
 def publish(source: str | Path, target: Path) -> Path:

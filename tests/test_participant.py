@@ -1,0 +1,260 @@
+"""The participant level as users run it: the command on whole datasets, seen from outside."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def harmony(*args: object, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bids_harmony", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ,
+    )
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make two simulated heads of two sites, at 2 mm."""
+    from bids_harmony.simulation.dataset import simulate_dataset
+
+    out = tmp_path_factory.mktemp("sim") / "bids"
+    simulate_dataset(out, n_sites=2, n_subjects=1, seed=5, resolution=2.0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def done(bids: Path) -> tuple[Path, str]:
+    """Process them once."""
+    out = bids.parent / "out"
+    result = harmony(
+        bids, out, "participant", "-w", bids.parent / "work", "--nprocs", 2,
+        "--output-spaces", "T1w",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, result.stdout
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Read every output but the logs, which name the run."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "logs" not in path.relative_to(root).parts
+    }
+
+
+def test_all_outputs_are_there(done: tuple[Path, str]) -> None:
+    out, log = done
+    anat = out / "sub-01" / "anat"
+    space = "sub-01_space-MNI152NLin2009aSym_res-2"
+    assert {p.name for p in anat.iterdir()} == {
+        "sub-01_desc-brain_mask.nii.gz",
+        "sub-01_desc-brain_mask.json",
+        "sub-01_desc-harmonized_T1w.nii.gz",
+        "sub-01_desc-harmonized_T1w.json",
+        "sub-01_desc-harmony_qc.json",
+        "sub-01_desc-harmony_predictions.json",
+        "sub-01_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt",
+        f"{space}_desc-brain_mask.nii.gz",
+        f"{space}_desc-brain_mask.json",
+        f"{space}_desc-preproc_T1w.nii.gz",
+        f"{space}_desc-preproc_T1w.json",
+        f"{space}_desc-harmonized_T1w.nii.gz",
+        f"{space}_desc-harmonized_T1w.json",
+    }
+    assert (out / "sub-01.html").exists()
+    assert (out / "sub-02.html").exists()
+    assert "[2/2]" in log
+    assert "2 done" in log
+    assert not list(out.rglob("*.part"))
+
+
+def test_validator_finds_no_error(done: tuple[Path, str], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    tool = Path(sys.executable).with_name("bids-validator-deno")
+    subprocess.run(
+        [tool, done[0], "--format", "json", "--ignoreWarnings", "-o", report],
+        check=False,
+        capture_output=True,
+    )
+    issues = json.loads(report.read_text())["issues"]["issues"]
+    assert [i for i in issues if i.get("severity") == "error"] == []
+    assert json.loads((done[0] / "dataset_description.json").read_text())["GeneratedBy"]
+
+
+def test_volumes_share_the_template_grid_and_a_zero_background(done: tuple[Path, str]) -> None:
+    from bids_harmony.anat.template import load_template
+
+    anat = done[0] / "sub-01" / "anat"
+    prefix = "sub-01_space-MNI152NLin2009aSym_res-2_desc-"
+    template = load_template(2).t1w
+    for desc in ("preproc", "harmonized"):
+        img = nib.load(anat / f"{prefix}{desc}_T1w.nii.gz")
+        assert img.shape == template.shape
+        np.testing.assert_allclose(img.affine, template.affine)
+        assert int(img.header["sform_code"]) == 4
+        data = np.asarray(img.dataobj)
+        assert np.isfinite(data).all()
+        assert data[0].max() == 0
+        assert 0.7 < np.percentile(data[data > 0], 90) < 1.5
+        sidecar = json.loads((anat / f"{prefix}{desc}_T1w.json").read_text())
+        assert sidecar["SkullStripped"] is True
+        assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+
+
+def test_native_outputs_lie_on_the_raw_grid(done: tuple[Path, str], bids: Path) -> None:
+    raw = nib.load(bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    for name in ("desc-brain_mask", "desc-harmonized_T1w"):
+        img = nib.load(done[0] / "sub-01" / "anat" / f"sub-01_{name}.nii.gz")
+        assert img.shape == raw.shape
+        np.testing.assert_allclose(img.affine, raw.affine, atol=1e-4)
+    truth = next((bids / "derivatives" / "truth" / "sub-01").rglob("*_mask.nii.gz"))
+    mask = np.asarray(
+        nib.load(done[0] / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz").dataobj
+    )
+    expected = np.asarray(nib.load(truth).dataobj) > 0
+    assert 2 * (expected & (mask > 0)).sum() / (expected.sum() + mask.sum()) > 0.93
+
+
+def test_numbers_agree_between_json_and_table(done: tuple[Path, str]) -> None:
+    anat = done[0] / "sub-01" / "anat"
+    predictions = json.loads((anat / "sub-01_desc-harmony_predictions.json").read_text())
+    record = json.loads((anat / "sub-01_desc-harmony_qc.json").read_text())
+    header, row = (done[0] / "sub-01" / "sub-01_scans.tsv").read_text().splitlines()
+    table = dict(zip(header.split("\t"), row.split("\t"), strict=True))
+    assert float(table["brain_age_raw"]) == predictions["brain_age"]["raw"]
+    assert float(table["brain_age_harmonized"]) == predictions["brain_age"]["harmonized"]
+    assert predictions["schizophrenia_probability"]["training_data"].startswith("simulated")
+    assert table["qc_status"] == record["status"]
+    assert record["site"] in table["site"]
+    dictionary = json.loads((done[0] / "scans.json").read_text())
+    assert set(table) == set(dictionary)
+
+
+def test_reports_are_self_contained(done: tuple[Path, str]) -> None:
+    html = (done[0] / "sub-01.html").read_text()
+    assert len(html) < 10_000_000
+    assert 'src="http' not in html
+    assert "simulated" in html
+    assert "data:image/" in html
+
+
+def test_same_command_again_recomputes_nothing(done: tuple[Path, str], bids: Path) -> None:
+    out = done[0]
+    before = tree(out)
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.nii.gz")}
+    result = harmony(
+        bids, out, "participant", "-w", bids.parent / "other_work", "--output-spaces", "T1w"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 kept" in result.stdout
+    assert tree(out) == before
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.nii.gz")} == times
+
+
+def test_another_run_with_one_process_writes_the_same_bytes(
+    done: tuple[Path, str], bids: Path, tmp_path: Path
+) -> None:
+    result = harmony(
+        bids, tmp_path / "out", "participant", "-w", tmp_path / "work", "--nprocs", 1,
+        "--output-spaces", "T1w",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, second = tree(done[0]), tree(tmp_path / "out")
+    assert sorted(first) == sorted(second)
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_bad_scans_are_named_and_good_ones_done(bids: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "bids"
+    shutil.copytree(bids, hostile, ignore=shutil.ignore_patterns("derivatives"))
+    good = (hostile / "sub-01" / "anat" / "sub-01_T1w.nii.gz").read_bytes()
+    img = nib.load(hostile / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    data = img.get_fdata(dtype=np.float32)
+
+    def add(label: str, content: bytes | nib.Nifti1Image | None) -> Path:
+        path = hostile / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            nib.save(content, path)
+        return path
+
+    nan = data.copy()
+    nan[::3] = np.nan
+    absurd = np.diag([1e-4, 1e4, 1, 1])
+    no_forms = nib.Nifti1Image(data, img.affine)
+    no_forms.set_sform(None, 0)
+    no_forms.set_qform(None, 0)
+    add("truncated", good[: len(good) // 2])
+    add("zerobytes", b"")
+    add("fourd", nib.Nifti1Image(np.stack([data, data], -1), img.affine))
+    add("zeros", nib.Nifti1Image(np.zeros_like(data), img.affine))
+    add("nan", nib.Nifti1Image(nan, img.affine))
+    add("twod", nib.Nifti1Image(data[:, :, 40], img.affine))
+    add("link", None).symlink_to("/nowhere/annex/object")
+    add("absurd", nib.Nifti1Image(data, absurd))
+    add("text", gzip.compress(b"this is not an image at all\n" * 100))
+    add("noforms", no_forms)
+    add("not1w", good).rename(hostile / "sub-not1w" / "anat" / "sub-not1w_T2w.nii.gz")
+    (hostile / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Manufacturer": ')
+    (hostile / "participants.tsv").write_bytes(b"participant_id\tage\nsub-01\t30\t?\nsub-\xff\t\n")
+
+    out = tmp_path / "out"
+    result = harmony(
+        hostile, out, "participant", "-w", tmp_path / "work", "--nprocs", 2,
+        "--skip-bids-validation",
+    )  # fmt: skip
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    for label in ("01", "02"):
+        anat = out / f"sub-{label}" / "anat"
+        assert (anat / f"sub-{label}_desc-harmony_predictions.json").exists()
+        record = json.loads((anat / f"sub-{label}_desc-harmony_qc.json").read_text())
+        assert record["status"] in ("pass", "warn")
+    words = {
+        "truncated": "cannot be read", "zerobytes": "cannot be read", "fourd": "3-D",
+        "zeros": "same value", "nan": "NaN", "twod": "3-D", "link": "datalad get",
+        "absurd": "geometry", "text": "cannot be read", "noforms": "sform",
+    }  # fmt: skip
+    table = {line.split()[0]: line for line in result.stdout.splitlines() if "failed  " in line}
+    for label, word in words.items():
+        assert word in table[f"sub-{label}"], result.stdout
+        path = out / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
+        assert word in json.dumps(json.loads(path.read_text())["error"])
+        assert word in (out / f"sub-{label}.html").read_text()
+    assert len(table) == len(words)
+    assert "sub-not1w" in result.stdout
+    assert "participants.tsv" in result.stdout
+
+
+def test_real_stripped_scan_is_recognised(shared_data: Path, tmp_path: Path) -> None:
+    result = harmony(
+        shared_data / "ds002748", tmp_path / "out", "participant", "--participant-label", "01",
+        "-w", tmp_path / "work", "--nprocs", 2,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    anat = tmp_path / "out" / "sub-01" / "anat"
+    record = json.loads((anat / "sub-01_desc-harmony_qc.json").read_text())
+    assert record["mask"]["method"] == "skip"
+    assert record["site"] == "NSK"
+    predictions = json.loads((anat / "sub-01_desc-harmony_predictions.json").read_text())
+    assert 10 < predictions["brain_age"]["harmonized"] < 95

@@ -1,0 +1,89 @@
+"""Graphs for every combination of options are connected and need nothing that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nipype.pipeline.engine.utils import generate_expanded_graph
+
+from bids_harmony.bids import Scan
+from bids_harmony.contract import Contract
+from bids_harmony.workflows.base import init_harmony_wf
+
+
+def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
+    """Build a run's graph and return its nodes."""
+    workflow = init_harmony_wf(
+        scans=scans,
+        facts={scan.key: {"name": scan.key, "age": scan.age, "bundle": {}} for scan in scans},
+        crash_dir=str(tmp_path / "logs"),
+        bids_dir=str(tmp_path),
+        output_dir=str(tmp_path / "out"),
+        contract=Contract(),
+        space="MNI152NLin2009aSym",
+        **settings,
+    )
+    workflow.base_dir = str(tmp_path / "work")
+    return list(generate_expanded_graph(workflow._create_flat_graph()).nodes())
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Scan:
+    path = tmp_path / "sub-01" / "anat" / "sub-01_run-1_T1w.nii.gz"
+    return Scan(path=path, key="sub-01_run-1", entities={"subject": "01", "run": "1"}, age=30.0)
+
+
+@pytest.mark.parametrize("skull_strip", ["auto", "deepbet", "multi-atlas", "bet", "skip"])
+@pytest.mark.parametrize("registration", ["auto", "ants", "flirt"])
+@pytest.mark.parametrize("bundle", [None, "/bundle"])
+@pytest.mark.parametrize("native", [False, True])
+def test_options_make_a_connected_graph(
+    tmp_path: Path,
+    scan: Scan,
+    skull_strip: str,
+    registration: str,
+    bundle: str | None,
+    native: bool,
+) -> None:
+    nodes = build(
+        tmp_path,
+        [scan],
+        skull_strip=skull_strip,
+        registration=registration,
+        bundle=bundle,
+        native=native,
+        atlas_dir=str(tmp_path),
+    )
+    names = {node.name for node in nodes}
+    assert {"check", "normalize", "metrics", "ds_record", "ds_preproc"} <= names
+    assert ("bet" in names) == (skull_strip == "bet")
+    assert ("flirt" in names) == (registration == "flirt")
+    assert ("harmonize" in names) == (bundle is not None)
+    assert ("ds_native" in names) == (native and bundle is not None)
+    assert all(node.mem_gb > 0 for node in nodes)
+    assert all("sub-01" in node.config["execution"]["crashdump_dir"] for node in nodes)
+
+
+def test_a_mask_from_elsewhere_replaces_skull_stripping(tmp_path: Path, scan: Scan) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    mask.touch()
+    with_mask = Scan(path=scan.path, key=scan.key, entities=scan.entities, mask=mask)
+    names = {node.name for node in build(tmp_path, [with_mask])}
+    assert "conform_mask" in names
+    assert "brain_mask" not in names
+
+
+def test_networks_queue_for_the_gpu(tmp_path: Path, scan: Scan) -> None:
+    nodes = build(tmp_path, [scan], bundle="/bundle", device="cuda")
+    assert sorted(node.name for node in nodes if node.is_gpu_node()) == ["harmonize", "predict"]
+
+
+def test_scans_of_one_subject_do_not_share_nodes(tmp_path: Path, scan: Scan) -> None:
+    other = Scan(
+        path=scan.path.with_name("sub-01_run-2_T1w.nii.gz"),
+        key="sub-01_run-2",
+        entities={"subject": "01", "run": "2"},
+    )
+    nodes = build(tmp_path, [scan, other], bundle="/bundle")
+    assert len({node.fullname for node in nodes}) == len(nodes)
