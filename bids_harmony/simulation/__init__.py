@@ -1,1 +1,1 @@
-"""Made-up multi-site BIDS datasets with known truth."""
+"""Made-up heads with known truth, scanned by made-up scanners into BIDS datasets."""

@@ -1,0 +1,132 @@
+"""``bids_harmony-simulate``: a made-up multi-site BIDS dataset with known truth."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_harmony import __version__
+from bids_harmony.errors import EXIT_OK, HarmonyError
+
+#: Heads made at once unless told otherwise, where the machine has the processors.
+MAX_DEFAULT_NPROCS = 8
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="bids_harmony-simulate",
+        description="Write a BIDS dataset of made-up T1w scans from several made-up scanners, "
+        "and its truth (brain masks, volumes, scanners) in derivatives/truth. No person was "
+        "scanned, and the diagnosis is made up.",
+        epilog="Example: bids_harmony-simulate /tmp/heads --sites 3 --subjects 2 --seed 1",
+    )
+    parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    size = parser.add_argument_group("Size")
+    size.add_argument(
+        "--sites", "--n-sites", type=int, default=3, metavar="N", help="number of sites [3]"
+    )
+    size.add_argument(
+        "--subjects",
+        "--n-subjects",
+        type=int,
+        default=2,
+        metavar="M",
+        help="heads per site; with --travelling, heads in all [2]",
+    )
+
+    kind = parser.add_argument_group("What is simulated")
+    kind.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="same seed, same dataset, byte by byte [0]",
+    )
+    kind.add_argument(
+        "--travelling",
+        "--traveling",
+        action="store_true",
+        help="scan the same heads at every site, one session per site",
+    )
+    kind.add_argument(
+        "--resolution",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="no voxel finer than this, 0.8 to 4; small and fast datasets [each site's own]",
+    )
+    kind.add_argument(
+        "--stripped-sites",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="K",
+        help="numbers of the sites that deliver scans without skull [none]",
+    )
+
+    running = parser.add_argument_group("Running")
+    running.add_argument(
+        "--nprocs",
+        type=int,
+        default=min(len(os.sched_getaffinity(0)), MAX_DEFAULT_NPROCS),
+        metavar="P",
+        help="heads made at the same time, about 0.3 GB each [processors, at most 8: %(default)s]",
+    )
+    running.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a simulated dataset in OUT; other derivatives than the truth stay",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        0, or 2 when an argument is wrong.
+    """
+    args = build_parser().parse_args(argv)
+    # Numerical libraries are loaded only once there is something to do.
+    from bids_harmony.simulation.dataset import simulate_dataset
+
+    out: Path = args.output_dir
+    try:
+        simulate_dataset(
+            out,
+            n_sites=args.sites,
+            n_subjects=args.subjects,
+            seed=args.seed,
+            travelling=args.travelling,
+            nprocs=args.nprocs,
+            resolution=args.resolution,
+            stripped_sites=args.stripped_sites,
+            overwrite=args.overwrite,
+            progress=lambda line: print(line, flush=True),
+        )
+    except HarmonyError as error:
+        print(f"bids_harmony-simulate: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("bids_harmony-simulate: stopped; run again with --overwrite.", file=sys.stderr)
+        return 130
+    print(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
+    print(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
