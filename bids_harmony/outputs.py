@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from importlib.resources import files
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +95,9 @@ def scans_dictionary() -> dict[str, Any]:
     }
 
 
-def write_dataset_files(out: Path, bids_dir: Path, raw_doi: str | None = None) -> None:
+def write_dataset_files(out: Path, bids_dir: Path) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it."""
-    source: dict[str, Any] = {"URL": f"doi:{raw_doi}"} if raw_doi else {"URL": "bids::raw"}
+    raw = os.path.relpath(bids_dir, out)
     name = _dataset_name(bids_dir)
     write_json(
         out / "dataset_description.json",
@@ -113,7 +112,8 @@ def write_dataset_files(out: Path, bids_dir: Path, raw_doi: str | None = None) -
                     "Description": "Harmonization of T1w scans to one reference site",
                 }
             ],
-            "SourceDatasets": [source] if raw_doi else [],
+            "SourceDatasets": [{"URL": raw}],
+            "DatasetLinks": {"raw": raw},
             "HowToAcknowledge": f"Please cite the method: {URL}",
         },
     )
@@ -150,25 +150,24 @@ def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Pat
     return folder / "anat" / f"{key}_desc-harmony_{suffix}.json"
 
 
-def write_scans_tables(out: Path, subjects: Iterable[str]) -> None:
-    """Rebuild ``scans.tsv`` of each subject and session from the per-scan JSONs."""
-    for subject in subjects:
-        folders: dict[Path, list[dict[str, str]]] = {}
-        for path in sorted((out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")):
-            row = scans_row(path)
-            folder = path.parent.parent
-            folders.setdefault(folder, [])
-            if row is not None:
-                folders[folder].append(row)
-        for folder, rows in folders.items():
-            stem = f"sub-{subject}" + (f"_{folder.name}" if folder.name.startswith("ses-") else "")
-            table = folder / f"{stem}_scans.tsv"
-            if not rows:
-                table.unlink(missing_ok=True)
-                continue
-            columns = list(scans_dictionary())
-            lines = ["\t".join(columns), *("\t".join(row[c] for c in columns) for row in rows)]
-            write_text(table, "\n".join(lines) + "\n")
+def write_scans_tables(out: Path, subject: str) -> None:
+    """Rebuild ``scans.tsv`` of each of a subject's sessions from the per-scan JSONs."""
+    folders: dict[Path, list[dict[str, str]]] = {}
+    for path in sorted((out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")):
+        row = scans_row(path)
+        folder = path.parent.parent
+        folders.setdefault(folder, [])
+        if row is not None:
+            folders[folder].append(row)
+    for folder, rows in folders.items():
+        stem = f"sub-{subject}" + (f"_{folder.name}" if folder.name.startswith("ses-") else "")
+        table = folder / f"{stem}_scans.tsv"
+        if not rows:
+            table.unlink(missing_ok=True)
+            continue
+        columns = list(scans_dictionary())
+        lines = ["\t".join(columns), *("\t".join(row[c] for c in columns) for row in rows)]
+        write_text(table, "\n".join(lines) + "\n")
 
 
 def scans_row(qc_path: Path) -> dict[str, str] | None:
@@ -205,8 +204,3 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
 def _cell(value: Any) -> str:
     text = "" if value is None else str(value)
     return " ".join(text.split()) or "n/a"
-
-
-def data_file(name: str) -> Path:
-    """Path of a file that travels with the package."""
-    return Path(str(files("bids_harmony.data") / name))

@@ -7,9 +7,8 @@ import logging
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +73,14 @@ def run_participant(config: RunConfig) -> int:
         f"{len(inventory.skipped)} skipped."
     )
     outcomes = [Outcome(s.key, "kept", "done before") for s in kept]
-    try:
-        for chunk in chunks(todo):
-            outcomes += run.process(chunk, facts, done=len(outcomes), total=len(inventory.scans))
-            run.report(chunk)
-    finally:
-        if config.reports_only or not todo:
-            run.report(inventory.scans)
+    for chunk in chunks(todo):
+        outcomes += run.process(chunk, facts, done=len(outcomes), total=len(inventory.scans))
+        run.report(subjects_of(chunk))
+    if config.reports_only:
+        run.report(subjects_of(inventory.scans))
+    else:
+        # A run killed between a scan's record and its report left the report behind.
+        run.report(s for s in subjects_of(kept) if not report_is_new(out, s))
     outcomes += [Outcome(s.what, "skipped", s.why) for s in inventory.skipped]
     print_table(outcomes)
     failed = any(o.status == "failed" for o in outcomes)
@@ -229,7 +229,10 @@ class Run:
         from bids_harmony.workflows.outputs import RECORD_NODE
 
         config = self.config
-        started = time.time()
+        records = {s.key: scan_file(config.output_dir, s.entities, s.key, "qc") for s in scans}
+        for path in records.values():
+            # From here until its new record is written, the scan is not done.
+            path.unlink(missing_ok=True)
         workflow = init_harmony_wf(
             scans=scans,
             facts=facts,
@@ -258,8 +261,13 @@ class Run:
         names = {scan.wf_name: scan.key for scan in scans}
         progress = Progress(names, RECORD_NODE, say, done=done, total=total)
         crashed: Exception | None = None
+        chosen = plugin(config, progress)
         try:
-            workflow.run(**plugin(config, progress))
+            workflow.run(**chosen)
+        except KeyboardInterrupt:
+            if hasattr(chosen["plugin"], "stop"):
+                chosen["plugin"].stop()
+            raise
         except Exception as error:  # noqa: BLE001
             # Nipype raises once at the end for nodes that failed; each has its crash file.
             crashed = error
@@ -270,26 +278,38 @@ class Run:
             raise crashed
         outcomes = []
         for scan in scans:
-            path = scan_file(config.output_dir, scan.entities, scan.key, "qc")
             failure = failures.get(scan.wf_name)
-            if failure is None and path.exists() and path.stat().st_mtime >= started - 2:
+            if records[scan.key].exists():
                 outcomes.append(Outcome(scan.key, "done"))
                 continue
             cause = failure.cause if failure else "The run stopped before this scan was done."
             remedy = failure.remedy if failure else "The same command continues."
             crash = failure.crash_file.name if failure and failure.crash_file else None
-            write_json(path, failed_record(facts[scan.key], cause, remedy, crash))
+            write_json(records[scan.key], failed_record(facts[scan.key], cause, remedy, crash))
             outcomes.append(Outcome(scan.key, "failed", f"{cause} {remedy}"))
         return outcomes
 
-    def report(self, scans: Sequence[Scan]) -> None:
-        """Rebuild the tables and reports of the scans' participants from what is on disk."""
+    def report(self, subjects: Iterable[str]) -> None:
+        """Rebuild the tables and reports of participants from what is on disk."""
         from bids_harmony.reports.participant import write_participant_report
 
-        subjects = sorted({scan.entities["subject"] for scan in scans})
-        write_scans_tables(self.config.output_dir, subjects)
         for subject in subjects:
+            write_scans_tables(self.config.output_dir, subject)
             write_participant_report(self.config.output_dir, subject)
+
+
+def subjects_of(scans: Iterable[Scan]) -> list[str]:
+    """List the participants of some scans."""
+    return sorted({scan.entities["subject"] for scan in scans})
+
+
+def report_is_new(out: Path, subject: str) -> bool:
+    """Tell whether a participant's report was written after all its records."""
+    report = out / f"sub-{subject}.html"
+    records = (out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")
+    return report.exists() and all(
+        record.stat().st_mtime_ns <= report.stat().st_mtime_ns for record in records
+    )
 
 
 def is_complete(out: Path, scan: Scan, facts: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))
         set_environment(config)
+        # What ends a cluster job must end this one as cleanly as the keyboard does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return run_level(config)
     except HarmonyError as error:
         complain(error.cause, error.remedy)
