@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids_filters import matches
-from bids_harmony.bids_index import check_description, index_t1w, list_subjects
+from bids_harmony.bids_index import T1W_NAME, check_description, index_t1w, list_subjects
 from bids_harmony.bids_sidecars import (
     ENTITIES,
     Folders,
@@ -29,7 +29,6 @@ from bids_harmony.errors import NoInputError, UsageError
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-T1W_NAME = re.compile(r"(?P<key>[^/]+)_T1w\.(?i:nii|nii\.gz)")
 _SESSION = re.compile(r"/ses-([^/]+)/anat/[^/]+$")
 #: Images that hold no magnitude.
 NOT_MAGNITUDE = frozenset({"phase", "real", "imag"})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bids import BIDSLayout
 
 INDEX_FILE = "layout_index.sqlite"
+T1W_NAME = re.compile(r"(?P<key>[^/]+)_T1w\.(?i:nii\.gz|nii)")
 
 
 def list_subjects(root: Path) -> list[str]:
@@ -103,26 +104,47 @@ def index_t1w(
     paths : list of pathlib.Path
         Sorted; links need not lead anywhere.
     note : str or None
-        A warning about a saved index that may be out of date.
+        A warning: the saved index may be out of date, or pybids could not index the dataset and
+        its folders were listed instead.
 
     Raises
     ------
     UsageError
         When the saved index cannot be read or is another dataset's.
     """
+    subjects = frozenset(labels)
+    note = None
+    try:
+        paths = _index(root, subjects, database_dir)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        # pybids stops at a dataset_description.json it does not like, even when not validating.
+        why = f"{type(error).__name__}: {error}"
+        note = f"pybids cannot index the dataset ({why}), so its folders were listed instead."
+        folders = [root / f"sub-{label}" for label in subjects or list_subjects(root)]
+        found = (p for f in folders for a in ("anat", "ses-*/anat") for p in f.glob(f"{a}/*"))
+        paths = sorted(path for path in found if T1W_NAME.fullmatch(path.name))
+    else:
+        saved = database_dir / INDEX_FILE if database_dir else None
+        if saved and saved.stat().st_mtime < root.stat().st_mtime:
+            note = f"The saved index {saved} is older than the dataset: delete it to index again."
+    if subjects:
+        paths = [p for p in paths if p.relative_to(root).parts[0].removeprefix("sub-") in subjects]
+    return paths, note
+
+
+def _index(root: Path, subjects: frozenset[str], database_dir: Path | None) -> list[Path]:
+    """Index by pybids, ignoring everything that is not on the way to a T1w image."""
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    subjects = frozenset(labels)
     wanted = "|".join(map(re.escape, sorted(subjects))) if not database_dir else ""
-    # Everything that is not on the way to a T1w image is ignored: pybids then never enters it.
     folder = rf"sub-(?:{wanted or '[^/]+'})"
-    image = r"[^/]+_T1w\.(?i:nii|nii\.gz)"
     indexer = BIDSLayoutIndexer(
         validate=False,
         index_metadata=False,
-        ignore=[re.compile(rf"^/(?!{folder}(?:/ses-[^/]+)?(?:/anat(?:/{image})?)?$)")],
+        ignore=[re.compile(rf"^/(?!{folder}(?:/ses-[^/]+)?(?:/anat(?:/{T1W_NAME.pattern})?)?$)")],
     )
-    note = None
     if database_dir is None:
         layout = BIDSLayout(root, validate=False, indexer=indexer)
     else:
@@ -133,13 +155,8 @@ def index_t1w(
             BIDSLayout(root, validate=False, indexer=indexer, database_path=partial)
             (partial / INDEX_FILE).replace(saved)
             shutil.rmtree(partial)
-        elif saved.stat().st_mtime < root.stat().st_mtime:
-            note = f"The saved index {saved} is older than the dataset: delete it to index again."
         layout = _saved_layout(saved, root)
-    paths = sorted(Path(found.path) for found in layout.get(suffix="T1w"))
-    if subjects:
-        paths = [p for p in paths if p.relative_to(root).parts[0].removeprefix("sub-") in subjects]
-    return paths, note
+    return sorted(Path(found.path) for found in layout.get(suffix="T1w"))
 
 
 def _saved_layout(saved: Path, root: Path) -> BIDSLayout:

@@ -29,7 +29,7 @@ MINIMA = {"nprocs": 1, "omp_nthreads": 1, "n_atlases": 1, "random_seed": 0, "ver
 
 #: What belongs to one call and is not taken over by ``--config-file``.
 NOT_REUSED = frozenset(
-    {"bids_dir", "output_dir", "level", "run_uuid", "dry_run", "reports_only", "boilerplate_only"}
+    {"bids_dir", "output_dir", "level", "run_uuid", "dry_run", "reports_only"}
 )
 
 
@@ -101,8 +101,8 @@ class RunConfig:
         Delete the intermediate files after success.
     run_uuid : str
         Name of the run's folder under ``logs/``.
-    reports_only, boilerplate_only, dry_run : bool
-        Rebuild the reports; write the methods text; list what would be done.
+    reports_only, dry_run : bool
+        Rebuild the reports; list what would be done.
     write_graph, resource_monitor, stop_on_first_crash : bool
         Nipype's options of these names.
     notrack : bool
@@ -154,7 +154,6 @@ class RunConfig:
     # this call
     run_uuid: str = field(default_factory=new_run_uuid)
     reports_only: bool = False
-    boilerplate_only: bool = False
     dry_run: bool = False
     write_graph: bool = False
     resource_monitor: bool = False

@@ -124,7 +124,7 @@ def _row(scan: Scan, config: RunConfig) -> list[str]:
 
 
 def _root_of(mask: Path, scan: Scan) -> Path:
-    """Derivatives dataset of a mask: ``ROOT/sub-XX/[ses-YY/]anat/FILE``."""
+    """Name the derivatives dataset of a mask: ``ROOT/sub-XX/[ses-YY/]anat/FILE``."""
     return mask.parents[2 + ("session" in scan.entities)]
 
 

@@ -297,7 +297,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="list each scan and what would be done with it, and stop",
     )
     _add(group, "--reports-only", action="store_true", help="write the reports again, no more")
-    _add(group, "--boilerplate-only", action="store_true", help="write the methods text, no more")
     _add(
         group,
         "--config-file",

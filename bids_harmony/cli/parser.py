@@ -129,7 +129,9 @@ def _reused(path: Path | None) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"The configuration {path} cannot be read ({error}).", "") from error
+        raise UsageError(
+            f"The configuration {path} cannot be read ({error}).", "Correct the path."
+        ) from error
     options = decode_options(text, f"The configuration {path}")
     return {name: value for name, value in options.items() if name not in NOT_REUSED}
 
@@ -141,23 +143,26 @@ def _explain(message: str, argv: list[str], parser: argparse.ArgumentParser) -> 
         return UsageError(f"Missing: {missing}.", _positionals_first(argv))
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1].partition("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings]
+        known = {
+            n: _first_name(a.option_strings) for a in parser._actions for n in a.option_strings
+        }
         near = get_close_matches(word, known, n=1)
-        remedy = f"Did you mean {near[0]}?" if near else f"See {PROGRAM} --help."
+        remedy = f"Did you mean {known[near[0]]}?" if near else f"See {PROGRAM} --help."
         return UsageError(f"Unknown argument: {word}.", remedy)
     if match := re.match(r"argument (.+): invalid (int|float) value: (.*)", message):
         kind = "a whole number" if match[2] == "int" else "a number"
-        name = _first_name(match[1])
+        name = _first_name(match[1].split("/"))
         return UsageError(f"{name} {match[3]} is not {kind}.", f"Give {kind}.")
     if match := re.match(r"argument (.+): (expected .+)", message):
         return UsageError(
-            f"{_first_name(match[1])}: {match[2]}.", f"See {PROGRAM} --help for what it takes."
+            f"{_first_name(match[1].split('/'))}: {match[2]}.",
+            f"See {PROGRAM} --help for what it takes.",
         )
     return UsageError(f"{message[0].upper()}{message[1:]}.", f"See {PROGRAM} --help.")
 
 
-def _first_name(names: str) -> str:
-    return next((n for n in names.split("/") if n.startswith("--")), names)
+def _first_name(names: Sequence[str]) -> str:
+    return next((name for name in names if name.startswith("--")), names[0])
 
 
 def _positionals_first(argv: list[str]) -> str:
@@ -173,8 +178,9 @@ def _positionals_first(argv: list[str]) -> str:
     if levels and leading < 3:
         end = levels[-1] + 1
         start = end - (3 - leading)
-        found = [*argv[:leading], *argv[max(start, 0) : end]]
-        rest = [*argv[leading : max(start, 0)], *argv[end:]]
-        if start > leading and not any(word.startswith("-") for word in found):
+        found = [*argv[:leading], *argv[start:end]]
+        rest = [*argv[leading:start], *argv[end:]]
+        # Not where the first of them would be an option's only value.
+        if start > leading and not any(w.startswith("-") for w in [*found, argv[start - 1]]):
             return f"Put the paths and the level first: {PROGRAM} {shlex.join(found + rest)}"
     return f"Write: {FORM}"
