@@ -12,6 +12,11 @@ from bids_harmony.errors import ScanError
 
 #: Scaled values are cut here: white matter is 1, vessels and stray fat can be far brighter.
 MAX_SCALED = 2.0
+#: Where between fluid (0) and grey matter (1) a voxel stops being peeled. On the scans the
+#: default bundle was trained on, 0.5 dug deeper sulci the sharper the scan (kept 1703 against
+#: 1666 and 1621 ml under age 50) and blurred the relation of what is kept to age (r -0.43);
+#: 0.15 kept 1808, 1800 and 1751 ml (r -0.51).
+PEEL_LEVEL = 0.15
 #: Fewer brain voxels than this cannot be a brain on any grid in use.
 MIN_VOXELS = 1000
 
@@ -62,7 +67,8 @@ def normalize(
     centres = tissue_centres(data[given])
     used = given
     if contract.peel_mm > 0:
-        used = peel(data, given, float(centres[:2].mean()), contract.peel_mm / zoom_mm)
+        fluid = float(centres[0] + PEEL_LEVEL * (centres[1] - centres[0]))
+        used = peel(data, given, fluid, contract.peel_mm / zoom_mm)
     if used.sum() >= MIN_VOXELS:
         centres = tissue_centres(data[used])
     divisor = float(centres[2])
