@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids_filters import matches
+from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_index import T1W_NAME, check_description, index_t1w, list_subjects
 from bids_harmony.bids_sidecars import (
     ENTITIES,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _SESSION = re.compile(r"/ses-([^/]+)/anat/[^/]+$")
 #: Images that hold no magnitude.
-NOT_MAGNITUDE = frozenset({"phase", "real", "imag"})
+NOT_MAGNITUDE = ("phase", "real", "imag")
+PARTS = (None, "mag", *NOT_MAGNITUDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,8 @@ def find_scans(config: RunConfig) -> Inventory:
     with_scans = {entities["sub"] for _, entities in kept}
     for label in subjects:
         if label not in with_scans:
-            skipped.append(Skipped(f"sub-{label}", _why_none(root / f"sub-{label}", config)))
+            why = _why_none(root / f"sub-{label}", config)
+            skipped.append(Skipped(_printable(f"sub-{label}"), why))
     return Inventory(tuple(scans), tuple(skipped), (*warnings, *notes))
 
 
@@ -177,7 +179,7 @@ def _select(
     skipped = []
     # foo.nii.gz before foo.nii, so that the compressed one of two is the one that is used.
     for path in sorted(paths, key=lambda p: (str(p.parent), p.name.lower() + "~")):
-        what = path.relative_to(root).as_posix()
+        what = _printable(path.relative_to(root).as_posix())
         folders = re.fullmatch(r"sub-([^/]+)(?:/ses-([^/]+))?/anat/[^/]+", what)
         name = T1W_NAME.fullmatch(path.name)
         if not folders or not name:
@@ -189,6 +191,10 @@ def _select(
             continue
         if unknown := [e for e in entities if e not in ENTITIES]:
             skipped.append(Skipped(what, f"T1w names have no '{unknown[0]}-' in BIDS"))
+        elif wrong := [e for e in NUMBERED if not entities.get(e, "0").isdigit()]:
+            skipped.append(Skipped(what, f"its {wrong[0]}- is not a number"))
+        elif entities.get("part") not in PARTS:
+            skipped.append(Skipped(what, f"part- is one of {', '.join(filter(None, PARTS))}"))
         elif (entities.get("sub"), entities.get("ses")) != folders.groups():
             skipped.append(Skipped(what, "its name and its folders name different sub- or ses-"))
         elif (
@@ -275,6 +281,11 @@ def _describe_all(
             f"No *_desc-brain_mask.nii.gz in native space was found for any scan in {names}."
         )
     return scans, general
+
+
+def _printable(name: str) -> str:
+    """Make a file name that is not UTF-8 fit for a table or a report."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _why_none(folder: Path, config: RunConfig) -> str:

@@ -19,7 +19,7 @@ QUERIES = (
 #: What is fixed here, and may be repeated in a filter.
 FIXED = {"suffix": "T1w", "datatype": "anat"}
 #: Entities whose labels are numbers, so that ``1`` means ``01`` too.
-NUMBERED = frozenset({"run", "echo", "chunk"})
+NUMBERED = ("run", "echo", "chunk")
 _QUERY = re.compile(r"<?Query\.(NONE|ANY|REQUIRED|OPTIONAL)\b.*")
 _LONG = {**ENTITIES, **{name: name for name in ENTITIES.values()}, "extension": "extension"}
 

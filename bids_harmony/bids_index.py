@@ -120,7 +120,9 @@ def index_t1w(
         raise
     except Exception as error:  # noqa: BLE001
         # pybids stops at a dataset_description.json it does not like, even when not validating.
-        why = f"{type(error).__name__}: {error}"
+        # SQLAlchemy's messages go on for pages, and quote names that need not be UTF-8.
+        first = (str(error).splitlines() or [""])[0][:200]
+        why = f"{type(error).__name__}: {first}".encode("utf-8", "backslashreplace").decode()
         note = f"pybids cannot index the dataset ({why}), so its folders were listed instead."
         folders = [root / f"sub-{label}" for label in subjects or list_subjects(root)]
         found = (p for f in folders for a in ("anat", "ses-*/anat") for p in f.glob(f"{a}/*"))

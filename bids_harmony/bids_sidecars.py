@@ -137,7 +137,16 @@ def read_sidecars(path: Path, root: Path, folders: Folders) -> tuple[dict[str, A
                 warnings.append(f"{where} cannot be read ({content}): its metadata is not used.")
             else:
                 merged.update(content)
-    return {fact: merged[fact] for fact in FACTS if merged.get(fact) is not None}, warnings
+    return {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}, warnings
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is there and can be written into JSON (NaN and the like cannot)."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return False
+    return value is not None
 
 
 def site_label(facts: Mapping[str, Any]) -> str | None:

@@ -134,6 +134,50 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     assert "datalad" in why["sub-04"]
 
 
+def test_labels_that_output_names_would_lose(root: Path) -> None:
+    """pybids and niworkflows drop ``run-a``: two such scans would share their outputs."""
+    for name in ("run-a", "run-b", "echo-x", "chunk-1a", "part-foo"):
+        write(root, f"sub-01/anat/sub-01_{name}_T1w.nii.gz")
+    inventory = find(root)
+    assert keys(inventory) == ["sub-01", "sub-02"]
+    assert len(inventory.skipped) == 5
+    assert {s.why for s in inventory.skipped} == {
+        "its run- is not a number",
+        "its echo- is not a number",
+        "its chunk- is not a number",
+        "part- is one of mag, phase, real, imag",
+    }
+
+
+def test_names_that_are_not_utf8_can_be_printed(root: Path) -> None:
+    folder = os.fsencode(root) + b"/sub-01/anat/"
+    Path(os.fsdecode(folder + b"sub-01_acq-\xff_T1w.nii.gz")).touch()
+    Path(os.fsdecode(os.fsencode(root) + b"/sub-\xfe")).mkdir()
+    inventory = find(root)
+    assert keys(inventory) == ["sub-01", "sub-02"]
+    assert len(inventory.skipped) == 2
+    for text in (*(s.what + s.why for s in inventory.skipped), *inventory.warnings):
+        assert text.encode()
+
+
+def test_other_subjects_are_not_looked_into(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    write(root, "sub-01/func/sub-01_bold.nii.gz")
+    write(root, "sub-01/anat/deeper/sub-01_T1w.nii.gz")
+    write(root, "derivatives/a/sub-01/anat/sub-01_T1w.nii.gz")
+    listed = set()
+    plain = LocalFileSystem.ls
+
+    def ls(self: object, path: str, *args: object, **kwargs: object) -> object:
+        listed.add(Path(path))
+        return plain(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert keys(find(root, participant_label=("01",))) == ["sub-01"]
+    assert listed == {root, root / "sub-01", root / "sub-01/anat"}
+
+
 def test_broken_links_are_listed_so_that_the_check_names_them(root: Path) -> None:
     link = root / "sub-03/anat/sub-03_T1w.nii.gz"
     link.parent.mkdir(parents=True)
@@ -196,7 +240,7 @@ def test_wrong_folders_get_a_hint(root: Path) -> None:
 
 # ---------------------------------------------------------------- names never collide
 
-LABEL = st.text("0123456789abcXYZ", min_size=1, max_size=4)
+LABEL = st.text("0123456789abcXYZ+", min_size=1, max_size=4)
 NUMBER = st.from_regex(r"[0-9]{1,3}", fullmatch=True)
 NAMES = st.fixed_dictionaries(
     {"sub": LABEL},
@@ -372,6 +416,8 @@ def test_malformed_sidecar_concerns_its_scans_only(root: Path) -> None:
     assert bad.site == "unknown"
     assert (good.site, good.site_source, good.warnings) == ("GE", "sidecar", ())
     assert good.metadata == {"Manufacturer": "GE", "EchoTime": 0.003}
+    write(root, "sub-02/anat/sub-02_T1w.json", '{"EchoTime": NaN, "Manufacturer": "\\ud800"}')
+    assert find(root).scans[1].metadata == {}
     write(root, "T1w.json", "[1, 2]")
     assert all("T1w.json" in scan.warnings[0] for scan in find(root).scans)
 
