@@ -187,7 +187,7 @@ def _select(
         try:
             entities = parse_entities(name["key"])
         except ValueError as error:
-            skipped.append(Skipped(what, f"its name is not BIDS: '{error}'"))
+            skipped.append(Skipped(what, f"its name is not BIDS: '{_printable(str(error))}'"))
             continue
         if unknown := [e for e in entities if e not in ENTITIES]:
             skipped.append(Skipped(what, f"T1w names have no '{unknown[0]}-' in BIDS"))

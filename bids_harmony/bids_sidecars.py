@@ -47,10 +47,10 @@ def parse_entities(key: str) -> dict[str, str]:
     """
     entities: dict[str, str] = {}
     for part in key.split("_"):
-        name, dash, label = part.partition("-")
-        if not dash or not re.fullmatch(r"[0-9a-zA-Z+]+", label) or name in entities:
+        match = re.fullmatch(r"([0-9a-zA-Z]+)-([0-9a-zA-Z+]+)", part)
+        if not match or match[1] in entities:
             raise ValueError(part)
-        entities[name] = label
+        entities[match[1]] = match[2]
     return entities
 
 
