@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Channels of a generator's input: the slice below, the slice, the slice above, mask, height.
-INPUT_CHANNELS = 5
+#: Channels of a generator's input: slice, mask, height.
+INPUT_CHANNELS = 3
 #: Largest change of intensity a generator can make (white matter is 1).
 MAX_RESIDUAL = 0.6
 
@@ -78,7 +78,7 @@ class Generator(nn.Module):
         Parameters
         ----------
         x : torch.Tensor
-            (batch, 5, rows, columns), see :data:`INPUT_CHANNELS`.
+            (batch, 3, rows, columns), see :data:`INPUT_CHANNELS`.
         site : torch.Tensor, optional
             (batch,) site numbers, for the backward map.
 
@@ -97,8 +97,8 @@ class Generator(nn.Module):
             h = block(torch.cat([h, skip], dim=1), code)
         change = F.pixel_shuffle(self.head(h).float(), 2)
         change = MAX_RESIDUAL * torch.tanh(change / MAX_RESIDUAL)
-        centre, mask = x[:, 1:2].float(), x[:, 3:4].float()
-        return torch.relu(centre + change) * mask
+        image, mask = x[:, :1].float(), x[:, 1:2].float()
+        return torch.relu(image + change) * mask
 
 
 class Discriminator(nn.Module):
@@ -115,7 +115,6 @@ class Discriminator(nn.Module):
     def __init__(self, width: int, n_sites: int) -> None:
         super().__init__()
         norm = nn.utils.parametrizations.spectral_norm
-        # Slice, mask and height: the height lets it compare like with like.
         self.layers = nn.ModuleList(
             [
                 norm(nn.Conv2d(3, width, 4, 2, 1)),
@@ -125,9 +124,9 @@ class Discriminator(nn.Module):
         )
         self.head = nn.Conv2d(4 * width, n_sites, 3, 1, 1)
 
-    def forward(self, image: Tensor, mask: Tensor, height: Tensor) -> Tensor:
-        """Score patches of (batch, 1, rows, columns) slices; (batch, sites, r, c)."""
-        h = torch.cat([image, mask, height], dim=1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Score patches of (batch, 3, rows, columns) inputs; (batch, sites, r, c)."""
+        h = x
         for layer in self.layers:
             h = F.leaky_relu(layer(h), 0.2)
         scores: Tensor = self.head(h)

@@ -74,13 +74,10 @@ def generator_input(stack: np.ndarray, mask: np.ndarray, heights: np.ndarray) ->
     Returns
     -------
     numpy.ndarray
-        float32 (slices, 5, rows, columns): slice below, slice, slice above, mask, height.
-        Beyond the stack's ends the end slice is repeated.
+        float32 (slices, 3, rows, columns): intensities, mask, height.
     """
-    below = np.concatenate([stack[:1], stack[:-1]])
-    above = np.concatenate([stack[1:], stack[-1:]])
     height = np.broadcast_to(scaled_height(heights)[:, None, None], stack.shape)
-    return np.stack([below, stack, above, mask, height], axis=1).astype(np.float32)
+    return np.stack([stack, mask, height], axis=1).astype(np.float32)
 
 
 def predictor_input(stack: np.ndarray, heights: np.ndarray) -> np.ndarray:
