@@ -97,7 +97,9 @@ def _summaries(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str
 def reference_range(summary: Mapping[str, float]) -> tuple[float, float]:
     """Range of values that are not remarked upon: 1st to 99th percentile with some slack."""
     slack = SLACK_SD * MAD_TO_SD * summary["mad"]
-    return summary["p1"] - slack, summary["p99"] + slack
+    low = summary["p1"] - slack
+    # What is never negative has no negative lower end.
+    return max(low, 0.0) if summary["p1"] >= 0 else low, summary["p99"] + slack
 
 
 def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | None) -> Verdict:
@@ -132,13 +134,19 @@ def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | No
         above = value > high and facts["Direction"] != "higher is better"
         if below or above:
             side = "below" if below else "above"
-            unit = f" {facts['Units']}" if facts["Units"] in SPOKEN_UNITS else ""
+            unit = spoken_unit(name)
             reasons.append(
                 f"{facts['LongName']} {readable(value)}{unit} is {side} the reference range "
                 f"{readable(low)} to {readable(high)}{unit}"
             )
             flagged.append(name)
     return Verdict("warn" if reasons else "pass", tuple(reasons), tuple(flagged))
+
+
+def spoken_unit(name: str) -> str:
+    """Give the unit to write behind a metric's value; ratios have none."""
+    unit = dictionary()[name]["Units"]
+    return f" {unit}" if unit in SPOKEN_UNITS else ""
 
 
 def readable(value: float) -> str:
