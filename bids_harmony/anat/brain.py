@@ -43,8 +43,13 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
     ScanError
         When deepbet finds no brain.
     """
+    import torch
+
     engine = _deepbet()
     data = np.asarray(img.dataobj, dtype=np.float32)
+    n_threads = torch.get_num_threads()
+    # More threads sum in another order, which moves a voxel of the mask now and then.
+    torch.set_num_threads(1)
     try:
         mask = engine.postprocess(engine.run_model(data.copy()) > 0.5)
     except (AssertionError, ValueError) as error:
@@ -52,6 +57,8 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
             "deepbet found no brain in the scan.",
             "Look at the scan: is it a whole-head T1w? Otherwise try --skull-strip multi-atlas.",
         ) from error
+    finally:
+        torch.set_num_threads(n_threads)
     return np.asarray(mask, dtype=bool)
 
 
