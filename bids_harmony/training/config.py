@@ -74,6 +74,8 @@ class TrainScan:
         Preprocessed volume and brain mask on the template grid.
     age : float or None
         In years.
+    metrics : dict
+        QC metrics of the scan, empty when there are none.
     """
 
     subject: str
@@ -81,3 +83,4 @@ class TrainScan:
     t1w: Path
     mask: Path
     age: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
