@@ -237,6 +237,7 @@ class Run:
             scans=scans,
             facts=facts,
             crash_dir=str(config.log_dir),
+            execution=nipype_settings(config),
             bids_dir=str(config.bids_dir),
             output_dir=str(config.output_dir),
             contract=self.contract,
@@ -255,7 +256,8 @@ class Run:
             omp_nthreads=config.omp_nthreads,
         )
         workflow.base_dir = str(config.work_dir)
-        configure_nipype(workflow, config)
+        workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
+        start_log(config)
         if config.write_graph:
             workflow.write_graph(graph2use="colored", format="svg", simple_form=True)
         names = {scan.wf_name: scan.key for scan in scans}
@@ -365,17 +367,20 @@ def plugin(config: RunConfig, progress: Any) -> dict[str, Any]:
     return {"plugin": SurvivingMultiProcPlugin(plugin_args=args)}
 
 
-def configure_nipype(workflow: Any, config: RunConfig) -> None:
-    """Keep nipype's own messages in the run's log, and its checks by content."""
-    workflow.config["execution"].update(
-        crashfile_format="txt",
-        hash_method="content",
-        poll_sleep_duration="0.05",
-        stop_on_first_crash=str(config.stop_on_first_crash).lower(),
-        check_version="false",
-        create_report="false",
-    )
-    workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
+def nipype_settings(config: RunConfig) -> dict[str, str]:
+    """Nipype's ``execution`` settings: readable crash files, checks by content, quick polling."""
+    return {
+        "crashfile_format": "txt",
+        "hash_method": "content",
+        "poll_sleep_duration": "0.05",
+        "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
+        "check_version": "false",
+        "create_report": "false",
+    }
+
+
+def start_log(config: RunConfig) -> None:
+    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
     config.log_dir.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(config.log_dir / "execution.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))

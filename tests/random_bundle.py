@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.networks import Generator, SliceNetwork
+from bids_harmony.qc.harmonization import brain_histogram
 
 BOX = [[9, 89], [11, 107]]
 
@@ -72,5 +74,6 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "licences": [],
         "intended_use": "Tests.",
     }
-    reference = {"metrics": {}, "histograms": {"REF": {"edges": [0.0, 1.0], "density": [1.0]}}}
+    flat = brain_histogram(np.linspace(0, 1, 64).reshape(4, 4, 4), np.ones((4, 4, 4), bool))
+    reference = {"metrics": {}, "histograms": {"REF": flat}}
     return write_bundle(out, info, networks, {"qc_reference.json": reference})

@@ -24,6 +24,7 @@ def init_harmony_wf(
     scans: Sequence[Scan],
     facts: dict[str, dict[str, Any]],
     crash_dir: str,
+    execution: dict[str, str] | None = None,
     name: str = "harmony_wf",
     **settings: Any,
 ) -> pe.Workflow:
@@ -37,17 +38,19 @@ def init_harmony_wf(
         By scan key, what goes into the scan's record.
     crash_dir : str
         Crash files go to a folder per subject below it.
+    execution : dict, optional
+        Nipype's ``execution`` settings, for the workflow and each of its nodes.
     name : str
         Name of the workflow, and of its folder in the work directory.
     **settings
         Passed to :func:`init_scan_wf`.
     """
     workflow = pe.Workflow(name=name)
+    workflow.config["execution"].update(execution or {})
     for scan in scans:
         scan_wf = init_scan_wf(scan=scan, facts=facts[scan.key], **settings)
-        scan_wf.config["execution"]["crashdump_dir"] = str(
-            Path(crash_dir) / f"sub-{scan.entities['subject']}"
-        )
+        crashes = Path(crash_dir) / f"sub-{scan.entities['subject']}"
+        scan_wf.config["execution"].update(execution or {}, crashdump_dir=str(crashes))
         for node in scan_wf._get_all_nodes():
             node.config = deepcopy(scan_wf.config)
         workflow.add_nodes([scan_wf])

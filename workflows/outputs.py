@@ -10,7 +10,7 @@ from nipype.pipeline import engine as pe
 
 from bids_harmony.interfaces.anat import RestoreOrientation
 from bids_harmony.interfaces.bids import DerivativesDataSink
-from bids_harmony.interfaces.record import WriteRecord
+from bids_harmony.interfaces.record import SavePredictions, WriteRecord
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure, ScanFigures
 
 RECORD_NODE = "ds_record"
@@ -158,9 +158,7 @@ def init_outputs_wf(
         "ds_harmonized", 8, desc="harmonized", suffix="T1w", SkullStripped=True,
         **grid, **sources, **model,
     )  # fmt: skip
-    save_predictions = pe.Node(
-        niu.Function(function=_save_json, output_names=["out_file"]), name="save_predictions"
-    )
+    save_predictions = pe.Node(SavePredictions(), name="save_predictions")
     ds_predictions = pe.Node(
         DerivativesDataSink(**common, desc="harmony", suffix="predictions"),
         name="ds_predictions",
@@ -176,7 +174,7 @@ def init_outputs_wf(
         ]),
         (figures, ds_figures, [("out_files", "in_file"), ("descs", "desc")]),
         (inputnode, ds_harmonized, [("harmonized", "in_file")]),
-        (inputnode, save_predictions, [("predictions", "values")]),
+        (inputnode, save_predictions, [("predictions", "predictions")]),
         (save_predictions, ds_predictions, [("out_file", "in_file")]),
         (ds_predictions, record, [("out_file", "predictions_file")]),
     ])  # fmt: skip
@@ -192,16 +190,6 @@ def init_outputs_wf(
             (restore_harmonized, ds_native, [("out_file", "in_file")]),
         ])  # fmt: skip
     return workflow
-
-
-def _save_json(values: dict[str, Any]) -> str:
-    from pathlib import Path
-
-    from bids_harmony.files import write_json
-
-    path = Path.cwd() / "predictions.json"
-    write_json(path, values)
-    return str(path)
 
 
 def _template(path: str | None) -> dict[str, Any]:

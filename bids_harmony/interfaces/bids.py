@@ -49,7 +49,6 @@ class DerivativesDataSink(_DerivativesDataSink):
         shutil.rmtree(staging)
         return runtime
 
-
     def _describe_resolution(self) -> None:
         sidecar = Path(self._results["out_meta"])
         metadata = json.loads(sidecar.read_text())

@@ -67,3 +67,20 @@ class WriteRecord(SimpleInterface):
         write_json(out, record)
         self._results["out_file"] = str(out)
         return runtime
+
+
+class _SavePredictionsInputSpec(BaseInterfaceInputSpec):
+    predictions = traits.Dict(mandatory=True)
+
+
+class SavePredictions(SimpleInterface):
+    """Write a scan's predictions as JSON."""
+
+    input_spec = _SavePredictionsInputSpec
+    output_spec = _WriteRecordOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        out = Path(runtime.cwd) / "predictions.json"
+        write_json(out, self.inputs.predictions)
+        self._results["out_file"] = str(out)
+        return runtime
