@@ -25,6 +25,8 @@ class Contract:
         BIDS label of the template space.
     resolution : int
         Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
+    shading_order : int
+        Order of the polynomial by which slow shading is removed; 0 switches it off.
     peel_mm : float
         Depth below the brain mask's surface within which CSF is removed, so that masks that
         keep sulcal CSF and masks that hug the cortex end up alike; 0 switches it off.
@@ -36,6 +38,7 @@ class Contract:
     registration: str = "ants"
     template: str = "MNI152NLin2009aSym"
     resolution: int = 2
+    shading_order: int = 3
     peel_mm: float = 8.0
     slice_mm: tuple[float, float] = (-28.0, 52.0)
 

@@ -26,10 +26,11 @@ def normalize(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Scale a volume so that white matter is 1, from the volume's own brain voxels alone.
 
-    Three intensity classes (CSF, grey, white matter) are found inside the mask by k-means, the
-    fluid at the mask's surface is peeled off (:func:`peel`), the classes are found again inside
-    what is left, and the volume is divided by the centre of the brightest. A percentile would
-    move with the amount of CSF a mask includes, and with atrophy; class centres do not.
+    Slow shading is divided out first (:func:`shading`). Three intensity classes (CSF, grey,
+    white matter) are found inside the mask by k-means, the fluid at the mask's surface is
+    peeled off (:func:`peel`), the classes are found again inside what is left, and the volume
+    is divided by the centre of the brightest. A percentile would move with the amount of CSF a
+    mask includes, and with atrophy; class centres do not.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def normalize(
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
     contract : Contract
-        ``peel_mm`` is read.
+        ``shading_order`` and ``peel_mm`` are read.
     zoom_mm : float
         Isotropic voxel size in mm.
 
@@ -49,8 +50,8 @@ def normalize(
     used : numpy.ndarray
         Boolean mask of the voxels kept.
     record : dict
-        Class centres in the units of ``data``, the divisor, volumes of the mask and of the
-        peeled part in ml.
+        Class centres in the units of ``data``, the divisor, the shading's 5th to 95th
+        percentile ratio in the mask, volumes of the mask and of the peeled part in ml.
 
     Raises
     ------
@@ -64,6 +65,8 @@ def normalize(
             f"Only {int(given.sum())} voxels lie inside the brain mask on the template grid.",
             "Look at the brain mask and at the registration.",
         )
+    field = shading(data, given, contract.shading_order)
+    data = data / field
     centres = tissue_centres(data[given])
     used = given
     if contract.peel_mm > 0:
@@ -82,10 +85,70 @@ def normalize(
     record = {
         "divisor": round(divisor, 6),
         "class_centres": [round(float(c), 6) for c in centres],
+        "shading_range": round(float(np.divide(*np.percentile(field[given], (95, 5)))), 4),
         "mask_ml": round(float(given.sum() * ml), 3),
         "peeled_ml": round(float((given.sum() - used.sum()) * ml), 3),
     }
     return scaled, used, record
+
+
+def shading(
+    data: np.ndarray, mask: np.ndarray, order: int, iterations: int = 8, step: int = 2
+) -> np.ndarray:
+    """Smooth multiplicative shading of a brain: a polynomial fitted to grey and white matter.
+
+    Coils shade each scanner's images in their own way, over distances the slice networks
+    cannot see. Each round assigns voxels to k-means classes and fits the logarithm of what
+    separates grey and white matter from their class centres.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        3-D volume.
+    mask : numpy.ndarray
+        Boolean brain mask.
+    order : int
+        Highest total power of the polynomial; 0 gives a field of ones.
+    iterations : int
+        Rounds.
+    step : int
+        Every ``step``-th voxel along each axis is used.
+
+    Returns
+    -------
+    numpy.ndarray
+        Field of the volume's shape, mean logarithm 0 in the mask, within 0.4 to 2.5.
+    """
+    if order < 1:
+        return np.ones(data.shape)
+    axes = [np.linspace(-1, 1, n) for n in data.shape]
+    powers = [
+        (i, j, k)
+        for i in range(order + 1)
+        for j in range(order + 1 - i)
+        for k in range(order + 1 - i - j)
+    ]
+    few = np.zeros_like(mask)
+    few[::step, ::step, ::step] = mask[::step, ::step, ::step]
+    few &= data > 0
+    x, y, z = (axis[index] for axis, index in zip(axes, np.nonzero(few), strict=True))
+    terms = np.stack([x**i * y**j * z**k for i, j, k in powers], axis=1)
+    values = np.log(data[few])
+    weights = np.zeros(len(powers))
+    for _ in range(iterations):
+        flat = values - terms @ weights
+        centres = np.log(tissue_centres(np.exp(flat)))
+        fluid, white = (centres[0] + centres[1]) / 2, (centres[1] + centres[2]) / 2
+        # Fluid and what is far brighter than white matter (vessels, fat) have no say.
+        tissue = (flat > fluid) & (flat < centres[2] + 0.4)
+        off = flat - np.where(flat > white, centres[2], centres[1])
+        weights = weights + np.linalg.lstsq(terms[tissue], off[tissue], rcond=None)[0]
+    weights[powers.index((0, 0, 0))] -= float((terms @ weights).mean())
+    log_field = sum(
+        w * axes[0][:, None, None] ** i * axes[1][:, None] ** j * axes[2] ** k
+        for w, (i, j, k) in zip(weights, powers, strict=True)
+    )
+    return np.asarray(np.exp(np.clip(log_field, np.log(0.4), np.log(2.5))))
 
 
 def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
