@@ -32,13 +32,13 @@ class Augmentation:
         interpolated, and a network that never saw an untouched slice misjudges it by years.
     """
 
-    tone: float = 0.05
+    tone: float = 0.07
     bias: float = 0.08
-    noise: float = 0.04
+    noise: float = 0.06
     blur: float = 0.5
-    shift: float = 0.02
-    scale: float = 0.03
-    degrees: float = 2.0
+    shift: float = 0.04
+    scale: float = 0.05
+    degrees: float = 4.0
     edge: float = 0.3
     plain: float = 0.3
 

@@ -43,15 +43,15 @@ class TrainOptions:
     reference_site: str | None = None
     targets: tuple[str, ...] = ("age", "simulated-schizophrenia")
     model_name: str = "harmony"
-    harmonizer_minutes: float = 30.0
-    harmonizer_steps: int = 12_000
-    predictor_minutes: float = 4.0
-    predictor_steps: int = 3_000
-    holdout: float = 0.2
-    folds: int = 4
+    harmonizer_minutes: float = 90.0
+    harmonizer_steps: int = 3_500
+    predictor_minutes: float = 30.0
+    predictor_steps: int = 1_600
+    holdout: float = 0.25
+    folds: int = 3
     seed: int = 42
     device: str = "auto"
-    threads: int = 2
+    threads: int = 1
     contract: Contract = field(default_factory=Contract)
 
     def to_dict(self) -> dict[str, Any]:

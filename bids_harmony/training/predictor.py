@@ -42,11 +42,11 @@ class PredictorConfig:
         Random changes of training slices.
     """
 
-    channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 128])
+    channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 64])
     hidden: int = 512
     batch: int = 32
     learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
+    weight_decay: float = 5e-2
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
