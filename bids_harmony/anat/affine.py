@@ -242,7 +242,7 @@ def resample(
     transform : path-like
         ITK text transform from the scan to the template.
     interpolator : str
-        An antspyx name: ``linear``, ``nearestNeighbor``, ``bSpline``.
+        An antspyx name: ``linear``, ``nearestneighbor``, ``gaussian``.
     invert : bool
         Go from the template to the scan instead.
     antialias : bool
@@ -259,12 +259,12 @@ def resample(
     if antialias:
         zooms = np.sqrt((img.affine[:3, :3] ** 2).sum(axis=0))
         data = smooth_to(data, zooms, float(min(reference.header.get_zooms()[:3])))
-    moved = ants.apply_transforms(
-        fixed=to_ants(np.zeros(reference.shape[:3], np.float32), reference.affine),
-        moving=to_ants(data, img.affine),
-        transformlist=[str(transform)],
-        whichtoinvert=[invert],
-        interpolator=interpolator,
+    moving = to_ants(data, img.affine)
+    mapping = ants.read_transform(str(transform))
+    moved = (mapping.invert() if invert else mapping).apply_to_image(
+        moving,
+        reference=to_ants(np.zeros(reference.shape[:3], np.float32), reference.affine),
+        interpolation=interpolator,
     )
     out = nib.Nifti1Image(moved.numpy().astype(np.float32), reference.affine)
     out.set_qform(reference.affine, int(reference.header["qform_code"]) or 1)
