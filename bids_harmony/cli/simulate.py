@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
-from bids_harmony.errors import EXIT_OK, HarmonyError
+from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
 #: Heads made at once unless told otherwise, where the machine has the processors.
 MAX_DEFAULT_NPROCS = 8
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 when an argument is wrong.
+        0; 2 when an argument is wrong, 70 when writing fails.
     """
     args = build_parser().parse_args(argv)
     # Numerical libraries are loaded only once there is something to do.
@@ -120,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HarmonyError as error:
         print(f"bids_harmony-simulate: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"bids_harmony-simulate: error: {error}. Check space and rights.", file=sys.stderr)
+        return EXIT_SOFTWARE
     except KeyboardInterrupt:
         print("bids_harmony-simulate: stopped; run again with --overwrite.", file=sys.stderr)
         return 130

@@ -12,6 +12,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.simulation.effect import CORTEX
+
 #: First voxel (mm, RAS+) and shape of the head's lattice of 2 mm; it reaches down to the neck.
 #: Shapes of the form 16 n + 1 can be refined and coarsened by :func:`upsample` exactly.
 ORIGIN = np.array([-96.0, -136.0, -150.0], dtype=np.float32)
@@ -24,13 +26,6 @@ FORAMEN_Z = -58.0
 DEEP_MM = 22.0
 #: Reach (mm) of the tissue shift around growing ventricles.
 PULL_MM = 14.0
-#: Centres (mm, both sides) and widths of the places where the simulated diagnosis thins cortex:
-#: insula and superior temporal gyrus, medial frontal cortex, medial temporal lobe.
-DIAGNOSIS_SPOTS = (
-    ((42.0, 2.0, 0.0), 18.0),
-    ((4.0, 42.0, 18.0), 18.0),
-    ((26.0, -16.0, -18.0), 14.0),
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Atlas:
     pull : numpy.ndarray
         (3, ...) direction and falloff of the shift that grows the ventricles by one mm.
     diagnosis : numpy.ndarray
-        Weight, 0 to 1, of the diagnosis's cortical thinning.
+        Weight, 0 to 1, of the diagnosis's thinning of cortex, on the 2 mm lattice.
     """
 
     tissues: np.ndarray
@@ -204,11 +199,14 @@ def _ventricle_pull(distance: np.ndarray) -> np.ndarray:
 
 
 def _diagnosis_weight() -> np.ndarray:
-    x, y, z = lattice()
+    """Where the diagnosis thins cortex: the places of :mod:`bids_harmony.simulation.effect`."""
+    points = lattice()
+    points[0] = -np.abs(points[0])
     weight = np.zeros(SHAPE, dtype=np.float32)
-    for (cx, cy, cz), width in DIAGNOSIS_SPOTS:
-        far = (np.abs(x) - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2
-        np.maximum(weight, np.exp(-0.5 * far / width**2), out=weight)
+    for centre, width in CORTEX:
+        place, reach = (np.array(v, np.float32).reshape(3, 1, 1, 1) for v in (centre, width))
+        far = (((points - place) / reach) ** 2).sum(axis=0)
+        np.maximum(weight, np.exp(-0.5 * far), out=weight)
     return weight
 
 
@@ -268,7 +266,7 @@ def _air(points: np.ndarray) -> np.ndarray:
         _ellipsoid(points, (0, 66, -54), (9, 30, 18)),
         _pair(points, (25, 58, -64), (11, 13, 13)),
         _ellipsoid(points, (0, 28, -56), (11, 11, 9)),
-        _ellipsoid(points, (0, 82, -8), (12, 4, 8)),
+        _ellipsoid(points, (0, 78, -8), (10, 3, 6)),
         _pair(points, (52, -30, -52), (7, 9, 9)),
         _ellipsoid(points, (0, 56, -92), (20, 24, 3)),
         _ellipsoid(points, (0, 14, -104), (9, 7, 44)),

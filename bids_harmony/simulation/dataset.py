@@ -29,8 +29,8 @@ PARTICIPANT_COLUMNS: dict[str, Any] = {
     "sex": {"Description": "Simulated sex.", "Levels": {"F": "female", "M": "male"}},
     "site": {"Description": "Site, each with its own made-up scanner."},
     "diagnosis": {
-        "Description": "Simulated diagnosis: wider ventricles and thinner insular, temporal and "
-        "medial frontal cortex, by a made-up amount. It says nothing about the disease.",
+        "Description": "Simulated diagnosis: wider ventricles and thinner frontal and temporal "
+        "cortex, by a made-up amount. It says nothing about the disease.",
         "Levels": {
             "control": "no effect was simulated",
             "schizophrenia": "the effect was simulated",

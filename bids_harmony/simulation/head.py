@@ -93,10 +93,10 @@ class Traits:
 def draw_traits(rng: np.random.Generator, *, age: float, sex: str, diagnosis: str) -> Traits:
     """Draw a head's traits given age, sex and diagnosis.
 
-    Ventricles and cortex follow the shape of lifespan curves: ventricles about double between
-    25 and 75 years and grow faster late, cortex loses about a fifth, steadily. The diagnosis
-    widens the ventricles and thins insular, temporal and medial frontal cortex; it is made up,
-    and larger than in patients, so that a few dozen heads show it.
+    Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years ventricles
+    about double, faster late, and grey matter loses about an eighth, steadily. The diagnosis
+    widens the ventricles and thins frontal and temporal cortex; it is made up, and larger than
+    in patients, so that a few dozen heads show it.
     """
     size = (0.965 if sex == "M" else 0.925) * np.exp(0.02 * rng.standard_normal())
     axes = size * np.exp(0.02 * rng.standard_normal(3))
@@ -134,7 +134,14 @@ def make_head(
     Returns
     -------
     Head
+
+    Raises
+    ------
+    ValueError
+        When the diagnosis, the sex or the spacing is none of these.
     """
+    if diagnosis not in DIAGNOSES or sex not in ("F", "M") or spacing not in (1, 2):
+        raise ValueError(f"cannot make a head with {diagnosis=}, {sex=}, {spacing=}")
     rng = np.random.default_rng(seed)
     traits = draw_traits(rng, age=age, sex=sex, diagnosis=diagnosis)
     atlas = load_atlas()
