@@ -191,19 +191,24 @@ def prediction_figure(
     slices = brain_age["per_slice"]
     z = np.asarray(slices["z_mm"], dtype=float)
     figure, (left, right) = _figure((1, 2), 0.34, width_ratios=(3, 1), sharey=True)
-    for name, colour, marker in (("raw", RAW, "s"), ("harmonized", HARMONIZED, "o")):
-        values = np.asarray(slices[name], dtype=float)
-        left.plot(z, values, marker, ms=3.2, color=colour, alpha=0.75, mec="none", label=name)
-        left.axhline(brain_age[name], color=colour, lw=1.2)
-        x = 0 if name == "raw" else 1
-        interval = brain_age.get("interval_90_raw" if name == "raw" else "interval_90")
+    kinds = (
+        (0, "raw", "interval_90_raw", RAW, "s"),
+        (1, "harmonized", "interval_90", HARMONIZED, "o"),
+    )
+    for x, name, interval_name, colour, marker in kinds:
+        value, interval = brain_age.get(name), brain_age.get(interval_name)
+        if value is None:
+            continue
+        left.plot(
+            z, slices[name], marker, ms=3.2, color=colour, alpha=0.75, mec="none", label=name
+        )
+        left.axhline(value, color=colour, lw=1.2)
         if interval is not None:
             right.plot([x, x], interval, color=colour, lw=2.5, solid_capstyle="butt")
-        right.plot(x, brain_age[name], marker, ms=8, color=colour)
+        right.plot(x, value, marker, ms=8, color=colour)
         right.annotate(
-            f"{brain_age[name]:.1f}", (x, brain_age[name]), xytext=(8, -3),
-            textcoords="offset points", fontsize=9,
-        )  # fmt: skip
+            f"{value:.1f}", (x, value), xytext=(8, -3), textcoords="offset points", fontsize=9
+        )
     for axes in (left, right):
         if age is not None:
             axes.axhline(age, color="black", lw=1, ls=":")
