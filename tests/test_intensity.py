@@ -1,0 +1,111 @@
+"""Intensity scaling, shading and peeling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from bids_harmony.anat.intensity import normalize, peel, shading, tissue_centres
+from bids_harmony.contract import Contract
+from bids_harmony.errors import ScanError
+
+
+def brain(csf: float = 0.3, gm: float = 0.7, noise: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+    """Return a ball: white core with a ventricle, folded grey rind, fluid shell; and its mask."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij"))
+    r = np.sqrt((grid**2).sum(axis=0))
+    angle = np.arctan2(grid[1], grid[0])
+    cortex = 0.8 + 0.05 * np.sin(9 * angle)
+    volume = np.where(r < cortex, gm, csf)
+    volume = np.where(r < cortex - 0.18, 1.0, volume)
+    volume = np.where(r < 0.2, csf, volume)
+    mask = r < 0.92
+    volume = volume + noise * np.random.default_rng(0).standard_normal(r.shape)
+    return np.where(mask, np.maximum(volume, 0.01), 0), mask
+
+
+def test_white_matter_becomes_one_and_background_zero_in_any_unit() -> None:
+    volume, mask = brain()
+    results = [normalize(volume * unit, mask, Contract(), 2.0) for unit in (1.0, 1234.5)]
+    for scaled, used, record in results:
+        assert scaled.dtype == np.float32
+        assert not scaled[~used].any()
+        assert (scaled[used] > 0).all()
+        assert np.median(scaled[20:28, 20:28, 10:14]) == pytest.approx(1, abs=0.03)
+        assert record["mask_ml"] > record["peeled_ml"] > 0
+    assert np.allclose(results[0][0], results[1][0], atol=1e-4)
+
+
+def test_loose_and_tight_masks_end_up_alike() -> None:
+    volume, loose = brain()
+    tight = loose & (volume > 0.5)
+    tight = ndimage.binary_fill_holes(ndimage.binary_opening(tight))
+    assert tight.sum() < 0.8 * loose.sum()
+    a, b = (normalize(volume * m, m, Contract(), 2.0)[1] for m in (loose, tight))
+    without = [
+        normalize(volume * m, m, replace(Contract(), peel_mm=0), 2.0)[1] for m in (loose, tight)
+    ]
+
+    def dice(p: np.ndarray, q: np.ndarray) -> float:
+        return float(2 * (p & q).sum() / (p.sum() + q.sum()))
+
+    assert dice(a, b) > 0.97 > dice(*without) + 0.05
+
+
+def test_fluid_inside_the_brain_stays() -> None:
+    volume, mask = brain()
+    _, used, _ = normalize(volume, mask, Contract(), 2.0)
+    assert used[24, 24, 24]
+
+
+def test_peel_reaches_no_deeper_than_asked() -> None:
+    mask = np.zeros((30, 30, 30), bool)
+    mask[3:27, 3:27, 3:27] = True
+    data = np.where(mask, 1.0, 0.0)
+    data[:, :, 12:18] *= 0.1
+    data[12:18, 12:18, :] = np.where(mask[12:18, 12:18, :], 1.0, 0.0)
+    kept = peel(data, mask, 0.5, 3.0)
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    removed = mask & ~kept
+    assert removed.any()
+    assert depth[removed].max() <= 3.0
+    assert not (removed & (data > 0.5)).any()
+
+
+def test_shading_is_found_and_removed() -> None:
+    volume, mask = brain()
+    axis = np.linspace(-1, 1, 48)
+    truth = np.exp(0.3 * axis[:, None, None] - 0.2 * axis[None, :, None] ** 2) * np.ones(
+        (1, 1, 48)
+    )
+    found = shading(volume * truth, mask, 3)
+    ratio = np.log(found / truth)[mask]
+    assert ratio.std() < 0.25 * np.log(truth)[mask].std()
+    assert np.array_equal(shading(volume, mask, 0), np.ones(volume.shape))
+    flat = shading(volume, mask, 3)[mask]
+    assert np.percentile(flat, 95) / np.percentile(flat, 5) < 1.08
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.15, 0.5), st.floats(0.6, 0.8), st.floats(0.1, 1e4))
+def test_class_centres_are_found_whatever_the_contrast(csf: float, gm: float, unit: float) -> None:
+    rng = np.random.default_rng(1)
+    parts = [(csf, 2000), (gm, 5000), (1.0, 6000)]
+    values = np.concatenate([c + 0.02 * rng.standard_normal(n) for c, n in parts]) * unit
+    centres = tissue_centres(values) / unit
+    assert np.allclose(centres, [csf, gm, 1.0], atol=0.03)
+    assert np.allclose(centres, tissue_centres(rng.permutation(values)) / unit, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["empty", "flat"])
+def test_what_is_no_brain_is_refused(case: str) -> None:
+    mask = np.ones((20, 20, 20), bool)
+    if case == "empty":
+        mask[:] = False
+    with pytest.raises(ScanError):
+        normalize(np.full(mask.shape, 5.0), mask, Contract(), 2.0)
