@@ -253,6 +253,7 @@ class Run:
             native="T1w" in config.output_spaces,
             device=self.device,
             seed=config.random_seed,
+            sloppy=config.sloppy,
             omp_nthreads=config.omp_nthreads,
         )
         workflow.base_dir = str(config.work_dir)

@@ -31,6 +31,7 @@ def init_anat_wf(
     atlas_dir: str | None = None,
     n_atlases: int = 6,
     seed: int = 42,
+    sloppy: bool = False,
     omp_nthreads: int = 1,
     name: str = "anat_wf",
 ) -> pe.Workflow:
@@ -56,6 +57,8 @@ def init_anat_wf(
         How many atlases are fused.
     seed : int
         Seed of everything random.
+    sloppy : bool
+        Register with low quality, for tests.
     omp_nthreads : int
         Threads of one node.
 
@@ -103,6 +106,7 @@ def init_anat_wf(
         resolution=contract.resolution,
         template=template,
         seed=seed,
+        sloppy=sloppy,
         omp_nthreads=omp_nthreads,
     )
     normalize = pe.Node(
@@ -239,6 +243,7 @@ def init_affine_wf(
     resolution: int = 2,
     template: str | None = None,
     seed: int = 42,
+    sloppy: bool = False,
     omp_nthreads: int = 1,
     name: str = "affine_wf",
 ) -> pe.Workflow:
@@ -254,6 +259,8 @@ def init_affine_wf(
         Template file; the embedded one by default.
     seed : int
         Seed of the metric's sampling (``ants``).
+    sloppy : bool
+        Low quality (``ants``), for tests.
     omp_nthreads : int
         Threads of one node.
 
@@ -273,7 +280,11 @@ def init_affine_wf(
     if method == "ants":
         register = pe.Node(
             RegisterAffine(
-                resolution=resolution, seed=seed, num_threads=omp_nthreads, **_template(template)
+                resolution=resolution,
+                seed=seed,
+                sloppy=sloppy,
+                num_threads=omp_nthreads,
+                **_template(template),
             ),
             name="register",
             mem_gb=1.0,

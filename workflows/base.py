@@ -76,6 +76,7 @@ def init_scan_wf(
     native: bool = False,
     device: str = "cpu",
     seed: int = 42,
+    sloppy: bool = False,
     omp_nthreads: int = 1,
 ) -> pe.Workflow:
     """Take one T1w scan the whole way (design.md §3).
@@ -92,7 +93,7 @@ def init_scan_wf(
         The bundle's preprocessing contract.
     space : str
         Template label.
-    skull_strip, registration, template, atlas_dir, n_atlases, seed, omp_nthreads
+    skull_strip, registration, template, atlas_dir, n_atlases, seed, sloppy, omp_nthreads
         See :func:`~bids_harmony.workflows.anat.init_anat_wf`.
     bundle, bundle_sha256, reference_site : str, optional
         Folder, checksum and reference site of the model bundle; without a bundle the scan is
@@ -115,6 +116,7 @@ def init_scan_wf(
         atlas_dir=atlas_dir,
         n_atlases=n_atlases,
         seed=seed,
+        sloppy=sloppy,
         omp_nthreads=omp_nthreads,
     )
     qc_wf = init_qc_wf(scan_key=scan.key, resolution=contract.resolution, template=template)

@@ -52,7 +52,12 @@ def to_ants(data: np.ndarray, affine: np.ndarray) -> ants.ANTsImage:
 
 
 def register_affine(
-    brain: nib.Nifti1Image, template: nib.Nifti1Image, out_file: str | Path, *, seed: int = 42
+    brain: nib.Nifti1Image,
+    template: nib.Nifti1Image,
+    out_file: str | Path,
+    *,
+    seed: int = 42,
+    sloppy: bool = False,
 ) -> Path:
     """Register a brain to the template with 12 degrees of freedom by antspyx, repeatably.
 
@@ -71,6 +76,8 @@ def register_affine(
         Where to write the ITK text transform (``.txt``).
     seed : int
         Seed of the metric's sampling.
+    sloppy : bool
+        Take fewer iterations and samples; for tests only.
 
     Returns
     -------
@@ -90,7 +97,7 @@ def register_affine(
             result = ants.registration(
                 fixed,
                 moving,
-                type_of_transform="Affine",
+                type_of_transform="AffineFast" if sloppy else "Affine",
                 initial_transform=None
                 if start is None
                 else write_affine(start, f"{scratch}/start.txt"),

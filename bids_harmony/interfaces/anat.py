@@ -133,6 +133,7 @@ class _RegisterInputSpec(TemplateInputSpec):
     in_file = File(exists=True, mandatory=True, desc="RAS T1w")
     in_mask = File(exists=True, mandatory=True, desc="its brain mask")
     seed = traits.Int(42, usedefault=True)
+    sloppy = traits.Bool(False, usedefault=True, desc="low quality, for tests")
     num_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
@@ -157,6 +158,7 @@ class RegisterAffine(SimpleInterface):
                 template.t1w,
                 Path(runtime.cwd) / "affine.txt",
                 seed=self.inputs.seed,
+                sloppy=self.inputs.sloppy,
             )
         )
         return runtime
