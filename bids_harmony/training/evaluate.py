@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,51 @@ def age_figures(
     return figures
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """Every scan of a training set after harmonization and after histogram matching.
+
+    Attributes
+    ----------
+    harmonized, matched : numpy.ndarray
+        Like the training set's ``images``.
+    changes : list of dict
+        Per scan, :func:`bids_harmony.qc.harmonization.harmonization_metrics` and the distance
+        from the reference after histogram matching.
+    """
+
+    harmonized: np.ndarray
+    matched: np.ndarray
+    changes: list[dict[str, float | None]]
+
+
+def map_all(data: TrainingSet, train_ref: np.ndarray, forward: Generator) -> Mapped:
+    """Prepare every scan in each way, the reference being the given training scans."""
+    quantiles = reference_quantiles(data, train_ref)
+    histogram = mean_histogram(
+        [brain_histogram(data.images[i].astype(np.float32), data.masks[i]) for i in train_ref]
+    )
+    harmonized, matched = np.zeros_like(data.images), np.zeros_like(data.images)
+    changes = []
+    for i in range(len(data.sites)):
+        stack, mask = data.images[i].astype(np.float32), data.masks[i]
+        harmonized[i] = map_stack(forward, stack, mask, data.heights)
+        matched[i] = match_histogram(stack, mask, quantiles)
+        distance = histogram_distance(
+            brain_histogram(matched[i].astype(np.float32), mask), histogram
+        )
+        changes.append(
+            harmonization_metrics(stack, harmonized[i].astype(np.float32), mask, histogram)
+            | {"reference_distance_histogram_matching": round(distance, 5)}
+        )
+    return Mapped(harmonized, matched, changes)
+
+
 def evaluate_age(
     data: TrainingSet,
     held: np.ndarray,
     reference: str,
-    forward: Generator,
+    mapped: Mapped,
     members: list[SliceNetwork],
     middle: np.ndarray,
     *,
@@ -115,8 +156,10 @@ def evaluate_age(
         Boolean: scans that took no part in training.
     reference : str
         Reference site.
-    forward, members : Generator, list of SliceNetwork
-        Forward map and predictor, with the weights as stored.
+    mapped : Mapped
+        The scans after harmonization and histogram matching.
+    members : list of SliceNetwork
+        The predictor, with the weights as stored.
     middle : numpy.ndarray
         Numbers of the slices the predictor sees.
     seed : int
@@ -127,37 +170,23 @@ def evaluate_age(
     Returns
     -------
     dict
-        ``sites``: per site ``held_out`` figures and, for source sites, ``all`` (the harmonizer
-        saw most of these scans, without ages) for the methods of :data:`METHODS`; and
-        ``images``: what harmonization did to them.
+        Per site ``held_out`` figures and, for source sites, ``all`` (the harmonizer saw most of
+        these scans, without their ages' being fitted) for the methods of :data:`METHODS`.
     """
-    train_ref = np.flatnonzero(~held & (data.sites == reference))
-    quantiles = reference_quantiles(data, train_ref)
-    histogram = mean_histogram(
-        [brain_histogram(data.images[i].astype(np.float32), data.masks[i]) for i in train_ref]
-    )
-    heights = data.heights
     wanted = np.flatnonzero((held | (data.sites != reference)) & ~np.isnan(data.ages))
     predicted = {method: np.full(len(data.sites), np.nan) for method in METHODS}
-    images: dict[int, dict[str, float | None]] = {}
-    for i in wanted:
-        stack, mask = data.images[i].astype(np.float32), data.masks[i]
-        mapped = map_stack(forward, stack, mask, heights)
-        matched = match_histogram(stack, mask, quantiles)
-        for method, volume in zip(METHODS, (stack, matched, mapped), strict=True):
-            values = predict_stack(members, volume[middle], heights[middle])
+    ways = zip(METHODS, (data.images, mapped.matched, mapped.harmonized), strict=True)
+    for method, images in ways:
+        for i in wanted:
+            stack = images[i, middle].astype(np.float32)
+            values = predict_stack(members, stack, data.heights[middle])
             predicted[method][i] = np.median(values)
-        images[int(i)] = harmonization_metrics(stack, mapped, mask, histogram) | {
-            "reference_distance_histogram_matching": round(
-                histogram_distance(brain_histogram(matched, mask), histogram), 5
-            )
-        }
     sites: dict[str, Any] = {}
     for site in np.unique(data.sites[wanted]):
         here = wanted[data.sites[wanted] == site]
-        groups = {"held_out": here[held[here]], "all": here}
-        if site == reference or not len(groups["held_out"]):
-            groups.pop("all" if site == reference else "held_out")
+        groups = {"held_out": here[held[here]]}
+        if site != reference:
+            groups["all"] = here
         sites[str(site)] = {
             name: {
                 method: age_figures(
@@ -166,22 +195,22 @@ def evaluate_age(
                 for method in METHODS
             }
             for name, scans in groups.items()
+            if len(scans)
         }
         for name, figures in sites[str(site)].items():
             text = ", ".join(f"{m} MAE {figures[m]['mae']} r {figures[m]['r']}" for m in METHODS)
             say(f"{site} {name} (n {figures['none']['n']}): {text}")
-    return {"sites": sites, "images": _image_summary(data, images)}
+    return sites
 
 
-def _image_summary(
-    data: TrainingSet, images: dict[int, dict[str, float | None]]
-) -> dict[str, Any]:
-    """Median over each site's scans of what harmonization did to the images."""
+def summarize_changes(data: TrainingSet, scans: np.ndarray, mapped: Mapped) -> dict[str, Any]:
+    """Median per site of what harmonization did to the images of the given scans."""
     summary: dict[str, Any] = {}
-    for site in sorted({str(data.sites[i]) for i in images}):
-        rows = [row for i, row in images.items() if data.sites[i] == site]
-        names = [n for n in rows[0] if all(row[n] is not None for row in rows)]
-        summary[site] = {"n": len(rows)} | {
-            name: round(float(np.median([row[name] for row in rows])), 5) for name in names
-        }
+    for site in np.unique(data.sites[scans]):
+        rows = [mapped.changes[i] for i in scans if data.sites[i] == site]
+        summary[str(site)] = {"n": len(rows)}
+        for name in rows[0]:
+            values = [value for row in rows if (value := row[name]) is not None]
+            if values:
+                summary[str(site)][name] = round(float(np.median(values)), 5)
     return summary

@@ -228,7 +228,7 @@ def finish_bundle(
     from bids_harmony.models.slices import middle_slices
     from bids_harmony.qc.harmonization import brain_histogram, mean_histogram
     from bids_harmony.qc.verdict import reference_statistics
-    from bids_harmony.training.evaluate import evaluate_age
+    from bids_harmony.training.evaluate import evaluate_age, map_all, summarize_changes
     from bids_harmony.training.stored import as_stored
 
     forward = as_stored(harmonizer.forward)
@@ -259,27 +259,23 @@ def finish_bundle(
         described[name] = {**predictor.network, "file": f"{name}.safetensors"}
         targets[name] = {"network": name, **predictor.target}
         metrics[name] = dict(predictor.metrics)
+    train_ref = np.flatnonzero(~held & (data.sites == reference))
+    mapped = map_all(data, train_ref, forward)
+    untrained = np.flatnonzero(held | (data.sites != reference))
+    metrics["images"] = summarize_changes(data, untrained, mapped)
     if "brain_age" in predictors:
         middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-        figures = evaluate_age(
-            data,
-            held,
-            reference,
-            forward,
-            predictors["brain_age"].members,
-            middle,
-            seed=options.seed,
-            say=say,
+        members = predictors["brain_age"].members
+        metrics["brain_age"]["sites"] = evaluate_age(
+            data, held, reference, mapped, members, middle, seed=options.seed, say=say
         )
-        metrics["brain_age"]["sites"] = figures["sites"]
-        metrics["images"] = figures["images"]
 
     used = {site: np.flatnonzero(~held & (data.sites == site)) for site in np.unique(data.sites)}
     tables = {
         "qc_reference.json": {
             "metrics": reference_statistics(
                 {
-                    str(site): [scans[i].metrics for i in here if scans[i].metrics]
+                    str(site): [scans[i].metrics | mapped.changes[i] for i in here]
                     for site, here in used.items()
                 }
             ),
