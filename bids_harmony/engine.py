@@ -28,6 +28,8 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
     ``use_gpu`` nodes, which niworkflows' does not.
     """
 
+    pool: ProcessPoolExecutor
+
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         try:
