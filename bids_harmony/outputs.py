@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,11 @@ def scans_dictionary() -> dict[str, Any]:
 
 def write_dataset_files(out: Path, bids_dir: Path) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it."""
-    raw = os.path.relpath(bids_dir, out)
-    name = _dataset_name(bids_dir)
+    raw = _raw_description(bids_dir)
     write_json(
         out / "dataset_description.json",
         {
-            "Name": f"bids_harmony derivatives of {name}",
+            "Name": f"bids_harmony derivatives of {raw.get('Name') or bids_dir.name}",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [
@@ -112,8 +110,9 @@ def write_dataset_files(out: Path, bids_dir: Path) -> None:
                     "Description": "Harmonization of T1w scans to one reference site",
                 }
             ],
-            "SourceDatasets": [{"URL": raw}],
-            "DatasetLinks": {"raw": raw},
+            # Resolves the `bids:raw:` URIs in the sidecars.
+            "DatasetLinks": {"raw": str(bids_dir)},
+            **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
             "HowToAcknowledge": f"Please cite the method: {URL}",
         },
     )
@@ -125,12 +124,12 @@ def write_dataset_files(out: Path, bids_dir: Path) -> None:
     write_json(out / "scans.json", scans_dictionary())
 
 
-def _dataset_name(bids_dir: Path) -> str:
+def _raw_description(bids_dir: Path) -> dict[str, Any]:
     try:
-        description = json.loads((bids_dir / "dataset_description.json").read_text("utf-8-sig"))
-        return str(description.get("Name") or bids_dir.name)
-    except (OSError, ValueError, AttributeError):
-        return bids_dir.name
+        values = json.loads((bids_dir / "dataset_description.json").read_text("utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def load_record(path: Path) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ thead th { color: var(--dim); font-weight: 600; font-size: .86rem; vertical-alig
 tbody th { font-weight: 600; padding-right: 1.4rem; }
 table.facts th { white-space: nowrap; color: var(--dim); font-weight: 500; }
 td { overflow-wrap: anywhere; }
-.n { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 tr.flagged td { background: #fdf1ec; }
 .badge { display: inline-block; min-width: 3.6rem; text-align: center; padding: .08rem .6rem; border-radius: 999px;
@@ -47,7 +47,7 @@ tr.flagged td { background: #fdf1ec; }
 .note.error { border-color: var(--error); background: #fdf1ee; }
 .note.warn { border-color: #d79a16; background: #fdf7e9; }
 .note.info { border-color: #7da7c4; }
-.caution { color: var(--error); font-size: .84rem; font-weight: 600; white-space: normal; }
+.caution { display: block; color: var(--error); font-size: .84rem; font-weight: 600; }
 .status { color: var(--dim); margin: .2rem 0; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre { white-space: pre-wrap; font-size: .82rem; background: var(--tint); padding: .8rem; border-radius: 4px; }

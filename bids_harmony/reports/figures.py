@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bids_harmony.anat.template import Template
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
-ORANGE, SKY, BLUE, VERMILION, YELLOW = "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#F0E442"
+ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
 RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
 WIDTH = 9.6
 DPI = 110
@@ -78,7 +78,7 @@ def registration_figure(
     white = template.tissues.get("wm")
     if white is not None:
         smooth = ndimage.gaussian_filter(white, 1.0)
-        axes.contour(plan.canvas(smooth)[0], levels=[0.45], colors=[YELLOW], linewidths=0.7)
+        axes.contour(plan.canvas(smooth)[0], levels=[0.45], colors=[VERMILION], linewidths=0.7)
     outline, _ = plan.canvas(template.mask.astype(np.float32))
     axes.contour(outline, levels=[0.5], colors=[SKY], linewidths=0.9)
     return _save(figure, out_file, N_COLOURS)
@@ -123,7 +123,7 @@ def harmonization_figure(
         if name == "Before":
             _label(axes, places, raw.affine, plan)
         axes.set_ylabel(name, fontsize=9)
-    return _save(figure, out_file, N_COLOURS)
+    return _save(figure, out_file, 2 * N_COLOURS)
 
 
 def histogram_figure(

@@ -154,13 +154,14 @@ def _each(records: Sequence[Mapping[str, Any]], kind: Any, words: Mapping[str, s
 
 
 def _scaling(contract: Mapping[str, Any]) -> str:
-    peel = contract.get("peel_mm", 0)
-    peeled = (
-        f"Fluid at the brain mask's surface was removed down to {peel:g} mm, and intensities "
-        if peel
-        else "Intensities "
+    shading, peel = contract.get("shading_order", 0), contract.get("peel_mm", 0)
+    steps = []
+    if shading:
+        steps.append(f"slow shading was divided out (a polynomial of order {shading})")
+    if peel:
+        steps.append(f"fluid at the brain mask's surface was removed down to {peel:g} mm")
+    steps.append(
+        "intensities were divided by the centre of the white matter class within the mask"
     )
-    return (
-        f"{peeled}were divided by the centre of the white matter class within the mask; the "
-        "background is 0."
-    )
+    listed = ", ".join(steps[:-1]) + (" and " if len(steps) > 1 else "") + steps[-1]
+    return f"{listed[0].upper()}{listed[1:]}; the background is 0."

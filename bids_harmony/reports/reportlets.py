@@ -158,7 +158,7 @@ def render(macro: str, *args: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(years=years, interval=interval, signed=signed)
+    environment.filters.update(years=years, interval=interval, signed=signed, decimal=decimal)
     module = environment.from_string(source.read_text(encoding="utf-8")).module
     return str(getattr(module, macro)(*args)).strip()
 
@@ -186,9 +186,14 @@ def signed(value: Any) -> str:
     return f"{float(value):+.1f}" if _is_number(value) else "n/a"
 
 
+def decimal(value: Any, digits: int = 1) -> str:
+    """Write a number with a fixed number of decimals."""
+    return f"{float(value):.{digits}f}" if _is_number(value) else "n/a"
+
+
 def interval(value: Any) -> str:
     """Write an interval, nothing for None."""
-    return f"{years(value[0])} to {years(value[1])}" if value else "n/a"
+    return f"{decimal(value[0])} to {decimal(value[1])}" if value else "n/a"
 
 
 def _is_number(value: Any) -> bool:
@@ -198,13 +203,13 @@ def _is_number(value: Any) -> bool:
 def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
     title = TARGET_NAMES.get(name, name.replace("_", " "))
     if name != "brain_age":
-        cells = {k: _decimal(values.get(k), 2) for k in ("raw", "harmonized")}
+        cells = {k: decimal(values.get(k), 2) for k in ("raw", "harmonized")}
         return [{"name": title, **cells}]
     rows = [
         {
             "name": title,
-            "raw": _decimal(values.get("raw"), 1) + _brackets(values.get("interval_90_raw")),
-            "harmonized": _decimal(values.get("harmonized"), 1)
+            "raw": decimal(values.get("raw"), 1) + _brackets(values.get("interval_90_raw")),
+            "harmonized": decimal(values.get("harmonized"), 1)
             + _brackets(values.get("interval_90")),
         }
     ]
@@ -217,10 +222,6 @@ def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _decimal(value: Any, digits: int) -> str:
-    return f"{float(value):.{digits}f}" if _is_number(value) else "n/a"
 
 
 def _brackets(value: Any) -> str:
