@@ -35,11 +35,11 @@ th, td { text-align: left; vertical-align: top; padding: .38rem .8rem .38rem 0; 
 thead th { color: var(--dim); font-weight: 600; font-size: .86rem; vertical-align: bottom; }
 tbody th { font-weight: 600; padding-right: 1.4rem; }
 table.facts th { white-space: nowrap; color: var(--dim); font-weight: 500; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll tbody > tr > :first-child { min-width: 7rem; }
 tr.flagged td { background: #fdf1ec; }
-.badge { display: inline-block; min-width: 3.6rem; text-align: center; padding: .08rem .6rem; border-radius: 999px;
+.badge { display: inline-block; white-space: nowrap; min-width: 3.6rem; text-align: center; padding: .08rem .6rem; border-radius: 999px;
   font-size: .84rem; font-weight: 650; color: #fff; }
 .badge.pass { background: var(--pass); } .badge.warn { background: var(--warn); } .badge.error { background: var(--error); }
 .note { border-left: 5px solid var(--line); background: var(--tint); padding: .7rem 1rem; margin: .8rem 0; border-radius: 0 4px 4px 0; }

@@ -14,8 +14,9 @@ import numpy as np
 #: Makes a median absolute deviation comparable with a standard deviation.
 MAD_TO_SD = 1.4826
 #: A value is out of range when it lies this many robust standard deviations outside the 1st to
-#: 99th percentile. With the percentiles alone every second good scan would be flagged, as there
-#: are some 25 metrics and 2 % of good scans lie outside for each.
+#: 99th percentile. Of 151 good scans of three scanners, judged by references made without them
+#: (five folds), 7 were flagged so, and 46 by the percentiles alone: there are some 25 metrics, and
+#: 2 % of good scans lie outside for each.
 SLACK_SD = 1.0
 #: With fewer reference scans than this, percentiles say nothing and no verdict is given.
 MIN_REFERENCE = 20

@@ -123,7 +123,7 @@ def harmonization_figure(
         if name == "Before":
             _label(axes, places, raw.affine, plan)
         axes.set_ylabel(name, fontsize=9)
-    return _save(figure, out_file, 2 * N_COLOURS)
+    return _save(figure, out_file, _palette("gray", "PuOr_r"))
 
 
 def histogram_figure(
@@ -359,15 +359,33 @@ def _plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, out_file: str | Path, n_colours: int | None = None) -> Path:
-    """Write a small PNG without metadata; brains need few colours, charts need theirs exact."""
+def _palette(*colormaps: str) -> Any:
+    """Palette of evenly spaced colours of some colour maps, so that rare ones are kept too."""
+    from matplotlib import colormaps as known
+    from PIL import Image
+
+    places = np.linspace(0, 1, 256 // len(colormaps))
+    colours = np.concatenate([known[name](places)[:, :3] for name in colormaps])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.round(colours * 255).astype(np.uint8).ravel().tolist())
+    return palette
+
+
+def _save(figure: Figure, out_file: str | Path, colours: Any = None) -> Path:
+    """Write a small PNG without metadata.
+
+    ``colours`` is a number of colours to choose, a palette, or None to keep them all, as charts
+    need.
+    """
     from PIL import Image
 
     canvas: Any = figure.canvas
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    if n_colours is not None:
-        picture = picture.quantize(n_colours, dither=Image.Dither.NONE)
+    if isinstance(colours, int):
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    elif colours is not None:
+        picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     out = Path(out_file)
