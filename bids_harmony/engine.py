@@ -87,6 +87,9 @@ class Failure:
 def read_failures(crash_dir: Path) -> dict[str, Failure]:
     """Read the crash files of a folder: workflow name of the scan to the first failure.
 
+    The files are renamed after scan and step, without nipype's time and random number: the
+    name goes to the scan's record, which must be the same in every run.
+
     Parameters
     ----------
     crash_dir : pathlib.Path
@@ -99,6 +102,7 @@ def read_failures(crash_dir: Path) -> dict[str, Failure]:
         if node is None:
             continue
         scan = next((part for part in node[1].split(".")[1:] if part.startswith("sub_")), "")
+        path = path.rename(crash_dir / f"{scan}-{node[1].split('.')[-1]}.txt")
         cause, remedy = failure_text(text)
         if not remedy:
             remedy = f"The traceback is in {path.name}."

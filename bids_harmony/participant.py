@@ -216,7 +216,7 @@ class Run:
             },
             "bundle": None
             if bundle is None
-            else {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+            else {**bundle.identity(), "reference_site": bundle.reference_site},
         }
 
     def process(
