@@ -28,9 +28,7 @@ CHOICES = {
 MINIMA = {"nprocs": 1, "omp_nthreads": 1, "n_atlases": 1, "random_seed": 0, "verbose": 0}
 
 #: What belongs to one call and is not taken over by ``--config-file``.
-NOT_REUSED = frozenset(
-    {"bids_dir", "output_dir", "level", "run_uuid", "dry_run", "reports_only"}
-)
+NOT_REUSED = frozenset({"bids_dir", "output_dir", "level", "run_uuid", "dry_run", "reports_only"})
 
 
 def available_cpus() -> int:
