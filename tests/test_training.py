@@ -17,7 +17,7 @@ from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import harmonize_volume, predict_scan
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.augment import Augmentation, augment, random_poses
+from bids_harmony.training.augment import Augmentation, augment
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet, hold_out, load_scans, make_folds
 from bids_harmony.training.evaluate import age_figures, match_histogram
@@ -146,19 +146,6 @@ def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: Traini
     assert torch.equal(torch.sort(z.flatten(1))[0], torch.sort(x.flatten(1))[0])
 
 
-def test_poses_keep_the_scan_first_and_move_it_a_little(data: TrainingSet) -> None:
-    poses = random_poses(data.images[0], 4.0, 3, np.random.default_rng(0))
-    assert np.array_equal(poses[0], data.images[0])
-    for pose in poses[1:]:
-        assert not np.array_equal(pose, poses[0])
-        overlap = ((pose > 0) & data.masks[0]).sum() / data.masks[0].sum()
-        assert overlap > 0.85
-        assert pose[pose > 0].min() > 0.1
-        inside = (pose > 0) & (poses[0] > 0)
-        means = [p[inside].astype(float).mean() for p in (pose, poses[0])]
-        assert means[0] == pytest.approx(means[1], abs=0.03)
-
-
 def test_matched_scan_has_the_reference_histogram(data: TrainingSet) -> None:
     quantiles = np.linspace(0.2, 1.2, 256)
     stack = data.images[20].astype(np.float32)
@@ -217,7 +204,7 @@ def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> 
 def test_slice_network_learns_what_the_slices_show(data: TrainingSet) -> None:
     ref = np.flatnonzero(data.sites == "REF")
     middle = slice(10, 20)
-    examples = Examples(data.images[ref, None, middle], data.ages[ref], data.heights[middle])
+    examples = Examples(data.images[ref, middle], data.ages[ref], data.heights[middle])
     config = PredictorConfig(channels=[8, 8, 8, 8, 8], hidden=32, learning_rate=5e-3)
     options = network_options(examples, config, binary=False)
     train = np.arange(0, 16, 2)
@@ -228,7 +215,7 @@ def test_slice_network_learns_what_the_slices_show(data: TrainingSet) -> None:
     test = np.arange(1, 16, 2)
     got = [
         np.median(
-            predict_stack([network], examples.images[i, 0].astype(np.float32), examples.heights)
+            predict_stack([network], examples.images[i].astype(np.float32), examples.heights)
         )
         for i in test
     ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 
@@ -34,13 +32,13 @@ class Augmentation:
         interpolated, and a network that never saw an untouched slice misjudges it by years.
     """
 
-    tone: float = 0.07
+    tone: float = 0.05
     bias: float = 0.08
-    noise: float = 0.06
-    blur: float = 0.8
-    shift: float = 0.04
-    scale: float = 0.05
-    degrees: float = 4.0
+    noise: float = 0.04
+    blur: float = 0.5
+    shift: float = 0.02
+    scale: float = 0.03
+    degrees: float = 2.0
     edge: float = 0.3
     plain: float = 0.3
 
@@ -115,45 +113,3 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     away = (uniform(n, 1, 1, 1) < how.edge) & (patch < 0.5)
     mask = torch.where(away, inner, mask)
     return torch.where(plain, untouched, torch.clamp(x, 0, 2) * mask)
-
-
-def random_poses(
-    stack: np.ndarray, voxel_mm: float, how_many: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Nod, shift and stretch a scan at random, as registrations of differently masked brains do.
-
-    Slices cannot be nodded one by one, so this is done to the volume, before training.
-
-    Parameters
-    ----------
-    stack : numpy.ndarray
-        (slices, rows, columns): upwards, to the right, to the front.
-    voxel_mm : float
-        Voxel size.
-    how_many : int
-        Copies to make.
-    rng : numpy.random.Generator
-        Source of chance.
-
-    Returns
-    -------
-    numpy.ndarray
-        float16 (1 + how_many, slices, rows, columns); the first is the scan itself.
-    """
-    poses = [stack.astype(np.float16)]
-    centre = (np.array(stack.shape) - 1) / 2
-    for _ in range(how_many):
-        nod = np.deg2rad(rng.normal(0, 4.0))
-        cos, sin = np.cos(nod), np.sin(nod)
-        turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
-        matrix = turn @ np.diag(1 + rng.normal(0, 0.03, 3))
-        shift = rng.normal(0, (3.0, 1.0, 2.0)) / voxel_mm
-        moved = ndimage.affine_transform(
-            stack.astype(np.float32), matrix, centre - matrix @ centre + shift, order=1
-        )
-        # Interpolation smears the outline; the networks only ever see sharp ones.
-        inside = ndimage.affine_transform(
-            (stack > 0).astype(np.float32), matrix, centre - matrix @ centre + shift, order=1
-        )
-        poses.append(np.where(inside > 0.5, moved / np.maximum(inside, 0.5), 0).astype(np.float16))
-    return np.stack(poses)

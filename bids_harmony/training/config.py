@@ -46,9 +46,9 @@ class TrainOptions:
     harmonizer_minutes: float = 90.0
     harmonizer_steps: int = 3_500
     predictor_minutes: float = 30.0
-    predictor_steps: int = 1_600
+    predictor_steps: int = 1_500
     holdout: float = 0.25
-    folds: int = 3
+    folds: int = 4
     seed: int = 42
     device: str = "auto"
     threads: int = 1

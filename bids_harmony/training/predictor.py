@@ -42,11 +42,11 @@ class PredictorConfig:
         Random changes of training slices.
     """
 
-    channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 64])
+    channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 128])
     hidden: int = 512
     batch: int = 32
     learning_rate: float = 2e-3
-    weight_decay: float = 5e-2
+    weight_decay: float = 1e-2
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -57,7 +57,7 @@ class Examples:
     Attributes
     ----------
     images : numpy.ndarray
-        (scans, poses, slices, rows, columns) float16; the first pose is the scan's own.
+        (scans, slices, rows, columns) float16.
     targets : numpy.ndarray
         (scans,) years, or 0/1.
     heights : numpy.ndarray
@@ -73,7 +73,7 @@ def network_options(data: Examples, config: PredictorConfig, binary: bool) -> di
     """Choose the options of :class:`SliceNetwork` for a set of examples."""
     options: dict[str, Any] = {
         "channels": list(config.channels),
-        "shape": [int(n) for n in data.images.shape[3:]],
+        "shape": [int(n) for n in data.images.shape[2:]],
         "hidden": config.hidden,
     }
     if not binary:
@@ -130,7 +130,6 @@ def train_predictor(
     heights = torch.from_numpy(scaled_height(data.heights))
     targets = torch.from_numpy(data.targets.astype(np.float32))
     weight = _even(data.targets[among])
-    n_poses = data.images.shape[1]
     begun = time.monotonic()
     step, done = 0, 0.0
     total = 0.0
@@ -143,9 +142,7 @@ def train_predictor(
 
         scans = rng.choice(among, config.batch, p=weight)
         which = rng.integers(len(heights), size=config.batch)
-        # Every other slice shows the scan's own pose.
-        pose = rng.integers(n_poses, size=config.batch) * rng.integers(2, size=config.batch)
-        x = torch.from_numpy(data.images[scans, pose, which].astype(np.float32))[:, None]
+        x = torch.from_numpy(data.images[scans, which].astype(np.float32))[:, None]
         x = augment(x, config.augmentation, chance)
         x = torch.cat([x, heights[which][:, None, None, None].expand_as(x)], dim=1)
         with torch.autocast("cpu", torch.bfloat16):

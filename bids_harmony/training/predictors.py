@@ -11,7 +11,6 @@ import numpy as np
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, middle_slices, uncrop
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.augment import random_poses
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, make_folds
 from bids_harmony.training.predictor import (
@@ -24,8 +23,6 @@ from bids_harmony.training.predictor import (
 )
 from bids_harmony.training.stored import as_stored
 
-#: Copies of each scan in another pose.
-N_POSES = 6
 #: Range of the simulated effect's strength in made-up patients.
 STRENGTH = (0.7, 1.3)
 
@@ -98,7 +95,7 @@ def train_age(
         )
         members.append(member)
         for i in np.flatnonzero(folds == fold):
-            stack = examples.images[i, 0].astype(np.float32)
+            stack = examples.images[i].astype(np.float32)
             unseen[i] = np.median(predict_stack([member], stack, examples.heights))
     errors = np.abs(unseen - examples.targets)
     correlation = float(np.corrcoef(unseen, examples.targets)[0, 1])
@@ -172,7 +169,7 @@ def train_simulated(
     score = np.array(
         [
             np.median(
-                predict_stack([member], examples.images[i, 0].astype(np.float32), examples.heights)
+                predict_stack([member], examples.images[i].astype(np.float32), examples.heights)
             )
             for i in test
         ]
@@ -216,8 +213,5 @@ def _examples(
     stacks: np.ndarray | None = None,
 ) -> Examples:
     middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-    chance = np.random.default_rng(options.seed + 2000)
-    voxel = float(abs(data.affine[2, 2]))
     images = data.images[scans] if stacks is None else stacks
-    poses = [random_poses(stack, voxel, N_POSES, chance)[:, middle] for stack in images]
-    return Examples(np.stack(poses), np.asarray(targets, dtype=float), data.heights[middle])
+    return Examples(images[:, middle], np.asarray(targets, dtype=float), data.heights[middle])
