@@ -1,0 +1,137 @@
+"""Multi-atlas label fusion: which files are atlases, how they vote, and what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_harmony.anat.brain import dice
+from bids_harmony.anat.multiatlas import Atlas, find_atlases, fuse, multiatlas_mask
+from bids_harmony.errors import ScanError, UsageError
+
+
+def save(path: Path, data: np.ndarray | None = None, zoom: float = 4.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.zeros((4, 4, 4), np.uint8) if data is None else data
+    nib.save(nib.Nifti1Image(data, np.diag([zoom, zoom, zoom, 1.0])), path)
+    return path
+
+
+def phantom(size: tuple[float, float, float], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make a head of 48 voxels of 4 mm: scalp, dark skull, and a brain of its own texture."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(48) - 23.5] * 3, indexing="ij"))
+    radius = np.sqrt(sum((x / s) ** 2 for x, s in zip(grid, size, strict=True)))
+    brain = radius < 1
+    # The same folds in every head, stretched with it.
+    texture = sum(
+        np.cos(6 * x / s + phase) for x, s, phase in zip(grid, size, (0, 1, 2), strict=True)
+    )
+    head = np.where(brain, 120 + 20 * texture, 0.0)
+    head[(radius > 1.12) & (radius < 1.25)] = 200
+    head = ndimage.gaussian_filter(head, 0.6) + rng.normal(0, 3, head.shape)
+    return head.astype(np.float32), brain.astype(np.uint8)
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Path:
+    sizes = {"sub-01": (15, 18, 14), "sub-02": (16, 17, 15), "sub-03": (14, 18, 13.5)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        head, brain = phantom(size, seed)
+        save(tmp_path / name / "anat" / f"{name}_T1w.nii.gz", head)
+        save(tmp_path / "derivatives" / "x" / name / f"{name}_desc-brain_mask.nii.gz", brain)
+    return tmp_path
+
+
+def test_bids_pairs_are_found_across_derivatives(tmp_path: Path) -> None:
+    image = save(tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    labels = save(tmp_path / "derivatives" / "d" / "sub-01" / "sub-01_desc-dlmuse_dseg.nii.gz")
+    save(tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz")
+    assert find_atlases(tmp_path) == [Atlas("sub-01", image, labels)]
+
+
+def test_plain_pairs_are_found(tmp_path: Path) -> None:
+    one = save(tmp_path / "head_1.nii"), save(tmp_path / "head_1_mask.nii.gz")
+    two = save(tmp_path / "head_2.nii.gz"), save(tmp_path / "head_2_mask.nii")
+    assert find_atlases(tmp_path) == [Atlas("head_1", *one), Atlas("head_2", *two)]
+
+
+def test_brain_mask_wins_over_other_masks_and_label_maps(tmp_path: Path) -> None:
+    save(tmp_path / "sub-01_T1w.nii.gz")
+    save(tmp_path / "sub-01_desc-aseg_dseg.nii.gz")
+    save(tmp_path / "sub-01_desc-a_mask.nii.gz")
+    brain = save(tmp_path / "sub-01_desc-brain_mask.nii.gz")
+    assert [atlas.mask for atlas in find_atlases(tmp_path)] == [brain]
+
+
+def test_masks_of_other_sessions_and_spaces_do_not_count(tmp_path: Path) -> None:
+    save(tmp_path / "sub-01_T1w.nii.gz")
+    save(tmp_path / "sub-01_ses-b_desc-brain_mask.nii.gz")
+    save(tmp_path / "sub-01_space-MNI_desc-brain_mask.nii.gz")
+    with pytest.raises(UsageError, match="No atlas was found"):
+        find_atlases(tmp_path)
+
+
+def test_missing_folder_and_unusable_pairs_are_usage_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        find_atlases(tmp_path / "nowhere")
+    save(tmp_path / "a" / "head.nii.gz")
+    save(tmp_path / "a" / "head_mask.nii.gz", zoom=2.0)
+    with pytest.raises(UsageError, match="different grids"):
+        find_atlases(tmp_path / "a")
+    save(tmp_path / "b" / "head.nii.gz")
+    (tmp_path / "b" / "head_mask.nii.gz").symlink_to(tmp_path / "absent")
+    with pytest.raises(UsageError, match="cannot be read"):
+        find_atlases(tmp_path / "b")
+
+
+def test_each_voxel_follows_the_atlas_that_looks_like_it() -> None:
+    rng = np.random.default_rng(0)
+    target = ndimage.gaussian_filter(rng.normal(size=(24, 16, 16)), 1) * 10
+    other = ndimage.gaussian_filter(rng.normal(size=(24, 16, 16)), 1) * 10
+    left = np.arange(24)[:, None, None] < 12
+    one, two = np.where(left, target, other), np.where(left, other, target)
+    voters = [(one, np.ones(target.shape)), (two, np.zeros(target.shape))]
+    chance = fuse(target, voters, 1.0)
+    assert chance.min() >= 0
+    assert chance.max() <= 1
+    assert chance[:8].mean() > 0.9
+    assert chance[-8:].mean() < 0.1
+
+
+def test_no_atlas_but_the_scan_itself_is_an_error(heads: Path) -> None:
+    atlases = find_atlases(heads)
+    with pytest.raises(ScanError, match="own name"):
+        multiatlas_mask(nib.load(atlases[0].image), atlases[:1], exclude=("sub-01_ses-2",))
+
+
+def test_heads_find_each_others_brains_repeatably(heads: Path) -> None:
+    atlases = find_atlases(heads)
+    img = nib.load(atlases[0].image)
+    mask, record = multiatlas_mask(img, atlases, n_best=2, exclude=("sub-01",))
+    again, _ = multiatlas_mask(img, atlases, n_best=2, exclude=("sub-01",))
+    truth = np.asarray(nib.load(atlases[0].mask).dataobj) > 0
+    assert mask.dtype == bool
+    assert dice(mask, truth) > 0.95
+    assert np.array_equal(mask, again)
+    assert ndimage.label(mask)[1] == 1
+    assert (record["n_atlases"], record["excluded"]) == (3, 1)
+    assert {voter["name"] for voter in record["used"]} == {"sub-02", "sub-03"}
+    assert record["used"][0]["similarity"] >= record["used"][1]["similarity"]
+
+
+@pytest.mark.slow
+def test_real_scan_agrees_with_its_reference(shared_data: Path) -> None:
+    atlases = find_atlases(shared_data / "ixi_hh")
+    assert len(atlases) == 120
+    scan = atlases[60]
+    library = [*atlases[::24], scan]
+    img = nib.as_closest_canonical(nib.load(scan.image))
+    reference = np.asarray(nib.as_closest_canonical(nib.load(scan.mask)).dataobj) > 0
+    mask, record = multiatlas_mask(img, library, n_best=3, exclude=(scan.name,))
+    assert dice(mask, reference) > 0.95
+    assert scan.name not in {voter["name"] for voter in record["used"]}
