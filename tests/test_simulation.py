@@ -302,6 +302,7 @@ def test_upsample_is_linear_interpolation() -> None:
     np.testing.assert_allclose(upsample(values), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_deepbet_finds_the_true_brain_and_it_registers(tmp_path: Path) -> None:
     """At 1 mm with skull and scalp, as the demo's first site (a prototype reached 0.97)."""
     from bids_harmony.anat.affine import register_affine, resample
