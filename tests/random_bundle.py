@@ -38,20 +38,17 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "networks": {
             "harmonizer": {
                 "kind": "generator",
-                "file": "harmonizer.safetensors",
-                "members": 1,
+                "files": ["harmonizer.safetensors"],
                 "options": {"channels": [8, 8]},
             },
             "brain_age": {
                 "kind": "slice",
-                "file": "brain_age.safetensors",
-                "members": 2,
+                "files": ["brain_age.safetensors", "brain_age-2.safetensors"],
                 "options": age_options,
             },
             "schizophrenia": {
                 "kind": "slice",
-                "file": "schizophrenia.safetensors",
-                "members": 1,
+                "files": ["schizophrenia.safetensors"],
                 "options": options,
             },
         },

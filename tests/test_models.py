@@ -205,22 +205,20 @@ def test_file_named_outside_the_bundle_is_refused(tmp_path: Path) -> None:
         load_bundle(tmp_path / "b")
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape", "nan", "member", "not tensors"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "nan", "not tensors"])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None:
     from safetensors.torch import load, save
 
     folder = write_random_bundle(tmp_path / "b").path
     tensors = load((folder / "brain_age.safetensors").read_bytes())
     if change == "missing":
-        del tensors["1.head.weight"]
+        del tensors["head.weight"]
     elif change == "extra":
-        tensors["0.more"] = torch.zeros(1)
+        tensors["more"] = torch.zeros(1)
     elif change == "shape":
-        tensors["0.head.weight"] = torch.zeros(2, 2)
+        tensors["head.weight"] = torch.zeros(2, 2)
     elif change == "nan":
-        tensors["0.head.weight"] *= float("nan")
-    elif change == "member":
-        tensors["2.head.weight"] = torch.zeros(1)
+        tensors["head.weight"] *= float("nan")
     data = b"no tensors" if change == "not tensors" else save(tensors)
     _with_digest(folder, "brain_age.safetensors", data)
     with pytest.raises(BundleError, match="weights of brain_age"):

@@ -181,21 +181,12 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
     networks: dict[str, list[nn.Module]] = {}
     for name, config in info["networks"].items():
         try:
-            data = (folder / config["file"]).read_bytes()
-            if hashlib.sha256(data).hexdigest() != info["files"][config["file"]]:
-                raise ValueError("its digest is wrong")
-            tensors = load(data)
             members = []
-            for i in range(int(config["members"])):
-                prefix = f"{i}."
-                mine = {
-                    key.removeprefix(prefix): value
-                    for key, value in tensors.items()
-                    if key.startswith(prefix)
-                }
-                members.append(build_network(config, mine).to(device))
-            if left := {k for k in tensors if int(k.split(".")[0]) >= len(members)}:
-                raise ValueError(f"unknown tensors {sorted(left)[:3]}")
+            for file in config["files"]:
+                data = (folder / file).read_bytes()
+                if hashlib.sha256(data).hexdigest() != info["files"][file]:
+                    raise ValueError(f"the digest of {file} is wrong")
+                members.append(build_network(config, load(data)).to(device))
         except (
             SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError,
         ) as error:  # fmt: skip
@@ -251,7 +242,7 @@ def write_bundle(
         Folder of the bundle; an older bundle there is replaced.
     info : dict
         ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names its
-        ``file``.
+        members' ``files``.
     networks : dict
         For each entry of ``info["networks"]``, its members.
     tables : dict
@@ -262,7 +253,6 @@ def write_bundle(
     Bundle
         The bundle as it loads from its place.
     """
-    import torch
     from safetensors.torch import save
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -270,15 +260,13 @@ def write_bundle(
     try:
         files: dict[str, bytes] = {}
         for name, config in info["networks"].items():
-            tensors = {
-                f"{i}.{key}": value.detach()
-                .cpu()
-                .contiguous()
-                .to(torch.float16 if value.is_floating_point() else value.dtype)
-                for i, member in enumerate(networks[name])
-                for key, value in member.state_dict().items()
-            }
-            files[config["file"]] = save(tensors)
+            for file, member in zip(config["files"], networks[name], strict=True):
+                files[file] = save(
+                    {
+                        key: (value.half() if value.is_floating_point() else value).contiguous()
+                        for key, value in member.state_dict().items()
+                    }
+                )
         files |= {name: to_json(table) for name, table in tables.items()}
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})

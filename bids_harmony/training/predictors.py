@@ -36,7 +36,7 @@ class Predictor:
     members : list of SliceNetwork
         Networks, with the weights as stored.
     network : dict
-        Entry of ``networks`` without the file.
+        Entry of ``networks`` without the files.
     target : dict
         Entry of ``targets`` without the network's name.
     metrics : dict
@@ -103,7 +103,7 @@ def train_age(
     ages = examples.targets
     return Predictor(
         members,
-        {"kind": "slice", "members": len(members), "options": network},
+        {"kind": "slice", "options": network},
         {
             "output": "value",
             "training_data": f"real scans of the reference site (n = {len(scans)})",
@@ -182,7 +182,7 @@ def train_simulated(
         say(f"schizophrenia (simulated) on held-out scans: AUC {figures['auc']}")
     return Predictor(
         [member],
-        {"kind": "slice", "members": 1, "options": network},
+        {"kind": "slice", "options": network},
         {
             "output": "logit",
             "training_data": "simulated",

@@ -236,16 +236,14 @@ def finish_bundle(
     described: dict[str, Any] = {
         "harmonizer": {
             "kind": "generator",
-            "file": "harmonizer.safetensors",
-            "members": 1,
+            "files": ["harmonizer.safetensors"],
             "options": {"channels": harmonizer.record["config"]["channels"]},
         }
     }
     networks["backward"] = [as_stored(harmonizer.backward)]
     described["backward"] = {
         "kind": "generator",
-        "file": "backward.safetensors",
-        "members": 1,
+        "files": ["backward.safetensors"],
         "options": {
             "channels": harmonizer.record["config"]["channels"],
             "n_sites": len(harmonizer.sites),
@@ -256,7 +254,9 @@ def finish_bundle(
     metrics: dict[str, Any] = {}
     for name, predictor in predictors.items():
         networks[name] = predictor.members
-        described[name] = {**predictor.network, "file": f"{name}.safetensors"}
+        numbers = range(1, len(predictor.members) + 1)
+        files = [f"{name}-{number}.safetensors" for number in numbers]
+        described[name] = {**predictor.network, "files": files}
         targets[name] = {"network": name, **predictor.target}
         metrics[name] = dict(predictor.metrics)
     train_ref = np.flatnonzero(~held & (data.sites == reference))

@@ -1,0 +1,99 @@
+"""The bundle that ships with the package."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bids_harmony.contract import Contract
+from bids_harmony.models.apply import harmonize_volume, predict_scan
+from bids_harmony.models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+
+SOURCES = ("NSK", "UCLA")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(None)
+
+
+@pytest.fixture(scope="module")
+def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the template's brain, scaled as a scan's, its mask and affine."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+
+    from bids_harmony.anat.intensity import normalize
+
+    t1 = load_mni152_template(resolution=2)
+    mask = np.asarray(load_mni152_brain_mask(resolution=2).dataobj) > 0
+    volume, used, _ = normalize(np.asarray(t1.dataobj), mask, Contract(), 2.0)
+    return volume, used, t1.affine
+
+
+def test_it_is_small_and_made_for_this_version(bundle: Bundle) -> None:
+    sizes = [file.stat().st_size for file in DEFAULT_BUNDLE.iterdir() if file.is_file()]
+    assert sum(sizes) < 25e6
+    assert max(sizes) < 4e6
+    assert bundle.contract == Contract()
+    assert bundle.reference_site == "IXI-HH"
+    assert set(bundle.info["sites"]) == {"IXI-HH", *SOURCES}
+    assert "simulated" in bundle.targets["schizophrenia_probability"]["training_data"]
+    assert "real" in bundle.targets["brain_age"]["training_data"]
+    text = json.dumps(bundle.info["licences"])
+    assert all(name in text for name in ("CC BY-SA 3.0", "CC0", "PDDL"))
+
+
+def test_nothing_held_out_was_trained_on(bundle: Bundle) -> None:
+    splits = json.loads((bundle.path / "splits.json").read_text())
+    for site, part in splits.items():
+        assert part["held_out"]
+        assert not set(part["trained_on"]) & set(part["held_out"])
+        assert len(part["trained_on"]) == bundle.info["sites"][site]["n"]
+
+
+def test_its_own_figures_say_that_harmonization_helps(bundle: Bundle) -> None:
+    figures = bundle.info["metrics"]["brain_age"]["sites"]
+    reference = figures["IXI-HH"]["held_out"]
+    assert reference["none"]["n"] >= 24
+    # Thirty scans: the interval of this error reaches from six to nine and a half years.
+    assert reference["none"]["mae"] <= 8.0
+    assert reference["none"]["r"] >= 0.85
+    folds = bundle.info["metrics"]["brain_age"]["folds"]
+    assert folds["mae_single_network"] <= 7.0
+    for site in SOURCES:
+        every = figures[site]["all"]
+        assert every["harmonized"]["mae"] < every["histogram_matching"]["mae"]
+        assert every["harmonized"]["mae"] < 0.6 * every["none"]["mae"]
+        assert every["harmonized"]["r"] >= every["none"]["r"]
+        images = bundle.info["metrics"]["images"][site]
+        assert images["reference_distance_harmonized"] < images["reference_distance_raw"]
+        assert images["harmonized_edge_agreement"] > 0.95
+
+
+def test_reference_statistics_cover_every_site(bundle: Bundle) -> None:
+    reference = bundle.qc_reference()
+    assert set(reference["histograms"]) == set(bundle.info["sites"])
+    assert set(reference["metrics"]["sites"]) == set(bundle.info["sites"])
+    assert reference["metrics"]["all"]["snr_wm"]["n"] > 100
+
+
+def test_the_template_looks_like_an_adult_and_threads_change_nothing(
+    bundle: Bundle, template: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    volume, mask, affine = template
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        mapped = harmonize_volume(bundle, volume, mask, affine)
+        results.append((mapped, predict_scan(bundle, volume, mapped, affine, age=40.0)))
+    torch.set_num_threads(before)
+    assert np.array_equal(results[0][0], results[1][0])
+    assert json.dumps(results[0][1]) == json.dumps(results[1][1])
+    age = results[0][1]["brain_age"]
+    for kind in ("raw", "harmonized"):
+        assert 10 < age[kind] < 95
+    assert 0.005 < np.abs(mapped - volume)[mask].mean() < 0.2
