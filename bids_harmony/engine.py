@@ -39,6 +39,10 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             self._start(self.pool, self._taskid, node, updatehash, retry=True)
         return int(self._taskid)
 
+    def _sort_jobs(self, jobids: Iterable[int], scheduler: str = "tsort") -> list[int]:
+        """Finish scans one after the other, so that a run cut short leaves whole scans."""
+        return sorted(jobids, key=lambda job: (self.procs[job].fullname.split(".")[1], job))
+
     def stop(self) -> None:
         """End the workers at once, without waiting for what they do."""
         for process in list((self.pool._processes or {}).values()):

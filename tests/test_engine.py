@@ -129,3 +129,24 @@ def test_killed_worker_costs_only_its_own_scan(tmp_path: Path) -> None:
 )
 def test_failure_text(text: str, expected: tuple[str, str]) -> None:
     assert failure_text(text) == expected
+
+
+def test_scans_are_finished_one_after_the_other(tmp_path: Path) -> None:
+    crash = tmp_path / "crash"
+    steps = [(write_mark, {"path": str(tmp_path / "mark"), "seconds": 0.01})] * 3
+    ended: list[str] = []
+    workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
+    workflow.add_nodes([scan_wf(f"sub_0{i}_wf", crash, *steps) for i in (2, 1, 3)])
+    workflow.config["execution"]["poll_sleep_duration"] = "0.05"
+    for node in workflow._get_all_nodes():
+        node.config = workflow.config
+
+    def note(node: pe.Node, status: str) -> None:
+        if status == "end":
+            ended.append(node.fullname.split(".")[1])
+
+    workflow.run(
+        plugin=SurvivingMultiProcPlugin(plugin_args={"n_procs": 1, "status_callback": note})
+    )
+    assert ended == sorted(ended)
+    assert len(ended) == 9

@@ -18,6 +18,8 @@ MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 8.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 700.0
 MAX_VOXELS = 2**28
 MAX_NONFINITE = 0.01
+#: Share of voxels below 0 that interpolation's ringing can explain.
+MAX_NEGATIVE = 0.01
 AFFINE_TOLERANCE_MM = 1.0
 
 
@@ -113,6 +115,12 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         raise ScanError(
             f"All voxels of {name} have the same value.", "Convert or download the scan again."
         )
+    if np.mean(data < 0) > MAX_NEGATIVE:
+        # Standardised intensities: what follows takes 0 for the background, so that tissue must
+        # lie above it. A percentile, as single voxels may lie far below all others.
+        lowest = np.percentile(data, 0.1)
+        data = np.maximum(data - lowest, 0)
+        notes.append(f"intensities below 0 were found; {-lowest:.4g} was added to all")
 
     clean = nib.Nifti1Image(data, affine)
     clean.set_qform(affine, 1)
