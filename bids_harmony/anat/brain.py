@@ -13,6 +13,8 @@ from bids_harmony.errors import ScanError
 
 #: Litres a foreground may fill to be a brain alone; heads start near 2.5 L.
 BRAIN_LITRES = (0.6, 2.3)
+#: Voxels beside a stripped brain, as a share of the brain's.
+BESIDE = 0.1
 #: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
 STRIPPED_DICE = 0.85
 
@@ -67,24 +69,32 @@ def foreground(img: nib.Nifti1Image) -> np.ndarray:
 
     Stripped scans have a constant background, which need not be 0.
     """
-    data = np.asarray(img.dataobj)
-    corners = data[tuple(np.ix_(*[(0, n - 1) for n in data.shape]))]
-    background = float(np.median(corners))
-    labels, n_found = ndimage.label(data != background)
+    labels, n_found = ndimage.label(_differs(img))
     if n_found == 0:
-        return np.zeros(data.shape, dtype=bool)
+        return np.zeros(img.shape, dtype=bool)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     filled: np.ndarray = ndimage.binary_fill_holes(labels == sizes.argmax())
     return filled
 
 
+def _differs(img: nib.Nifti1Image) -> np.ndarray:
+    """Find the voxels that differ from the background, which is what most corners hold."""
+    data = np.asarray(img.dataobj)
+    corners = data[tuple(np.ix_(*[(0, n - 1) for n in data.shape]))]
+    different: np.ndarray = data != float(np.median(corners))
+    return different
+
+
 def is_stripped(img: nib.Nifti1Image) -> bool:
     """Tell whether a scan has been skull-stripped already.
 
-    Its foreground must have a brain's volume, and deepbet must find that same brain in it.
+    Its foreground must have a brain's volume with next to nothing beside it (a scalp that zeroed
+    bone parts from the brain, say), and deepbet must find that same brain in it.
     """
     mask = foreground(img)
+    if np.sum(_differs(img) & ~mask) > BESIDE * mask.sum():
+        return False
     litres = mask.sum() * float(np.prod(img.header.get_zooms()[:3])) / 1e6
     if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
         return False

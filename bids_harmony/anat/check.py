@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 8.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 700.0
 MAX_VOXELS = 2**28
 MAX_NONFINITE = 0.01
+#: Beyond this a value is as good as infinite: sums of squares would overflow.
+MAX_VALUE = 1e15
 #: Share of voxels below 0 that interpolation's ringing can explain.
 MAX_NEGATIVE = 0.01
 AFFINE_TOLERANCE_MM = 1.0
@@ -64,6 +67,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
                 "Check how it was converted: no T1w scan is this large.",
             )
         data = np.asanyarray(img.dataobj)
+        _check_integrity(path)
     except ScanError:
         raise
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -86,8 +90,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     extent = zooms * data.shape
     if not (
-        np.all(np.isfinite(affine))
-        and abs(np.linalg.det(affine[:3, :3])) > 1e-6
+        _invertible(affine)
         and zooms.min() >= MIN_ZOOM_MM
         and zooms.max() <= MAX_ZOOM_MM
         and extent.min() >= MIN_EXTENT_MM
@@ -101,7 +104,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         )
 
     data = data.astype(np.float32)
-    finite = np.isfinite(data)
+    finite = np.abs(data) < MAX_VALUE
     n_nonfinite = int(data.size - finite.sum())
     if n_nonfinite > MAX_NONFINITE * data.size:
         raise ScanError(
@@ -118,7 +121,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     if np.mean(data < 0) > MAX_NEGATIVE:
         # Standardised intensities: what follows takes 0 for the background, so that tissue must
         # lie above it. A percentile, as single voxels may lie far below all others.
-        lowest = np.percentile(data, 0.1)
+        lowest = float(np.percentile(data, 0.1))
         data = np.maximum(data - lowest, 0)
         notes.append(f"intensities below 0 were found; {-lowest:.4g} was added to all")
 
@@ -142,6 +145,14 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     return ras, record
 
 
+def _check_integrity(path: Path) -> None:
+    """Read a gzip file to its end, where its checksum is: nibabel stops before."""
+    if path.suffix == ".gz":
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
+
+
 def _usable_affine(
     img: Any, name: str, notes: list[str]
 ) -> tuple[np.ndarray, tuple[int | None, int | None]]:
@@ -155,28 +166,35 @@ def _usable_affine(
             f"{name} has neither sform nor qform, so left and right cannot be told apart.",
             "Convert it again from DICOM, or set its orientation (for example with fslorient).",
         )
+    forms: dict[str, np.ndarray] = {}
     if scode:
-        affine = np.asarray(img.get_sform(), dtype=float)
-        if qcode:
-            try:
-                qform = np.asarray(img.get_qform(), dtype=float)
-            except HeaderDataError:
-                notes.append("the qform is not a valid rotation; the sform was used")
-                return affine, (qcode, scode)
-            corners = np.array(np.meshgrid(*[(0, n - 1) for n in img.shape[:3]])).reshape(3, -1)
-            shift = np.abs(
-                affines.apply_affine(affine, corners.T) - affines.apply_affine(qform, corners.T)
-            ).max()
-            if not shift < AFFINE_TOLERANCE_MM:
-                notes.append(f"sform and qform disagree by {shift:.1f} mm; the sform was used")
-        return affine, (qcode, scode)
-    try:
-        return np.asarray(img.get_qform(), dtype=float), (qcode, scode)
-    except HeaderDataError as error:
+        forms["sform"] = np.asarray(img.get_sform(), dtype=float)
+    if qcode:
+        try:
+            forms["qform"] = np.asarray(img.get_qform(), dtype=float)
+        except HeaderDataError:
+            notes.append("the qform is not a valid rotation; the sform was used")
+    if not forms:
         raise ScanError(
             f"{name} has no sform and its qform is not a valid rotation.",
             "Convert it again from DICOM.",
-        ) from error
+        )
+    if len(forms) == 2 and not _invertible(forms["sform"]):
+        notes.append("the sform is not an affine; the qform was used")
+        return forms["qform"], (qcode, scode)
+    affine = next(iter(forms.values()))
+    if len(forms) == 2:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in img.shape[:3]])).reshape(3, -1).T
+        shift = np.abs(
+            affines.apply_affine(affine, corners) - affines.apply_affine(forms["qform"], corners)
+        ).max()
+        if not shift < AFFINE_TOLERANCE_MM:
+            notes.append(f"sform and qform disagree by {shift:.1f} mm; the sform was used")
+    return affine, (qcode, scode)
+
+
+def _invertible(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)
 
 
 def _first_line(error: BaseException) -> str:
