@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     with open(os.environ["STANDIN_LOG"], "a") as log:
         log.write(json.dumps(["flirt", *argv]) + "\n")
 
-    from bids_harmony.anat.affine import register_affine
+    from bids_harmony.anat.affine import register_affine, resample
 
     with tempfile.TemporaryDirectory() as scratch:
         itk = register_affine(
@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
         )
         found = nt.linear.load(str(itk), fmt="itk", reference=given["-ref"], moving=given["-in"])
         found.to_filename(given["-omat"], fmt="fsl", moving=given["-in"])
+        if "-out" in given:
+            moved = resample(nib.load(given["-in"]), nib.load(given["-ref"]), itk)
+            nib.save(moved, given["-out"])
     return 0
 
 
