@@ -45,8 +45,7 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
     def stop(self) -> None:
         """End the workers at once, without waiting for what they do."""
-        for process in list((self.pool._processes or {}).values()):
-            process.terminate()
+        _end_workers(self.pool)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(
@@ -60,6 +59,8 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             if error is None:
                 self._taskresult[taskid] = future.result()
             elif retry and isinstance(error, BrokenProcessPool):
+                # The pool fails its tasks before it ends the workers that still run them.
+                _end_workers(pool)
                 own_pool = ProcessPoolExecutor(max_workers=1)
                 self._start(own_pool, taskid, node, updatehash, retry=False)
                 own_pool.shutdown(wait=False)
@@ -69,6 +70,12 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
                 self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
 
         future.add_done_callback(finished)
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+        process.join(10)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_environment(config)
         # What ends a cluster job must end this one as cleanly as the keyboard does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Workers simply end.
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         return run_level(config)
     except HarmonyError as error:
         complain(error.cause, error.remedy)
