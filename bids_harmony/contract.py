@@ -27,9 +27,8 @@ class Contract:
         Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
     shading_order : int
         Order of the polynomial by which slow shading is removed; 0 switches it off.
-    peel_mm : float
-        Depth below the brain mask's surface within which CSF is removed, so that masks that
-        keep sulcal CSF and masks that hug the cortex end up alike; 0 switches it off.
+    grey : float
+        Value of grey matter in scaled volumes; fluid is 0 and white matter 1.
     slice_mm : tuple of float
         z range, in template mm, of the axial slices the predictors see (science.md §1b).
     """
@@ -39,7 +38,7 @@ class Contract:
     template: str = "MNI152NLin2009aSym"
     resolution: int = 2
     shading_order: int = 3
-    peel_mm: float = 8.0
+    grey: float = 0.55
     slice_mm: tuple[float, float] = (-28.0, 52.0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def init_anat_wf(
     xfm
         ITK text transform, T1w to template.
     preproc, preproc_mask, brain_mask, unscaled
-        Scaled brain, its foreground, the unpeeled brain mask and the unscaled scan, all on the
+        Scaled brain, its foreground, the brain mask and the unscaled scan, all on the
         template grid.
     check_record, mask_record, scale_record
         What each step found.

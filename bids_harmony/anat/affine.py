@@ -15,6 +15,8 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from bids_harmony.anat.intensity import MIN_VOXELS, map_levels, shading, tissue_levels
+
 if TYPE_CHECKING:
     import ants
 
@@ -23,6 +25,8 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 GOOD_LIKENESS = 0.62
 #: Voxel size for the search of orientations, and how many are tried.
 COARSE_MM, N_STARTS = 8.0, 4
+#: How images are scaled for the registration alone, whatever the contract.
+SHADING_ORDER, GREY = 3, 0.55
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
@@ -61,6 +65,9 @@ def register_affine(
 ) -> Path:
     """Register a brain to the template with 12 degrees of freedom by antspyx, repeatably.
 
+    Fluid is darkened to the background's 0 in both first (:func:`without_fluid`): otherwise the
+    edge of the mask is the strongest edge there is, and brains whose mask hugs the cortex are
+    tilted and scaled against those whose mask keeps the fluid over it.
     Both are brought to the template's voxel size first: at 2 mm the parameters differ from
     those found at 1 mm by a fraction of a voxel, for a ninth of the time. The start is the
     centres of mass, from which heads tilted by up to 30 degrees (any shift) are found. Where the
@@ -84,16 +91,18 @@ def register_affine(
     pathlib.Path
         ``out_file``. The transform takes images from the scan to the template.
     """
-    fixed = to_ants(np.asarray(template.dataobj), template.affine)
+    goal = without_fluid(np.asarray(template.dataobj), template.affine)
+    fixed = to_ants(goal, template.affine)
     import ants
 
     ants.config.set_ants_deterministic(True, seed)
     target = float(min(template.header.get_zooms()[:3]))
     data, affine = downsample(np.asarray(brain.dataobj, dtype=np.float32), brain.affine, target)
+    data = without_fluid(data, affine)
     moving = to_ants(data, affine)
     best = -np.inf
     with tempfile.TemporaryDirectory(prefix="affine") as scratch:
-        for n, start in enumerate(_starts(data, affine, template)):
+        for n, start in enumerate(_starts(data, affine, goal, template.affine)):
             result = ants.registration(
                 fixed,
                 moving,
@@ -104,7 +113,7 @@ def register_affine(
                 outprefix=f"{scratch}/{n}_",
             )
             moved = result["warpedmovout"].numpy()
-            score = likeness(moved, np.asarray(template.dataobj), template.affine)
+            score = likeness(moved, goal, template.affine)
             if score > best:
                 best = score
                 transform = ants.read_transform(result["fwdtransforms"][0])
@@ -114,8 +123,20 @@ def register_affine(
     return Path(out_file)
 
 
+def without_fluid(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Scale a brain (background 0) to fluid 0 and white matter 1, as far as it has tissues."""
+    mask = data > 0
+    levels = None
+    if mask.sum() >= MIN_VOXELS:
+        flat = data / shading(data, mask, SHADING_ORDER)
+        levels = tissue_levels(flat, mask, float(voxel_sizes(affine).mean()))
+    if levels is None:
+        return data
+    return np.where(mask, map_levels(flat, levels, GREY), 0).astype(np.float32)
+
+
 def _starts(
-    data: np.ndarray, affine: np.ndarray, template: nib.Nifti1Image
+    data: np.ndarray, affine: np.ndarray, goal: np.ndarray, goal_affine: np.ndarray
 ) -> Iterator[np.ndarray | None]:
     """Yield initial transforms (template RAS to scan RAS): None, then the likeliest rotations.
 
@@ -124,7 +145,7 @@ def _starts(
     matched; none is within 40 degrees of one yielded before.
     """
     yield None
-    fixed, fixed_affine = downsample(np.asarray(template.dataobj), template.affine, COARSE_MM)
+    fixed, fixed_affine = downsample(goal, goal_affine, COARSE_MM)
     moving, moving_affine = downsample(data, affine, COARSE_MM)
     volumes, centres = [], []
     for array, matrix in ((fixed, fixed_affine), (moving, moving_affine)):

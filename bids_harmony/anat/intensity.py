@@ -1,8 +1,8 @@
-"""Intensity scaling inside the brain mask, after masks of different kinds are made alike."""
+"""Intensity scaling inside the brain mask: fluid, grey and white matter to fixed values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -12,25 +12,32 @@ from bids_harmony.errors import ScanError
 
 #: Scaled values are cut here: white matter is 1, vessels and stray fat can be far brighter.
 MAX_SCALED = 2.0
-#: Where between fluid (0) and grey matter (1) a voxel stops being peeled. On the scans the
-#: default bundle was trained on, 0.5 dug deeper sulci the sharper the scan (kept 1703 against
-#: 1666 and 1621 ml under age 50) and blurred the relation of what is kept to age (r -0.43);
-#: 0.15 kept 1808, 1800 and 1751 ml (r -0.51).
-PEEL_LEVEL = 0.15
+#: Voxels below this at the brain's surface are background: between fluid (0) and grey matter.
+SURFACE = 0.12
+#: Fluid is looked for at least this far from the mask's surface, in mm.
+DEEP_MM = 20.0
 #: Fewer brain voxels than this cannot be a brain on any grid in use.
 MIN_VOXELS = 1000
+
+
+class Levels(NamedTuple):
+    """Intensities of cerebrospinal fluid, grey and white matter, ascending."""
+
+    fluid: float
+    grey: float
+    white: float
 
 
 def normalize(
     data: np.ndarray, mask: np.ndarray, contract: Contract, zoom_mm: float
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Scale a volume so that white matter is 1, from the volume's own brain voxels alone.
+    """Bring a volume to fluid 0, grey matter ``contract.grey``, white matter 1.
 
-    Slow shading is divided out first (:func:`shading`). Three intensity classes (CSF, grey,
-    white matter) are found inside the mask by k-means, the fluid at the mask's surface is
-    peeled off (:func:`peel`), the classes are found again inside what is left, and the volume
-    is divided by the centre of the brightest. A percentile would move with the amount of CSF a
-    mask includes, and with atrophy; class centres do not.
+    Slow shading is divided out first (:func:`shading`), then :func:`tissue_levels` are found in
+    the volume itself and mapped along straight lines (:func:`map_levels`). With fluid at the
+    background's 0, masks of the inside of the skull, which keep the fluid over the cortex, and
+    masks that hug the cortex give the same picture; with grey matter at one value, the contrast
+    a scanner was set to does not pass for age.
 
     Parameters
     ----------
@@ -39,19 +46,19 @@ def normalize(
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
     contract : Contract
-        ``shading_order`` and ``peel_mm`` are read.
+        ``shading_order`` and ``grey`` are read.
     zoom_mm : float
         Isotropic voxel size in mm.
 
     Returns
     -------
     scaled : numpy.ndarray
-        float32, background exactly 0, brain in (0, 2], white matter near 1.
+        float32, background exactly 0, brain in (0, 2].
     used : numpy.ndarray
-        Boolean mask of the voxels kept.
+        Boolean mask of the brain's tissue and the fluid it encloses.
     record : dict
-        Class centres in the units of ``data``, the divisor, the shading's 5th to 95th
-        percentile ratio in the mask, volumes of the mask and of the peeled part in ml.
+        Levels in the units of ``data``, the shading's 5th to 95th percentile ratio in the mask,
+        volumes of the mask and of what is used of it in ml.
 
     Raises
     ------
@@ -67,29 +74,87 @@ def normalize(
         )
     field = shading(data, given, contract.shading_order)
     data = data / field
-    centres = tissue_centres(data[given])
+    levels = tissue_levels(data, given, zoom_mm)
     used = given
-    if contract.peel_mm > 0:
-        fluid = float(centres[0] + PEEL_LEVEL * (centres[1] - centres[0]))
-        used = peel(data, given, fluid, contract.peel_mm / zoom_mm)
-    if used.sum() >= MIN_VOXELS:
-        centres = tissue_centres(data[used])
-    divisor = float(centres[2])
-    if used.sum() < MIN_VOXELS or not divisor > 0 or centres[0] >= centres[2]:
+    if levels is not None:
+        scaled = map_levels(data, levels, contract.grey)
+        used = surface(scaled, given)
+    if levels is None or used.sum() < MIN_VOXELS:
         raise ScanError(
             "The voxels inside the brain mask do not have the intensities of a T1w brain.",
             "Look at the brain mask: is the scan a T1-weighted image?",
         )
-    scaled = np.where(used, np.clip(data / divisor, 1e-3, MAX_SCALED), 0).astype(np.float32)
+    scaled = np.where(used, np.maximum(scaled, 1e-3), 0).astype(np.float32)
     ml = zoom_mm**3 / 1000
     record = {
-        "divisor": round(divisor, 6),
-        "class_centres": [round(float(c), 6) for c in centres],
+        "fluid_grey_white": [round(level, 6) for level in levels],
         "shading_range": round(float(np.divide(*np.percentile(field[given], (95, 5)))), 4),
         "mask_ml": round(float(given.sum() * ml), 3),
-        "peeled_ml": round(float((given.sum() - used.sum()) * ml), 3),
+        "used_ml": round(float(used.sum() * ml), 3),
     }
     return scaled, used, record
+
+
+def tissue_levels(data: np.ndarray, mask: np.ndarray, zoom_mm: float) -> Levels | None:
+    """Find the intensities of fluid, grey and white matter of a T1w brain.
+
+    Fluid is the darkest hundredth of the deep brain, where the ventricles lie: the fluid near
+    the surface depends on the kind of mask. Grey and white matter are two classes of what is
+    brighter than fluid.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        3-D volume without shading.
+    mask : numpy.ndarray
+        Boolean brain mask.
+    zoom_mm : float
+        Voxel size in mm.
+
+    Returns
+    -------
+    Levels or None
+        None where the mask holds nothing like three tissues.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] * zoom_mm
+    deep = depth > min(DEEP_MM, 0.5 * float(depth.max()))
+    fluid = float(np.percentile(data[deep], 1))
+    values = data[mask]
+    white = float(tissue_centres(values)[2])
+    grey = fluid
+    for _ in range(3):
+        tissue = values[values > fluid + 0.35 * (white - fluid)]
+        if tissue.size < 2:
+            return None
+        grey, white = (float(v) for v in tissue_centres(tissue, 2))
+    contrast = 0.02 * abs(white)
+    if not (white > 0 and grey - fluid > contrast and white - grey > contrast):
+        return None
+    return Levels(fluid, grey, white)
+
+
+def map_levels(data: np.ndarray, levels: Levels, grey: float) -> np.ndarray:
+    """Map fluid to 0, grey matter to ``grey`` and white matter to 1, linearly in between.
+
+    Darker values become 0; brighter than white matter stays in proportion, up to 2.
+    """
+    return np.asarray(
+        np.interp(data, [*levels, MAX_SCALED * levels.white], [0.0, grey, 1.0, MAX_SCALED])
+    )
+
+
+def surface(scaled: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mask of the largest piece of tissue, with narrow clefts closed and holes filled."""
+    labels, found = ndimage.label(mask & (scaled > SURFACE))
+    if not found:
+        return np.zeros_like(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    # Room for the closing at the volume's edge.
+    brain = np.pad(labels == sizes.argmax(), 2)
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(brain, iterations=2))
+    used: np.ndarray = brain[2:-2, 2:-2, 2:-2] & mask
+    return used
 
 
 def shading(
@@ -179,40 +244,3 @@ def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
             break
         centres = new
     return np.asarray(centres)
-
-
-def peel(data: np.ndarray, mask: np.ndarray, threshold: float, depth: float) -> np.ndarray:
-    """Remove dark voxels that touch the outside of a mask, down to a depth.
-
-    Masks of the inside of the skull keep the fluid over the cortex, masks that hug the cortex
-    do not; without this, the mask's kind tells the site and passes for atrophy. Fluid enclosed
-    in the brain (ventricles) stays: it is not connected to the outside within ``depth``.
-
-    Parameters
-    ----------
-    data : numpy.ndarray
-        3-D volume.
-    mask : numpy.ndarray
-        Boolean mask.
-    threshold : float
-        Voxels below this value are fluid.
-    depth : float
-        Largest distance from the mask's surface, in voxels.
-
-    Returns
-    -------
-    numpy.ndarray
-        The largest connected part of what remains.
-    """
-    # One voxel of margin on every side, so that a mask at the volume's edge has an outside.
-    inside = np.pad(mask, 1)
-    shallow = ndimage.distance_transform_edt(inside) <= depth
-    dark = np.pad(data < threshold, 1) & inside & shallow
-    reached = ndimage.binary_propagation(~inside, mask=dark | ~inside)
-    labels, found = ndimage.label(inside & ~reached)
-    if not found:
-        return np.zeros_like(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept: np.ndarray = (labels == sizes.argmax())[1:-1, 1:-1, 1:-1]
-    return kept

@@ -26,7 +26,7 @@ class NormalizedScan:
     mask : numpy.ndarray
         Boolean mask of the volume's foreground.
     brain_mask : numpy.ndarray
-        The brain mask as it was found, before the contract's peeling.
+        The brain mask as it was found, before fluid at its surface was left out.
     unscaled : nibabel.Nifti1Image
         The resampled scan before masking and scaling.
     record : dict

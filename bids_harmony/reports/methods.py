@@ -154,14 +154,13 @@ def _each(records: Sequence[Mapping[str, Any]], kind: Any, words: Mapping[str, s
 
 
 def _scaling(contract: Mapping[str, Any]) -> str:
-    shading, peel = contract.get("shading_order", 0), contract.get("peel_mm", 0)
+    shading, grey = contract.get("shading_order", 0), contract.get("grey", 0)
     steps = []
     if shading:
         steps.append(f"slow shading was divided out (a polynomial of order {shading})")
-    if peel:
-        steps.append(f"fluid at the brain mask's surface was removed down to {peel:g} mm")
     steps.append(
-        "intensities were divided by the centre of the white matter class within the mask"
+        "intensities were mapped along straight lines so that cerebrospinal fluid is 0, grey "
+        f"matter {grey:g} and white matter 1"
     )
     listed = ", ".join(steps[:-1]) + (" and " if len(steps) > 1 else "") + steps[-1]
     return f"{listed[0].upper()}{listed[1:]}; the background is 0."

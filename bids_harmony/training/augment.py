@@ -16,7 +16,7 @@ class Augmentation:
     Attributes
     ----------
     tone : float
-        Standard deviation of the shift of fluid and grey matter (white matter is 1).
+        Standard deviation of the shift of fluid and grey matter (fluid is 0, white matter 1).
     bias : float
         Standard deviation of a smooth multiplicative field's logarithm.
     noise : float
@@ -32,7 +32,7 @@ class Augmentation:
         interpolated, and a network that never saw an untouched slice misjudges it by years.
     """
 
-    tone: float = 0.05
+    tone: float = 0.08
     bias: float = 0.08
     noise: float = 0.04
     blur: float = 0.5
@@ -83,19 +83,11 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     bottom = torch.stack([sin, flip * sy * cos, dy], dim=1)
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), [n, 1, rows, columns], False)
     x = F.grid_sample(slices, grid, align_corners=False)
-    mask = (x > 0.1).float()
-    # Tone: move fluid and grey matter against white matter, along a line through three points.
-    low = 0.55 + how.tone * normal(n, 1, 1, 1)
-    middle = torch.maximum(0.78 + 0.5 * how.tone * normal(n, 1, 1, 1), low + 0.05)
-    x = torch.where(
-        x < 0.55,
-        x * low / 0.55,
-        torch.where(
-            x < 0.78,
-            low + (x - 0.55) * (middle - low) / 0.23,
-            middle + (x - 0.78) * (1 - middle) / 0.22,
-        ),
-    )
+    mask = (x > 5e-4).float()
+    # Tone: move fluid (0) and grey matter against white matter (1).
+    fluid = how.tone * normal(n, 1, 1, 1)
+    x = torch.relu(x - fluid) / (1 - fluid)
+    x = x ** torch.exp(2 * how.tone * normal(n, 1, 1, 1))
     x = x * (1 + 0.5 * how.tone * normal(n, 1, 1, 1))
     # Bias field: cubic interpolation of a coarse random grid.
     field = F.interpolate(

@@ -46,7 +46,7 @@ class TrainOptions:
     harmonizer_minutes: float = 90.0
     harmonizer_steps: int = 3_500
     predictor_minutes: float = 30.0
-    predictor_steps: int = 1_500
+    predictor_steps: int = 1_600
     holdout: float = 0.25
     folds: int = 4
     seed: int = 42

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,8 +170,8 @@ def evaluate_age(
     Returns
     -------
     dict
-        Per site ``held_out`` figures and, for source sites, ``all`` (the harmonizer saw most of
-        these scans, without their ages' being fitted) for the methods of :data:`METHODS`.
+        Per site ``held_out`` figures for the methods of :data:`METHODS`; for source sites also
+        ``all``, for the methods that learnt nothing from these scans (the harmonizer did).
     """
     wanted = np.flatnonzero((held | (data.sites != reference)) & ~np.isnan(data.ages))
     predicted = {method: np.full(len(data.sites), np.nan) for method in METHODS}
@@ -184,21 +184,23 @@ def evaluate_age(
     sites: dict[str, Any] = {}
     for site in np.unique(data.sites[wanted]):
         here = wanted[data.sites[wanted] == site]
-        groups = {"held_out": here[held[here]]}
+        groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {
+            "held_out": (here[held[here]], METHODS)
+        }
         if site != reference:
-            groups["all"] = here
+            groups["all"] = (here, METHODS[:2])
         sites[str(site)] = {
             name: {
                 method: age_figures(
                     predicted[method][scans], data.ages[scans], np.random.default_rng(seed)
                 )
-                for method in METHODS
+                for method in methods
             }
-            for name, scans in groups.items()
+            for name, (scans, methods) in groups.items()
             if len(scans)
         }
         for name, figures in sites[str(site)].items():
-            text = ", ".join(f"{m} MAE {figures[m]['mae']} r {figures[m]['r']}" for m in METHODS)
+            text = ", ".join(f"{m} MAE {figures[m]['mae']} r {figures[m]['r']}" for m in figures)
             say(f"{site} {name} (n {figures['none']['n']}): {text}")
     return sites
 
