@@ -84,9 +84,9 @@ def data(scans: list[TrainScan]) -> TrainingSet:
 def test_scans_are_cut_to_a_box_that_holds_every_brain(
     scans: list[TrainScan], data: TrainingSet
 ) -> None:
-    assert data.images.shape[2] % 16 == data.images.shape[3] % 16 == 0
+    assert data.size[0] % 16 == data.size[1] % 16 == 0
     for i, scan in enumerate(scans):
-        assert data.masks[i].sum() == (np.asarray(nib.load(scan.mask).dataobj) > 0).sum()
+        assert data.stack(i)[1].sum() == (np.asarray(nib.load(scan.mask).dataobj) > 0).sum()
     assert data.heights[0] == AFFINE[2, 3]
 
 
@@ -102,7 +102,8 @@ def test_held_out_subjects_are_whole_and_cover_every_age(data: TrainingSet) -> N
 def test_two_scans_of_a_subject_are_never_parted(data: TrainingSet) -> None:
     from dataclasses import replace
 
-    twice = replace(data, subjects=np.array([f"s{i // 2}" for i in range(len(data.sites))]))
+    table = data.table.assign(subject=[f"s{i // 2}" for i in range(len(data))])
+    twice = replace(data, table=table)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         held = hold_out(twice, 0.25, rng)
@@ -125,8 +126,7 @@ def test_reference_scans_are_drawn_near_the_age_of_the_source(data: TrainingSet)
 
 
 def test_edge_loss_ignores_contrast_and_sees_moved_edges(data: TrainingSet) -> None:
-    image = torch.from_numpy(data.images[0, 10:20].astype(np.float32))[:, None]
-    mask = torch.from_numpy(data.masks[0, 10:20].astype(np.float32))[:, None]
+    image, mask = (torch.from_numpy(v[10:20].astype(np.float32))[:, None] for v in data.stack(0))
     x = torch.cat([image, mask, torch.zeros_like(mask)], dim=1)
     same = _edge_loss(0.5 * image * mask + 0.2 * mask, x)
     moved = _edge_loss(torch.roll(image, 3, dims=2) * mask, x)
@@ -135,7 +135,7 @@ def test_edge_loss_ignores_contrast_and_sees_moved_edges(data: TrainingSet) -> N
 
 
 def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: TrainingSet) -> None:
-    x = torch.from_numpy(data.images[:8, 15].astype(np.float32))[:, None]
+    x = torch.from_numpy(data.slices(range(8), [15] * 8)[0])
     chance = torch.Generator().manual_seed(0)
     y = augment(x, Augmentation(plain=0.0), chance)
     assert y.shape == x.shape
@@ -148,11 +148,11 @@ def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: Traini
 
 def test_matched_scan_has_the_reference_histogram(data: TrainingSet) -> None:
     quantiles = np.linspace(0.2, 1.2, 256)
-    stack = data.images[20].astype(np.float32)
-    matched = match_histogram(stack, data.masks[20], quantiles)
-    got = np.quantile(matched[data.masks[20]], [0.1, 0.5, 0.9])
+    stack, mask = data.stack(20)
+    matched = match_histogram(stack, mask, quantiles)
+    got = np.quantile(matched[mask], [0.1, 0.5, 0.9])
     assert np.allclose(got, [0.3, 0.7, 1.1], atol=0.03)
-    assert not matched[~data.masks[20]].any()
+    assert not matched[~mask].any()
 
 
 def test_conformal_interval_covers_new_draws() -> None:
@@ -204,7 +204,8 @@ def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> 
 def test_slice_network_learns_what_the_slices_show(data: TrainingSet) -> None:
     ref = np.flatnonzero(data.sites == "REF")
     middle = slice(10, 20)
-    examples = Examples(data.images[ref, middle], data.ages[ref], data.heights[middle])
+    stacks = np.stack([data.stack(i)[0][middle] for i in ref])
+    examples = Examples(stacks, data.ages[ref], data.heights[middle])
     config = PredictorConfig(channels=[8, 8, 8, 8, 8], hidden=32, learning_rate=5e-3)
     options = network_options(examples, config, binary=False)
     train = np.arange(0, 16, 2)

@@ -1,12 +1,15 @@
-"""Preprocessed scans in memory, and how they are split."""
+"""The scans of a training run as networks draw them: slices and stacks, read when asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.slices import crop, fit_box, slice_heights
@@ -23,33 +26,154 @@ class TrainingSet:
 
     Attributes
     ----------
-    images : numpy.ndarray
-        (scans, slices, rows, columns) float16 intensities, white matter 1, background 0.
-    masks : numpy.ndarray
-        Boolean, same shape.
-    subjects, sites, ages : numpy.ndarray
-        One entry per scan; an unknown age is NaN.
+    volumes : numpy.ndarray or zarr.Array
+        (scans, slices, rows, columns) float16 intensities (fluid 0, white matter 1), NaN outside
+        the brain: one array to read for image and mask. Read it through :meth:`slices` and
+        :meth:`stack`.
+    table : pandas.DataFrame
+        One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
+        ``diagnosis``, ``qc_status``, and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
+    filled : numpy.ndarray
+        (scans, slices) share of each slice that is brain.
     box : tuple
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
         The template grid.
     """
 
-    images: np.ndarray
-    masks: np.ndarray
-    subjects: np.ndarray
-    sites: np.ndarray
-    ages: np.ndarray
+    volumes: Any
+    table: pd.DataFrame
     heights: np.ndarray
+    filled: np.ndarray
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray,
+        masks: np.ndarray,
+        table: pd.DataFrame,
+        *,
+        affine: np.ndarray | None = None,
+        box: Box | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> TrainingSet:
+        """Make a set of arrays in memory, for tests and small data.
+
+        Parameters
+        ----------
+        images, masks : numpy.ndarray
+            (scans, slices, rows, columns) intensities, and whether each voxel is brain.
+        table : pandas.DataFrame
+            One row per scan; columns it lacks are unknown for all scans.
+        affine : numpy.ndarray, optional
+            Of the template grid; 1 mm from 0 when None.
+        box, shape : tuple, optional
+            As of the class; the arrays show the whole grid when None.
+        """
+        n_slices, rows, columns = images.shape[1:]
+        affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
+        return cls(
+            volumes=np.where(masks, images, np.nan).astype(np.float16),
+            table=with_columns(table),
+            heights=slice_heights(n_slices, affine),
+            filled=np.asarray(masks, dtype=bool).mean(axis=(2, 3)),
+            box=box or ((0, rows), (0, columns)),
+            shape=shape or (rows, columns, n_slices),
+            affine=affine,
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def sites(self) -> np.ndarray:
+        """Site of each scan."""
+        return self.table["site"].to_numpy(dtype=str)
+
+    @cached_property
+    def subjects(self) -> np.ndarray:
+        """Subject of each scan as ``site/label``, which is what splits keep whole."""
+        return (self.table["site"] + "/" + self.table["subject"]).to_numpy(dtype=str)
+
+    @cached_property
+    def ages(self) -> np.ndarray:
+        """Age of each scan in years, NaN where unknown."""
+        return self.table["age"].to_numpy(dtype=float)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        (a, b), (c, d) = self.box
+        return b - a, d - c
+
+    def slices(
+        self,
+        scans: np.ndarray | Sequence[int],
+        numbers: np.ndarray | Sequence[int],
+        around: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read one slice of each of some scans, with its neighbours.
+
+        Parameters
+        ----------
+        scans, numbers : sequence of int
+            (n,) scan numbers and the slice wanted of each.
+        around : int
+            Neighbours on each side; beyond the stack's ends the last slice is repeated.
+
+        Returns
+        -------
+        images : numpy.ndarray
+            float32 (n, 2 * around + 1, rows, columns), background 0.
+        masks : numpy.ndarray
+            Boolean (n, rows, columns), of the slice in the middle.
+        """
+        out = np.empty((len(scans), 2 * around + 1, *self.size), np.float16)
+        last = len(self.heights) - 1
+        for i, (scan, number) in enumerate(zip(scans, numbers, strict=True)):
+            low, high = max(number - around, 0), min(number + around, last)
+            part = np.asarray(self.volumes[int(scan), int(low) : int(high) + 1])
+            which = np.clip(np.arange(number - around, number + around + 1), low, high) - low
+            out[i] = part[which]
+        return _split(out, out[:, around])
+
+    def stack(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read all slices of a scan.
+
+        Returns
+        -------
+        images : numpy.ndarray
+            float32 (slices, rows, columns), background 0.
+        masks : numpy.ndarray
+            Boolean, same shape.
+        """
+        volume = np.asarray(self.volumes[int(scan)])
+        return _split(volume, volume)
+
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
         """Return the scans of a site among the given scan numbers."""
         return np.asarray(among[self.sites[among] == site])
+
+
+def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Part stored values into float32 images with background 0, and masks."""
+    return np.nan_to_num(images.astype(np.float32), copy=False), ~np.isnan(centre)
+
+
+def with_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a table of scans the columns that every training set has."""
+    table = table.reset_index(drop=True)
+    for name in ("age", "sex", "diagnosis", "qc_status"):
+        if name not in table:
+            table[name] = np.nan if name == "age" else None
+    if "subject" not in table:
+        table["subject"] = [f"{i:04d}" for i in range(len(table))]
+    return table
 
 
 def load_scans(scans: Sequence[TrainScan]) -> TrainingSet:
@@ -88,16 +212,13 @@ def load_scans(scans: Sequence[TrainScan]) -> TrainingSet:
         volumes.append(np.where(inside, np.asarray(t1w.dataobj, np.float32), 0))
         masks.append(inside)
     box = _box(np.any(masks, axis=0))
-    return TrainingSet(
-        images=np.stack([crop(v, box) for v in volumes]).astype(np.float16),
-        masks=np.stack([crop(m, box) for m in masks]),
-        subjects=np.array([f"{s.site}/{s.subject}" for s in scans]),
-        sites=np.array([s.site for s in scans]),
-        ages=np.array([np.nan if s.age is None else s.age for s in scans], dtype=float),
-        heights=slice_heights(shape[2], affine),
+    return TrainingSet.from_arrays(
+        np.stack([crop(v, box) for v in volumes]),
+        np.stack([crop(m, box) for m in masks]),
+        pd.DataFrame([{"subject": s.subject, "site": s.site, "age": s.age} for s in scans]),
         box=box,
         shape=tuple(int(n) for n in shape),
-        affine=np.asarray(affine, dtype=float),
+        affine=affine,
     )
 
 

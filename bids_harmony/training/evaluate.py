@@ -28,7 +28,7 @@ METHODS = ("none", "histogram_matching", "harmonized")
 def reference_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
     """Mean intensity quantiles inside the mask over reference scans, for histogram matching."""
     levels = np.linspace(0, 1, N_QUANTILES)
-    rows = [np.quantile(data.images[i][data.masks[i]].astype(np.float32), levels) for i in scans]
+    rows = [np.quantile(stack[mask], levels) for stack, mask in map(data.stack, scans)]
     return np.asarray(np.mean(rows, axis=0))
 
 
@@ -102,7 +102,7 @@ class Mapped:
     Attributes
     ----------
     harmonized, matched : numpy.ndarray
-        Like the training set's ``images``.
+        (scans, slices, rows, columns) float16.
     changes : list of dict
         Per scan, :func:`bids_harmony.qc.harmonization.harmonization_metrics` and the distance
         from the reference after histogram matching.
@@ -116,13 +116,12 @@ class Mapped:
 def map_all(data: TrainingSet, train_ref: np.ndarray, forward: Generator) -> Mapped:
     """Prepare every scan in each way, the reference being the given training scans."""
     quantiles = reference_quantiles(data, train_ref)
-    histogram = mean_histogram(
-        [brain_histogram(data.images[i].astype(np.float32), data.masks[i]) for i in train_ref]
-    )
-    harmonized, matched = np.zeros_like(data.images), np.zeros_like(data.images)
+    histogram = mean_histogram([brain_histogram(*data.stack(i)) for i in train_ref])
+    shape = (len(data), len(data.heights), *data.size)
+    harmonized, matched = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
     changes = []
     for i in range(len(data.sites)):
-        stack, mask = data.images[i].astype(np.float32), data.masks[i]
+        stack, mask = data.stack(i)
         harmonized[i] = map_stack(forward, stack, mask, data.heights)
         matched[i] = match_histogram(stack, mask, quantiles)
         distance = histogram_distance(
@@ -175,11 +174,10 @@ def evaluate_age(
     """
     wanted = np.flatnonzero((held | (data.sites != reference)) & ~np.isnan(data.ages))
     predicted = {method: np.full(len(data.sites), np.nan) for method in METHODS}
-    ways = zip(METHODS, (data.images, mapped.matched, mapped.harmonized), strict=True)
-    for method, images in ways:
-        for i in wanted:
-            stack = images[i, middle].astype(np.float32)
-            values = predict_stack(members, stack, data.heights[middle])
+    for i in wanted:
+        stacks = (data.stack(i)[0], mapped.matched[i], mapped.harmonized[i])
+        for method, stack in zip(METHODS, stacks, strict=True):
+            values = predict_stack(members, stack[middle], data.heights[middle])
             predicted[method][i] = np.median(values)
     sites: dict[str, Any] = {}
     for site in np.unique(data.sites[wanted]):

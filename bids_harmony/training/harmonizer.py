@@ -237,16 +237,15 @@ def _slices(
     """Draw one slice of each scan with enough brain; within a slice of ``near``'s heights."""
     chosen = []
     for i, scan in enumerate(scans):
-        filled = data.masks[scan].mean(axis=(1, 2)) > 0.05
-        usable = np.flatnonzero(filled)
+        usable = np.flatnonzero(data.filled[scan] > 0.05)
         if near is None:
             chosen.append(int(rng.choice(usable)))
         else:
             wanted = int(torch.argmin(torch.abs(heights - near[i, 2, 0, 0])))
             wanted += int(rng.integers(-1, 2))
             chosen.append(int(usable[np.argmin(np.abs(usable - wanted))]))
-    image = torch.from_numpy(data.images[scans, chosen].astype(np.float32))
-    mask = torch.from_numpy(data.masks[scans, chosen].astype(np.float32))
+    images, masks = data.slices(scans, chosen)
+    image, mask = torch.from_numpy(images[:, 0]), torch.from_numpy(masks.astype(np.float32))
     height = heights[chosen][:, None, None].expand_as(image)
     return torch.stack([image, mask, height], dim=1)
 

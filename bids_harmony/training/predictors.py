@@ -199,8 +199,7 @@ def area_under_curve(cases: np.ndarray, controls: np.ndarray) -> float:
 
 
 def _with_effect(data: TrainingSet, scan: int, strength: float, seed: int) -> np.ndarray:
-    volume = uncrop(data.images[scan].astype(np.float32), data.box, data.shape)
-    mask = uncrop(data.masks[scan], data.box, data.shape)
+    volume, mask = (uncrop(part, data.box, data.shape) for part in data.stack(scan))
     changed, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
     return crop(changed, data.box).astype(np.float16)
 
@@ -213,5 +212,8 @@ def _examples(
     stacks: np.ndarray | None = None,
 ) -> Examples:
     middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-    images = data.images[scans] if stacks is None else stacks
-    return Examples(images[:, middle], np.asarray(targets, dtype=float), data.heights[middle])
+    if stacks is None:
+        stacks = np.stack([data.stack(int(i))[0][middle].astype(np.float16) for i in scans])
+    else:
+        stacks = stacks[:, middle]
+    return Examples(stacks, np.asarray(targets, dtype=float), data.heights[middle])

@@ -280,12 +280,7 @@ def finish_bundle(
                 }
             ),
             "histograms": {
-                str(site): mean_histogram(
-                    [
-                        brain_histogram(data.images[i].astype(np.float32), data.masks[i])
-                        for i in here
-                    ]
-                )
+                str(site): mean_histogram([brain_histogram(*data.stack(i)) for i in here])
                 for site, here in used.items()
             },
         },
