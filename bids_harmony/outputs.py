@@ -77,7 +77,8 @@ def scans_dictionary() -> dict[str, Any]:
             "Units": "year",
         },
         "brain_age_gap": {
-            "Description": "brain_age_harmonized minus age, not corrected for age bias",
+            "Description": "brain_age_harmonized minus age, not corrected for age bias; "
+            "brain_age_raw minus age where the harmonized scan was set aside",
             "Units": "year",
         },
         "schizophrenia_probability_raw": {"Description": simulated.format(raw)},
@@ -87,6 +88,14 @@ def scans_dictionary() -> dict[str, Any]:
             "Levels": {
                 "pass": "every metric lies in the bundle's reference range",
                 "warn": "something should be looked at; see qc_reasons",
+            },
+        },
+        "harmonization_status": {
+            "Description": "Verdict of the anatomy guard on the harmonized scan",
+            "Levels": {
+                "pass": "every measure of the change lies within the bundle's limits",
+                "warn": "a measure lies beyond its limit; see qc_reasons",
+                "fail": "a measure lies beyond twice its limit: use the raw numbers",
             },
         },
         "qc_reasons": {"Description": "What the verdict rests on, in plain words"},
@@ -179,7 +188,8 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     )
     age = predictions.get("brain_age") or {}
     scz = predictions.get("schizophrenia_probability") or {}
-    low, high = age.get("interval_90") or (None, None)
+    used = "raw" if age.get("harmonized") is None else "harmonized"
+    low, high = (used == "harmonized" and age.get("interval_90")) or (None, None)
     bundle = predictions.get("bundle") or {}
     preproc = next(p for p in record["outputs"] if p.endswith("_desc-preproc_T1w.nii.gz"))
     values = {
@@ -190,10 +200,11 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
         "brain_age_harmonized": age.get("harmonized"),
         "brain_age_harmonized_low": low,
         "brain_age_harmonized_high": high,
-        "brain_age_gap": age.get("gap_harmonized"),
+        "brain_age_gap": age.get(f"gap_{used}"),
         "schizophrenia_probability_raw": scz.get("raw"),
         "schizophrenia_probability_harmonized": scz.get("harmonized"),
         "qc_status": record.get("status"),
+        "harmonization_status": (record.get("guard") or {}).get("status"),
         "qc_reasons": "; ".join(record.get("reasons") or []),
         "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
     }

@@ -66,7 +66,7 @@ def init_outputs_wf(
         From the QC workflow.
     metrics
         From the QC workflow, or with a bundle from the harmonize workflow.
-    harmonized, harmonized_native, predictions
+    harmonized, harmonized_native, predictions, guard
         From the workflows that need a bundle.
     """
     workflow = pe.Workflow(name=name)
@@ -76,7 +76,7 @@ def init_outputs_wf(
                 "t1w_ras", "t1w_mask", "registered",
                 "xfm", "preproc", "preproc_mask", "brain_mask",
                 "check_record", "mask_record", "scale_record", "metrics",
-                "harmonized", "harmonized_native", "predictions",
+                "harmonized", "harmonized_native", "predictions", "guard",
             ]
         ),
         name="inputnode",
@@ -177,6 +177,7 @@ def init_outputs_wf(
         (inputnode, save_predictions, [("predictions", "predictions")]),
         (save_predictions, ds_predictions, [("out_file", "in_file")]),
         (ds_predictions, record, [("out_file", "predictions_file")]),
+        (inputnode, record, [("guard", "guard")]),
     ])  # fmt: skip
     if native:
         restore_harmonized = pe.Node(

@@ -228,6 +228,11 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         help="T1w adds the harmonized scan on its native grid; the template grid is always "
         f"written (default: {_default('output_spaces')})",
     )
+    choice(
+        "on_guard_fail",
+        "where harmonization seems to have changed the anatomy: flag only, or predict from the "
+        "raw scan alone",
+    )
     choice("device", "where networks run; auto takes a GPU if there is one")
     _add(
         group,

@@ -87,6 +87,13 @@ class Bundle:
         content: dict[str, Any] = json.loads((self.path / "qc_reference.json").read_text())
         return content
 
+    def guard(self) -> dict[str, Any] | None:
+        """Read ``guard.json``: ``limits`` and ``style`` of the anatomy guard; None without one."""
+        if "guard.json" not in self.info["files"]:
+            return None
+        content: dict[str, Any] = json.loads((self.path / "guard.json").read_text())
+        return content
+
     def identity(self) -> dict[str, str]:
         """Name, version and digest, for outputs that carry a number of this bundle's."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
@@ -204,7 +211,8 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     Parameters
     ----------
     config : dict
-        ``kind`` (``generator`` or ``slice``) and ``options`` for the network's class.
+        ``kind`` (one of :data:`bids_harmony.models.generators.GENERATORS`, or ``slice``) and
+        ``options`` for the network's class.
     tensors : dict
         State dictionary; stored in half precision, used in single precision.
 
@@ -215,9 +223,10 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     """
     import torch
 
-    from bids_harmony.models.networks import Generator, SliceNetwork
+    from bids_harmony.models.generators import GENERATORS
+    from bids_harmony.models.networks import SliceNetwork
 
-    kinds: dict[str, type[nn.Module]] = {"generator": Generator, "slice": SliceNetwork}
+    kinds: dict[str, type[nn.Module]] = {**GENERATORS, "slice": SliceNetwork}
     network = kinds[config["kind"]](**config["options"])
     full = {}
     for key, value in tensors.items():

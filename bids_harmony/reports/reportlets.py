@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
+from bids_harmony.qc.guard import spoken
 from bids_harmony.qc.verdict import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
 
@@ -132,6 +133,29 @@ class ScanView:
                 "trained on."
             )
         return notes
+
+    @property
+    def guard(self) -> dict[str, Any] | None:
+        """Verdict of the anatomy guard and the rows of its table; None where there is none."""
+        record = self.record.get("guard") or {}
+        if not record.get("status"):
+            return None
+        values = self.record.get("metrics") or {}
+        rows = [
+            {
+                "name": dictionary()[name]["LongName"],
+                "value": "n/a" if (value := values.get(name)) is None else spoken(name, value),
+                "limit": limit,
+                "flagged": name in record["flagged"],
+            }
+            for name, limit in record["limits"].items()
+        ]
+        return {**record, "rows": rows}
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether predictions were made from the raw scan alone."""
+        return bool(self.predictions) and self.brain_age.get("harmonized") is None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
