@@ -12,14 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from training_heads import AFFINE, write_scans
 
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import harmonize_volume, predict_scan
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.data import TrainingSet, hold_out, load_scans, make_folds
+from bids_harmony.training.data import TrainingSet, hold_out, make_folds
 from bids_harmony.training.evaluate import age_figures, match_histogram
 from bids_harmony.training.harmonizer import (
     HarmonizerConfig,
@@ -38,37 +40,6 @@ from bids_harmony.training.predictor import (
 from bids_harmony.training.predictors import area_under_curve
 from bids_harmony.training.run import train_bundle
 
-SHAPE = (40, 44, 30)
-AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
-AFFINE[:3, 3] = (-78, -86, -58)
-
-
-def head(age: float, rng: np.random.Generator, tone: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a ball with a ventricle that grows with age, and its mask."""
-    mm = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in SHAPE], indexing="ij"))
-    mm += AFFINE[:3, 3][:, None, None, None]
-    r = np.sqrt(((mm - rng.normal(0, 1, (3, 1, 1, 1))) ** 2).sum(axis=0))
-    volume = np.where(r < 44, 1.0, 0.75**tone)
-    volume = np.where(r < 5 + age / 4, 0.5**tone, volume)
-    mask = r < 56
-    volume = np.clip(volume + 0.02 * rng.standard_normal(SHAPE), 0.01, 2)
-    return np.where(mask, volume, 0).astype(np.float32), mask
-
-
-def write_scans(folder: Path, counts: dict[str, int], tones: dict[str, float]) -> list[TrainScan]:
-    rng = np.random.default_rng(0)
-    scans = []
-    for site, n in counts.items():
-        for i in range(n):
-            age = 20 + 50 * i / max(n - 1, 1)
-            volume, mask = head(age, rng, tones.get(site, 1.0))
-            stem = folder / f"{site}{i}"
-            paths = [Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_mask.nii.gz")]
-            nib.save(nib.Nifti1Image(volume, AFFINE), paths[0])
-            nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), paths[1])
-            scans.append(TrainScan(f"{site}{i}", site, *paths, age, {"snr_wm": 10.0 + i}))
-    return scans
-
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> list[TrainScan]:
@@ -77,8 +48,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> list[TrainScan]:
 
 
 @pytest.fixture(scope="module")
-def data(scans: list[TrainScan]) -> TrainingSet:
-    return load_scans(scans)
+def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    return open_training_set(scans, tmp_path_factory.mktemp("cache"))
 
 
 def test_scans_are_cut_to_a_box_that_holds_every_brain(
@@ -251,7 +222,9 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
         reference_site="REF", harmonizer_steps=3, predictor_steps=3, folds=2, model_name="small"
     )
     lines: list[str] = []
-    bundle = train_bundle(scans, tmp_path / "b", options, licences=["CC0"], say=lines.append)
+    bundle = train_bundle(
+        scans, tmp_path / "b", options, work_dir=tmp_path, licences=["CC0"], say=lines.append
+    )
     info = bundle.info
     assert (bundle.name, bundle.reference_site, info["licences"]) == ("small", "REF", ["CC0"])
     assert {s: v["n"] + v["n_held_out"] for s, v in info["sites"].items()} == {
@@ -294,9 +267,19 @@ def test_training_that_makes_no_sense_is_refused(
     scans: list[TrainScan], tmp_path: Path, change: dict[str, object], error: type, words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        train_bundle(scans if change else [], tmp_path / "b", TrainOptions(**change))  # type: ignore[arg-type]
+        train_bundle(
+            scans if change else [],
+            tmp_path / "b",
+            TrainOptions(**change),  # type: ignore[arg-type]
+            work_dir=tmp_path,
+        )
     with pytest.raises(UsageError, match="no site besides REF"):
-        train_bundle([s for s in scans if s.site == "REF"], tmp_path / "b", TrainOptions())
+        train_bundle(
+            [s for s in scans if s.site == "REF"],
+            tmp_path / "b",
+            TrainOptions(),
+            work_dir=tmp_path,
+        )
 
 
 def test_recipe_links_the_datasets_into_one(tmp_path: Path) -> None:

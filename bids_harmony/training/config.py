@@ -76,6 +76,12 @@ class TrainScan:
         In years.
     metrics : dict
         QC metrics of the scan, empty when there are none.
+    sex, diagnosis : str or None
+        ``M`` or ``F``; as the dataset writes it.
+    columns : dict of str to str
+        Cells of the dataset's tables, by column; those that say nothing are left out.
+    qc_status : str or None
+        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
     """
 
     subject: str
@@ -84,3 +90,7 @@ class TrainScan:
     mask: Path
     age: float | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
+    sex: str | None = None
+    diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    qc_status: str | None = None

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.models.slices import crop, fit_box, slice_heights
+from bids_harmony.models.slices import slice_heights
 from bids_harmony.training.config import TrainScan
 
 Box = tuple[tuple[int, int], tuple[int, int]]
-#: Sides of the networks' slices are multiples of this: five halvings, in the predictor.
-SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -26,13 +22,14 @@ class TrainingSet:
 
     Attributes
     ----------
-    volumes : numpy.ndarray or zarr.Array
+    volumes : numpy.ndarray or bids_harmony.training.cache.StoredVolumes
         (scans, slices, rows, columns) float16 intensities (fluid 0, white matter 1), NaN outside
         the brain: one array to read for image and mask. Read it through :meth:`slices` and
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, and the dataset's other columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), and the dataset's other
+        columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
     filled : numpy.ndarray
@@ -105,6 +102,11 @@ class TrainingSet:
         """Age of each scan in years, NaN where unknown."""
         return self.table["age"].to_numpy(dtype=float)
 
+    @cached_property
+    def sexes(self) -> np.ndarray:
+        """``M``, ``F`` or an empty string for each scan."""
+        return self.table["sex"].fillna("").to_numpy(dtype=str)
+
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of a slice."""
@@ -165,72 +167,35 @@ def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.nan_to_num(images.astype(np.float32), copy=False), ~np.isnan(centre)
 
 
+def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
+    """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
+    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
+    rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
+    table = pd.DataFrame(rows)
+    for name in set(table) - set(known):
+        table[name] = _as_numbers(table[name])
+    return with_columns(table)
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Turn a column of text into numbers where all its known cells are numbers."""
+    try:
+        return pd.to_numeric(column)
+    except (TypeError, ValueError):
+        return column
+
+
 def with_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Give a table of scans the columns that every training set has."""
+    """Give a table of scans the columns that every training set has, in one type each."""
     table = table.reset_index(drop=True)
-    for name in ("age", "sex", "diagnosis", "qc_status"):
-        if name not in table:
-            table[name] = np.nan if name == "age" else None
+    for name in ("sex", "diagnosis", "qc_status"):
+        table[name] = table.get(name)
+    table["age"] = pd.to_numeric(table["age"]) if "age" in table else np.nan
+    if "metrics" not in table:
+        table["metrics"] = [{} for _ in range(len(table))]
     if "subject" not in table:
         table["subject"] = [f"{i:04d}" for i in range(len(table))]
     return table
-
-
-def load_scans(scans: Sequence[TrainScan]) -> TrainingSet:
-    """Read preprocessed scans and cut them to a box that holds every brain.
-
-    Parameters
-    ----------
-    scans : sequence of TrainScan
-        Volumes on one template grid.
-
-    Returns
-    -------
-    TrainingSet
-
-    Raises
-    ------
-    NoInputError
-        When there is no scan.
-    UsageError
-        When the scans are not on one grid.
-    """
-    if not scans:
-        raise NoInputError(
-            "No preprocessed scan was found to train on.", "Run the participant level first."
-        )
-    loaded = [(nib.load(s.t1w), nib.load(s.mask)) for s in scans]
-    shape, affine = loaded[0][0].shape, loaded[0][0].affine
-    volumes, masks = [], []
-    for scan, (t1w, mask) in zip(scans, loaded, strict=True):
-        if t1w.shape != shape or not np.allclose(t1w.affine, affine, atol=1e-3):
-            raise UsageError(
-                f"{scan.t1w.name} is not on the same grid as the other scans.",
-                "Preprocess all scans with one template and resolution.",
-            )
-        inside = np.asarray(mask.dataobj) > 0
-        volumes.append(np.where(inside, np.asarray(t1w.dataobj, np.float32), 0))
-        masks.append(inside)
-    box = _box(np.any(masks, axis=0))
-    return TrainingSet.from_arrays(
-        np.stack([crop(v, box) for v in volumes]),
-        np.stack([crop(m, box) for m in masks]),
-        pd.DataFrame([{"subject": s.subject, "site": s.site, "age": s.age} for s in scans]),
-        box=box,
-        shape=tuple(int(n) for n in shape),
-        affine=affine,
-    )
-
-
-def _box(union: np.ndarray) -> Box:
-    """Smallest box around a mask whose sides are multiples of :data:`SIDE`, centred on it."""
-    ends = []
-    for other in (1, 0):
-        used = np.flatnonzero(union.any(axis=(other, 2)))
-        low, high = int(used[0]), int(used[-1]) + 1
-        spare = -(high - low) % SIDE
-        ends.append((low - spare // 2, high + spare - spare // 2))
-    return fit_box((ends[0], ends[1]), union, SIDE)
 
 
 def hold_out(data: TrainingSet, fraction: float, rng: np.random.Generator) -> np.ndarray:

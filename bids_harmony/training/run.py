@@ -58,7 +58,13 @@ def run_train(config: RunConfig) -> int:
     except (OSError, ValueError):
         pass
     out = config.output_dir / "models" / config.train.model_name
-    bundle = train_bundle(scans, out, config.train, licences=[licence] if licence else [])
+    bundle = train_bundle(
+        scans,
+        out,
+        config.train,
+        work_dir=config.work_dir,
+        licences=[licence] if licence else [],
+    )
     print(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK
 
@@ -104,6 +110,7 @@ def train_bundle(
     out: Path,
     options: TrainOptions,
     *,
+    work_dir: Path,
     licences: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Bundle:
@@ -117,6 +124,8 @@ def train_bundle(
         Folder of the bundle.
     options : TrainOptions
         What the user chose.
+    work_dir : pathlib.Path
+        Where the slices are kept while training.
     licences : sequence of str
         Under which the scans were given, for the bundle's description.
     say : callable
@@ -136,7 +145,8 @@ def train_bundle(
     """
     import torch
 
-    from bids_harmony.training.data import hold_out, load_scans
+    from bids_harmony.training.cache import open_training_set
+    from bids_harmony.training.data import hold_out
     from bids_harmony.training.harmonizer import HarmonizerConfig, train_harmonizer
     from bids_harmony.training.predictor import PredictorConfig
     from bids_harmony.training.predictors import train_age, train_simulated
@@ -145,7 +155,7 @@ def train_bundle(
     torch.set_num_threads(options.threads)
 
     # 1. Read, and keep whole subjects of every site out of everything that follows.
-    data = load_scans(scans)
+    data = open_training_set(scans, work_dir, threads=options.threads, say=say)
     held = hold_out(data, options.holdout, np.random.default_rng(options.seed))
     ref = np.flatnonzero(~held & (data.sites == reference))
     say(f"{len(data.sites)} scans, {held.sum()} held out; reference {reference}")
@@ -173,7 +183,7 @@ def train_bundle(
 
     # 4. Figures on what was held out, and the bundle.
     return finish_bundle(
-        scans, data, held, reference, predictors, harmonizer, out, options, licences, say
+        data, held, reference, predictors, harmonizer, out, options, licences, say
     )
 
 
@@ -213,7 +223,6 @@ def choose_reference(scans: Sequence[TrainScan], options: TrainOptions) -> str:
 
 
 def finish_bundle(
-    scans: Sequence[TrainScan],
     data: TrainingSet,
     held: np.ndarray,
     reference: str,
@@ -275,7 +284,7 @@ def finish_bundle(
         "qc_reference.json": {
             "metrics": reference_statistics(
                 {
-                    str(site): [scans[i].metrics | mapped.changes[i] for i in here]
+                    str(site): [data.table["metrics"][i] | mapped.changes[i] for i in here]
                     for site, here in used.items()
                 }
             ),
