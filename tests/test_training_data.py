@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from training_heads import AFFINE, write_scans
 
-from bids_harmony.errors import HarmonyError, NoInputError
+from bids_harmony.bids_tables import Columns, Table, describe
+from bids_harmony.errors import HarmonyError, NoInputError, UsageError
 from bids_harmony.training.balance import balance
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainScan
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingSet, scan_table
+from bids_harmony.training.fit_filter import select_scans
+from bids_harmony.training.overlap import check_overlap, covariate_overlap
 from bids_harmony.training.sampling import LEAST_BRAIN, PairSampler, Prefetcher
+from bids_harmony.training.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    make_folds,
+    split_subjects,
+    splits_record,
+)
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +316,170 @@ def test_a_prefetcher_measures_waiting_and_passes_errors_on() -> None:
 
     with Prefetcher(sampler, broken) as batches, pytest.raises(HarmonyError, match="disk"):
         next(batches)
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def test_parts_are_whole_subjects_of_every_age_at_each_site() -> None:
+    ages = {"REF": np.linspace(20, 80, 40).tolist(), "A": [30.0] * 8, "B": [30.0] * 3}
+    data = people(table(ages))
+    split = split_subjects(data, 0.15, 0.25, np.random.default_rng(3))
+    sizes = {s: [int((split[data.sites == s] == part).sum()) for part in (TRAIN, VALIDATION, TEST)]
+             for s in ages}  # fmt: skip
+    assert sizes == {"REF": [24, 6, 10], "A": [5, 1, 2], "B": [3, 0, 0]}
+    for part in (VALIDATION, TEST):
+        found = np.sort(data.ages[(split == part) & (data.sites == "REF")])
+        assert found[0] < 35
+        assert found[-1] > 65
+        assert np.diff(found).max() < 25
+    assert np.array_equal(split, split_subjects(data, 0.15, 0.25, np.random.default_rng(3)))
+    record = splits_record(data, split)
+    assert {part: len(v) for part, v in record["A"].items()} == {
+        "train": 5, "validation": 1, "test": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scans_of_a_subject_are_never_parted_even_between_sites(seed: int) -> None:
+    rows = table({"REF": [30.0 + i for i in range(24)], "A": [30.0 + i for i in range(24)]})
+    # Two scans each at the reference; every other subject also travelled to the other site.
+    rows["subject"] = [f"s{i // 2}" for i in range(24)] + [f"s{i}" for i in range(24)]
+    data = people(rows)
+    rng = np.random.default_rng(seed)
+    split = split_subjects(data, 0.2, 0.2, rng)
+    ref = np.flatnonzero(data.sites == "REF")
+    folds = make_folds(data, ref, 3, rng)
+    for subject in set(rows["subject"]):
+        here = np.flatnonzero(rows["subject"] == subject)
+        assert len(set(split[here])) == 1
+        assert len(set(folds[here][data.sites[here] == "REF"])) <= 1
+    assert set(folds[ref]) == {0, 1, 2}
+    assert set(np.delete(folds, ref)) == {-1}
+
+
+# --- covariates ---------------------------------------------------------------------------------
+
+
+def overlap(ages: dict[str, list[float]], sex: str | None = None) -> dict[str, dict[str, object]]:
+    data = people(table(ages, sex))
+    parts = {site: np.flatnonzero(data.sites == site) for site in ages}
+    return covariate_overlap(data, parts.pop("REF"), parts)
+
+
+def test_balancing_brings_ages_together_and_the_report_says_so() -> None:
+    rng = np.random.default_rng(0)
+    report = overlap(
+        {"REF": rng.uniform(40, 80, 80).tolist(), "A": rng.uniform(20, 60, 80).tolist()}, "F"
+    )["A"]
+    smd = report["smd"]
+    assert smd["age"]["before"] < -1.5
+    assert abs(smd["age"]["after"]) < 0.25
+    assert smd["women"] == {"before": 0, "after": 0}
+    assert report["age_ks_p"] < 1e-6
+    assert report["site"]["age"]["range"][1] < 60
+    assert report["site"]["n"] == 80 > report["site"]["n_effective"] > 20
+
+
+def test_the_report_is_what_the_sampler_does() -> None:
+    rng = np.random.default_rng(1)
+    rows = pd.DataFrame({
+        "site": ["REF"] * 60 + ["A"] * 40,
+        "age": [*rng.uniform(30, 80, 60), *rng.uniform(20, 60, 40)],
+        "sex": [*rng.choice(["M", "F"], 60), *["F"] * 28, *["M"] * 12],
+    })  # fmt: skip
+    data = people(rows)
+    ref, src = np.arange(60), np.arange(60, 100)
+    report = covariate_overlap(data, ref, {"A": src})["A"]
+    sampler = PairSampler(data, ref, [src], batch=4000, seed=1)
+    drawn = sampler.draw()
+    for side, scans in (("site", drawn.source_scans), ("reference", drawn.reference_scans)):
+        assert data.ages[scans].mean() == pytest.approx(
+            report[side]["age"]["mean_balanced"], abs=0.6
+        )
+        assert (data.sexes[scans] == "F").mean() == pytest.approx(
+            report[side]["women"]["share_balanced"], abs=0.03
+        )
+
+
+def test_hopeless_sites_are_refused_unless_forced_and_others_told() -> None:
+    report = overlap({"REF": [60.0, 65, 70, 75], "A": [20.0, 22, 25], "B": [61.0, 66, 74]})
+    lines: list[str] = []
+    with pytest.raises(UsageError, match=r"A \(age -"):
+        check_overlap(report, force=False, say=lines.append)
+    check_overlap(report, force=True, say=lines.append)
+    assert any(line.startswith("Warning: A differs in age") for line in lines)
+    assert not any(line.startswith("Warning: B") for line in lines)
+    assert any("women unknown, not balanced" in line for line in lines)
+
+
+def test_unknown_covariates_are_told_not_invented() -> None:
+    report = overlap({"REF": [30.0, 40], "A": [np.nan, np.nan]})["A"]
+    assert report["smd"] == {"age": None, "women": None}
+    assert report["age_ks_p"] is None
+
+
+# --- the table of scans -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked() -> TrainingSet:
+    rows = table({"A": [20.0, 30, 40, np.nan]})
+    rows["diagnosis"] = ["control", "schizophrenia", None, "control"]
+    rows["bmi"] = [20.5, 21, 22, 23]
+    rows["smoker"] = [0, 1, 1, 0]
+    return people(rows)
+
+
+def test_scans_are_selected_by_conditions_on_the_table(asked: TrainingSet) -> None:
+    def met(condition: str | None) -> list[bool]:
+        return select_scans(asked.table, condition).tolist()
+
+    assert met(None) == [True] * 4
+    assert met('diagnosis == "control"') == [True, False, False, True]
+    assert met("age > 25 and bmi < 22") == [False, True, False, False]
+    assert met("site in ['A'] and not smoker") == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("diagnosis = 'control'", "cannot be understood"),
+        ("diagnosis ==", "cannot be understood"),
+        ("height > 3", "height"),
+        ("bmi + 1", "cannot be understood"),
+        ("bmi > 'a'", "cannot be understood"),
+        ("@pd.read_csv('x')", "may not hold"),
+        ("bmi.__class__ == 1", "may not hold"),
+        ("age > 200", "No scan meets"),
+        ("", "cannot be understood"),
+    ],
+)
+def test_conditions_that_make_no_sense_are_refused(
+    asked: TrainingSet, condition: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        select_scans(asked.table, condition)
+    assert "diagnosis" in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_any_condition_selects_or_is_refused(condition: str) -> None:
+    rows = table({"A": [20.0, 30.0]})
+    with suppress(UsageError):
+        assert select_scans(rows, condition).dtype == bool
+
+
+def test_other_columns_of_the_tables_reach_the_training_set(tmp_path: Path) -> None:
+    people_table = Table(
+        "participants.tsv", ("participant_id", "age", "bmi", "hand"),
+        {"01": {"participant_id": "sub-01", "age": "30", "bmi": "21.5", "hand": "n/a"}},
+    )  # fmt: skip
+    sessions = Table("sessions.tsv", ("session_id", "bmi"), {"a": {"bmi": "23"}})
+    person = describe([(sessions, "a"), (people_table, "01")], Columns())
+    assert person.columns == {"participant_id": "sub-01", "age": "30", "bmi": "23"}
+    scan = TrainScan("01", "A", tmp_path, tmp_path, 30.0, {"snr": 3.0}, columns=person.columns)
+    found = scan_table([scan, replace(scan, subject="02", columns={"bmi": "20"})])
+    assert found["bmi"].tolist() == [23, 20]
+    assert found["age"].tolist() == [30, 30]
+    assert found["metrics"][1] == {"snr": 3.0}

@@ -192,47 +192,7 @@ def with_columns(table: pd.DataFrame) -> pd.DataFrame:
         table[name] = table.get(name)
     table["age"] = pd.to_numeric(table["age"]) if "age" in table else np.nan
     if "metrics" not in table:
-        table["metrics"] = [{} for _ in range(len(table))]
+        table["metrics"] = pd.Series([{} for _ in range(len(table))], dtype=object)
     if "subject" not in table:
         table["subject"] = [f"{i:04d}" for i in range(len(table))]
     return table
-
-
-def hold_out(data: TrainingSet, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose scans to keep out of everything: whole subjects, every age, each site.
-
-    Subjects of a site are ordered by age and cut into blocks of ``1 / fraction``; one of each
-    block is held out. A site with fewer than four subjects is not split.
-
-    Returns
-    -------
-    numpy.ndarray
-        Boolean, one entry per scan.
-    """
-    held: set[str] = set()
-    for site in np.unique(data.sites):
-        subjects = _by_age(data, np.flatnonzero(data.sites == site))
-        n_held = round(fraction * len(subjects)) if len(subjects) >= 4 else 0
-        held |= {
-            str(rng.choice(block)) for block in np.array_split(subjects, max(n_held, 1))[:n_held]
-        }
-    return np.isin(data.subjects, sorted(held))
-
-
-def make_folds(
-    data: TrainingSet, among: np.ndarray, n_folds: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Give each scan a fold, by subject and balanced on age; -1 for scans not in ``among``."""
-    folds = np.full(len(data.sites), -1)
-    subjects = _by_age(data, among)
-    for start in range(0, len(subjects), n_folds):
-        order = rng.permutation(n_folds)
-        for subject, fold in zip(subjects[start : start + n_folds], order, strict=False):
-            folds[among[data.subjects[among] == subject]] = fold
-    return folds
-
-
-def _by_age(data: TrainingSet, among: np.ndarray) -> list[str]:
-    """Subjects of the given scans, by age then label; unknown ages last."""
-    first = {str(data.subjects[i]): float(data.ages[i]) for i in among[::-1]}
-    return sorted(first, key=lambda s: (np.isnan(first[s]), first[s], s))
