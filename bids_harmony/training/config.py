@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,30 @@ class TrainOptions:
     reference_site : str or None
         Site predictors are trained on; None takes the site with most scans.
     targets : tuple of str
-        Predictors to train: ``age`` (``brain_age``) and ``simulated-schizophrenia``
-        (``schizophrenia_probability``, on simulated labels).
+        Predictors to train: columns of numbers (``age`` gives ``brain_age``) or of two classes,
+        and ``simulated-schizophrenia`` (``schizophrenia_probability``, on simulated labels).
+    fit_filter : str or None
+        Condition on the dataset's tables that scans must meet for the harmonizer and the
+        predictors of numbers to be fitted on them, such as ``diagnosis == "control"``.
+    force : bool
+        Train although a site's ages or sexes differ hopelessly from the reference's.
     model_name : str
         Name of the bundle, and of its folder under ``OUT/models``.
-    harmonizer_minutes, predictor_minutes : float
-        Wall-clock limit of the harmonizer's training, and of each predictor network's.
+    preset : str
+        ``fast`` or ``article`` (``training/presets.py``): how the harmonizer is trained.
     harmonizer_steps, predictor_steps : int
-        Number of optimiser steps; whichever limit comes first ends the training.
+        Number of optimiser steps.
+    epoch_steps : int
+        Steps of the harmonizer after which its maps are kept as a candidate.
+    batch : int or None
+        Pairs of slices per step of the harmonizer, over all devices; None: as the preset says.
+    predictor_minutes : float
+        Wall-clock limit of each predictor network's training.
     holdout : float
         Fraction of the subjects of each site kept out of everything for the figures in
         ``bundle.json``.
+    validation : float
+        Fraction kept out of fitting, on which a checkpoint is chosen and limits are set.
     folds : int
         The predictor is an ensemble of this many networks, each trained without one fold of the
         reference scans; their errors on it calibrate the prediction interval.
@@ -38,21 +51,46 @@ class TrainOptions:
         ``auto``, ``cpu`` or ``cuda``.
     threads : int
         CPU threads.
+    devices, nodes : int
+        Devices (on the CPU, processes) per machine, and machines, for the harmonizer.
+    precision : str
+        Of the harmonizer's training: ``auto`` (as the preset says), ``32-true`` or
+        ``bf16-mixed``.
+    fast_dev_run : bool
+        A few steps of everything, to see that it runs.
+    add_site : str or None
+        Fit the code of this one site to the bundle in use, and train nothing else.
     """
 
     reference_site: str | None = None
     targets: tuple[str, ...] = ("age", "simulated-schizophrenia")
+    fit_filter: str | None = None
+    force: bool = False
     model_name: str = "harmony"
-    harmonizer_minutes: float = 90.0
+    preset: str = "fast"
     harmonizer_steps: int = 3_500
+    epoch_steps: int = 500
+    batch: int | None = None
     predictor_minutes: float = 30.0
     predictor_steps: int = 1_600
-    holdout: float = 0.25
+    holdout: float = 0.2
+    validation: float = 0.15
     folds: int = 4
     seed: int = 42
     device: str = "auto"
     threads: int = 1
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "auto"
+    fast_dev_run: bool = False
+    add_site: str | None = None
     contract: Contract = field(default_factory=Contract)
+
+    def shortened(self) -> TrainOptions:
+        """Return the options, with a few steps of everything when ``fast_dev_run`` is set."""
+        if not self.fast_dev_run:
+            return self
+        return replace(self, harmonizer_steps=4, epoch_steps=2, predictor_steps=2, folds=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values, for ``bundle.json``."""
