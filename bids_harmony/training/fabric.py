@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -107,7 +108,7 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
             start_method="popen" if outside else "spawn",
             timeout=PATIENCE,
             # The only buffers, of spectral norm, are the same everywhere.
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
         )
     loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")] if logs else []
     return Fabric(
@@ -123,7 +124,7 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
 def launch(
     engine: Engine, precision: str, logs: Path, function: Callable[..., Any], *args: Any
 ) -> Any:
-    """Run ``function(fabric, *args)`` on every device and return what the first returns.
+    """Run ``function(*args, fabric=...)`` on every device and return what the first returns.
 
     Raises
     ------
@@ -135,7 +136,7 @@ def launch(
     fabric = make_fabric(engine, precision, logs)
     threads = max(1, engine.threads // engine.devices)
     with _PassedOn(engine.world > 1 and not started_outside()):
-        kind, value = fabric.launch(_worker, threads, function, args)  # type: ignore[arg-type]
+        kind, value = fabric.launch(_worker, threads, partial(function, *args))  # type: ignore[arg-type]
     if kind == "error":
         raise value
     if kind == "stopped":
@@ -143,13 +144,11 @@ def launch(
     return value
 
 
-def _worker(
-    fabric: Fabric, threads: int, function: Callable[..., Any], args: tuple[Any, ...]
-) -> tuple[str, Any]:
+def _worker(fabric: Fabric, threads: int, call: Callable[..., Any]) -> tuple[str, Any]:
     """Run in a process that may be another one: errors go back as values."""
     torch.set_num_threads(threads)
     try:
-        return "done", function(fabric, *args)
+        return "done", call(fabric=fabric)
     except HarmonyError as error:
         return "error", error
     except KeyboardInterrupt:

@@ -188,13 +188,14 @@ def train_harmonizer(
 
 
 def _train(
-    fabric: Fabric,
     data: TrainingSet,
     scans: list[np.ndarray],
     preset: Preset,
     plan: Plan,
     place: Path,
     say: Callable[[str], None],
+    *,
+    fabric: Fabric,
 ) -> dict[str, Any]:
     """Train in one process of several, or in the only one; ``scans`` end with the reference's."""
     *sources, references = scans

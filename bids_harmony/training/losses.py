@@ -1,7 +1,7 @@
 """Losses of the maps between sites, all of them inside the brain mask.
 
-Images and masks are (batch, 1, rows, columns). Outside the mask every map is exactly 0, so the
-original CycleGAN's means over the whole slice are these times the share of brain.
+Images and masks are (batch, 1, rows, columns). Each loss is a mean over slices of a mean over
+each slice's brain: it is the same however a batch is shared between devices.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def adversarial(scores: Tensor, mask: Tensor, wanted: float) -> Tensor:
     """
     scores = scores.float()
     weight = F.adaptive_avg_pool2d(mask.float(), (scores.shape[1], scores.shape[2]))[:, 0]
-    return ((scores - wanted) ** 2 * weight).sum() / weight.sum().clamp(min=1e-3)
+    return _mean((scores - wanted) ** 2 * weight, weight)
 
 
 def masked_l1(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute difference inside the mask (cycle and identity)."""
-    return ((image - target).abs() * mask).sum() / mask.sum().clamp(min=1.0)
+    return _mean((image - target).abs() * mask, mask)
 
 
 def edge_loss(mapped: Tensor, image: Tensor, mask: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def tissue_loss(mapped: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     changed = memberships(mapped, mask) - memberships(image, mask)
     weight = F.avg_pool2d(mask, CELL, ceil_mode=True)
     fractions = F.avg_pool2d(changed * mask, CELL, ceil_mode=True)
-    return fractions.abs().sum() / weight.sum().clamp(min=1e-3)
+    return _mean(fractions.abs(), weight)
 
 
 def memberships(image: Tensor, mask: Tensor, rounds: int = 4) -> Tensor:
@@ -88,3 +88,8 @@ def memberships(image: Tensor, mask: Tensor, rounds: int = 4) -> Tensor:
 def _memberships(image: Tensor, centres: Tensor) -> Tensor:
     near = 1 / ((image - centres) ** 2 + 1e-3)
     return near / near.sum(dim=1, keepdim=True)
+
+
+def _mean(weighted: Tensor, weight: Tensor) -> Tensor:
+    """Mean over slices of weighted means."""
+    return (weighted.flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1).clamp(min=1e-3)).mean()

@@ -219,7 +219,9 @@ class Trainer:
         self.maps_optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if preset.clip:
-            self.fabric.clip_gradients(self.maps, self.maps_optimiser, max_norm=preset.clip)
+            self.fabric.clip_gradients(
+                self.maps, self.maps_optimiser, max_norm=preset.clip, error_if_nonfinite=False
+            )
         self.maps_optimiser.step()
 
         # 2. The discriminator: real slices 1, mapped slices 0, now and from before.
