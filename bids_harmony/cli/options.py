@@ -332,7 +332,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training (level train)")
 
     def option(name: str, text: str, **kwargs: Any) -> None:
-        shown = f"{text} (default: {_default(name, TrainOptions)})"
+        default = _default(name, TrainOptions).replace("None", "as the recipe says")
+        shown = f"{text} (default: {default})"
         _add(group, "--" + name.replace("_", "-"), dest=f"train_{name}", help=shown, **kwargs)
 
     _add(
@@ -369,11 +370,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="train although a site differs hopelessly from the reference in age or sex",
     )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
-    option("predictor_minutes", "time limit of each predictor", type=float, metavar="MIN")
     option("preset", "how the harmonizer is trained", choices=("fast", "article"))
     option("harmonizer_steps", "steps of the harmonizer", type=int, metavar="N")
     option("epoch_steps", "its steps between two candidates", type=int, metavar="N")
-    option("predictor_steps", "limit of each predictor's steps", type=int, metavar="N")
+    option("predictor", "how predictors are trained", choices=("fast", "article"))
+    option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
     option("batch", "pairs of slices per step of the harmonizer", type=int, metavar="N")
     option("devices", "GPUs, or processes on the CPU, per machine", type=int, metavar="N")
     option("nodes", "machines; start with srun or torchrun", type=int, metavar="N")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -241,7 +242,7 @@ def write_bundle(
     out: Path,
     info: dict[str, Any],
     networks: dict[str, list[nn.Module]],
-    tables: dict[str, dict[str, Any]],
+    tables: Mapping[str, dict[str, Any] | str],
 ) -> Bundle:
     """Write a bundle whole: beside its place first, then renamed.
 
@@ -254,8 +255,8 @@ def write_bundle(
         members' ``files``.
     networks : dict
         For each entry of ``info["networks"]``, its members.
-    tables : dict
-        Further JSON files by name, such as ``qc_reference.json``.
+    tables : mapping
+        Further files by name: JSON such as ``qc_reference.json``, or text.
 
     Returns
     -------
@@ -276,7 +277,8 @@ def write_bundle(
                         for key, value in member.state_dict().items()
                     }
                 )
-        files |= {name: to_json(table) for name, table in tables.items()}
+        for name, table in tables.items():
+            files[name] = table.encode() if isinstance(table, str) else to_json(table)
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})
         for name, data in files.items():

@@ -29,14 +29,16 @@ class TrainOptions:
         Name of the bundle, and of its folder under ``OUT/models``.
     preset : str
         ``fast`` or ``article`` (``training/presets.py``): how the harmonizer is trained.
-    harmonizer_steps, predictor_steps : int
-        Number of optimiser steps.
+    predictor : str
+        ``fast`` or ``article`` (``training/predictor.py``): how the predictors are trained.
+    harmonizer_steps : int
+        Optimiser steps of the harmonizer.
+    predictor_steps : int or None
+        Of each predictor network; None: as the recipe says.
     epoch_steps : int
         Steps of the harmonizer after which its maps are kept as a candidate.
     batch : int or None
         Pairs of slices per step of the harmonizer, over all devices; None: as the preset says.
-    predictor_minutes : float
-        Wall-clock limit of each predictor network's training.
     holdout : float
         Fraction of the subjects of each site kept out of everything for the figures in
         ``bundle.json``.
@@ -68,11 +70,11 @@ class TrainOptions:
     force: bool = False
     model_name: str = "harmony"
     preset: str = "fast"
+    predictor: str = "fast"
     harmonizer_steps: int = 3_500
     epoch_steps: int = 500
     batch: int | None = None
-    predictor_minutes: float = 30.0
-    predictor_steps: int = 1_600
+    predictor_steps: int | None = None
     holdout: float = 0.2
     validation: float = 0.15
     folds: int = 4

@@ -7,30 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_harmony import __version__
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
-from bids_harmony.models.bundle import Bundle, write_bundle
+from bids_harmony.models.bundle import Bundle
 from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
     from bids_harmony.config import RunConfig
-    from bids_harmony.training.data import TrainingSet
-    from bids_harmony.training.harmonizer import Harmonizer
-    from bids_harmony.training.predictors import Predictor
 
 #: Below this a held-out part, folds and an age range cannot be had.
 MIN_REFERENCE, MIN_SOURCE = 12, 2
-TARGETS = {"age": "brain_age", "simulated-schizophrenia": "schizophrenia_probability"}
-INTENDED_USE = (
-    "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
-    "scan looks to a network trained on few scans of one scanner; they are no diagnosis."
-)
+#: Statuses of QC records whose scans are not trained on.
+REJECTED = ("fail", "error")
 
 
 def run_train(config: RunConfig) -> int:
@@ -97,11 +91,22 @@ def find_training_scans(
             record = json.loads(
                 (folder / "anat" / f"{scan.key}_desc-harmony_qc.json").read_text(encoding="utf-8")
             )
-            metrics = dict(record.get("metrics", {}))
         except (OSError, ValueError):
-            metrics = {}
-        subject = scan.entities["subject"]
-        found.append(TrainScan(subject, scan.site, t1w, mask, scan.age, metrics))
+            record = {}
+        found.append(
+            TrainScan(
+                scan.entities["subject"],
+                scan.site,
+                t1w,
+                mask,
+                scan.age,
+                dict(record.get("metrics", {})),
+                scan.sex,
+                scan.diagnosis,
+                scan.columns,
+                record.get("status"),
+            )
+        )
     return found, missing
 
 
@@ -146,53 +151,83 @@ def train_bundle(
     import torch
 
     from bids_harmony.training.cache import open_training_set
-    from bids_harmony.training.data import hold_out
-    from bids_harmony.training.harmonizer import HarmonizerConfig, train_harmonizer
-    from bids_harmony.training.predictor import PredictorConfig
-    from bids_harmony.training.predictors import train_age, train_simulated
+    from bids_harmony.training.fabric import Engine
+    from bids_harmony.training.finish import Trained, finish_bundle
+    from bids_harmony.training.fit_filter import select_scans
+    from bids_harmony.training.harmonizer import Plan, train_harmonizer
+    from bids_harmony.training.overlap import check_overlap, covariate_overlap
+    from bids_harmony.training.predictor import PREDICTORS
+    from bids_harmony.training.predictors import train_predictors
+    from bids_harmony.training.presets import PRESETS
+    from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects
 
+    options = options.shortened()
+    scans = without_rejected(scans, say)
     reference = choose_reference(scans, options)
     torch.set_num_threads(options.threads)
+    engine = Engine.of(options)
 
-    # 1. Read, and keep whole subjects of every site out of everything that follows.
+    # 1. Read, keep whole subjects of every site out of fitting, and compare the sites.
     data = open_training_set(scans, work_dir, threads=options.threads, say=say)
-    held = hold_out(data, options.holdout, np.random.default_rng(options.seed))
-    ref = np.flatnonzero(~held & (data.sites == reference))
-    say(f"{len(data.sites)} scans, {held.sum()} held out; reference {reference}")
+    chance = np.random.default_rng(options.seed)
+    split = split_subjects(data, options.validation, options.holdout, chance)
+    fit = select_scans(data.table, options.fit_filter)
+    train = np.flatnonzero((split == TRAIN) & fit)
+    counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
+    say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
+    overlap = covariate_overlap(
+        data,
+        data.site_scans(reference, train),
+        {
+            str(site): data.site_scans(site, train)
+            for site in np.unique(data.sites[train])
+            if site != reference
+        },
+    )
+    check_overlap(overlap, force=options.force, say=say)
 
     # 2. Predictors, on the reference site alone.
-    predictors: dict[str, Predictor] = {}
-    if "age" in options.targets:
-        predictors["brain_age"] = train_age(data, ref, options, PredictorConfig(), say)
-    if "simulated-schizophrenia" in options.targets:
-        predictors["schizophrenia_probability"] = train_simulated(
-            data, held, reference, options, PredictorConfig(), say
-        )
-
-    # 3. The maps between the sites.
-    harmonizer = train_harmonizer(
+    recipe = PREDICTORS[options.predictor]
+    predictors = train_predictors(
         data,
-        np.flatnonzero(~held),
+        split,
+        fit,
         reference,
-        HarmonizerConfig(),
-        steps=options.harmonizer_steps,
-        minutes=options.harmonizer_minutes,
-        seed=options.seed,
+        options,
+        replace(recipe, steps=options.predictor_steps or recipe.steps),
+        work_dir,
+        device="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
         say=say,
     )
 
-    # 4. Figures on what was held out, and the bundle.
-    return finish_bundle(
-        data, held, reference, predictors, harmonizer, out, options, licences, say
+    # 3. The maps between the sites.
+    preset = PRESETS[options.preset]
+    harmonizer = train_harmonizer(
+        data,
+        train,
+        reference,
+        replace(preset, batch=options.batch or preset.batch),
+        plan=Plan(options.harmonizer_steps, options.epoch_steps, options.seed),
+        folder=work_dir,
+        engine=engine,
+        say=say,
     )
+
+    # 4. The best checkpoint, the guard's limits, figures on what was held out, and the bundle.
+    trained = Trained(data, split, fit, overlap, reference, predictors, harmonizer)
+    return finish_bundle(trained, out, options, licences, say)
+
+
+def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+    """Leave out scans that quality control rejected, and say which."""
+    rejected = [scan for scan in scans if scan.qc_status in REJECTED]
+    for scan in rejected:
+        say(f"{scan.t1w.name} is left out: its quality control says '{scan.qc_status}'.")
+    return [scan for scan in scans if scan.qc_status not in REJECTED]
 
 
 def choose_reference(scans: Sequence[TrainScan], options: TrainOptions) -> str:
     """Check that training makes sense with these scans, and name the reference site."""
-    if unknown := set(options.targets) - set(TARGETS):
-        raise UsageError(
-            f"There is no target {sorted(unknown)[0]}.", f"Choose among {', '.join(TARGETS)}."
-        )
     counts: dict[str, int] = {}
     for scan in scans:
         counts[scan.site] = counts.get(scan.site, 0) + 1
@@ -212,126 +247,4 @@ def choose_reference(scans: Sequence[TrainScan], options: TrainOptions) -> str:
             f"There is no site besides {reference} with {MIN_SOURCE} scans.",
             "Harmonization needs scans of at least two sites: check --site-column.",
         )
-    if "age" in options.targets and all(
-        scan.age is None for scan in scans if scan.site == reference
-    ):
-        raise UsageError(
-            f"No scan of {reference} has an age.",
-            "Check --age-column, or leave --targets age out.",
-        )
     return reference
-
-
-def finish_bundle(
-    data: TrainingSet,
-    held: np.ndarray,
-    reference: str,
-    predictors: dict[str, Predictor],
-    harmonizer: Harmonizer,
-    out: Path,
-    options: TrainOptions,
-    licences: Sequence[str],
-    say: Callable[[str], None],
-) -> Bundle:
-    """Measure what was trained on the held-out scans, describe it and write the bundle."""
-    from bids_harmony.models.slices import middle_slices
-    from bids_harmony.qc.harmonization import brain_histogram, mean_histogram
-    from bids_harmony.qc.verdict import reference_statistics
-    from bids_harmony.training.evaluate import evaluate_age, map_all, summarize_changes
-    from bids_harmony.training.stored import as_stored
-
-    forward = as_stored(harmonizer.forward)
-    networks: dict[str, Any] = {"harmonizer": [forward]}
-    described: dict[str, Any] = {
-        "harmonizer": {
-            "kind": "generator",
-            "files": ["harmonizer.safetensors"],
-            "options": {"channels": harmonizer.record["config"]["channels"]},
-        }
-    }
-    networks["backward"] = [as_stored(harmonizer.backward)]
-    described["backward"] = {
-        "kind": "generator",
-        "files": ["backward.safetensors"],
-        "options": {
-            "channels": harmonizer.record["config"]["channels"],
-            "n_sites": len(harmonizer.sites),
-        },
-        "sites": harmonizer.sites,
-    }
-    targets: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    for name, predictor in predictors.items():
-        networks[name] = predictor.members
-        numbers = range(1, len(predictor.members) + 1)
-        files = [f"{name}-{number}.safetensors" for number in numbers]
-        described[name] = {**predictor.network, "files": files}
-        targets[name] = {"network": name, **predictor.target}
-        metrics[name] = dict(predictor.metrics)
-    train_ref = np.flatnonzero(~held & (data.sites == reference))
-    mapped = map_all(data, train_ref, forward)
-    untrained = np.flatnonzero(held | (data.sites != reference))
-    metrics["images"] = summarize_changes(data, untrained, mapped)
-    if "brain_age" in predictors:
-        middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-        members = predictors["brain_age"].members
-        metrics["brain_age"]["sites"] = evaluate_age(
-            data, held, reference, mapped, members, middle, seed=options.seed, say=say
-        )
-
-    used = {site: np.flatnonzero(~held & (data.sites == site)) for site in np.unique(data.sites)}
-    tables = {
-        "qc_reference.json": {
-            "metrics": reference_statistics(
-                {
-                    str(site): [data.table["metrics"][i] | mapped.changes[i] for i in here]
-                    for site, here in used.items()
-                }
-            ),
-            "histograms": {
-                str(site): mean_histogram([brain_histogram(*data.stack(i)) for i in here])
-                for site, here in used.items()
-            },
-        },
-        "splits.json": {
-            str(site): {
-                "trained_on": sorted({str(data.subjects[i]).split("/", 1)[1] for i in here}),
-                "held_out": sorted(
-                    {
-                        str(data.subjects[i]).split("/", 1)[1]
-                        for i in np.flatnonzero(held & (data.sites == site))
-                    }
-                ),
-            }
-            for site, here in used.items()
-        },
-    }
-    info = {
-        "name": options.model_name,
-        "version": __version__,
-        "reference_site": reference,
-        "sites": {str(site): _describe_site(data, held, str(site)) for site in used},
-        "contract": options.contract.to_dict(),
-        "box": [list(side) for side in data.box],
-        "networks": described,
-        "targets": targets,
-        "metrics": metrics,
-        "training": {"options": options.to_dict(), "harmonizer": harmonizer.record},
-        "licences": list(licences),
-        "intended_use": INTENDED_USE,
-    }
-    return write_bundle(out, info, networks, tables)
-
-
-def _describe_site(data: TrainingSet, held: np.ndarray, site: str) -> dict[str, Any]:
-    here = data.sites == site
-    ages = data.ages[here & ~held]
-    known = ages[~np.isnan(ages)]
-    return {
-        "n": int((here & ~held).sum()),
-        "n_held_out": int((here & held).sum()),
-        "age": [round(float(known.min()), 1), round(float(known.max()), 1)]
-        if len(known)
-        else None,
-        "age_mean": round(float(known.mean()), 1) if len(known) else None,
-    }
