@@ -31,7 +31,7 @@ from bids_harmony.models.slices import crop, fit_box, slice_heights
 from bids_harmony.training.config import TrainScan
 from bids_harmony.training.data import Box, TrainingSet, scan_table
 
-FORMAT = 1
+FORMAT = 2
 #: Sides of the networks' slices are multiples of this: five halvings, in the predictor.
 SIDE = 16
 #: Scaled volumes end at 2; far above it a volume has not been scaled.
@@ -172,6 +172,31 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def create_store(
+    folder: Path, n_scans: int, size: tuple[int, int, int]
+) -> tuple[zarr.Group, zarr.Array[Any]]:
+    """Make an empty store for scans of (slices, rows, columns).
+
+    Returns
+    -------
+    group : zarr.Group
+        The store.
+    volumes : zarr.Array
+        Its array, (scans, slices, rows, columns) float16, each scan a file of its own.
+    """
+    group = zarr.create_group(folder)
+    volumes = group.create_array(
+        "volumes",
+        shape=(n_scans, *size),
+        chunks=(1, *size),
+        dtype="<f2",
+        fill_value=np.nan,
+        compressors=None,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    return group, volumes
+
+
 def _build(
     scans: Sequence[TrainScan], folder: Path, threads: int, say: Callable[[str], None]
 ) -> None:
@@ -216,16 +241,7 @@ def _build(
             raise _none_left(skipped)
         box = _box(union)
         size = (shape[2], *(b - a for a, b in box))
-        group = zarr.create_group(folder)
-        volumes = group.create_array(
-            "volumes",
-            shape=(len(scans), *size),
-            chunks=(1, *size),
-            dtype="<f2",
-            fill_value=np.nan,
-            compressors=None,
-            chunk_key_encoding={"name": "default", "separator": "."},
-        )
+        group, volumes = create_store(folder, len(scans), size)
 
         def store(row: int) -> np.ndarray:
             volumes[row], share = _cut(scans[row], box)
@@ -284,7 +300,9 @@ def _cut(scan: TrainScan, box: Box) -> tuple[np.ndarray, np.ndarray]:
         raise ScanError("It holds values that are no numbers.")
     if np.abs(volume[mask]).max() > HIGHEST:
         raise ScanError("Its intensities are not scaled as this version scales them.")
-    inside = crop(mask, box)
+    # What scaling took off the surface is 0; the participant level's networks do not see it as
+    # brain, so they must not here.
+    inside = crop(mask & (volume > 0), box)
     return np.where(inside, crop(volume, box), np.nan).astype(np.float16), inside.mean(axis=(1, 2))
 
 
