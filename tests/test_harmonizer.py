@@ -140,18 +140,24 @@ def test_training_is_told_logged_drawn_and_repeatable(
     assert sheet.size == (3 * 32, 3 * 48)
 
 
+@pytest.mark.slow
 def test_harmonizer_learns_the_contrast_of_the_reference(tmp_path: Path) -> None:
-    data = balls({"REF": 5, "A": 5})
-    preset = replace(TINY_FAST, learning_rate=5e-3, batch=4, precision="32-true", ema=0.8)
-    maps = train(data, tmp_path, preset, Plan(80, 80, 0))
+    """Grey matter is 0.55 at the reference and 0.75 at A; white matter and fluid are the same."""
+    data = balls({"REF": 5, "A": 5}, (8, 32, 32))
+    preset = replace(
+        TINY_FAST, width=16, halvings=1, learning_rate=2e-3, batch=4, precision="32-true"
+    )
+    maps = train(data, tmp_path, preset, Plan(300, 300, 0))
     images, mask = data.stack(7)
     inputs = torch.from_numpy(generator_input(images, mask, data.heights, around=1))
     mapped = maps.forward(inputs)[:, 0].numpy()
-    grey = (images > 0.65) & (images < 0.85)
-    assert float(np.median(images[grey])) == pytest.approx(0.75, abs=0.02)
-    assert float(np.median(mapped[grey])) < 0.68
-    white = mapped[(images > 0.9) & mask]
-    assert float(np.median(white)) == pytest.approx(1, abs=0.1)
+    grey, white, fluid = (
+        float(np.median(mapped[(images > low) & (images < high) & mask]))
+        for low, high in ((0.65, 0.85), (0.9, 1.1), (0.0, 0.1))
+    )
+    assert 0.5 < grey < 0.71
+    assert white == pytest.approx(1, abs=0.03)
+    assert fluid == pytest.approx(0.05, abs=0.05)
 
 
 @pytest.mark.parametrize("part", ABLATIONS)
