@@ -164,7 +164,9 @@ class TrainingSet:
 
 def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Part stored values into float32 images with background 0, and masks."""
-    return np.nan_to_num(images.astype(np.float32), copy=False), ~np.isnan(centre)
+    values = images.astype(np.float32)
+    values[np.isnan(values)] = 0
+    return values, ~np.isnan(centre)
 
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
