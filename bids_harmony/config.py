@@ -86,6 +86,8 @@ class RunConfig:
     on_guard_fail : str
         One of :data:`ON_GUARD_FAIL`: what becomes of a scan whose harmonization fails the anatomy
         guard; ``raw`` predicts from the raw scan alone.
+    correct_age_bias : bool
+        Add age gaps corrected for the bias with age; the uncorrected ones stay.
     device : str
         One of :data:`DEVICES`.
     random_seed : int
@@ -145,6 +147,7 @@ class RunConfig:
     bundle: str = "default"
     output_spaces: tuple[str, ...] = ("template",)
     on_guard_fail: str = "flag"
+    correct_age_bias: bool = False
     device: str = "auto"
     random_seed: int = 42
     sloppy: bool = False

@@ -59,7 +59,7 @@ def run_participant(config: RunConfig) -> int:
         return EXIT_NO_INPUT
     run = prepare(config)
     out = config.output_dir
-    write_dataset_files(out, config.bids_dir)
+    write_dataset_files(out, config.bids_dir, () if run.bundle is None else run.bundle.targets)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
     facts = {scan.key: run.facts(scan) for scan in inventory.scans}
@@ -210,6 +210,7 @@ class Run:
                 "atlases": config.n_atlases,
                 "output_spaces": list(config.output_spaces),
                 "on_guard_fail": config.on_guard_fail,
+                "correct_age_bias": config.correct_age_bias,
                 "random_seed": config.random_seed,
                 "sloppy": config.sloppy,
                 "contract": self.contract.to_dict(),
@@ -253,6 +254,7 @@ class Run:
             reference_site=None if self.bundle is None else self.bundle.reference_site,
             native="T1w" in config.output_spaces,
             on_guard_fail=config.on_guard_fail,
+            correct_age_bias=config.correct_age_bias,
             device=self.device,
             seed=config.random_seed,
             sloppy=config.sloppy,

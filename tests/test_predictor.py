@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from random_bundle import write_random_bundle
 from training_heads import AFFINE, head
 
 from bids_harmony.errors import HarmonyError, UsageError
+from bids_harmony.models.apply import predict_scan
+from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.training.calibration import age_bias, conformal_half_width
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
@@ -277,3 +282,42 @@ def test_figures_have_intervals_that_hold_the_value() -> None:
 
 def test_area_under_curve_counts_ties_half() -> None:
     assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+
+
+def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
+    bundle = write_random_bundle(tmp_path / "bundle")
+    info = deepcopy(bundle.info)
+    age = info["targets"]["brain_age"]
+    age["age_bias"] = {"slope": -0.2, "intercept": 9.0, "n": 10}
+    info["targets"]["iq"] = {k: v for k, v in age.items() if k not in ("age_bias",)}
+    info["targets"]["diagnosis_probability"] = {
+        "network": "schizophrenia", "output": "logit", "training_data": "real",
+        "classes": ["control", "patient"],
+    }  # fmt: skip
+    bundle = replace(bundle, info=info)
+    grid = np.array([[2.0, 0, 0, -98], [0, 2, 0, -134], [0, 0, 2, -72], [0, 0, 0, 1]])
+    volume = np.zeros((99, 117, 95), np.float32)
+    volume[30:70, 30:80, 20:70] = 1.0
+    found = predict_scan(bundle, volume, None, grid, age=30.0, correct_age_bias=True)
+    entry = found["brain_age"]
+    # 9 - 0.2 * 30: three years of the gap are age's alone.
+    assert entry["gap_corrected_raw"] == pytest.approx(entry["gap_raw"] - 3.0, abs=0.011)
+    assert entry["gap_corrected_harmonized"] is None
+    assert "gap_corrected_raw" not in predict_scan(bundle, volume, None, grid, age=30.0)["iq"]
+    assert "interval_90" in found["iq"]
+    assert "gap_raw" not in found["iq"]
+    assert found["diagnosis_probability"]["probability_of"] == "patient"
+    assert 0 < found["diagnosis_probability"]["raw"] < 1
+
+    anat = tmp_path / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    record = {"status": "pass", "outputs": ["sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"]}
+    (anat / "sub-01_desc-harmony_qc.json").write_text(json.dumps(record))
+    (anat / "sub-01_desc-harmony_predictions.json").write_text(json.dumps(found))
+    row = scans_row(anat / "sub-01_desc-harmony_qc.json")
+    assert row is not None
+    assert row["iq_raw"] == str(found["iq"]["raw"])
+    assert row["brain_age_gap_corrected"] == str(entry["gap_corrected_raw"])
+    write_scans_tables(tmp_path, "01")
+    header = (tmp_path / "sub-01" / "sub-01_scans.tsv").read_text().splitlines()[0].split("\t")
+    assert header == list(scans_dictionary(info["targets"]))

@@ -75,6 +75,7 @@ def init_scan_wf(
     reference_site: str | None = None,
     native: bool = False,
     on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
     device: str = "cpu",
     seed: int = 42,
     sloppy: bool = False,
@@ -101,7 +102,7 @@ def init_scan_wf(
         preprocessed and measured only.
     native : bool
         Write the harmonized image on the scan's own grid too.
-    on_guard_fail : {"flag", "raw"}
+    on_guard_fail, correct_age_bias
         See :func:`~bids_harmony.workflows.predict.init_predict_wf`.
     device : {"cpu", "cuda"}
         Where networks run.
@@ -167,6 +168,7 @@ def init_scan_wf(
         site=scan.site,
         age=scan.age,
         on_guard_fail=on_guard_fail,
+        correct_age_bias=correct_age_bias,
         device=device,
         omp_nthreads=omp_nthreads,
     )

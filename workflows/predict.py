@@ -15,6 +15,7 @@ def init_predict_wf(
     site: str,
     age: float | None = None,
     on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
     device: str = "cpu",
     omp_nthreads: int = 1,
     name: str = "predict_wf",
@@ -31,6 +32,8 @@ def init_predict_wf(
         Chronological age in years, for the gap.
     on_guard_fail : {"flag", "raw"}
         ``raw`` predicts from the raw scan alone where the anatomy guard says ``fail``.
+    correct_age_bias : bool
+        Add age gaps corrected for the bias with age.
     device : {"cpu", "cuda"}
         Where the networks run; ``cuda`` nodes queue for the GPU.
     omp_nthreads : int
@@ -59,6 +62,7 @@ def init_predict_wf(
             bundle_sha256=bundle_sha256,
             site=site,
             on_guard_fail=on_guard_fail,
+            correct_age_bias=correct_age_bias,
             device=device,
             use_gpu=device == "cuda",
             num_threads=omp_nthreads,

@@ -233,6 +233,13 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         "where harmonization seems to have changed the anatomy: flag only, or predict from the "
         "raw scan alone",
     )
+    _add(
+        group,
+        "--correct-age-bias",
+        action="store_true",
+        help="add age gaps without the part that age alone explains at the reference site; the "
+        "uncorrected ones stay the headline",
+    )
     choice("device", "where networks run; auto takes a GPU if there is one")
     _add(
         group,

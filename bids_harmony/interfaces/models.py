@@ -70,6 +70,7 @@ class _PredictInputSpec(_ModelInputSpec):
     age = traits.Float(desc="chronological age in years, if known")
     guard = traits.Dict(mandatory=True, desc="verdict of the anatomy guard")
     on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
+    correct_age_bias = traits.Bool(False, usedefault=True)
 
 
 class _PredictOutputSpec(TraitedSpec):
@@ -96,6 +97,7 @@ class Predict(SimpleInterface):
             raw.affine,
             age=self.inputs.age if isdefined(self.inputs.age) else None,
             site=self.inputs.site,
+            correct_age_bias=self.inputs.correct_age_bias,
             device=self.inputs.device,
         )
         return runtime

@@ -257,6 +257,7 @@ def predict_scan(
     *,
     age: float | None = None,
     site: str | None = None,
+    correct_age_bias: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Predict every target of a bundle from a scan before and after harmonization.
@@ -275,6 +276,8 @@ def predict_scan(
         Chronological age, for the gap.
     site : str, optional
         The scan's site, to say whether the bundle was trained on it.
+    correct_age_bias : bool
+        Add gaps without the part that age alone explains at the reference site.
     device : str
         torch device.
 
@@ -294,7 +297,7 @@ def predict_scan(
     for target, spec in bundle.targets.items():
         entry: dict[str, Any] = {}
         per_slice: dict[str, Any] = {"z_mm": [float(z) for z in chosen]}
-        digits = 2 if target == "brain_age" else 4
+        digits = 4 if spec["output"] == "logit" else 2
         for kind, volume in volumes.items():
             if volume is None:
                 entry[kind] = per_slice[kind] = None
@@ -306,8 +309,12 @@ def predict_scan(
                 values = 1 / (1 + np.exp(-values))
             entry[kind] = round(float(np.median(values)), digits)
             per_slice[kind] = [round(float(v), digits) for v in values]
+        if "interval" in spec:
+            entry |= _interval_entries(entry, spec)
         if target == "brain_age":
-            entry |= _age_entries(entry, spec, age)
+            entry |= _age_entries(entry, spec, age, correct_age_bias)
+        if "classes" in spec:
+            entry["probability_of"] = spec["classes"][1]
         last = per_slice["raw"] if harmonized is None else per_slice["harmonized"]
         middle = np.median(last)
         entry["slice_mad"] = round(float(np.median(np.abs(np.array(last) - middle))), digits)
@@ -322,15 +329,31 @@ def predict_scan(
     return result
 
 
-def _age_entries(entry: dict[str, Any], spec: dict[str, Any], age: float | None) -> dict[str, Any]:
+def _interval_entries(entry: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     half = float(spec["interval"]["half_width"])
-    extra: dict[str, Any] = {"unit": "years"}
+    extra: dict[str, Any] = {}
     for kind, name in (("harmonized", "interval_90"), ("raw", "interval_90_raw")):
         value = entry[kind]
         extra[name] = None if value is None else [round(value - half, 2), round(value + half, 2)]
-        extra[f"gap_{kind}"] = None if value is None or age is None else round(value - age, 2)
     if extra["interval_90"] is None:
         extra["interval_90"] = extra["interval_90_raw"]
+    return extra
+
+
+def _age_entries(
+    entry: dict[str, Any], spec: dict[str, Any], age: float | None, corrected: bool
+) -> dict[str, Any]:
+    extra: dict[str, Any] = {"unit": "years"}
+    bias = spec.get("age_bias") if corrected else None
+    for kind in ("raw", "harmonized"):
+        value = entry[kind]
+        gap = None if value is None or age is None else round(value - age, 2)
+        extra[f"gap_{kind}"] = gap
+        if bias is not None:
+            usual = bias["intercept"] + bias["slope"] * (age or 0)
+            extra[f"gap_corrected_{kind}"] = None if gap is None else round(gap - usual, 2)
+    if bias is not None:
+        extra["age_bias"] = bias
     low, high = spec["training_range"]
     extra["age_in_training_range"] = None if age is None else bool(low <= age <= high)
     return extra

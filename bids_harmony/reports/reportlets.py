@@ -100,7 +100,7 @@ class ScanView:
                 continue
             simulated = "simulated" in str(values.get("training_data", "")).lower()
             caution = "trained on simulated labels; not a diagnosis" if simulated else ""
-            if name == "schizophrenia_probability" and not simulated:
+            if name.endswith("_probability") and not simulated:
                 caution = "not a diagnosis"
             targets.append(
                 {
@@ -226,7 +226,9 @@ def _is_number(value: Any) -> bool:
 
 def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
     title = TARGET_NAMES.get(name, name.replace("_", " "))
-    if name != "brain_age":
+    if name.endswith("_probability"):
+        if of := values.get("probability_of"):
+            title = f"Probability of {of}"
         cells = {k: decimal(values.get(k), 2) for k in ("raw", "harmonized")}
         return [{"name": title, **cells}]
     rows = [
@@ -243,6 +245,14 @@ def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
                 "name": "Gap (years)",
                 "raw": signed(values.get("gap_raw")),
                 "harmonized": signed(values.get("gap_harmonized")),
+            }
+        )
+    if values.get("gap_corrected_raw") is not None:
+        rows.append(
+            {
+                "name": "Gap without the bias of age (years)",
+                "raw": signed(values.get("gap_corrected_raw")),
+                "harmonized": signed(values.get("gap_corrected_harmonized")),
             }
         )
     return rows
