@@ -181,6 +181,12 @@ def test_training_options(paths: list[str]) -> None:
         3,
         0.1,
     )
+    again = parse(
+        paths, "--target", "age", "--target", "diagnosis", "bmi", "--force",
+        "--fit-filter", "diagnosis == 'control'", level="train",
+    ).train  # fmt: skip
+    assert (again.targets, again.force) == (("age", "diagnosis", "bmi"), True)
+    assert again.fit_filter == "diagnosis == 'control'"
     assert (train.seed, train.device, train.threads) == (5, "auto", 3)
     assert "--folds" in train_flag_error(paths)
 

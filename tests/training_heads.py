@@ -6,8 +6,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from bids_harmony.training.config import TrainScan
+from bids_harmony.training.data import TrainingSet
 
 SHAPE = (40, 44, 30)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -39,3 +41,16 @@ def write_scans(folder: Path, counts: dict[str, int], tones: dict[str, float]) -
             nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), paths[1])
             scans.append(TrainScan(f"{site}{i}", site, *paths, age, {"snr_wm": 10.0 + i}))
     return scans
+
+
+def people(table: pd.DataFrame, n_slices: int = 12) -> TrainingSet:
+    """Return a set whose scans differ in their table only, brain in slices 2 to 9."""
+    masks = np.zeros((len(table), n_slices, 4, 4), dtype=bool)
+    masks[:, 2:10] = True
+    images = np.broadcast_to(np.arange(n_slices)[:, None, None] / 10, masks.shape)
+    return TrainingSet.from_arrays(images, masks, table)
+
+
+def table(sites: dict[str, list[float]], sex: str | None = None) -> pd.DataFrame:
+    rows = [{"site": site, "age": age, "sex": sex} for site, ages in sites.items() for age in ages]
+    return pd.DataFrame(rows)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,11 +147,12 @@ def train_bundle(
         When there is no preprocessed scan.
     UsageError
         When there are too few scans of the reference or of any other site, a target is unknown,
-        or scans lie on different grids.
+        ``fit_filter`` cannot be understood, or a site differs too much from the reference.
     """
     import torch
 
     from bids_harmony.training.cache import open_training_set
+    from bids_harmony.training.data import scan_table
     from bids_harmony.training.fabric import Engine
     from bids_harmony.training.finish import Trained, finish_bundle
     from bids_harmony.training.fit_filter import select_scans
@@ -163,7 +165,9 @@ def train_bundle(
 
     options = options.shortened()
     scans = without_rejected(scans, say)
-    reference = choose_reference(scans, options)
+    # Before anything is read: what makes no sense is refused at once.
+    choose_reference([scan.site for scan in scans], options)
+    select_scans(scan_table(scans), options.fit_filter)
     torch.set_num_threads(options.threads)
     engine = Engine.of(options)
 
@@ -172,18 +176,12 @@ def train_bundle(
     chance = np.random.default_rng(options.seed)
     split = split_subjects(data, options.validation, options.holdout, chance)
     fit = select_scans(data.table, options.fit_filter)
+    reference = choose_reference(data.sites[fit].tolist(), options)
     train = np.flatnonzero((split == TRAIN) & fit)
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
     say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
-    overlap = covariate_overlap(
-        data,
-        data.site_scans(reference, train),
-        {
-            str(site): data.site_scans(site, train)
-            for site in np.unique(data.sites[train])
-            if site != reference
-        },
-    )
+    parts = {str(site): data.site_scans(site, train) for site in np.unique(data.sites[train])}
+    overlap = covariate_overlap(data, parts.pop(reference), parts)
     check_overlap(overlap, force=options.force, say=say)
 
     # 2. Predictors, on the reference site alone.
@@ -226,25 +224,31 @@ def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> 
     return [scan for scan in scans if scan.qc_status not in REJECTED]
 
 
-def choose_reference(scans: Sequence[TrainScan], options: TrainOptions) -> str:
-    """Check that training makes sense with these scans, and name the reference site."""
-    counts: dict[str, int] = {}
-    for scan in scans:
-        counts[scan.site] = counts.get(scan.site, 0) + 1
+def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
+    """Check that training makes sense with scans of these sites, and name the reference.
+
+    Parameters
+    ----------
+    sites : sequence of str
+        Site of each scan that can be fitted on.
+    options : TrainOptions
+        What the user chose.
+    """
+    counts = Counter(sites)
     if not counts:
         raise NoInputError(
             "No preprocessed scan was found to train on.",
             "Run the participant level on the same folders first.",
         )
     reference = options.reference_site or max(sorted(counts), key=lambda site: counts[site])
-    if counts.get(reference, 0) < MIN_REFERENCE:
+    if counts[reference] < MIN_REFERENCE:
         raise UsageError(
-            f"The reference site {reference} has {counts.get(reference, 0)} preprocessed scans.",
-            f"Training needs {MIN_REFERENCE}; sites here: {counts}.",
+            f"The reference site {reference} has {counts[reference]} scans to fit on.",
+            f"Training needs {MIN_REFERENCE}; sites here: {dict(counts)}.",
         )
     if not any(n >= MIN_SOURCE for site, n in counts.items() if site != reference):
         raise UsageError(
-            f"There is no site besides {reference} with {MIN_SOURCE} scans.",
+            f"There is no site besides {reference} with {MIN_SOURCE} scans to fit on.",
             "Harmonization needs scans of at least two sites: check --site-column.",
         )
     return reference
