@@ -23,7 +23,7 @@ from bids_harmony.qc.harmonization import (
 )
 from bids_harmony.qc.metrics import rounded
 from bids_harmony.qc.style import StyleReference, style_features
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import Box, TrainingSet
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
@@ -113,6 +113,8 @@ class Models:
         Sites of the backward map, in its order.
     predictors : dict of str to list of torch.nn.Module
         Networks of each target's ensemble.
+    box : tuple
+        Rows and columns the networks were trained on.
     slice_mm : tuple of float
         Heights of the slices the predictors see.
     grey : float
@@ -122,6 +124,7 @@ class Models:
     forward: nn.Module
     backward: nn.Module
     sources: list[str]
+    box: Box
     slice_mm: tuple[float, float]
     grey: float
     predictors: dict[str, list[nn.Module]] = field(default_factory=dict)
@@ -148,7 +151,7 @@ def measure_scan(
 ) -> Measured:
     """Map a scan, measure what changed, and predict from it in each way of preparing it."""
     volume, mask = volume_of(data, scan)
-    grid = (mask, data.affine, data.box)
+    grid = (mask, data.affine, models.box)
     harmonized = map_volume(models.forward, volume, *grid)
     matched = match_histogram(volume, mask, looks.quantiles)
     histogram = looks.histograms[reference]
@@ -172,7 +175,7 @@ def measure_scan(
     predicted: dict[str, dict[str, float]] = {target: {} for target in models.predictors}
     for method, image in ways:
         for target, members in models.predictors.items():
-            values = predict_slices(members, image, data.affine, data.box, models.slice_mm)
+            values = predict_slices(members, image, data.affine, models.box, models.slice_mm)
             predicted[target][method] = float(np.median(values))
     return Measured(changes, predicted)
 

@@ -114,6 +114,7 @@ def finish_bundle(
         as_stored(harmonizer.forward),
         as_stored(harmonizer.backward),
         harmonizer.sites,
+        data.box,
         options.contract.slice_mm,
         grey,
         {name: list(p.members) for name, p in trained.predictors.items()},
