@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_a_cache_that_was_not_finished_is_made_again(
     assert not list(tmp_path.glob("train_cache-*"))
     monkeypatch.undo()
     assert len(open_training_set(scans, tmp_path)) == 10
+
+
+def test_of_several_processes_one_makes_the_cache(scans: list[TrainScan], tmp_path: Path) -> None:
+    def make(_: int) -> list[str]:
+        lines: list[str] = []
+        data = open_training_set(scans, tmp_path, say=lines.append)
+        assert data.stack(9)[1].any()
+        return lines
+
+    # The lock holds between threads as it does between processes.
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(make, range(3)))
+    assert sum(map(bool, told)) == 1
 
 
 def test_bad_scans_are_left_out_with_a_reason(scans: list[TrainScan], tmp_path: Path) -> None:
