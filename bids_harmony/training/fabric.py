@@ -79,6 +79,14 @@ def started_outside() -> bool:
     return SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
+def first_process() -> bool:
+    """Whether this is the process that reads, tells and writes."""
+    return (
+        not started_outside()
+        or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+    )
+
+
 def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fabric:
     """Set Fabric up.
 

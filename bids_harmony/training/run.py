@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
-from bids_harmony.models.bundle import Bundle
+from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
     from bids_harmony.config import RunConfig
+    from bids_harmony.training.predictors import Predictor
 
 #: Below this a held-out part, folds and an age range cannot be had.
 MIN_REFERENCE, MIN_SOURCE = 12, 2
@@ -43,6 +44,8 @@ def run_train(config: RunConfig) -> int:
     """
     from bids_harmony.bids import find_scans
 
+    if config.train.add_site:
+        return run_add_site(config, config.train.add_site)
     scans, missing = find_training_scans(config.output_dir, find_scans(config).scans, config)
     for key in missing:
         print(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
@@ -61,6 +64,54 @@ def run_train(config: RunConfig) -> int:
         licences=[licence] if licence else [],
     )
     print(f"The bundle {bundle.name} {bundle.version} is in {out}.")
+    return EXIT_OK
+
+
+def run_add_site(config: RunConfig, site: str) -> int:
+    """Fit one more site to the bundle in use and write the result to ``OUT/models/NAME``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As of :func:`run_train`; the scans must be preprocessed as ``bundle`` was trained.
+    site : str
+        Name of the site.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    from bids_harmony.bids import find_scans
+    from bids_harmony.training.addsite import STEPS, add_site
+    from bids_harmony.training.cache import open_training_set
+
+    if config.bundle == "none":
+        raise UsageError("There is no bundle to add a site to.", "Give --bundle its folder.")
+    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+    options = replace(config.train, contract=bundle.contract)
+    config = replace(config, train=options)
+    found = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
+    scans = [scan for scan in without_rejected(found, print) if scan.site == site]
+    if not scans:
+        raise NoInputError(
+            f"No preprocessed scan of the site {site} was found.",
+            "Run the participant level with the same bundle first, and check --site-column.",
+        )
+    data = open_training_set(scans, config.work_dir, threads=options.threads)
+    out = config.output_dir / "models" / options.model_name
+    steps = options.shortened().harmonizer_steps if options.fast_dev_run else STEPS
+    add_site(
+        bundle,
+        data,
+        np.arange(len(data)),
+        site,
+        out,
+        name=options.model_name,
+        steps=steps,
+        seed=options.seed,
+    )
+    print(f"The bundle {options.model_name}, which knows {site}, is in {out}.")
     return EXIT_OK
 
 
@@ -148,12 +199,15 @@ def train_bundle(
     UsageError
         When there are too few scans of the reference or of any other site, a target is unknown,
         ``fit_filter`` cannot be understood, or a site differs too much from the reference.
+    SystemExit
+        With 0, in all processes that ``srun`` or ``torchrun`` started but the first, once the
+        maps are trained.
     """
     import torch
 
     from bids_harmony.training.cache import open_training_set
     from bids_harmony.training.data import scan_table
-    from bids_harmony.training.fabric import Engine
+    from bids_harmony.training.fabric import Engine, first_process
     from bids_harmony.training.finish import Trained, finish_bundle
     from bids_harmony.training.fit_filter import select_scans
     from bids_harmony.training.harmonizer import Plan, train_harmonizer
@@ -164,6 +218,8 @@ def train_bundle(
     from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects
 
     options = options.shortened()
+    if not first_process():
+        say = _silent
     scans = without_rejected(scans, say)
     # Before anything is read: what makes no sense is refused at once.
     choose_reference([scan.site for scan in scans], options)
@@ -184,21 +240,23 @@ def train_bundle(
     overlap = covariate_overlap(data, parts.pop(reference), parts)
     check_overlap(overlap, force=options.force, say=say)
 
-    # 2. Predictors, on the reference site alone.
+    # 2. Predictors, on the reference site alone; of several machines, one trains them.
     recipe = PREDICTORS[options.predictor]
-    predictors = train_predictors(
-        data,
-        split,
-        fit,
-        reference,
-        options,
-        replace(recipe, steps=options.predictor_steps or recipe.steps),
-        work_dir,
-        device="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
-        say=say,
-    )
+    predictors: dict[str, Predictor] = {}
+    if first_process():
+        predictors = train_predictors(
+            data,
+            split,
+            fit,
+            reference,
+            options,
+            replace(recipe, steps=options.predictor_steps or recipe.steps),
+            work_dir,
+            device="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
+            say=say,
+        )
 
-    # 3. The maps between the sites.
+    # 3. The maps between the sites, in all processes.
     preset = PRESETS[options.preset]
     harmonizer = train_harmonizer(
         data,
@@ -211,9 +269,16 @@ def train_bundle(
         say=say,
     )
 
+    if not first_process():
+        raise SystemExit(EXIT_OK)
+
     # 4. The best checkpoint, the guard's limits, figures on what was held out, and the bundle.
     trained = Trained(data, split, fit, overlap, reference, predictors, harmonizer)
     return finish_bundle(trained, out, options, licences, say)
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the first of several processes does."""
 
 
 def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
