@@ -120,6 +120,9 @@ def prepare(config: RunConfig) -> Run:
 
         find_atlases(str(config.atlas_dir))
     warnings = deviations(config, contract) if bundle is not None else []
+    predicted = {} if bundle is None else bundle.targets.get("brain_age", {})
+    if config.correct_age_bias and "age_bias" not in predicted:
+        warnings.append("--correct-age-bias has no effect: the bundle has no coefficients")
     from bids_harmony.anat.template import template_label
 
     template = None if config.template is None else str(config.template)

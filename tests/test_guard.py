@@ -195,7 +195,8 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
         "check": {}, "mask": {}, "scale": {}, "metrics": metrics,
         "outputs": ["sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"],
     }  # fmt: skip
-    record = scan_record({"name": "sub-01", "warnings": []}, guard=found, **parts)
+    facts = {"name": "sub-01", "site": "S", "age": 48.0, "warnings": []}
+    record = scan_record(facts, guard=found, **parts)
     assert record["status"] == "warn"
     assert any("-30.0 %" in reason for reason in record["reasons"])
     assert "harmonized_ventricle_change" in record["flagged"]
@@ -212,11 +213,14 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
     assert row["harmonization_status"] == "fail"
     assert row["brain_age_gap"] == "2.0"
     assert row["brain_age_harmonized_low"] == "n/a"
+    overview = render("overview", [ScanView("scan-1", record, predictions)], "", "")
+    assert "<strong>50.0</strong>" in overview
+    assert "+2.0" in overview
     page = render("guard", ScanView("scan-1", record, predictions))
     assert "set aside" in page
     assert "-30.0 %" in page
     assert "looks most like\nA" in page
-    without = scan_record({"name": "sub-01", "warnings": []}, **parts)
+    without = scan_record(facts, **parts)
     assert without["status"] == "pass"
     assert render("guard", ScanView("scan-1", without, {})) == ""
     assert guard_record(metrics, None)["status"] is None

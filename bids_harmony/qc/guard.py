@@ -169,7 +169,9 @@ def spoken(name: str, value: float) -> str:
     >>> spoken("harmonized_ventricle_change", -0.0712), spoken("training_distance", 3.14159)
     ('-7.1 %', '3.14')
     """
-    return f"{100 * value:+.1f} %" if MEASURES[name].share else readable(value)
+    if MEASURES[name].share:
+        return f"{round(100 * value, 1) + 0.0:+.1f} %"  # + 0.0: no minus before a zero
+    return readable(value)
 
 
 def spoken_limit(name: str, limit: float) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
-from bids_harmony.qc.guard import spoken
+from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.verdict import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
 
@@ -148,14 +148,20 @@ class ScanView:
                 "limit": limit,
                 "flagged": name in record["flagged"],
             }
-            for name, limit in record["limits"].items()
+            for name in MEASURES
+            if (limit := record["limits"].get(name)) is not None
         ]
         return {**record, "rows": rows}
 
     @property
+    def used(self) -> str:
+        """Which of the scan's predictions are the headline: ``raw`` or ``harmonized``."""
+        return "raw" if self.set_aside else "harmonized"
+
+    @property
     def set_aside(self) -> bool:
         """Whether predictions were made from the raw scan alone."""
-        return bool(self.predictions) and self.brain_age.get("harmonized") is None
+        return bool(self.brain_age) and self.brain_age.get("harmonized") is None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -236,7 +242,7 @@ def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": title,
             "raw": decimal(values.get("raw"), 1) + _brackets(values.get("interval_90_raw")),
             "harmonized": decimal(values.get("harmonized"), 1)
-            + _brackets(values.get("interval_90")),
+            + _brackets(None if values.get("harmonized") is None else values.get("interval_90")),
         }
     ]
     if values.get("gap_raw") is not None:
