@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,16 +223,42 @@ def test_training_goes_on_to_the_same_weights(data: TrainingSet, tmp_path: Path)
         assert whole.record == again.record
 
 
+#: A training in a process of its own: folder, processes.
 SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
 from training_data import TINY_FAST, balls
+from bids_harmony.training.fabric import Engine
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
-data = balls()
-train_harmonizer(data, np.arange(len(data)), "REF", TINY_FAST,
-                 plan=Plan(steps=40, epoch=10, seed=1, save_seconds=0), folder=Path(sys.argv[1]))
+if __name__ == "__main__":
+    data = balls()
+    train_harmonizer(
+        data, np.arange(len(data)), "REF", TINY_FAST, folder=Path(sys.argv[1]),
+        plan=Plan(steps=40, epoch=10, seed=1, save_seconds=0),
+        engine=Engine("cpu", int(sys.argv[2])),
+    )
 """
+
+
+def start(folder: Path, devices: int = 1, *, starter: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start the script, and wait until it has saved a checkpoint of its own."""
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT)
+    where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, *starter, str(script), str(folder), str(devices)],
+        env=os.environ | {"PYTHONPATH": where},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+    def saved() -> list[int]:
+        return [file.stat().st_mtime_ns for file in folder.glob("*/checkpoint.pt")]
+
+    before, begun = saved(), time.monotonic()
+    while process.poll() is None and saved() == before and time.monotonic() - begun < 120:
+        time.sleep(0.01)
+    return process
 
 
 @pytest.mark.slow
@@ -239,26 +266,13 @@ def test_killed_training_ends_with_the_same_weights(data: TrainingSet, tmp_path:
     plan = Plan(steps=40, epoch=10, seed=1, save_seconds=0)
     whole = train(data, tmp_path / "whole", plan=plan)
     chance = random.Random(0)
-    where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = os.environ | {"PYTHONPATH": where}
-    kills = 0
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "parts")]
-    while kills < 5:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        before = time.monotonic()
-        checkpoints = list((tmp_path / "parts").glob("*/checkpoint.pt"))
-        age = checkpoints[0].stat().st_mtime_ns if checkpoints else 0
-        # Once it has gone on, at a random moment: in a step, or while a file is written.
-        while process.poll() is None and time.monotonic() - before < 120:
-            now = list((tmp_path / "parts").glob("*/checkpoint.pt"))
-            if now and now[0].stat().st_mtime_ns != age:
-                break
-            time.sleep(0.01)
+    for _ in range(5):
+        process = start(tmp_path / "parts")
+        # At a random moment: in a step, or while a file is written.
         time.sleep(chance.uniform(0, 0.5))
         assert process.poll() is None, "training ended before it could be killed five times"
         process.kill()
-        process.wait()
-        kills += 1
+        process.communicate()
     again = train(data, tmp_path / "parts", plan=plan)
     assert torch.equal(weights(whole), weights(again))
 
@@ -289,6 +303,25 @@ def test_two_processes_train_as_one_does(data: TrainingSet, tmp_path: Path) -> N
     assert float((weights(one) - weights(two)).abs().mean()) < 0.01 * float(moved)
     again = train(data, tmp_path / "2", preset, plan, engine=Engine("cpu", devices=2), say=print)
     assert torch.equal(weights(two), weights(again))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_a_signal_and_go_on_under_torchrun(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    plan, engine = Plan(steps=40, epoch=10, seed=1, save_seconds=0), Engine("cpu", devices=2)
+    process = start(tmp_path / "parts", 2)
+    process.terminate()
+    told = process.communicate(timeout=60)[0]
+    assert "stopped after step" in told
+    assert process.returncode != 0
+    runner = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    told = start(tmp_path / "parts", 2, starter=runner).communicate(timeout=120)[0]
+    assert "goes on after step" in told
+    assert "step 40 of 40" in told
+    parts = train(data, tmp_path / "parts", plan=plan, engine=engine, say=print)
+    whole = train(data, tmp_path / "whole", plan=plan, engine=engine, say=print)
+    assert torch.equal(weights(parts), weights(whole))
 
 
 def test_batch_and_machines_that_do_not_fit_are_refused(data: TrainingSet, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ alone. Those of several machines are started by ``srun`` or ``torchrun``.
 from __future__ import annotations
 
 import io
+import logging
 import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +29,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.training.config import TrainOptions
@@ -118,6 +121,7 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
             # The only buffers, of spectral norm, are the same everywhere.
             forward_sync_buffers=False,
         )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")] if logs else []
     return Fabric(
         accelerator=engine.device,
@@ -137,14 +141,22 @@ def launch(
     Raises
     ------
     HarmonyError
-        That the function raised, whichever process raised it in all of them.
+        That the function raised, or when a process ended by itself.
     KeyboardInterrupt
         When the function was ended by a signal.
     """
     fabric = make_fabric(engine, precision, logs)
     threads = max(1, engine.threads // engine.devices)
-    with _PassedOn(engine.world > 1 and not started_outside()):
-        kind, value = fabric.launch(_worker, threads, partial(function, *args))  # type: ignore[arg-type]
+    with _PassedOn(engine.world > 1 and not started_outside()) as stop:
+        try:
+            kind, value = fabric.launch(_worker, threads, partial(function, *args))  # type: ignore[arg-type]
+        except ProcessExitedException as error:
+            if stop.received:  # before it could note the signal
+                raise KeyboardInterrupt from error
+            raise HarmonyError(
+                f"A process of the training ended ({error}).",
+                "It may have run out of memory. The same command goes on from the checkpoint.",
+            ) from error
     if kind == "error":
         raise value
     if kind == "stopped":
@@ -155,6 +167,8 @@ def launch(
 def _worker(fabric: Fabric, threads: int, call: Callable[..., Any]) -> tuple[str, Any]:
     """Run in a process that may be another one: errors go back as values."""
     torch.set_num_threads(threads)
+    # Fabric's own calls, which its next versions mend.
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated")
     try:
         return "done", call(fabric=fabric)
     except HarmonyError as error:
@@ -206,6 +220,7 @@ class _PassedOn(StopSignal):
         return super().__enter__() if self.wanted else self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
         for child in multiprocessing.active_children():
             child.terminate()
 
