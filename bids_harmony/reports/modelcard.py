@@ -16,7 +16,7 @@ METHODS = {
 }
 GROUPS = {
     "held_out": "test scans",
-    "all": "all scans of the site (the map knows most of them, so it is left out)",
+    "all": "all of the site",
 }
 #: Below this many test scans a site's figures are called rough.
 FEW = 20
@@ -142,7 +142,11 @@ def card_html(card: Mapping[str, Any]) -> str:
     )
     environment.filters.update(shown=shown, between=between)
     return environment.from_string(source).render(
-        card=card, figures=figure_tables(card["metrics"]), guard=guard_rows(card["guard"])
+        card=card,
+        figures=figure_tables(card["metrics"]),
+        folds=fold_sentences(card["metrics"]),
+        images=image_rows(card["metrics"].get("images", {})),
+        guard=guard_rows(card["guard"]),
     )
 
 
@@ -166,6 +170,35 @@ def figure_tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         if rows:
             tables.append({"target": target, "names": names, "rows": rows})
     return tables
+
+
+def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Say of each target how single networks did on reference scans they had not seen."""
+    sentences = []
+    for target, found in metrics.items():
+        if (folds := found.get("folds")) is not None:
+            parts = [
+                f"{name} {shown(value)} {between(folds.get(f'{name}_95'))}".strip()
+                for name, value in folds.items()
+                if isinstance(value, int | float)
+            ]
+            sentences.append(
+                f"{target}: single networks on reference scans of the folds they were trained "
+                f"without: {', '.join(parts)}."
+            )
+    return sentences
+
+
+def image_rows(images: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of what harmonization did to images: measure, value at each site."""
+    names = dict.fromkeys(name for row in images.values() for name in row)
+    return [
+        {
+            "name": dictionary().get(name, {}).get("LongName", name.replace("_", " ")),
+            "values": [row.get(name) for row in images.values()],
+        }
+        for name in names
+    ]
 
 
 def guard_rows(guard: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -193,7 +226,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value + 0.0:.4g}" if abs(value) >= 1000 else f"{value + 0.0:.3g}"
     if isinstance(value, list | tuple):
         return ", ".join(shown(v) for v in value)
     if isinstance(value, Mapping):

@@ -27,6 +27,8 @@ from bids_harmony.training.data import Box, TrainingSet
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
+#: With fewer scans, drawing them again says nothing.
+LEAST_DRAWN = 3
 METHODS = ("none", "histogram_matching", "harmonized")
 #: Scans of a site that its looks are measured on.
 MAX_LOOKS = 200
@@ -199,7 +201,8 @@ def figures(
     -------
     dict
         ``n``, each figure, and its interval under the name with ``_95``. What cannot be had is
-        None: a correlation below five scans, a class without scans.
+        None: a correlation below five scans, a class without scans, an interval below
+        :data:`LEAST_DRAWN` scans.
     """
 
     def measure(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
@@ -213,8 +216,9 @@ def figures(
         samples = np.array([row[name] for row in drawn])
         known = np.isfinite(value)
         out[name] = round(float(value), 3) if known else None
-        ends = np.nanpercentile(samples, (2.5, 97.5)) if known else ()
-        out[f"{name}_95"] = [round(float(v), 3) for v in ends] if known else None
+        drawn_well = known and len(truth) >= LEAST_DRAWN
+        ends = np.nanpercentile(samples, (2.5, 97.5)) if drawn_well else ()
+        out[f"{name}_95"] = [round(float(v), 3) for v in ends] if drawn_well else None
     return out
 
 
