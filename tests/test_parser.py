@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,21 @@ def test_training_options(paths: list[str]) -> None:
     assert again.fit_filter == "diagnosis == 'control'"
     assert (train.seed, train.device, train.threads) == (5, "auto", 3)
     assert "--folds" in train_flag_error(paths)
+
+
+def test_options_of_the_harmonizer(paths: list[str]) -> None:
+    train = parse(
+        paths, "--preset", "article", "--batch", "8", "--devices", "2", "--nodes", "3",
+        "--precision", "32-true", "--harmonizer-steps", "70", "--epoch-steps", "9",
+        "--fast-dev-run", "--add-site", "C", level="train",
+    ).train  # fmt: skip
+    assert (train.preset, train.batch, train.precision, train.add_site) == (
+        "article", 8, "32-true", "C",
+    )  # fmt: skip
+    assert (train.devices, train.nodes) == (2, 3)
+    short = train.shortened()
+    assert short.harmonizer_steps < 10 < train.harmonizer_steps
+    assert replace(train, fast_dev_run=False).shortened().epoch_steps == 9
 
 
 def train_flag_error(paths: list[str]) -> str:
