@@ -327,5 +327,7 @@ def test_two_processes_stop_at_a_signal_and_go_on_under_torchrun(
 def test_batch_and_machines_that_do_not_fit_are_refused(data: TrainingSet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch of 2 cannot be shared by 3"):
         train(data, tmp_path, engine=Engine("cpu", devices=3))
+    with pytest.raises(UsageError, match="less than one step"):
+        train(data, tmp_path, plan=replace(PLAN, steps=0))
     with pytest.raises(UsageError, match="srun or torchrun"):
         make_fabric(Engine("cpu", nodes=2), "32-true")

@@ -80,7 +80,7 @@ def test_bilateral_grid_draws_no_edge_where_there_is_none() -> None:
     torch.nn.init.normal_(network.grid.head.weight, std=0.5)
     x = torch.zeros(1, 3, 64, 64)
     x[:, 0], x[:, 1] = 0.6, 1
-    flat = network(x)[0, 0]
+    flat = network(x)[0, 0].detach()
     assert float((flat - 0.6).abs().max()) > 0.01
     # A cell is 16 pixels wide: what it does cannot change within a few.
     assert float(torch.diff(flat, dim=0).abs().max()) < float((flat - 0.6).abs().max()) / 4

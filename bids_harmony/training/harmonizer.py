@@ -147,11 +147,17 @@ def train_harmonizer(
     HarmonyError
         When a loss is no longer a number.
     UsageError
-        When the batch cannot be shared by the devices, or machines are missing.
+        When the batch cannot be shared by the devices, or machines are missing, or a number is
+        below one.
     KeyboardInterrupt
         When a signal asked to stop; a checkpoint has been written.
     """
     engine = engine or Engine("cpu")
+    if min(plan.steps, plan.epoch, preset.batch, engine.devices, engine.nodes) < 1:
+        raise UsageError(
+            "The harmonizer cannot be trained with less than one step, pair or device.",
+            "Check --harmonizer-steps, --epoch-steps, --batch, --devices and --nodes.",
+        )
     if preset.batch % engine.world:
         raise UsageError(
             f"A batch of {preset.batch} cannot be shared by {engine.world} devices.",
