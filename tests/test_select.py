@@ -97,7 +97,7 @@ def test_changes_of_single_scans_cancel_in_the_median_but_not_in_the_share() -> 
     rows[0]["harmonized_ventricle_change"] = 0.4
     assert anatomy(rows, np.repeat("A", 9)) == (0.0, pytest.approx(1 / 9))
     sites = np.array(["B"] + ["A"] * 8)
-    assert anatomy(rows, sites)[0] == pytest.approx(0.4 / 0.05)
+    assert anatomy(rows, sites)[0] == pytest.approx(0.4 / 0.02)
 
 
 def test_probe_tells_sites_apart_and_not_ages() -> None:

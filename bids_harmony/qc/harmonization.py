@@ -16,6 +16,12 @@ N_BINS, TOP = 80, 1.6
 #: Box in template mm, x, y and z, that holds the bodies of the lateral and the third ventricle
 #: even where they are very large, and no fluid of the brain's outside.
 CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
+#: How far a change of tone may move the limits between fluid and grey and between grey and white
+#: matter. At the same ages, white matter takes up 0.51 of the brain at one of three scanners and
+#: 0.43 at the others, which is a shift of the second limit by some 0.1.
+TONE = (0.05, 0.10)
+#: Voxels within this of a limit tell how it moves, if there are enough.
+NEAR, FEW_NEAR = 0.05, 200
 #: Ventricles smaller than this (ml) are taken as this large: a voxel more is no great change.
 LEAST_VENTRICLE_ML = 4.0
 
@@ -74,10 +80,10 @@ def harmonization_metrics(
 ) -> dict[str, float | None]:
     """Measure how much harmonization changed a scan, and whether its anatomy stayed.
 
-    The scaling gives fluid, grey and white matter fixed values, so tissue is told by fixed
-    limits, halfway between them, before and after alike: a new tone curve that turns grey
-    matter's rim into fluid counts as change, which is how histogram matching wipes out
-    differences between subjects (science.md §9).
+    Before, tissue is told halfway between the values the scaling gives fluid, grey and white
+    matter. After, the limits follow the change of tone (:func:`moved_limits`), which is what
+    harmonization is for: a new tone curve moves little, ventricles painted larger or a cortex
+    painted thinner do.
 
     Parameters
     ----------
@@ -101,7 +107,9 @@ def harmonization_metrics(
         ``data/qc_dictionary.json``.
     """
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
-    shares = [tissue_shares(volume[mask], grey) for volume in (before, after)]
+    limits = tissue_limits(grey)
+    moved = moved_limits(before[mask], after[mask], grey)
+    shares = [tissue_shares(before[mask], limits), tissue_shares(after[mask], moved)]
     values: dict[str, float | None] = {
         "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64)),
         "harmonized_edge_agreement": edge_agreement(before, after, mask),
@@ -110,7 +118,9 @@ def harmonization_metrics(
             for i, tissue in enumerate(("csf", "gm", "wm"))
         },
     }
-    ventricles = [ventricle_ml(volume, mask, affine, grey) for volume in (before, after)]
+    ventricles = [
+        ventricle_ml(before, mask, affine, limits[0]), ventricle_ml(after, mask, affine, moved[0])
+    ]  # fmt: skip
     values["harmonized_ventricle_change"] = (ventricles[1] - ventricles[0]) / max(
         ventricles[0], LEAST_VENTRICLE_ML
     )
@@ -123,15 +133,49 @@ def harmonization_metrics(
     return {name: rounded(value) for name, value in values.items()}
 
 
-def tissue_shares(values: np.ndarray, grey: float = Contract.grey) -> np.ndarray:
-    """Shares of fluid, grey and white matter among scaled intensities; they add up to 1."""
-    fluid = float((values < grey / 2).mean())
-    white = float((values >= (1 + grey) / 2).mean())
+def moved_limits(before: np.ndarray, after: np.ndarray, grey: float) -> tuple[float, float]:
+    """Follow the limits between tissues through a change of tone.
+
+    Each moves by the median change of the voxels near it, but no further than :data:`TONE`: a map
+    that darkens every border of fluid widens all ventricles and sulci, whatever it is called.
+
+    Parameters
+    ----------
+    before, after : numpy.ndarray
+        (voxels,) intensities.
+    grey : float
+        The contract's value of grey matter.
+
+    Returns
+    -------
+    tuple of float
+        Intensities after, between fluid and grey and between grey and white matter.
+    """
+    found = []
+    for limit, most in zip(tissue_limits(grey), TONE, strict=True):
+        near = np.abs(before - limit) < NEAR
+        moved = float(np.median((after - before)[near])) if near.sum() >= FEW_NEAR else 0.0
+        found.append(limit + float(np.clip(moved, -most, most)))
+    return found[0], found[1]
+
+
+def tissue_limits(grey: float) -> tuple[float, float]:
+    """Intensities halfway between fluid and grey, and between grey and white matter."""
+    return grey / 2, (1 + grey) / 2
+
+
+def tissue_shares(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Shares of fluid, grey and white matter among intensities; they add up to 1.
+
+    ``limits`` are the intensities between fluid and grey, and between grey and white matter.
+    """
+    fluid = float((values < limits[0]).mean())
+    white = float((values >= limits[1]).mean())
     return np.array([fluid, 1 - fluid - white, white])
 
 
 def ventricle_ml(
-    volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, grey: float = Contract.grey
+    volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, limit: float = Contract.grey / 2
 ) -> float:
     """Volume of the fluid in the middle of the brain (:data:`CENTRAL_MM`), in ml.
 
@@ -141,14 +185,14 @@ def ventricle_ml(
         Scaled volume on the template grid, and its foreground.
     affine : numpy.ndarray
         4 x 4 affine of the grid, whose axes run along the template's.
-    grey : float
-        The contract's value of grey matter; fluid is what is nearer to 0.
+    limit : float
+        Fluid is what is darker.
     """
     box = []
     for axis, (low, high) in enumerate(CENTRAL_MM):
         ends = sorted((mm - affine[axis, 3]) / affine[axis, axis] for mm in (low, high))
         box.append(slice(max(round(ends[0]), 0), max(round(ends[1]) + 1, 0)))
-    fluid = mask[tuple(box)] & (volume[tuple(box)] < grey / 2)
+    fluid = mask[tuple(box)] & (volume[tuple(box)] < limit)
     return float(fluid.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 

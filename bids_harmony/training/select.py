@@ -1,9 +1,10 @@
 """Choose among the harmonizer's checkpoints: anatomy first, then likeness to the reference.
 
 Image similarity cannot choose: it rises while ventricles shrink by half and come back
-(science.md §9). So a checkpoint must keep the anatomy of the validation scans; among those that
-do, mapped scans should have the reference's intensities within each tissue, and a simple
-classifier should find it hard to tell them from the reference's.
+(science.md §9). So a checkpoint must keep the anatomy of the validation scans, and what differs
+between them; among those that do, a site's mapped scans should on average have the reference's
+intensities, as a whole and within each tissue, and a simple classifier should find it hard to
+tell them from the reference's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 
 from bids_harmony.models.apply import map_volume
 from bids_harmony.qc.guard import MEASURES, excess
-from bids_harmony.qc.harmonization import harmonization_metrics
+from bids_harmony.qc.harmonization import harmonization_metrics, ventricle_ml
 from bids_harmony.qc.style import style_features
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import volume_of
@@ -32,6 +33,9 @@ ANATOMY = tuple(name for name in MEASURES if name.endswith(("agreement", "_chang
 #: Scans of each site that are mapped by every checkpoint, and reference scans they are held
 #: against.
 MAX_SOURCE, MAX_REFERENCE = 12, 36
+#: Correlation over scans of the fluid in the middle of the brain, by one limit before and after: a
+#: map that gives every scan the same share of dark voxels wipes out what differs between people.
+LEAST_R = 0.95
 #: Part of the validation scans that may lie beyond the widest limit without a checkpoint failing.
 MAX_BEYOND = 0.05
 QUANTILES = np.linspace(0.01, 0.99, 99)
@@ -80,7 +84,8 @@ def choose_checkpoint(
     table : list of dict
         Per checkpoint ``step``, ``eligible``, ``violation`` (greatest median of an anatomy
         measure over its harmless size, at any site), ``beyond`` (share of scans beyond the widest
-        limits), ``tissue_distance`` (relative to no map), ``probe`` (balanced accuracy, 0.5 is
+        limits), ``ventricle_r`` (:data:`LEAST_R`; None below five scans), ``tissue_distance``
+        (relative to no map), ``probe`` (balanced accuracy, 0.5 is
         chance) and ``score``.
     """
     scans = {
@@ -89,34 +94,40 @@ def choose_checkpoint(
         if site != reference
     }
     targets = _some(data, split, reference, MAX_REFERENCE, seed)
-    ages = data.ages[targets]
     zoom = abs(float(data.affine[0, 0]))
-    tissues = np.array([_tissue_quantiles(*volume_of(data, int(i)), None, grey) for i in targets])
-    styles = np.array([style_features(*volume_of(data, int(i)), zoom, grey) for i in targets])
+    raw = {int(i): volume_of(data, int(i)) for i in (*np.concatenate([*scans.values()]), *targets)}
+    styles = np.array([style_features(*raw[int(i)], zoom, grey) for i in targets])
+    quantiles = {i: _tissue_quantiles(*pair, grey) for i, pair in raw.items()}
+    wanted = {
+        site: _at_ages([quantiles[int(i)] for i in targets], data.ages[targets], data.ages[here])
+        for site, here in scans.items()
+    }
+    before = _distance(quantiles, scans, wanted)
     sources = np.concatenate(list(scans.values()))
-    wanted = {int(i): _at_age(tissues, ages, data.ages[i]) for i in sources}
-    before = _mean_distance(
-        {int(i): _tissue_quantiles(*volume_of(data, int(i)), None, grey) for i in sources}, wanted
-    )
     table = []
     for step in steps:
         network = load(step)
-        rows, found, looks = [], {}, []
+        rows, found, looks, fluid = [], {}, [], []
         for i in sources:
-            volume, mask = volume_of(data, int(i))
+            volume, mask = raw[int(i)]
             mapped = map_volume(network, volume, mask, data.affine, data.box)
             rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
-            found[int(i)] = _tissue_quantiles(mapped, mask, volume, grey)
+            found[int(i)] = _tissue_quantiles(mapped, mask, grey)
             looks.append(style_features(mapped, mask, zoom, grey))
+            fluid.append([ventricle_ml(v, mask, data.affine, grey / 2) for v in (volume, mapped)])
         violation, beyond = anatomy(rows, data.sites[sources])
-        distance = _mean_distance(found, wanted) / max(before, 1e-6)
-        probe = site_probe(np.array(looks), styles, data.ages[sources], ages, seed)
+        kept = _correlation(np.array(fluid))
+        distance = _distance(found, scans, wanted) / max(before, 1e-6)
+        probe = site_probe(np.array(looks), styles, data.ages[sources], data.ages[targets], seed)
         table.append(
             {
                 "step": int(step),
-                "eligible": bool(violation <= 1 and beyond <= MAX_BEYOND),
+                "eligible": bool(
+                    violation <= 1 and beyond <= MAX_BEYOND and (kept is None or kept >= LEAST_R)
+                ),
                 "violation": round(violation, 3),
                 "beyond": round(beyond, 3),
+                "ventricle_r": kept if kept is None else round(kept, 3),
                 "tissue_distance": round(distance, 4),
                 "probe": round(probe, 3),
                 # Both terms are 0 where harmonization is perfect and about 1 where it did nothing.
@@ -224,19 +235,12 @@ def _some(data: TrainingSet, split: np.ndarray, site: str, most: int, seed: int)
     return np.sort(order[np.argsort(split[order] != VALIDATION, kind="stable")][:most])
 
 
-def _tissue_quantiles(
-    volume: np.ndarray, mask: np.ndarray, raw: np.ndarray | None, grey: float
-) -> np.ndarray:
-    """Quantiles of the intensities in each tissue, (3, 99); tissue is told on ``raw``."""
+def _tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
+    """Quantiles of the brain's intensities, as a whole and in each tissue: (4, 99)."""
     values = volume[mask]
-    before = values if raw is None else raw[mask]
-    parts = np.digitize(before, (grey / 2, (1 + grey) / 2))
-    return np.array(
-        [
-            np.quantile(values[parts == k], QUANTILES) if (parts == k).any() else 0 * QUANTILES
-            for k in range(3)
-        ]
-    )
+    parts = np.digitize(values, (grey / 2, (1 + grey) / 2))
+    groups = [values, *(values[parts == k] for k in range(3))]
+    return np.array([np.quantile(g, QUANTILES) if g.size else 0 * QUANTILES for g in groups])
 
 
 def _age_weights(ages: np.ndarray, age: float) -> np.ndarray:
@@ -248,11 +252,25 @@ def _age_weights(ages: np.ndarray, age: float) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def _at_age(tissues: np.ndarray, ages: np.ndarray, age: float) -> np.ndarray:
-    """Mean of the reference's tissue quantiles at an age."""
-    return np.asarray(np.einsum("s,stq->tq", _age_weights(ages, age), tissues))
+def _at_ages(quantiles: list[np.ndarray], known: np.ndarray, ages: np.ndarray) -> np.ndarray:
+    """Mean of the reference's quantiles, its scans weighed to a site's ages."""
+    weights = np.mean([_age_weights(known, age) for age in ages], axis=0)
+    return np.asarray(np.einsum("s,sgq->gq", weights, np.array(quantiles)))
 
 
-def _mean_distance(found: dict[int, np.ndarray], wanted: dict[int, np.ndarray]) -> float:
-    """Mean over scans and tissues of the Wasserstein-1 distance of two sets of quantiles."""
-    return float(np.mean([np.abs(found[i] - wanted[i]).mean() for i in found]))
+def _distance(
+    found: dict[int, np.ndarray], scans: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
+) -> float:
+    """Mean Wasserstein-1 distance of each site's mean quantiles from those wanted.
+
+    Means over a site's scans: that one person has more fluid than another is no fault.
+    """
+    means = {site: np.mean([found[int(i)] for i in here], axis=0) for site, here in scans.items()}
+    return float(np.mean([np.abs(means[site] - wanted[site]).mean() for site in scans]))
+
+
+def _correlation(pairs: np.ndarray) -> float | None:
+    """Correlation of (scans, 2) values; None where it cannot be had."""
+    if len(pairs) < 5 or (pairs.std(axis=0) < 1e-6).any():
+        return None
+    return float(np.corrcoef(pairs.T)[0, 1])
