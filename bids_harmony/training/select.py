@@ -30,9 +30,9 @@ from bids_harmony.training.splits import TEST, VALIDATION
 #: Measures that decide whether a checkpoint keeps the anatomy.
 ANATOMY = tuple(name for name in MEASURES if name.endswith(("agreement", "_change"))
                 and name != "harmonized_change")  # fmt: skip
-#: Scans of each site that are mapped by every checkpoint, and reference scans they are held
-#: against.
-MAX_SOURCE, MAX_REFERENCE = 12, 36
+#: Scans of each site that are mapped by every checkpoint: at most, at most of all sites together,
+#: at least. And reference scans they are held against.
+MAX_SOURCE, MAX_SOURCES, LEAST_SOURCE, MAX_REFERENCE = 12, 60, 3, 36
 #: Correlation over scans of the fluid in the middle of the brain, by one limit before and after: a
 #: map that gives every scan the same share of dark voxels wipes out what differs between people.
 LEAST_R = 0.95
@@ -88,28 +88,27 @@ def choose_checkpoint(
         (relative to no map), ``probe`` (balanced accuracy, 0.5 is
         chance) and ``score``.
     """
-    scans = {
-        str(site): _some(data, split, str(site), MAX_SOURCE, seed)
-        for site in np.unique(data.sites[split != TEST])
-        if site != reference
-    }
+    sites = sorted(set(data.sites[split != TEST].tolist()) - {reference})
+    most = max(min(MAX_SOURCE, MAX_SOURCES // len(sites)), LEAST_SOURCE)
+    scans = {site: _some(data, split, site, most, seed) for site in sites}
+    sources = np.concatenate(list(scans.values()))
     targets = _some(data, split, reference, MAX_REFERENCE, seed)
     zoom = abs(float(data.affine[0, 0]))
-    raw = {int(i): volume_of(data, int(i)) for i in (*np.concatenate([*scans.values()]), *targets)}
-    styles = np.array([style_features(*raw[int(i)], zoom, grey) for i in targets])
-    quantiles = {i: _tissue_quantiles(*pair, grey) for i, pair in raw.items()}
+    styles = np.array([style_features(*volume_of(data, int(i)), zoom, grey) for i in targets])
+    quantiles = {
+        int(i): _tissue_quantiles(*volume_of(data, int(i)), grey) for i in (*sources, *targets)
+    }
     wanted = {
         site: _at_ages([quantiles[int(i)] for i in targets], data.ages[targets], data.ages[here])
         for site, here in scans.items()
     }
     before = _distance(quantiles, scans, wanted)
-    sources = np.concatenate(list(scans.values()))
-    table = []
+    table: list[dict[str, Any]] = []
     for step in steps:
         network = load(step)
         rows, found, looks, fluid = [], {}, [], []
         for i in sources:
-            volume, mask = raw[int(i)]
+            volume, mask = volume_of(data, int(i))
             mapped = map_volume(network, volume, mask, data.affine, data.box)
             rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
             found[int(i)] = _tissue_quantiles(mapped, mask, grey)
