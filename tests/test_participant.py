@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +180,38 @@ def test_another_run_with_one_process_writes_the_same_bytes(
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     first, second = tree(done[0]), tree(tmp_path / "out")
+    assert sorted(first) == sorted(second)
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    done: tuple[Path, str], bids: Path, tmp_path: Path
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    command = [
+        sys.executable, "-m", "bids_harmony", str(bids), str(out), "participant", "-w", str(work),
+        "--nprocs", "2", "--output-spaces", "T1w",
+    ]  # fmt: skip
+    # SIGKILL takes the whole group, as a cluster's out-of-time does; SIGTERM the command alone.
+    for seconds, how in ((9, signal.SIGKILL), (14, signal.SIGTERM), (19, signal.SIGKILL)):
+        run = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(timeout=seconds)
+            continue
+        if how == signal.SIGKILL:
+            os.killpg(run.pid, how)
+        else:
+            run.terminate()
+        assert run.wait(timeout=60) != 0
+        for path in out.rglob("*.nii.gz"):
+            nib.load(path).get_fdata()
+        for path in out.rglob("*.json"):
+            json.loads(path.read_text())
+    result = harmony(*command[3:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, second = tree(done[0]), tree(out)
     assert sorted(first) == sorted(second)
     assert [name for name in first if first[name] != second[name]] == []
 
