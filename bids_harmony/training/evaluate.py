@@ -22,7 +22,9 @@ from bids_harmony.training.predictor import predict_stack
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
-METHODS = ("none", "histogram_matching", "harmonized")
+#: The first two learn nothing from the scans they are used on.
+UNTRAINED_METHODS = ("none", "histogram_matching")
+METHODS = (*UNTRAINED_METHODS, "harmonized")
 
 
 def reference_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
@@ -188,7 +190,7 @@ def evaluate_age(
             "held_out": (here[held[here]], METHODS)
         }
         if site != reference:
-            groups["all"] = (here, METHODS[:2])
+            groups["all"] = (here, UNTRAINED_METHODS)
         sites[str(site)] = {
             name: {
                 method: age_figures(
