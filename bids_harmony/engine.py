@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -9,9 +11,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+if TYPE_CHECKING:
+    from bids_harmony.config import RunConfig
 
 KILLED = (
     "bids_harmony.errors.ScanError: The process that ran {name} was killed, most likely because "
@@ -76,6 +81,75 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
         process.kill()
         process.join(10)
+
+
+def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | None:
+    """Run a graph to its end; return what nipype raises there for nodes that failed."""
+    chosen = plugin(config, progress)
+    # The scheduler collects garbage at every round: over all that is imported by now it took a
+    # third of the run's time. Afterwards the graph itself must be free to go.
+    gc.freeze()
+    try:
+        workflow.run(**chosen)
+    except KeyboardInterrupt:
+        if hasattr(chosen["plugin"], "stop"):
+            chosen["plugin"].stop()
+        raise
+    except Exception as error:  # noqa: BLE001
+        # Once for all nodes; each has its crash file.
+        return error
+    finally:
+        gc.unfreeze()
+    return None
+
+
+def plugin(config: RunConfig, progress: Any) -> dict[str, Any]:
+    """Choose nipype's execution plugin and its arguments."""
+    if config.use_plugin is not None:
+        import yaml
+
+        values = yaml.safe_load(config.use_plugin.read_text())
+        values.setdefault("plugin_args", {})["status_callback"] = progress
+        return dict(values)
+    args: dict[str, Any] = {
+        "n_procs": config.nprocs,
+        "raise_insufficient": False,
+        "status_callback": progress,
+    }
+    if config.mem_gb is not None:
+        args["memory_gb"] = config.mem_gb
+    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args)}
+
+
+def nipype_settings(config: RunConfig) -> dict[str, str]:
+    """Nipype's ``execution`` settings: readable crash files, checks by content, quick polling."""
+    return {
+        "crashfile_format": "txt",
+        "hash_method": "content",
+        "poll_sleep_duration": "0.05",
+        "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
+        "check_version": "false",
+        "create_report": "false",
+    }
+
+
+def start_log(config: RunConfig) -> None:
+    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(config.log_dir / "execution.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.propagate = name != "nipype"
+        logger.setLevel(min(logging.INFO, config.log_level))
+    root = logging.getLogger("nipype")
+    root.addHandler(handler)
+    if config.verbose:
+        console = logging.StreamHandler()
+        console.setLevel(config.log_level)
+        root.addHandler(console)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -229,7 +227,13 @@ class Run:
         self, scans: Sequence[Scan], facts: dict[str, Any], *, done: int, total: int
     ) -> list[Outcome]:
         """Run the graph of some scans; every failure ends up in its scan's record."""
-        from bids_harmony.engine import Progress, read_failures
+        from bids_harmony.engine import (
+            Progress,
+            nipype_settings,
+            read_failures,
+            run_graph,
+            start_log,
+        )
         from bids_harmony.qc.record import failed_record
         from bids_harmony.workflows.base import init_harmony_wf
         from bids_harmony.workflows.outputs import RECORD_NODE
@@ -271,20 +275,7 @@ class Run:
             workflow.write_graph(graph2use="colored", format="svg", simple_form=True)
         names = {scan.wf_name: scan.key for scan in scans}
         progress = Progress(names, RECORD_NODE, say, done=done, total=total)
-        crashed: Exception | None = None
-        chosen = plugin(config, progress)
-        # The scheduler collects garbage at every round: over all that is imported here it took a
-        # third of the run's time.
-        gc.freeze()
-        try:
-            workflow.run(**chosen)
-        except KeyboardInterrupt:
-            if hasattr(chosen["plugin"], "stop"):
-                chosen["plugin"].stop()
-            raise
-        except Exception as error:  # noqa: BLE001
-            # Nipype raises once at the end for nodes that failed; each has its crash file.
-            crashed = error
+        crashed = run_graph(workflow, config, progress)
         failures = {}
         for subject in {scan.entities["subject"] for scan in scans}:
             failures.update(read_failures(config.log_dir / f"sub-{subject}"))
@@ -357,57 +348,6 @@ def chunks(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
         chunk.append(scan)
     if chunk:
         yield chunk
-
-
-def plugin(config: RunConfig, progress: Any) -> dict[str, Any]:
-    """Choose nipype's execution plugin and its arguments."""
-    if config.use_plugin is not None:
-        import yaml
-
-        values = yaml.safe_load(config.use_plugin.read_text())
-        values.setdefault("plugin_args", {})["status_callback"] = progress
-        return dict(values)
-    from bids_harmony.engine import SurvivingMultiProcPlugin
-
-    args: dict[str, Any] = {
-        "n_procs": config.nprocs,
-        "raise_insufficient": False,
-        "status_callback": progress,
-    }
-    if config.mem_gb is not None:
-        args["memory_gb"] = config.mem_gb
-    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args)}
-
-
-def nipype_settings(config: RunConfig) -> dict[str, str]:
-    """Nipype's ``execution`` settings: readable crash files, checks by content, quick polling."""
-    return {
-        "crashfile_format": "txt",
-        "hash_method": "content",
-        "poll_sleep_duration": "0.05",
-        "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
-        "check_version": "false",
-        "create_report": "false",
-    }
-
-
-def start_log(config: RunConfig) -> None:
-    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
-    config.log_dir.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(config.log_dir / "execution.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        for old in list(logger.handlers):
-            logger.removeHandler(old)
-        logger.propagate = name != "nipype"
-        logger.setLevel(min(logging.INFO, config.log_level))
-    root = logging.getLogger("nipype")
-    root.addHandler(handler)
-    if config.verbose:
-        console = logging.StreamHandler()
-        console.setLevel(config.log_level)
-        root.addHandler(console)
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError
 
 #: Litres a foreground may fill to be a brain alone; heads start near 2.5 L.
@@ -69,12 +70,7 @@ def foreground(img: nib.Nifti1Image) -> np.ndarray:
 
     Stripped scans have a constant background, which need not be 0.
     """
-    labels, n_found = ndimage.label(_differs(img))
-    if n_found == 0:
-        return np.zeros(img.shape, dtype=bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    filled: np.ndarray = ndimage.binary_fill_holes(labels == sizes.argmax())
+    filled: np.ndarray = ndimage.binary_fill_holes(largest_component(_differs(img)))
     return filled
 
 

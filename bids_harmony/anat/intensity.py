@@ -75,7 +75,6 @@ def normalize(
     field = shading(data, given, contract.shading_order)
     data = data / field
     levels = tissue_levels(data, given, zoom_mm)
-    used = given
     if levels is not None:
         scaled = map_levels(data, levels, contract.grey)
         used = surface(scaled, given)
@@ -145,13 +144,8 @@ def map_levels(data: np.ndarray, levels: Levels, grey: float) -> np.ndarray:
 
 def surface(scaled: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mask of the largest piece of tissue, with narrow clefts closed and holes filled."""
-    labels, found = ndimage.label(mask & (scaled > SURFACE))
-    if not found:
-        return np.zeros_like(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
     # Room for the closing at the volume's edge.
-    brain = np.pad(labels == sizes.argmax(), 2)
+    brain = np.pad(largest_component(mask & (scaled > SURFACE)), 2)
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(brain, iterations=2))
     used: np.ndarray = brain[2:-2, 2:-2, 2:-2] & mask
     return used
@@ -244,3 +238,14 @@ def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
             break
         centres = new
     return np.asarray(centres)
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """Keep the largest connected part of a boolean array; nothing of an empty one."""
+    labels, found = ndimage.label(mask)
+    if not found:
+        return np.zeros(mask.shape, dtype=bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    kept: np.ndarray = labels == sizes.argmax()
+    return kept

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bids_harmony.anat.affine import downsample, local_correlation, to_ants
 from bids_harmony.anat.brain import dice
+from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError, UsageError
 
 N_ATLASES = 6
@@ -303,11 +304,8 @@ def _to_native(chance: np.ndarray, affine: np.ndarray, img: nib.Nifti1Image) -> 
     moved = ndimage.affine_transform(
         chance, np.linalg.inv(affine) @ img.affine, output_shape=img.shape[:3], order=1
     )
-    labels, n_found = ndimage.label(moved > 0.5)
-    sizes = np.bincount(labels.ravel(), minlength=2)
-    sizes[0] = 0
-    mask: np.ndarray = ndimage.binary_fill_holes(labels == sizes.argmax())
-    return mask if n_found else np.zeros(img.shape[:3], dtype=bool)
+    mask: np.ndarray = ndimage.binary_fill_holes(largest_component(moved > 0.5))
+    return mask
 
 
 def _stem(path: Path) -> str:

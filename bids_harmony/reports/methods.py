@@ -155,12 +155,10 @@ def _each(records: Sequence[Mapping[str, Any]], kind: Any, words: Mapping[str, s
 
 def _scaling(contract: Mapping[str, Any]) -> str:
     shading, grey = contract.get("shading_order", 0), contract.get("grey", 0)
-    steps = []
-    if shading:
-        steps.append(f"slow shading was divided out (a polynomial of order {shading})")
-    steps.append(
+    text = (
         "intensities were mapped along straight lines so that cerebrospinal fluid is 0, grey "
         f"matter {grey:g} and white matter 1"
     )
-    listed = ", ".join(steps[:-1]) + (" and " if len(steps) > 1 else "") + steps[-1]
-    return f"{listed[0].upper()}{listed[1:]}; the background is 0."
+    if shading:
+        text = f"slow shading was divided out (a polynomial of order {shading}) and {text}"
+    return f"{text[0].upper()}{text[1:]}; the background is 0."

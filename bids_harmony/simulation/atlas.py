@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.anat.intensity import largest_component
 from bids_harmony.simulation.effect import CORTEX
 
 #: First voxel (mm, RAS+) and shape of the head's lattice of 2 mm; it reaches down to the neck.
@@ -128,7 +129,7 @@ def load_atlas() -> Atlas:
     # The skull follows the brain's smooth outline, not its fissures.
     skull = _signed_distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
     wet = _on_lattice(tissues[2] * mask, origin) > 0.5
-    ventricle = _signed_distance(_largest(wet & (brain < -DEEP_MM)))
+    ventricle = _signed_distance(largest_component(wet & (brain < -DEEP_MM)))
     points = lattice(2)
     skull = skull[::2, ::2, ::2]
     return Atlas(
@@ -178,14 +179,6 @@ def _signed_distance(inside: np.ndarray) -> np.ndarray:
     depth = ndimage.distance_transform_edt(inside)
     distance = 2.0 * (np.maximum(outside - 0.5, 0) - np.maximum(depth - 0.5, 0))
     return np.asarray(ndimage.gaussian_filter(distance.astype(np.float32), 0.7))
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """Largest connected part of a mask."""
-    names, _ = ndimage.label(mask)
-    sizes = np.bincount(names.ravel())
-    sizes[0] = 0
-    return np.asarray(names == sizes.argmax())
 
 
 def _ventricle_pull(distance: np.ndarray) -> np.ndarray:

@@ -29,7 +29,9 @@ N_QUANTILES = 256
 N_BOOTSTRAP = 2000
 #: With fewer scans, drawing them again says nothing.
 LEAST_DRAWN = 3
-METHODS = ("none", "histogram_matching", "harmonized")
+#: The first two learn nothing from the scans they are used on.
+UNTRAINED_METHODS = ("none", "histogram_matching")
+METHODS = (*UNTRAINED_METHODS, "harmonized")
 #: Scans of a site that its looks are measured on.
 MAX_LOOKS = 200
 
@@ -297,7 +299,7 @@ def target_figures(
             "held_out": (here[np.isin(here, test)], METHODS)
         }
         if site != reference:
-            groups["all"] = (here, METHODS[:2])
+            groups["all"] = (here, UNTRAINED_METHODS)
         sites[str(site)] = {
             name: {
                 method: figures(
