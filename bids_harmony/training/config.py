@@ -43,7 +43,8 @@ class TrainOptions:
         Fraction of the subjects of each site kept out of everything for the figures in
         ``bundle.json``.
     validation : float
-        Fraction kept out of fitting, on which a checkpoint is chosen and limits are set.
+        Fraction kept out of fitting the maps, on which a checkpoint is chosen and limits are set;
+        and out of the article's predictors, which watch it to know when to end.
     folds : int
         The predictor is an ensemble of this many networks, each trained without one fold of the
         reference scans; their errors on it calibrate the prediction interval.
@@ -75,9 +76,9 @@ class TrainOptions:
     epoch_steps: int = 500
     batch: int | None = None
     predictor_steps: int | None = None
-    holdout: float = 0.2
+    holdout: float = 0.15
     validation: float = 0.15
-    folds: int = 4
+    folds: int = 5
     seed: int = 42
     device: str = "auto"
     threads: int = 1

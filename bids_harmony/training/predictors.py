@@ -27,7 +27,7 @@ from bids_harmony.training.predictor import (
     predict_stack,
     train_predictor,
 )
-from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, make_folds
+from bids_harmony.training.splits import TEST, VALIDATION, make_folds
 from bids_harmony.training.stored import as_stored
 from bids_harmony.training.targets import SIMULATED, Target, find_target
 
@@ -149,8 +149,9 @@ def _train_target(
     """Train an ensemble, each network without one fold, and calibrate it on the folds."""
     options, slice_mm = job.options, job.options.contract.slice_mm
     usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
-    scans = np.flatnonzero(usable & (split == TRAIN))
-    watched = np.flatnonzero(usable & (split == VALIDATION))
+    # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
+    watched = np.flatnonzero(usable & (split == VALIDATION) & job.config.patient)
+    scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
     examples = Examples.of(data, scans, target.values[scans], slice_mm)
     validation = Examples.of(data, watched, target.values[watched], slice_mm)
     folds = _folds(data, scans, target, options)
