@@ -160,7 +160,7 @@ def check_template(path: str, contract: Contract) -> None:
         raise UsageError(
             f"The template {path} has the grid {given} at {contract.resolution} mm, and the "
             f"bundle was trained on {contract.template} with {wanted}.",
-            "Leave --template out, or preprocess with --bundle none and train a bundle for it.",
+            "Leave --template out.",
         )
 
 

@@ -25,7 +25,7 @@ from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.slices import generator_input
 from bids_harmony.training import maps as maps_module
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import Engine, load_checkpoint, make_fabric, save_checkpoint
+from bids_harmony.training.fabric import Engine, load_checkpoint, save_checkpoint
 from bids_harmony.training.harmonizer import Harmonizer, Plan, train_harmonizer
 from bids_harmony.training.losses import adversarial, edge_loss, memberships, tissue_loss
 from bids_harmony.training.maps import ImagePool
@@ -330,4 +330,4 @@ def test_batch_and_machines_that_do_not_fit_are_refused(data: TrainingSet, tmp_p
     with pytest.raises(UsageError, match="less than one step"):
         train(data, tmp_path, plan=replace(PLAN, steps=0))
     with pytest.raises(UsageError, match="srun or torchrun"):
-        make_fabric(Engine("cpu", nodes=2), "32-true")
+        Engine("cpu", nodes=2).check(2)

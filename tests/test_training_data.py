@@ -25,7 +25,8 @@ from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet, scan_table
 from bids_harmony.training.fit_filter import select_scans
-from bids_harmony.training.run import find_training_scans, train_bundle, without_rejected
+from bids_harmony.training.inputs import find_training_scans, without_rejected
+from bids_harmony.training.run import train_bundle
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 from bids_harmony import __version__
 from bids_harmony.config import CHOICES, RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
 
 PROGRAM = "bids_harmony"
 FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
@@ -377,15 +377,15 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="train although a site differs hopelessly from the reference in age or sex",
     )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
-    option("preset", "how the harmonizer is trained", choices=("fast", "article"))
+    option("preset", "how the harmonizer is trained", choices=RECIPES)
     option("harmonizer_steps", "steps of the harmonizer", type=int, metavar="N")
     option("epoch_steps", "its steps between two candidates", type=int, metavar="N")
-    option("predictor", "how predictors are trained", choices=("fast", "article"))
+    option("predictor", "how predictors are trained", choices=RECIPES)
     option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
     option("batch", "pairs of slices per step of the harmonizer", type=int, metavar="N")
     option("devices", "GPUs, or processes on the CPU, per machine", type=int, metavar="N")
     option("nodes", "machines; start with srun or torchrun", type=int, metavar="N")
-    option("precision", "of the harmonizer's training", choices=("auto", "32-true", "bf16-mixed"))
+    option("precision", "of the harmonizer's training", choices=PRECISIONS)
     _add(
         group,
         "--fast-dev-run",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bids_harmony.contract import Contract
+from bids_harmony.errors import UsageError
+
+RECIPES = ("fast", "article")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+CHOICES = {"preset": RECIPES, "predictor": RECIPES, "precision": PRECISIONS}
+#: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
+MINIMA = {"harmonizer_steps": 1, "epoch_steps": 1, "predictor_steps": 1, "batch": 1,
+          "devices": 1, "nodes": 1, "folds": 2}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,13 @@ class TrainOptions:
         A few steps of everything, to see that it runs.
     add_site : str or None
         Fit the code of this one site to the bundle in use, and train nothing else.
+    contract : Contract
+        How the scans were preprocessed.
+
+    Raises
+    ------
+    UsageError
+        For a value outside its choices or its range.
     """
 
     reference_site: str | None = None
@@ -89,6 +105,27 @@ class TrainOptions:
     add_site: str | None = None
     contract: Contract = field(default_factory=Contract)
 
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (chosen := getattr(self, name)) not in choices:
+                raise UsageError(
+                    f"{_flag(name)} is '{chosen}'.", f"Choose one of {', '.join(choices)}."
+                )
+        for name, least in MINIMA.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"{_flag(name)} is {value}.", f"It must be at least {least}.")
+        if min(self.holdout, self.validation) < 0 or not self.holdout + self.validation < 1:
+            raise UsageError(
+                f"--holdout {self.holdout:g} and --validation {self.validation:g} leave nothing "
+                "to train on.",
+                "Each is a part between 0 and 1, and together they must be less than 1.",
+            )
+        if not re.fullmatch(r"\w[\w.-]*", self.model_name):
+            raise UsageError(
+                f"--model-name '{self.model_name}' cannot name a folder.",
+                "Use letters, digits, '-', '_' and '.'.",
+            )
+
     def shortened(self) -> TrainOptions:
         """Return the options, with a few steps of everything when ``fast_dev_run`` is set."""
         if not self.fast_dev_run:
@@ -101,6 +138,10 @@ class TrainOptions:
         values["targets"] = list(self.targets)
         values["contract"] = self.contract.to_dict()
         return values
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -123,6 +164,8 @@ class TrainScan:
         Cells of the dataset's tables, by column; those that say nothing are left out.
     qc_status : str or None
         Of the scan's QC record: ``pass``, ``warn``, ``fail``.
+    made : Contract or None
+        How it was preprocessed, as its QC record says.
     """
 
     subject: str
@@ -135,3 +178,4 @@ class TrainScan:
     diagnosis: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     qc_status: str | None = None
+    made: Contract | None = None

@@ -74,6 +74,32 @@ class Engine:
         """Number of processes."""
         return self.devices * self.nodes
 
+    def check(self, batch: int) -> None:
+        """See that the devices are there and can share a batch.
+
+        Raises
+        ------
+        UsageError
+            When the batch cannot be shared, machines are missing, or there are fewer GPUs.
+        """
+        if batch % self.world:
+            raise UsageError(
+                f"A batch of {batch} cannot be shared by {self.world} devices.",
+                "Give --batch a multiple of their number.",
+            )
+        if self.nodes > 1 and not started_outside():
+            raise UsageError(
+                f"Training on {self.nodes} machines was asked for, but only this one takes part.",
+                "Start the command with srun or torchrun on all of them.",
+            )
+        there = torch.cuda.device_count() if self.device != "cpu" else 0
+        if (self.device == "cuda" or there) and there < self.devices:
+            raise UsageError(
+                f"--devices {self.devices} asks for GPUs, and torch finds {there}.",
+                "Give --devices as many as there are, or use --device cpu; a container must be "
+                "given its GPUs (--gpus all, --nv).",
+            )
+
 
 def started_outside() -> bool:
     """Whether ``srun`` or ``torchrun`` started this process as one of several."""
@@ -101,18 +127,8 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
         Used where the engine leaves it to the preset.
     logs : pathlib.Path, optional
         Folder of CSV and TensorBoard logs; each run writes a new version.
-
-    Raises
-    ------
-    UsageError
-        When several machines are asked for and nothing started processes on them.
     """
     outside = started_outside()
-    if engine.nodes > 1 and not outside:
-        raise UsageError(
-            f"Training on {engine.nodes} machines was asked for, but only this one takes part.",
-            "Start the command with srun or torchrun on all of them.",
-        )
     strategy: DDPStrategy | str = "auto"
     if engine.world > 1:
         strategy = DDPStrategy(

@@ -101,11 +101,12 @@ def finish_bundle(
     data, split, reference = trained.data, trained.split, trained.reference
     grey, seed = options.contract.grey, options.seed
 
-    # 1. The maps, with the weights as stored.
+    # 1. The maps, with the weights as stored; what they are not fitted on does not choose them.
     harmonizer = trained.harmonizer
+    fitted = np.where(trained.fit, split, TEST)
     kept = dict(harmonizer.epochs)
     step, candidates = choose_checkpoint(
-        data, split, reference, list(kept), lambda step: as_stored(harmonizer.at(kept[step])[0]),
+        data, fitted, reference, list(kept), lambda step: as_stored(harmonizer.at(kept[step])[0]),
         grey=grey, seed=seed, say=say,
     )  # fmt: skip
     say(f"the maps after step {step} are kept")
@@ -143,7 +144,9 @@ def finish_bundle(
         "name": options.model_name,
         "version": __version__,
         "reference_site": reference,
-        "sites": {str(s): _describe_site(data, split, str(s)) for s in np.unique(data.sites)},
+        "sites": {
+            str(s): _describe_site(trained, str(s)) for s in np.unique(data.sites[trained.fitted])
+        },
         "contract": options.contract.to_dict(),
         "box": [list(side) for side in data.box],
         "networks": _describe_networks(trained),
@@ -227,13 +230,16 @@ def _describe_networks(trained: Trained) -> dict[str, Any]:
     return described
 
 
-def _describe_site(data: TrainingSet, split: np.ndarray, site: str) -> dict[str, Any]:
+def _describe_site(trained: Trained, site: str) -> dict[str, Any]:
+    """Count the scans a site gave to the maps, and those held out of everything."""
+    data, split = trained.data, trained.split
     here = data.sites == site
-    ages = data.ages[here & (split != TEST)]
+    used = here & trained.fit & (split != TEST)
+    ages = data.ages[used]
     known = ages[~np.isnan(ages)]
     return {
-        "n": int((here & (split != TEST)).sum()),
-        "n_validation": int((here & (split == VALIDATION)).sum()),
+        "n": int(used.sum()),
+        "n_validation": int((used & (split == VALIDATION)).sum()),
         "n_held_out": int((here & (split == TEST)).sum()),
         "age": [round(float(known.min()), 1), round(float(known.max()), 1)]
         if len(known)

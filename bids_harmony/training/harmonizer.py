@@ -158,11 +158,7 @@ def train_harmonizer(
             "The harmonizer cannot be trained with less than one step, pair or device.",
             "Check --harmonizer-steps, --epoch-steps, --batch, --devices and --nodes.",
         )
-    if preset.batch % engine.world:
-        raise UsageError(
-            f"A batch of {preset.batch} cannot be shared by {engine.world} devices.",
-            "Give --batch a multiple of their number.",
-        )
+    engine.check(preset.batch)
     sites = sorted(set(data.sites[among].tolist()) - {reference})
     place = folder / f"harmonizer-{_digest(data, among, reference, preset, plan, engine)}"
     record = launch(

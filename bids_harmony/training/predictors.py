@@ -29,7 +29,7 @@ from bids_harmony.training.predictor import (
 )
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
 from bids_harmony.training.stored import as_stored
-from bids_harmony.training.targets import SIMULATED, Target, find_target
+from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
 #: they are held in memory.
@@ -129,7 +129,7 @@ def train_predictors(
     """
     job = _Job(options, config, work_dir / "predictors", device, say)
     columns = [column for column in options.targets if column != SIMULATED]
-    targets = [find_target(data, column, reference) for column in columns]
+    targets = find_targets(data, columns, reference, fit)
     predictors = {
         target.name: _train_target(data, split, fit, reference, target, job) for target in targets
     }

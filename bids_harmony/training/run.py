@@ -16,17 +16,16 @@ import numpy as np
 
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, load_bundle
+from bids_harmony.participant import say as tell
 from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.inputs import common_contract, find_training_scans, without_rejected
 
 if TYPE_CHECKING:
-    from bids_harmony.bids import Scan
     from bids_harmony.config import RunConfig
     from bids_harmony.training.predictors import Predictor
 
 #: Below this a held-out part, folds and an age range cannot be had.
 MIN_REFERENCE, MIN_SOURCE = 12, 2
-#: Statuses of QC records whose scans are not trained on.
-REJECTED = ("fail", "error")
 
 
 def run_train(config: RunConfig) -> int:
@@ -46,9 +45,13 @@ def run_train(config: RunConfig) -> int:
 
     if config.train.add_site:
         return run_add_site(config, config.train.add_site)
-    scans, missing = find_training_scans(config.output_dir, find_scans(config).scans, config)
+    inventory = find_scans(config)
+    for warning in inventory.warnings:
+        tell(f"Warning: {warning}")
+    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
     for key in missing:
-        print(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+        tell(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+    contract = common_contract(scans, config.train.contract, tell)
     licence = ""
     try:
         text = (config.bids_dir / "dataset_description.json").read_text(encoding="utf-8")
@@ -59,11 +62,12 @@ def run_train(config: RunConfig) -> int:
     bundle = train_bundle(
         scans,
         out,
-        config.train,
+        replace(config.train, contract=contract),
         work_dir=config.work_dir,
         licences=[licence] if licence else [],
+        say=tell,
     )
-    print(f"The bundle {bundle.name} {bundle.version} is in {out}.")
+    tell(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK
 
 
@@ -91,15 +95,21 @@ def run_add_site(config: RunConfig, site: str) -> int:
     bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
     options = replace(config.train, contract=bundle.contract)
     config = replace(config, train=options)
+    out = config.output_dir / "models" / options.model_name
+    if out.resolve() == bundle.path:
+        raise UsageError(
+            f"The new bundle would take the place of {out}, which it is made from.",
+            "Give it another --model-name.",
+        )
     found = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
-    scans = [scan for scan in without_rejected(found, print) if scan.site == site]
+    scans = [scan for scan in without_rejected(found, tell) if scan.site == site]
     if not scans:
         raise NoInputError(
             f"No preprocessed scan of the site {site} was found.",
             "Run the participant level with the same bundle first, and check --site-column.",
         )
-    data = open_training_set(scans, config.work_dir, threads=options.threads)
-    out = config.output_dir / "models" / options.model_name
+    common_contract(scans, bundle.contract, tell, bundle.name)
+    data = open_training_set(scans, config.work_dir, threads=options.threads, say=tell)
     steps = options.shortened().harmonizer_steps if options.fast_dev_run else STEPS
     add_site(
         bundle,
@@ -110,56 +120,10 @@ def run_add_site(config: RunConfig, site: str) -> int:
         name=options.model_name,
         steps=steps,
         seed=options.seed,
+        say=tell,
     )
-    print(f"The bundle {options.model_name}, which knows {site}, is in {out}.")
+    tell(f"The bundle {options.model_name}, which knows {site}, is in {out}.")
     return EXIT_OK
-
-
-def find_training_scans(
-    output_dir: Path, scans: Sequence[Scan], config: RunConfig
-) -> tuple[list[TrainScan], list[str]]:
-    """Pair the dataset's scans with their preprocessed images and QC records.
-
-    Returns
-    -------
-    found : list of TrainScan
-        Scans with a preprocessed image and mask in the contract's space and resolution.
-    missing : list of str
-        Keys of the others.
-    """
-    contract = config.train.contract
-    found, missing = [], []
-    for scan in scans:
-        folder = output_dir / f"sub-{scan.entities['subject']}"
-        if session := scan.entities.get("session"):
-            folder /= f"ses-{session}"
-        stem = f"{scan.key}_space-{contract.template}_res-{contract.resolution}_desc-"
-        t1w = folder / "anat" / f"{stem}preproc_T1w.nii.gz"
-        mask = folder / "anat" / f"{stem}brain_mask.nii.gz"
-        if not (t1w.is_file() and mask.is_file()):
-            missing.append(scan.key)
-            continue
-        try:
-            record = json.loads(
-                (folder / "anat" / f"{scan.key}_desc-harmony_qc.json").read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError):
-            record = {}
-        found.append(
-            TrainScan(
-                scan.entities["subject"],
-                scan.site,
-                t1w,
-                mask,
-                scan.age,
-                dict(record.get("metrics", {})),
-                scan.sex,
-                scan.diagnosis,
-                scan.columns,
-                record.get("status"),
-            )
-        )
-    return found, missing
 
 
 def train_bundle(
@@ -169,7 +133,7 @@ def train_bundle(
     *,
     work_dir: Path,
     licences: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Bundle:
     """Train a harmonizer and predictors on preprocessed scans, and write the bundle.
 
@@ -198,7 +162,8 @@ def train_bundle(
         When there is no preprocessed scan.
     UsageError
         When there are too few scans of the reference or of any other site, a target is unknown,
-        ``fit_filter`` cannot be understood, or a site differs too much from the reference.
+        ``fit_filter`` cannot be understood, a site differs too much from the reference, or the
+        devices asked for are not there.
     SystemExit
         With 0, in all processes that ``srun`` or ``torchrun`` started but the first, once the
         maps are trained.
@@ -224,8 +189,11 @@ def train_bundle(
     # Before anything is read: what makes no sense is refused at once.
     choose_reference([scan.site for scan in scans], options)
     select_scans(scan_table(scans), options.fit_filter)
-    torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset]
+    preset = replace(preset, batch=options.batch or preset.batch)
     engine = Engine.of(options)
+    engine.check(preset.batch)
+    torch.set_num_threads(options.threads)
 
     # 1. Read, keep whole subjects of every site out of fitting, and compare the sites.
     data = open_training_set(scans, work_dir, threads=options.threads, say=say)
@@ -237,6 +205,11 @@ def train_bundle(
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
     say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
     parts = {str(site): data.site_scans(site, train) for site in np.unique(data.sites[train])}
+    if reference not in parts or len(parts) < 2:
+        raise UsageError(
+            f"Only scans of {', '.join(parts) or 'no site'} are left to train the maps on.",
+            "Choose smaller parts for --holdout and --validation, or a wider --fit-filter.",
+        )
     overlap = covariate_overlap(data, parts.pop(reference), parts)
     check_overlap(overlap, force=options.force, say=say)
 
@@ -257,12 +230,11 @@ def train_bundle(
         )
 
     # 3. The maps between the sites, in all processes.
-    preset = PRESETS[options.preset]
     harmonizer = train_harmonizer(
         data,
         train,
         reference,
-        replace(preset, batch=options.batch or preset.batch),
+        preset,
         plan=Plan(options.harmonizer_steps, options.epoch_steps, options.seed),
         folder=work_dir,
         engine=engine,
@@ -279,14 +251,6 @@ def train_bundle(
 
 def _silent(line: str) -> None:
     """Say nothing: the first of several processes does."""
-
-
-def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
-    """Leave out scans that quality control rejected, and say which."""
-    rejected = [scan for scan in scans if scan.qc_status in REJECTED]
-    for scan in rejected:
-        say(f"{scan.t1w.name} is left out: its quality control says '{scan.qc_status}'.")
-    return [scan for scan in scans if scan.qc_status not in REJECTED]
 
 
 def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
@@ -309,7 +273,8 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
     if counts[reference] < MIN_REFERENCE:
         raise UsageError(
             f"The reference site {reference} has {counts[reference]} scans to fit on.",
-            f"Training needs {MIN_REFERENCE}; sites here: {dict(counts)}.",
+            f"Training needs {MIN_REFERENCE}; scans here: "
+            f"{', '.join(f'{n} of {site}' for site, n in sorted(counts.items()))}.",
         )
     if not any(n >= MIN_SOURCE for site, n in counts.items() if site != reference):
         raise UsageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,11 @@ from bids_harmony.training.data import TrainingSet
 SIMULATED = "simulated-schizophrenia"
 #: Columns of a training set's table that are no targets.
 NO_TARGETS = frozenset({"subject", "site", "metrics", "qc_status"})
+#: Names that bundles and predictions use themselves; what outputs say of the last two holds for
+#: the age and for simulated labels alone.
+TAKEN = frozenset(
+    {"harmonizer", "backward", "bundle", "in_training", "brain_age", "schizophrenia_probability"}
+)
 #: What tables call the class without the condition.
 CONTROLS = frozenset(
     {"control", "controls", "con", "hc", "healthy", "healthy control", "cn", "nc", "normal", "no",
@@ -30,7 +37,8 @@ class Target:
         In the training set's table.
     name : str
         In bundles and outputs: ``brain_age`` for the age, ``<column>_probability`` for two
-        classes, else the column's own.
+        classes, else the column's own; with ``column_`` before it where it would be one of
+        :data:`TAKEN`. Letters, digits and ``_`` only.
     values : numpy.ndarray
         (scans,) numbers, or 0 and 1; NaN where unknown.
     classes : tuple of str
@@ -48,7 +56,30 @@ class Target:
         return bool(self.classes)
 
 
-def find_target(data: TrainingSet, column: str, reference: str) -> Target:
+def find_targets(
+    data: TrainingSet, columns: Sequence[str], reference: str, fit: np.ndarray
+) -> list[Target]:
+    """Read columns as targets, as :func:`find_target` does; a column named twice counts once.
+
+    Raises
+    ------
+    UsageError
+        Also when two columns would go by one name.
+    """
+    targets: dict[str, Target] = {}
+    for column in dict.fromkeys(columns):
+        target = find_target(data, column, reference, fit)
+        if (other := targets.setdefault(target.name, target)) is not target:
+            raise UsageError(
+                f"The columns {other.column} and {column} would both be called {target.name}.",
+                "Leave one of them out of --target, or rename it.",
+            )
+    return list(targets.values())
+
+
+def find_target(
+    data: TrainingSet, column: str, reference: str, fit: np.ndarray | None = None
+) -> Target:
     """Read a column as a target.
 
     Parameters
@@ -59,6 +90,9 @@ def find_target(data: TrainingSet, column: str, reference: str) -> Target:
         Of its table.
     reference : str
         The site predictors are trained at.
+    fit : numpy.ndarray, optional
+        (scans,) whether ``--fit-filter`` lets a scan be fitted on: of words of more than two
+        kinds, those of these scans count.
 
     Returns
     -------
@@ -80,8 +114,17 @@ def find_target(data: TrainingSet, column: str, reference: str) -> Target:
             f"{SIMULATED} makes its own labels.",
         )
     cells = data.table[column]
-    kinds = cells[data.sites == reference].dropna().unique()
+    here = data.sites == reference
+    kinds = cells[here].dropna().unique()
     numeric = pd.api.types.is_numeric_dtype(cells)
+    if len(kinds) > 2 and not numeric and fit is not None:
+        kinds = cells[here & fit].dropna().unique()
+    if not len(kinds):
+        raise UsageError(
+            f"No scan of {reference} has a value in the column {column}.",
+            "Name other columns with --target, or check "
+            f"{'--age-column' if column == 'age' else '--reference-site'}.",
+        )
     if len(kinds) < 2 or (len(kinds) > 2 and not numeric):
         raise UsageError(
             f"The column {column} has {len(kinds)} different values at {reference}.",
@@ -90,10 +133,16 @@ def find_target(data: TrainingSet, column: str, reference: str) -> Target:
         )
     if numeric and (len(kinds) > 2 or column == "age"):
         values = cells.to_numpy(dtype=float)
-        return Target(column, "brain_age" if column == "age" else column, values)
+        return Target(column, "brain_age" if column == "age" else _name(column), values)
     first, second = sorted(kinds, key=lambda kind: _rank(kind, cells))
     values = np.select([cells == first, cells == second], [0.0, 1.0], np.nan)
-    return Target(column, f"{column}_probability", values, (str(first), str(second)))
+    return Target(column, _name(f"{column}_probability"), values, (str(first), str(second)))
+
+
+def _name(wanted: str) -> str:
+    """Name a target so that files and columns can be called by it."""
+    name = re.sub(r"\W+", "_", wanted)
+    return f"column_{name}" if name in TAKEN else name
 
 
 def _rank(kind: object, cells: pd.Series) -> tuple[bool, int, str]:
