@@ -133,7 +133,7 @@ def choose_checkpoint(
                 "score": round(distance + max(2 * probe - 1, 0.0), 4),
             }
         )
-        say(f"checkpoint {table[-1]}")
+        say(_spoken(table[-1]))
     chosen = min(table, key=lambda row: (
         not row["eligible"], row["score"] if row["eligible"] else row["violation"], row["step"]
     ))  # fmt: skip
@@ -143,6 +143,14 @@ def choose_checkpoint(
             f"step {chosen['step']} comes nearest."
         )
     return int(chosen["step"]), table
+
+
+def _spoken(row: dict[str, Any]) -> str:
+    return (
+        f"checkpoint after step {row['step']}: score {row['score']:.3f} (tissue distance "
+        f"{row['tissue_distance']:.3f}, site probe {row['probe']:.2f}), anatomy "
+        f"{'kept' if row['eligible'] else 'not kept'} ({row['violation']:.2f} of what is harmless)"
+    )
 
 
 def anatomy(rows: Sequence[dict[str, float | None]], sites: np.ndarray) -> tuple[float, float]:
