@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import predictor_input, scaled_height
 from bids_harmony.training.augment import Augmentation, augment
 from bids_harmony.training.examples import Examples
+from bids_harmony.training.keeper import Keeper
 
 #: The paper's rules: epochs without progress until the rate falls, and until training ends, and
 #: epochs in a row over which the validation loss may rise (preprint §4.2).
@@ -110,6 +112,7 @@ def train_predictor(
     seed: int,
     say: Callable[[str], None],
     device: str = "cpu",
+    checkpoint: Path | None = None,
 ) -> SliceNetwork:
     """Train one network.
 
@@ -133,6 +136,9 @@ def train_predictor(
         Takes a line of progress.
     device : str
         torch device.
+    checkpoint : pathlib.Path, optional
+        Where the training is kept, and from where it goes on to the same weights; it is removed
+        at the end.
 
     Returns
     -------
@@ -143,6 +149,8 @@ def train_predictor(
     ------
     HarmonyError
         When the loss is no longer a number.
+    KeyboardInterrupt
+        When a signal asked to stop.
     """
     torch.manual_seed(seed)
     network = SliceNetwork(**options).to(device)
@@ -151,7 +159,14 @@ def train_predictor(
     )
     step = _Step(examples, network, optimiser, config, binary, seed, device)
     train = _train_patiently if config.patient else _train_one_cycle
-    train(step, among, validation, say)
+    with Keeper(checkpoint, step) as keeper:
+        state = keeper.load()
+        if state:
+            step.first = step.count
+            say(f"predictor goes on after step {step.count}")
+        train(step, among, validation, say, keeper, state)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return network.cpu().eval()
 
 
@@ -174,13 +189,13 @@ class _Step:
         self.rng = np.random.default_rng(seed)
         self.targets = torch.from_numpy(examples.targets.astype(np.float32))
         self.heights = torch.from_numpy(scaled_height(examples.heights))
-        self.count = 0
+        self.count = self.first = 0
         self.begun = time.monotonic()
 
     def take(self, which: np.ndarray, slices: np.ndarray, rate: float) -> float:
         """Learn from slices, given by place of scan and of slice; return the loss."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = float(rate)  # a plain one, as checkpoints hold no numpy
         x = self.examples.draw(which, slices)
         if self.config.augmentation is not None:
             x = augment(x, self.config.augmentation, self.chance)
@@ -212,19 +227,24 @@ class _Step:
         return F.smooth_l1_loss(value / unit, target / unit)
 
     def rate(self) -> float:
-        """Slices per second so far."""
+        """Slices per second since this process began."""
         spent = max(time.monotonic() - self.begun, 1e-9)
-        return self.count * self.config.batch / spent
+        return (self.count - self.first) * self.config.batch / spent
 
 
 def _train_one_cycle(
-    step: _Step, among: np.ndarray, _: Examples | None, say: Callable[[str], None]
+    step: _Step,
+    among: np.ndarray,
+    _: Examples | None,
+    say: Callable[[str], None],
+    keeper: Keeper,
+    state: dict[str, Any],
 ) -> None:
     """One cycle of the rate: up over the first tenth, down along a half cosine."""
     config, steps = step.config, step.config.steps
     weight = _even(step.examples.targets[among])
-    total = 0.0
-    for number in range(steps):
+    total = state.get("total", 0.0)
+    for number in range(step.count, steps):
         done = number / steps
         rise = min(1.0, (done + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (done - 0.1) / 0.9)))
@@ -239,21 +259,29 @@ def _train_one_cycle(
                 f"{step.rate():.0f} slices/s, {left:.0f} s left"
             )
             total = 0.0
+        keeper.keep(total=total)
 
 
 def _train_patiently(
-    step: _Step, among: np.ndarray, validation: Examples | None, say: Callable[[str], None]
+    step: _Step,
+    among: np.ndarray,
+    validation: Examples | None,
+    say: Callable[[str], None],
+    keeper: Keeper,
+    state: dict[str, Any],
 ) -> None:
     """Follow the paper's schedule over epochs of all slices; keep the best validation epoch."""
     patience = Patience(step.config.learning_rate)
-    best, kept = np.inf, {k: v.clone() for k, v in step.network.state_dict().items()}
+    vars(patience).update(state.get("patience", {}))
+    best = state.get("best", np.inf)
+    kept = state.get("kept") or {k: v.clone() for k, v in step.network.state_dict().items()}
     while not patience.done and step.count < step.config.steps:
         step.network.train()
-        losses = [
-            step.take(which, slices, patience.rate)
-            for which, slices in _epoch(step, among)
-            if step.count < step.config.steps
-        ]
+        losses = []
+        for which, slices in _epoch(step, among):
+            if step.count < step.config.steps:
+                losses.append(step.take(which, slices, patience.rate))
+                keeper.end_if_asked()  # it goes on from the end of the last epoch kept
         judged = _validation_loss(step, validation)
         patience.note(float(np.mean(losses)), judged)
         if judged is None or judged < best:
@@ -264,6 +292,7 @@ def _train_patiently(
             f"predictor epoch {patience.epochs} (step {step.count}): loss "
             f"{np.mean(losses):.4f}{text}; rate {patience.rate:g}, {step.rate():.0f} slices/s"
         )
+        keeper.keep(patience=vars(patience), best=best, kept=kept)
     step.network.load_state_dict(kept)
 
 

@@ -255,6 +255,7 @@ def _member(
         member = train_predictor(
             examples, places, validation, network, job.config,
             binary=binary, seed=seed, say=job.say, device=job.device,
+            checkpoint=path.with_suffix(".checkpoint"),
         )  # fmt: skip
         save_checkpoint(path, member.state_dict())
     return as_stored(member)
