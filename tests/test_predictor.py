@@ -17,7 +17,7 @@ from training_heads import AFFINE, head
 from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.apply import predict_scan
 from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
-from bids_harmony.training.calibration import age_bias, conformal_half_width
+from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import area_under_curve, figures
@@ -321,3 +321,22 @@ def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
     write_scans_tables(tmp_path, "01")
     header = (tmp_path / "sub-01" / "sub-01_scans.tsv").read_text().splitlines()[0].split("\t")
     assert header == list(scans_dictionary(info["targets"]))
+
+
+def test_a_line_undoes_shrinking_within_bounds() -> None:
+    truth = np.linspace(20, 80, 30)
+    slope, intercept = fit_line(50 + 0.8 * (truth - 50), truth)
+    assert slope == pytest.approx(1.25)
+    assert intercept == pytest.approx(-12.5)
+    assert fit_line(50 + 0.1 * (truth - 50), truth)[0] == 2
+    assert fit_line(-truth, truth)[0] == 0.5
+    assert fit_line(np.full(30, 50.0), truth) == (1.0, 0.0)
+
+
+def test_the_stretch_is_part_of_the_networks(data: TrainingSet, tmp_path: Path) -> None:
+    age = train(data, tmp_path, ("age",))[0]["brain_age"]
+    options = age.network["options"]
+    assert all((m.mean, m.scale) == (options["mean"], options["scale"]) for m in age.members)
+    scans = np.flatnonzero((data.sites == "REF") & (split_of(data) != "test"))
+    # Before the stretch, networks are centred on the targets they learn from.
+    assert options["scale"] != round(float(data.ages[scans].std()), 3)

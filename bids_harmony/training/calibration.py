@@ -1,8 +1,31 @@
-"""What errors on unseen scans say about a predictor: its interval, and its bias with age."""
+"""What values on unseen scans say of a predictor: its stretch, its interval, its age bias."""
 
 from __future__ import annotations
 
 import numpy as np
+
+#: A network is never stretched beyond this, either way.
+MOST_STRETCH = 2.0
+
+
+def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept that bring predictions nearest to the truth, by least squares.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) of scans the network had not seen.
+
+    Returns
+    -------
+    slope, intercept : float
+        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); where there is nothing to fit, the
+        predictions are left as they are.
+    """
+    if len(truth) < 3 or np.ptp(predicted) == 0:
+        return 1.0, 0.0
+    slope = float(np.clip(np.polyfit(predicted, truth, 1)[0], 1 / MOST_STRETCH, MOST_STRETCH))
+    return slope, float(truth.mean() - slope * predicted.mean())
 
 
 def conformal_half_width(errors: np.ndarray, level: float = 0.9) -> float:

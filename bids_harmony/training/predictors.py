@@ -15,7 +15,7 @@ from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.calibration import age_bias, conformal_half_width
+from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import figures
@@ -169,6 +169,8 @@ def _train_target(
             unseen[i] = np.median(
                 predict_stack([member], examples.stack(int(i)), examples.heights)
             )
+    if not target.binary:
+        unseen, network = _calibrate(members, network, unseen, examples.targets, folds)
     rng = np.random.default_rng(options.seed)
     found = figures(unseen, examples.targets, target.binary, rng)
     job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
@@ -179,6 +181,31 @@ def _train_target(
         {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
         target.values,
     )
+
+
+def _calibrate(
+    members: list[SliceNetwork],
+    network: dict[str, Any],
+    unseen: np.ndarray,
+    truth: np.ndarray,
+    folds: np.ndarray,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stretch the networks' values by the line that fits what they had not seen.
+
+    A single slice tells less than a scan, so a network trained on slices stays nearer to the mean
+    than the median over a scan's slices deserves. The line becomes part of the networks; what is
+    returned for each fold was stretched by a line fitted on the other folds.
+    """
+    stretched = np.full(len(unseen), np.nan)
+    for fold in np.unique(folds):
+        slope, intercept = fit_line(unseen[folds != fold], truth[folds != fold])
+        stretched[folds == fold] = slope * unseen[folds == fold] + intercept
+    slope, intercept = fit_line(unseen, truth)
+    mean, scale = slope * network["mean"] + intercept, slope * network["scale"]
+    network = network | {"mean": round(mean, 3), "scale": round(scale, 3)}
+    for member in members:
+        member.mean, member.scale = network["mean"], network["scale"]
+    return stretched, network
 
 
 def _describe(target: Target, values: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
