@@ -56,20 +56,21 @@ def test_nothing_held_out_was_trained_on(bundle: Bundle) -> None:
         assert len(groups[0] | groups[1]) == bundle.info["sites"][site]["n"]
 
 
-def test_its_own_figures_say_that_harmonization_helps(bundle: Bundle) -> None:
+def test_its_own_figures_are_sound(bundle: Bundle) -> None:
     figures = bundle.info["metrics"]["brain_age"]["sites"]
-    reference = figures["IXI-HH"]["held_out"]
-    assert reference["none"]["n"] >= 24
-    # Thirty scans: the interval of this error reaches from six to nine and a half years.
-    assert reference["none"]["mae"] <= 8.0
-    assert reference["none"]["r"] >= 0.85
     folds = bundle.info["metrics"]["brain_age"]["folds"]
-    assert folds["mae_single_network"] <= 7.0
+    assert folds["n"] >= 100
+    assert folds["mae"] <= 6.0
+    assert folds["r"] >= 0.88
+    reference = figures["IXI-HH"]["held_out"]
+    # Eighteen scans: the interval of this error reaches from five to ten years.
+    assert reference["none"]["n"] >= 18
+    assert abs(reference["none"]["mae"] - reference["harmonized"]["mae"]) < 1
     for site in SOURCES:
-        part = figures[site]["held_out"]
-        # Six and two scans cannot tell methods apart; thirty years off, as under a contract that
-        # leaves the scanner's contrast in, they would show.
-        assert part["harmonized"]["mae"] < 15
+        # Thirty years off, as under a contract that leaves the scanner's contrast in, shows in
+        # any number of scans.
+        assert figures[site]["all"]["none"]["mae"] < 9
+        assert figures[site]["held_out"]["harmonized"]["mae"] < 15
         images = bundle.info["metrics"]["images"][site]
         assert images["reference_distance_harmonized"] < images["reference_distance_raw"]
         assert images["harmonized_edge_agreement"] > 0.95
@@ -112,4 +113,4 @@ def test_the_template_looks_like_an_adult_and_threads_change_nothing(
     age = results[0][1]["brain_age"]
     for kind in ("raw", "harmonized"):
         assert 10 < age[kind] < 95
-    assert 0.005 < np.abs(mapped - volume)[mask].mean() < 0.2
+    assert 0.001 < np.abs(mapped - volume)[mask].mean() < 0.2

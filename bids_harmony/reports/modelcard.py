@@ -9,6 +9,13 @@ from typing import Any
 from bids_harmony.qc.guard import MEASURES, spoken_limit
 from bids_harmony.qc.verdict import dictionary
 
+#: Rows of the table of images that are no metric of a scan.
+IMAGE_NAMES = {
+    "n": "Scans",
+    "reference_distance_histogram_matching": (
+        "Distance to the reference histogram, histogram-matched"
+    ),
+}
 METHODS = {
     "none": "unharmonized",
     "histogram_matching": "histogram-matched",
@@ -194,7 +201,7 @@ def image_rows(images: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for row in images.values() for name in row)
     return [
         {
-            "name": dictionary().get(name, {}).get("LongName", name.replace("_", " ")),
+            "name": IMAGE_NAMES.get(name) or dictionary().get(name, {}).get("LongName", name),
             "values": [row.get(name) for row in images.values()],
         }
         for name in names

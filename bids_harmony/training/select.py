@@ -36,6 +36,9 @@ MAX_SOURCE, MAX_SOURCES, LEAST_SOURCE, MAX_REFERENCE = 12, 60, 3, 36
 #: Correlation over scans of the fluid in the middle of the brain, by one limit before and after: a
 #: map that gives every scan the same share of dark voxels wipes out what differs between people.
 LEAST_R = 0.95
+#: Greatest violation of the anatomy, where 1 is what is harmless in one scan: what moves a site's
+#: median moves every comparison between sites, and validation scans are few.
+MAX_VIOLATION = 0.5
 #: Part of the validation scans that may lie beyond the widest limit without a checkpoint failing.
 MAX_BEYOND = 0.05
 QUANTILES = np.linspace(0.01, 0.99, 99)
@@ -122,7 +125,9 @@ def choose_checkpoint(
             {
                 "step": int(step),
                 "eligible": bool(
-                    violation <= 1 and beyond <= MAX_BEYOND and (kept is None or kept >= LEAST_R)
+                    violation <= MAX_VIOLATION
+                    and beyond <= MAX_BEYOND
+                    and (kept is None or kept >= LEAST_R)
                 ),
                 "violation": round(violation, 3),
                 "beyond": round(beyond, 3),
