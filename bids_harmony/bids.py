@@ -57,6 +57,8 @@ class Scan:
         ``M`` or ``F``.
     diagnosis : str or None
         As the dataset writes it.
+    columns : dict of str to str
+        All cells of its rows that say something, by column; of several tables the most specific.
     metadata : dict
         Scanner and acquisition facts from the sidecars.
     mask : pathlib.Path or None
@@ -73,6 +75,7 @@ class Scan:
     age: float | None = None
     sex: str | None = None
     diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     mask: Path | None = None
     warnings: tuple[str, ...] = ()
@@ -269,6 +272,7 @@ def _describe_all(
                 age=person.age,
                 sex=person.sex,
                 diagnosis=person.diagnosis,
+                columns=person.columns,
                 metadata=facts,
                 mask=find_mask(entities, config.derivatives, folders),
                 warnings=(*person.warnings, *notes),

@@ -82,6 +82,7 @@ class Person:
     age: float | None = None
     sex: str | None = None
     diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -180,7 +181,12 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     if sex_text is not None and sex is None:
         warnings.append(f"{sex_source}: sex '{sex_text}' is not M or F, so it was not used.")
     diagnosis, _, _ = _lookup(found, columns.diagnosis, "diagnosis")
-    return Person(site, source, age, sex, diagnosis, tuple(warnings))
+    cells: dict[str, str] = {}
+    for table, row_id in found:
+        for name, cell in table.rows.get(row_id, {}).items():
+            if not is_missing(cell):
+                cells.setdefault(name, cell)
+    return Person(site, source, age, sex, diagnosis, cells, tuple(warnings))
 
 
 def check_columns(columns: Columns, tables: Iterable[Table]) -> None:

@@ -19,11 +19,13 @@ LEVELS = ("participant", "group", "train", "evaluate")
 SKULL_STRIP = ("auto", "deepbet", "multi-atlas", "bet", "skip")
 REGISTRATION = ("auto", "flirt", "ants")
 DEVICES = ("auto", "cpu", "cuda")
+ON_GUARD_FAIL = ("flag", "raw")
 CHOICES = {
     "level": LEVELS,
     "skull_strip": SKULL_STRIP,
     "registration": REGISTRATION,
     "device": DEVICES,
+    "on_guard_fail": ON_GUARD_FAIL,
 }
 MINIMA = {"nprocs": 1, "omp_nthreads": 1, "n_atlases": 1, "random_seed": 0, "verbose": 0}
 
@@ -81,6 +83,11 @@ class RunConfig:
         ``default``, ``none`` (preprocess and measure only) or a bundle's folder.
     output_spaces : tuple of str
         ``template`` always, and ``T1w`` where the native grid is asked for too.
+    on_guard_fail : str
+        One of :data:`ON_GUARD_FAIL`: what becomes of a scan whose harmonization fails the anatomy
+        guard; ``raw`` predicts from the raw scan alone.
+    correct_age_bias : bool
+        Add age gaps corrected for the bias with age; the uncorrected ones stay.
     device : str
         One of :data:`DEVICES`.
     random_seed : int
@@ -139,6 +146,8 @@ class RunConfig:
     n_atlases: int = 6
     bundle: str = "default"
     output_spaces: tuple[str, ...] = ("template",)
+    on_guard_fail: str = "flag"
+    correct_age_bias: bool = False
     device: str = "auto"
     random_seed: int = 42
     sloppy: bool = False

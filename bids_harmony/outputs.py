@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from bids_harmony.files import write_json, write_text
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
+
+#: Targets that every table has columns for.
+KNOWN_TARGETS = frozenset({"brain_age", "schizophrenia_probability"})
 
 BIDSIGNORE = """\
 *.html
@@ -51,8 +55,14 @@ CHANGES = f"""\
 """
 
 
-def scans_dictionary() -> dict[str, Any]:
-    """Describe the columns of every ``scans.tsv``."""
+def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe the columns of every ``scans.tsv``.
+
+    Parameters
+    ----------
+    targets : iterable of str
+        What the bundle predicts; those that every table has columns for need not be named.
+    """
     raw = "on the scan as preprocessed, without harmonization"
     harmonized = "on the harmonized scan"
     simulated = (
@@ -77,11 +87,22 @@ def scans_dictionary() -> dict[str, Any]:
             "Units": "year",
         },
         "brain_age_gap": {
-            "Description": "brain_age_harmonized minus age, not corrected for age bias",
+            "Description": "brain_age_harmonized minus age, not corrected for age bias; "
+            "brain_age_raw minus age where the harmonized scan was set aside",
+            "Units": "year",
+        },
+        "brain_age_gap_corrected": {
+            "Description": "brain_age_gap minus what age alone explains at the reference site "
+            "(--correct-age-bias). Made with the true age: not a measure of accuracy",
             "Units": "year",
         },
         "schizophrenia_probability_raw": {"Description": simulated.format(raw)},
         "schizophrenia_probability_harmonized": {"Description": simulated.format(harmonized)},
+        **{
+            f"{target}_{kind}": {"Description": f"{target.replace('_', ' ')} predicted {where}"}
+            for target in sorted(set(targets) - KNOWN_TARGETS)
+            for kind, where in (("raw", raw), ("harmonized", harmonized))
+        },
         "qc_status": {
             "Description": "Quality verdict",
             "Levels": {
@@ -89,12 +110,20 @@ def scans_dictionary() -> dict[str, Any]:
                 "warn": "something should be looked at; see qc_reasons",
             },
         },
+        "harmonization_status": {
+            "Description": "Verdict of the anatomy guard on the harmonized scan",
+            "Levels": {
+                "pass": "every measure of the change lies within the bundle's limits",
+                "warn": "a measure lies beyond its limit; see qc_reasons",
+                "fail": "a measure lies beyond twice its limit: use the raw numbers",
+            },
+        },
         "qc_reasons": {"Description": "What the verdict rests on, in plain words"},
         "bundle": {"Description": "Name and version of the model bundle"},
     }
 
 
-def write_dataset_files(out: Path, bids_dir: Path) -> None:
+def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it."""
     raw = _raw_description(bids_dir)
     write_json(
@@ -121,7 +150,7 @@ def write_dataset_files(out: Path, bids_dir: Path) -> None:
     write_text(out / ".bidsignore", BIDSIGNORE)
     rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
     write_text(out / "descriptions.tsv", f"desc_id\tdescription\n{rows}")
-    write_json(out / "scans.json", scans_dictionary())
+    write_json(out / "scans.json", scans_dictionary(targets))
 
 
 def _raw_description(bids_dir: Path) -> dict[str, Any]:
@@ -164,8 +193,12 @@ def write_scans_tables(out: Path, subject: str) -> None:
         if not rows:
             table.unlink(missing_ok=True)
             continue
-        columns = list(scans_dictionary())
-        lines = ["\t".join(columns), *("\t".join(row[c] for c in columns) for row in rows)]
+        targets = {c.removesuffix("_raw") for row in rows for c in row if c.endswith("_raw")}
+        columns = list(scans_dictionary(targets))
+        lines = [
+            "\t".join(columns),
+            *("\t".join(row.get(c, "n/a") for c in columns) for row in rows),
+        ]
         write_text(table, "\n".join(lines) + "\n")
 
 
@@ -179,10 +212,16 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     )
     age = predictions.get("brain_age") or {}
     scz = predictions.get("schizophrenia_probability") or {}
-    low, high = age.get("interval_90") or (None, None)
+    used = "raw" if age.get("harmonized") is None else "harmonized"
+    low, high = (used == "harmonized" and age.get("interval_90")) or (None, None)
     bundle = predictions.get("bundle") or {}
     preproc = next(p for p in record["outputs"] if p.endswith("_desc-preproc_T1w.nii.gz"))
     values = {
+        f"{target}_{kind}": entry.get(kind)
+        for target, entry in predictions.items()
+        if isinstance(entry, dict) and "training_data" in entry
+        for kind in ("raw", "harmonized")
+    } | {
         "filename": f"anat/{Path(preproc).name}",
         "site": record.get("site"),
         "age": record.get("age"),
@@ -190,10 +229,12 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
         "brain_age_harmonized": age.get("harmonized"),
         "brain_age_harmonized_low": low,
         "brain_age_harmonized_high": high,
-        "brain_age_gap": age.get("gap_harmonized"),
+        "brain_age_gap": age.get(f"gap_{used}"),
+        "brain_age_gap_corrected": age.get(f"gap_corrected_{used}"),
         "schizophrenia_probability_raw": scz.get("raw"),
         "schizophrenia_probability_harmonized": scz.get("harmonized"),
         "qc_status": record.get("status"),
+        "harmonization_status": (record.get("guard") or {}).get("status"),
         "qc_reasons": "; ".join(record.get("reasons") or []),
         "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
     }

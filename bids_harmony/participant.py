@@ -58,7 +58,7 @@ def run_participant(config: RunConfig) -> int:
         return EXIT_NO_INPUT
     run = prepare(config)
     out = config.output_dir
-    write_dataset_files(out, config.bids_dir)
+    write_dataset_files(out, config.bids_dir, () if run.bundle is None else run.bundle.targets)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
     facts = {scan.key: run.facts(scan) for scan in inventory.scans}
@@ -119,6 +119,9 @@ def prepare(config: RunConfig) -> Run:
 
         find_atlases(str(config.atlas_dir))
     warnings = deviations(config, contract) if bundle is not None else []
+    predicted = {} if bundle is None else bundle.targets.get("brain_age", {})
+    if config.correct_age_bias and "age_bias" not in predicted:
+        warnings.append("--correct-age-bias has no effect: the bundle has no coefficients")
     from bids_harmony.anat.template import template_label
 
     template = None if config.template is None else str(config.template)
@@ -157,7 +160,7 @@ def check_template(path: str, contract: Contract) -> None:
         raise UsageError(
             f"The template {path} has the grid {given} at {contract.resolution} mm, and the "
             f"bundle was trained on {contract.template} with {wanted}.",
-            "Leave --template out, or preprocess with --bundle none and train a bundle for it.",
+            "Leave --template out.",
         )
 
 
@@ -208,6 +211,8 @@ class Run:
                 "template": self.space,
                 "atlases": config.n_atlases,
                 "output_spaces": list(config.output_spaces),
+                "on_guard_fail": config.on_guard_fail,
+                "correct_age_bias": config.correct_age_bias,
                 "random_seed": config.random_seed,
                 "sloppy": config.sloppy,
                 "contract": self.contract.to_dict(),
@@ -256,6 +261,8 @@ class Run:
             bundle_sha256="" if self.bundle is None else self.bundle.sha256,
             reference_site=None if self.bundle is None else self.bundle.reference_site,
             native="T1w" in config.output_spaces,
+            on_guard_fail=config.on_guard_fail,
+            correct_age_bias=config.correct_age_bias,
             device=self.device,
             seed=config.random_seed,
             sloppy=config.sloppy,

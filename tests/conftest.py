@@ -13,6 +13,11 @@ os.environ["TEMPLATEFLOW_HOME"] = str(
 )
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# On a busy machine an example may take any time.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -23,3 +28,29 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared real scans are not here")
     return SHARED
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset of two subjects; the folder's own name would confuse a search by path."""
+    from bids_dataset import write
+
+    root = tmp_path / "sub-projects" / "func" / "ds"
+    write(root, "dataset_description.json", '{"Name": "d", "BIDSVersion": "1.10.0"}')
+    write(root, "participants.tsv", "participant_id\tage\tsex\nsub-01\t30\tM\nsub-02\t40.5\tF\n")
+    for sub in ("01", "02"):
+        write(root, f"sub-{sub}/anat/sub-{sub}_T1w.nii.gz")
+    return root
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """BIDS_DIR and OUTPUT_DIR; the current folder is elsewhere, for ./work."""
+    from bids_harmony.cli.checks import CONTAINER_VARIABLES
+
+    for name in CONTAINER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "in/sub-01/anat").mkdir(parents=True)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return [str(tmp_path / "in"), str(tmp_path / "out")]

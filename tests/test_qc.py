@@ -10,8 +10,10 @@ from scipy import ndimage
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.errors import ScanError
-from bids_harmony.qc import harmonization, limits, metrics, record, verdict
+from bids_harmony.qc import guard, harmonization, limits, metrics, record, verdict
 from bids_harmony.qc.tissue import fit_tissues
+
+AFFINE = np.array([[2.0, 0, 0, -98], [0, 2, 0, -134], [0, 0, 2, -72], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,10 @@ def good(template, head):
 
 def test_every_metric_is_described_and_every_description_is_used(template, good, head):
     mapped = harmonization.harmonization_metrics(
-        head / 1000, head / 900, template.mask, harmonization.brain_histogram(head, template.mask)
-    )
-    assert set(good) | set(mapped) == set(verdict.dictionary())
+        head / 1000, head / 900, template.mask, AFFINE,
+        harmonization.brain_histogram(head, template.mask),
+    )  # fmt: skip
+    assert set(good) | set(mapped) | set(guard.MEASURES) == set(verdict.dictionary())
     for facts in verdict.dictionary().values():
         assert set(facts) == {"LongName", "Description", "Units", "Direction", "Group"}
         assert facts["Direction"] in ("higher is better", "lower is better", "neither")
@@ -223,21 +226,29 @@ def test_no_verdict_without_enough_reference(reference):
 def test_harmonization_metrics_see_change_and_lost_anatomy(template, head):
     scaled = np.where(template.mask, head / 1000, 0).astype(np.float32)
     reference = harmonization.brain_histogram(scaled, template.mask)
-    same = harmonization.harmonization_metrics(scaled, scaled, template.mask, reference)
-    assert same["harmonized_change"] == 0
+
+    def metrics(raw, harmonized, histogram=None):
+        return harmonization.harmonization_metrics(
+            raw, harmonized, template.mask, AFFINE, histogram
+        )
+
+    same = metrics(scaled, scaled, reference)
     assert same["harmonized_edge_agreement"] == 1
+    assert {v for k, v in same.items() if k.endswith("change")} == {0}
     assert same["reference_distance_raw"] == same["reference_distance_harmonized"] == 0
     brighter = np.where(template.mask, scaled * 0.9 + 0.1, 0).astype(np.float32)
-    tone = harmonization.harmonization_metrics(brighter, scaled, template.mask, reference)
+    tone = metrics(brighter, scaled, reference)
     assert tone["reference_distance_raw"] > 0.02
     assert tone["reference_distance_harmonized"] == 0
     flipped = np.where(template.mask, 1.2 - scaled, 0).astype(np.float32)
-    inverted = harmonization.harmonization_metrics(scaled, flipped, template.mask)
-    assert inverted["harmonized_edge_agreement"] < -0.9
+    assert metrics(scaled, flipped)["harmonized_edge_agreement"] < -0.9
     hole = scaled.copy()
     hole[40:60, 50:70, 40:55] *= 0.2
-    grown = harmonization.harmonization_metrics(scaled, hole, template.mask)
-    assert grown["harmonized_dark_change"] > 0.01
+    grown = metrics(scaled, hole)
+    assert grown["harmonized_csf_change"] > 0.01
+    assert grown["harmonized_ventricle_change"] > 0.2
+    shares = [grown[f"harmonized_{t}_change"] for t in ("csf", "gm", "wm")]
+    assert sum(shares) == pytest.approx(0, abs=1e-5)
     assert grown["reference_distance_raw"] is None
 
 

@@ -5,69 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from training_heads import AFFINE, write_scans
 
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.models.apply import harmonize_volume, predict_scan
+from bids_harmony.models.apply import harmonize_volume, model_measures, predict_scan
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.data import TrainingSet, hold_out, load_scans, make_folds
-from bids_harmony.training.evaluate import age_figures, match_histogram
-from bids_harmony.training.harmonizer import (
-    HarmonizerConfig,
-    _edge_loss,
-    _of_age,
-    train_harmonizer,
-)
-from bids_harmony.training.predictor import (
-    Examples,
-    PredictorConfig,
-    conformal_half_width,
-    network_options,
-    predict_stack,
-    train_predictor,
-)
-from bids_harmony.training.predictors import area_under_curve
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.evaluate import match_histogram
 from bids_harmony.training.run import train_bundle
-
-SHAPE = (40, 44, 30)
-AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
-AFFINE[:3, 3] = (-78, -86, -58)
-
-
-def head(age: float, rng: np.random.Generator, tone: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a ball with a ventricle that grows with age, and its mask."""
-    mm = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in SHAPE], indexing="ij"))
-    mm += AFFINE[:3, 3][:, None, None, None]
-    r = np.sqrt(((mm - rng.normal(0, 1, (3, 1, 1, 1))) ** 2).sum(axis=0))
-    volume = np.where(r < 44, 1.0, 0.75**tone)
-    volume = np.where(r < 5 + age / 4, 0.5**tone, volume)
-    mask = r < 56
-    volume = np.clip(volume + 0.02 * rng.standard_normal(SHAPE), 0.01, 2)
-    return np.where(mask, volume, 0).astype(np.float32), mask
-
-
-def write_scans(folder: Path, counts: dict[str, int], tones: dict[str, float]) -> list[TrainScan]:
-    rng = np.random.default_rng(0)
-    scans = []
-    for site, n in counts.items():
-        for i in range(n):
-            age = 20 + 50 * i / max(n - 1, 1)
-            volume, mask = head(age, rng, tones.get(site, 1.0))
-            stem = folder / f"{site}{i}"
-            paths = [Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_mask.nii.gz")]
-            nib.save(nib.Nifti1Image(volume, AFFINE), paths[0])
-            nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), paths[1])
-            scans.append(TrainScan(f"{site}{i}", site, *paths, age, {"snr_wm": 10.0 + i}))
-    return scans
 
 
 @pytest.fixture(scope="module")
@@ -77,65 +32,12 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> list[TrainScan]:
 
 
 @pytest.fixture(scope="module")
-def data(scans: list[TrainScan]) -> TrainingSet:
-    return load_scans(scans)
-
-
-def test_scans_are_cut_to_a_box_that_holds_every_brain(
-    scans: list[TrainScan], data: TrainingSet
-) -> None:
-    assert data.images.shape[2] % 16 == data.images.shape[3] % 16 == 0
-    for i, scan in enumerate(scans):
-        assert data.masks[i].sum() == (np.asarray(nib.load(scan.mask).dataobj) > 0).sum()
-    assert data.heights[0] == AFFINE[2, 3]
-
-
-def test_held_out_subjects_are_whole_and_cover_every_age(data: TrainingSet) -> None:
-    held = hold_out(data, 0.25, np.random.default_rng(3))
-    assert [int(held[data.sites == s].sum()) for s in ("REF", "A", "B")] == [4, 2, 0]
-    ages = np.sort(data.ages[held & (data.sites == "REF")])
-    assert (np.diff(ages) < 35).all()
-    assert ages[0] < 35 < 55 < ages[-1]
-    assert np.array_equal(held, hold_out(data, 0.25, np.random.default_rng(3)))
-
-
-def test_two_scans_of_a_subject_are_never_parted(data: TrainingSet) -> None:
-    from dataclasses import replace
-
-    twice = replace(data, subjects=np.array([f"s{i // 2}" for i in range(len(data.sites))]))
-    for seed in range(5):
-        rng = np.random.default_rng(seed)
-        held = hold_out(twice, 0.25, rng)
-        ref = np.flatnonzero(twice.sites == "REF")
-        folds = make_folds(twice, ref, 3, rng)
-        for part in (held, folds):
-            assert all(len(set(part[ref][[i, i + 1]])) == 1 for i in range(0, 16, 2))
-        assert set(folds[ref]) == {0, 1, 2}
-        assert set(np.delete(folds, ref)) == {-1}
-
-
-def test_reference_scans_are_drawn_near_the_age_of_the_source(data: TrainingSet) -> None:
-    rng = np.random.default_rng(0)
-    ref = np.flatnonzero(data.sites == "REF")
-    drawn = [data.ages[_of_age(data, ref, 25.0, 5.0, rng)] for _ in range(200)]
-    assert abs(np.mean(drawn) - 25) < 4
-    anywhere = [data.ages[_of_age(data, ref, np.nan, 5.0, rng)] for _ in range(200)]
-    assert abs(np.mean(anywhere) - 45) < 4
-    assert data.ages[_of_age(data, ref, 500.0, 1.0, rng)] == 70
-
-
-def test_edge_loss_ignores_contrast_and_sees_moved_edges(data: TrainingSet) -> None:
-    image = torch.from_numpy(data.images[0, 10:20].astype(np.float32))[:, None]
-    mask = torch.from_numpy(data.masks[0, 10:20].astype(np.float32))[:, None]
-    x = torch.cat([image, mask, torch.zeros_like(mask)], dim=1)
-    same = _edge_loss(0.5 * image * mask + 0.2 * mask, x)
-    moved = _edge_loss(torch.roll(image, 3, dims=2) * mask, x)
-    assert float(same) == pytest.approx(0, abs=1e-4)
-    assert float(moved) > 0.3
+def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    return open_training_set(scans, tmp_path_factory.mktemp("cache"))
 
 
 def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: TrainingSet) -> None:
-    x = torch.from_numpy(data.images[:8, 15].astype(np.float32))[:, None]
+    x = torch.from_numpy(data.slices(range(8), [15] * 8)[0])
     chance = torch.Generator().manual_seed(0)
     y = augment(x, Augmentation(plain=0.0), chance)
     assert y.shape == x.shape
@@ -148,36 +50,11 @@ def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: Traini
 
 def test_matched_scan_has_the_reference_histogram(data: TrainingSet) -> None:
     quantiles = np.linspace(0.2, 1.2, 256)
-    stack = data.images[20].astype(np.float32)
-    matched = match_histogram(stack, data.masks[20], quantiles)
-    got = np.quantile(matched[data.masks[20]], [0.1, 0.5, 0.9])
+    stack, mask = data.stack(20)
+    matched = match_histogram(stack, mask, quantiles)
+    got = np.quantile(matched[mask], [0.1, 0.5, 0.9])
     assert np.allclose(got, [0.3, 0.7, 1.1], atol=0.03)
-    assert not matched[~data.masks[20]].any()
-
-
-def test_conformal_interval_covers_new_draws() -> None:
-    rng = np.random.default_rng(0)
-    covered = [
-        np.mean(np.abs(rng.standard_normal(500)) <= conformal_half_width(rng.standard_normal(40)))
-        for _ in range(200)
-    ]
-    assert np.mean(covered) == pytest.approx(0.91, abs=0.02)
-    assert conformal_half_width(np.array([1.0, -3.0, 2.0])) == 3.0
-
-
-def test_age_figures_have_intervals_that_hold_the_value() -> None:
-    rng = np.random.default_rng(0)
-    age = np.linspace(20, 80, 30)
-    figures = age_figures(age + 5 + rng.standard_normal(30), age, rng)
-    assert figures["bias"] == pytest.approx(5, abs=0.7)
-    for name in ("mae", "bias", "r"):
-        low, high = figures[f"{name}_95"]
-        assert low - 0.005 <= figures[name] <= high + 0.005
-    assert age_figures(age[:2], age[:2], rng)["r"] is None
-
-
-def test_area_under_curve_counts_ties_half() -> None:
-    assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+    assert not matched[~mask].any()
 
 
 def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> None:
@@ -200,57 +77,15 @@ def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> 
     assert brain[0] > brain[1] > brain[2]
 
 
-@pytest.mark.slow
-def test_slice_network_learns_what_the_slices_show(data: TrainingSet) -> None:
-    ref = np.flatnonzero(data.sites == "REF")
-    middle = slice(10, 20)
-    examples = Examples(data.images[ref, middle], data.ages[ref], data.heights[middle])
-    config = PredictorConfig(channels=[8, 8, 8, 8, 8], hidden=32, learning_rate=5e-3)
-    options = network_options(examples, config, binary=False)
-    train = np.arange(0, 16, 2)
-    network = train_predictor(
-        examples, train, options, config, binary=False, steps=60, minutes=5, seed=0,
-        say=lambda _: None,
-    )  # fmt: skip
-    test = np.arange(1, 16, 2)
-    got = [
-        np.median(
-            predict_stack([network], examples.images[i].astype(np.float32), examples.heights)
-        )
-        for i in test
-    ]
-    assert np.corrcoef(got, examples.targets[test])[0, 1] > 0.8
-
-
-def test_harmonizer_training_is_bounded_told_and_repeatable(data: TrainingSet) -> None:
-    config = HarmonizerConfig(channels=[4, 4], discriminator_width=4, batch=2, ema=0.5)
-    runs = []
-    for seed in (1, 1, 2):
-        lines: list[str] = []
-        maps = train_harmonizer(
-            data, np.arange(len(data.sites)), "REF", config,
-            steps=12, minutes=5, seed=seed, say=lines.append,
-        )  # fmt: skip
-        assert maps.record["steps"] == 12
-        assert "pairs/s" in lines[-1]
-        assert maps.sites == ["A", "B"]
-        runs.append(torch.cat([p.flatten() for p in maps.forward.parameters()]))
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
-    start = time.monotonic()
-    train_harmonizer(
-        data, np.arange(len(data.sites)), "REF", config,
-        steps=10**9, minutes=0.01, seed=1, say=lines.append,
-    )  # fmt: skip
-    assert time.monotonic() - start < 20
-
-
 def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_path: Path) -> None:
     options = TrainOptions(
-        reference_site="REF", harmonizer_steps=3, predictor_steps=3, folds=2, model_name="small"
-    )
+        reference_site="REF", harmonizer_steps=3, epoch_steps=2, predictor_steps=3, folds=2,
+        model_name="small",
+    )  # fmt: skip
     lines: list[str] = []
-    bundle = train_bundle(scans, tmp_path / "b", options, licences=["CC0"], say=lines.append)
+    bundle = train_bundle(
+        scans, tmp_path / "b", options, work_dir=tmp_path, licences=["CC0"], say=lines.append
+    )
     info = bundle.info
     assert (bundle.name, bundle.reference_site, info["licences"]) == ("small", "REF", ["CC0"])
     assert {s: v["n"] + v["n_held_out"] for s, v in info["sites"].items()} == {
@@ -258,14 +93,27 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     }  # fmt: skip
     splits = json.loads((bundle.path / "splits.json").read_text())
     for part in splits.values():
-        assert not set(part["trained_on"]) & set(part["held_out"])
+        assert not set(part["train"]) & set(part["test"])
     figures = info["metrics"]["brain_age"]["sites"]
-    assert figures["REF"]["held_out"]["harmonized"]["n"] == 4
+    assert figures["REF"]["held_out"]["harmonized"]["n"] == info["sites"]["REF"]["n_held_out"]
     assert figures["A"]["all"]["histogram_matching"]["n"] == 8
     assert info["targets"]["schizophrenia_probability"]["training_data"] == "simulated"
     reference = bundle.qc_reference()
-    assert reference["metrics"]["sites"]["A"]["snr_wm"]["n"] == 6
+    assert reference["metrics"]["sites"]["A"]["snr_wm"]["n"] == info["sites"]["A"]["n"]
     assert set(reference["histograms"]) == {"REF", "A", "B"}
+
+    guard = bundle.guard()
+    assert guard is not None
+    assert set(guard["style"]["sites"]) == {"REF", "A", "B"}
+    assert all(0 < row["n"] <= 27 for row in guard["limits"].values())
+    harmonizer = info["training"]["harmonizer"]
+    assert [row["step"] for row in harmonizer["candidates"]] == [2, 3]
+    assert harmonizer["chosen_step"] in (2, 3)
+    card = json.loads((bundle.path / "model_card.json").read_text())
+    assert card["metrics"] == info["metrics"]
+    page = (bundle.path / "model_card.html").read_text()
+    assert "test scans" in page
+    assert "http" not in page
 
     volume = np.asarray(nib.load(scans[20].t1w).dataobj)
     mask = np.asarray(nib.load(scans[20].mask).dataobj) > 0
@@ -273,6 +121,9 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     result = predict_scan(bundle, volume, mapped, AFFINE, site="C")
     assert np.isfinite(result["brain_age"]["harmonized"])
     assert result["in_training"]["site"] is False
+    measures, nearest = model_measures(bundle, volume, mapped, mask, AFFINE)
+    assert nearest == "A"
+    assert measures["harmonized_cycle_error"] < 0.1
     # What was measured was measured with the weights as stored.
     again = load_bundle(bundle.path).networks()["brain_age"]
     for value in again[0].state_dict().values():
@@ -293,9 +144,19 @@ def test_training_that_makes_no_sense_is_refused(
     scans: list[TrainScan], tmp_path: Path, change: dict[str, object], error: type, words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        train_bundle(scans if change else [], tmp_path / "b", TrainOptions(**change))  # type: ignore[arg-type]
+        train_bundle(
+            scans if change else [],
+            tmp_path / "b",
+            TrainOptions(**change),  # type: ignore[arg-type]
+            work_dir=tmp_path,
+        )
     with pytest.raises(UsageError, match="no site besides REF"):
-        train_bundle([s for s in scans if s.site == "REF"], tmp_path / "b", TrainOptions())
+        train_bundle(
+            [s for s in scans if s.site == "REF"],
+            tmp_path / "b",
+            TrainOptions(),
+            work_dir=tmp_path,
+        )
 
 
 def test_recipe_links_the_datasets_into_one(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def init_scan_wf(
     bundle_sha256: str = "",
     reference_site: str | None = None,
     native: bool = False,
+    on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
     device: str = "cpu",
     seed: int = 42,
     sloppy: bool = False,
@@ -100,6 +102,8 @@ def init_scan_wf(
         preprocessed and measured only.
     native : bool
         Write the harmonized image on the scan's own grid too.
+    on_guard_fail, correct_age_bias
+        See :func:`~bids_harmony.workflows.predict.init_predict_wf`.
     device : {"cpu", "cuda"}
         Where networks run.
     """
@@ -163,6 +167,8 @@ def init_scan_wf(
         bundle_sha256=bundle_sha256,
         site=scan.site,
         age=scan.age,
+        on_guard_fail=on_guard_fail,
+        correct_age_bias=correct_age_bias,
         device=device,
         omp_nthreads=omp_nthreads,
     )
@@ -175,9 +181,11 @@ def init_scan_wf(
             for f in ("xfm", "preproc", "preproc_mask", "metrics")
         ]),
         (qc_wf, predict_wf, [("outputnode.preproc", "inputnode.preproc")]),
-        (harmonize_wf, predict_wf, [("outputnode.harmonized", "inputnode.harmonized")]),
+        (harmonize_wf, predict_wf, [
+            (f"outputnode.{f}", f"inputnode.{f}") for f in ("harmonized", "guard")
+        ]),
         (harmonize_wf, outputs_wf, [
-            (f"outputnode.{f}", f"inputnode.{f}") for f in ("harmonized", "metrics")
+            (f"outputnode.{f}", f"inputnode.{f}") for f in ("harmonized", "metrics", "guard")
         ]),
         (predict_wf, outputs_wf, [("outputnode.predictions", "inputnode.predictions")]),
     ])  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.interfaces.models import Harmonize, MeasureChange, ToNative
+from bids_harmony.interfaces.models import Guard, Harmonize, ToNative
 
 
 def init_harmonize_wf(
@@ -45,6 +45,8 @@ def init_harmonize_wf(
         Harmonized brain on the template grid.
     metrics
         Metrics so far and those of the change.
+    guard
+        Verdict of the anatomy guard.
     harmonized_native
         The same on the scan's grid (with ``native``).
     """
@@ -56,7 +58,7 @@ def init_harmonize_wf(
         name="inputnode",
     )
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=["harmonized", "metrics", "harmonized_native"]),
+        niu.IdentityInterface(fields=["harmonized", "metrics", "guard", "harmonized_native"]),
         name="outputnode",
     )
     harmonize = pe.Node(
@@ -71,17 +73,21 @@ def init_harmonize_wf(
         mem_gb=1.0,
         n_procs=omp_nthreads,
     )
-    change = pe.Node(MeasureChange(bundle=bundle), name="change", mem_gb=0.3)
+    guard = pe.Node(Guard(bundle=bundle, bundle_sha256=bundle_sha256), name="guard", mem_gb=0.3)
     workflow.connect([
         (inputnode, harmonize, [("preproc", "in_file"), ("preproc_mask", "in_mask")]),
-        (inputnode, change, [
+        (inputnode, guard, [
             ("preproc", "raw"),
             ("preproc_mask", "in_mask"),
             ("metrics", "metrics"),
         ]),
-        (harmonize, change, [("out_file", "harmonized")]),
+        (harmonize, guard, [
+            ("out_file", "harmonized"),
+            ("measures", "measures"),
+            ("nearest_site", "nearest_site"),
+        ]),
         (harmonize, outputnode, [("out_file", "harmonized")]),
-        (change, outputnode, [("metrics", "metrics")]),
+        (guard, outputnode, [("metrics", "metrics"), ("guard", "guard")]),
     ])  # fmt: skip
     if native:
         to_native = pe.Node(ToNative(), name="to_native", mem_gb=0.8)

@@ -66,7 +66,7 @@ def init_outputs_wf(
         From the QC workflow.
     metrics
         From the QC workflow, or with a bundle from the harmonize workflow.
-    harmonized, harmonized_native, predictions
+    harmonized, harmonized_native, predictions, guard
         From the workflows that need a bundle.
     """
     workflow = pe.Workflow(name=name)
@@ -76,7 +76,7 @@ def init_outputs_wf(
                 "t1w_ras", "t1w_mask", "registered",
                 "xfm", "preproc", "preproc_mask", "brain_mask",
                 "check_record", "mask_record", "scale_record", "metrics",
-                "harmonized", "harmonized_native", "predictions",
+                "harmonized", "harmonized_native", "predictions", "guard",
             ]
         ),
         name="inputnode",
@@ -173,10 +173,14 @@ def init_outputs_wf(
             ("metrics", "metrics"),
         ]),
         (figures, ds_figures, [("out_files", "in_file"), ("descs", "desc")]),
-        (inputnode, ds_harmonized, [("harmonized", "in_file")]),
+        (inputnode, ds_harmonized, [
+            ("harmonized", "in_file"),
+            (("guard", guard_metadata), "meta_dict"),
+        ]),
         (inputnode, save_predictions, [("predictions", "predictions")]),
         (save_predictions, ds_predictions, [("out_file", "in_file")]),
         (ds_predictions, record, [("out_file", "predictions_file")]),
+        (inputnode, record, [("guard", "guard")]),
     ])  # fmt: skip
     if native:
         restore_harmonized = pe.Node(
@@ -187,9 +191,18 @@ def init_outputs_wf(
         )
         workflow.connect([
             (inputnode, restore_harmonized, [("harmonized_native", "in_file")]),
+            (inputnode, ds_native, [(("guard", guard_metadata), "meta_dict")]),
             (restore_harmonized, ds_native, [("out_file", "in_file")]),
         ])  # fmt: skip
     return workflow
+
+
+def guard_metadata(guard: dict[str, object]) -> dict[str, object]:
+    """Put the anatomy guard's verdict into a harmonized image's sidecar.
+
+    Nipype runs it from its source alone: it may use no name of this module.
+    """
+    return {"AnatomyGuard": {"Status": guard["status"], "Reasons": guard["reasons"]}}
 
 
 def _template(path: str | None) -> dict[str, Any]:

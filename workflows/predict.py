@@ -14,6 +14,8 @@ def init_predict_wf(
     bundle_sha256: str,
     site: str,
     age: float | None = None,
+    on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
     device: str = "cpu",
     omp_nthreads: int = 1,
     name: str = "predict_wf",
@@ -28,6 +30,10 @@ def init_predict_wf(
         Site of the scan, to say whether the bundle knows it.
     age : float, optional
         Chronological age in years, for the gap.
+    on_guard_fail : {"flag", "raw"}
+        ``raw`` predicts from the raw scan alone where the anatomy guard says ``fail``.
+    correct_age_bias : bool
+        Add age gaps corrected for the bias with age.
     device : {"cpu", "cuda"}
         Where the networks run; ``cuda`` nodes queue for the GPU.
     omp_nthreads : int
@@ -37,6 +43,8 @@ def init_predict_wf(
     ------
     preproc, harmonized
         Scaled brain and harmonized brain on the template grid.
+    guard
+        Verdict of the anatomy guard.
 
     Outputs
     -------
@@ -44,13 +52,17 @@ def init_predict_wf(
         Dictionary as written to ``desc-harmony_predictions.json``.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=["preproc", "harmonized"]), name="inputnode")
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["preproc", "harmonized", "guard"]), name="inputnode"
+    )
     outputnode = pe.Node(niu.IdentityInterface(fields=["predictions"]), name="outputnode")
     predict = pe.Node(
         Predict(
             bundle=bundle,
             bundle_sha256=bundle_sha256,
             site=site,
+            on_guard_fail=on_guard_fail,
+            correct_age_bias=correct_age_bias,
             device=device,
             use_gpu=device == "cuda",
             num_threads=omp_nthreads,
@@ -62,7 +74,11 @@ def init_predict_wf(
     if age is not None:
         predict.inputs.age = age
     workflow.connect([
-        (inputnode, predict, [("preproc", "raw"), ("harmonized", "harmonized")]),
+        (inputnode, predict, [
+            ("preproc", "raw"),
+            ("harmonized", "harmonized"),
+            ("guard", "guard"),
+        ]),
         (predict, outputnode, [("predictions", "predictions")]),
     ])  # fmt: skip
     return workflow

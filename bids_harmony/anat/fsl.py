@@ -87,7 +87,8 @@ def fsl_to_itk(
     import nitransforms as nt
 
     try:
-        values = np.loadtxt(matrix)
+        lines = Path(matrix).read_text().splitlines()
+        values = np.array([row for line in lines if (row := line.split())], dtype=float)
     except ValueError as error:
         raise ScanError(
             f"FLIRT's matrix cannot be read ({error}).", "Try --registration ants."

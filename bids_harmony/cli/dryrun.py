@@ -69,6 +69,7 @@ def _plan(config: RunConfig) -> list[list[str]]:
             ["scans", f"those preprocessed before in {config.output_dir}"],
             ["reference", options.reference_site or "the site with most scans"],
             ["targets", ", ".join(options.targets)],
+            ["fitted on", options.fit_filter or "all of them that quality control lets pass"],
         ]
     contract, models = Contract(), "nothing: --bundle none (preprocessing and quality only)"
     if config.bundle != "none":

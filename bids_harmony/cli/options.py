@@ -16,7 +16,7 @@ from typing import Any
 from bids_harmony import __version__
 from bids_harmony.config import CHOICES, RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
 
 PROGRAM = "bids_harmony"
 FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
@@ -58,7 +58,7 @@ class _Tuple(argparse.Action):
     """Store several values as a tuple, which a frozen configuration can hold."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -228,6 +228,18 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         help="T1w adds the harmonized scan on its native grid; the template grid is always "
         f"written (default: {_default('output_spaces')})",
     )
+    choice(
+        "on_guard_fail",
+        "where harmonization seems to have changed the anatomy: flag only, or predict from the "
+        "raw scan alone",
+    )
+    _add(
+        group,
+        "--correct-age-bias",
+        action="store_true",
+        help="add age gaps without the part that age alone explains at the reference site; the "
+        "uncorrected ones stay the headline",
+    )
     choice("device", "where networks run; auto takes a GPU if there is one")
     _add(
         group,
@@ -327,7 +339,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training (level train)")
 
     def option(name: str, text: str, **kwargs: Any) -> None:
-        shown = f"{text} (default: {_default(name, TrainOptions)})"
+        default = _default(name, TrainOptions).replace("None", "as the recipe says")
+        shown = f"{text} (default: {default})"
         _add(group, "--" + name.replace("_", "-"), dest=f"train_{name}", help=shown, **kwargs)
 
     _add(
@@ -337,13 +350,58 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="SITE",
         help="site all others are mapped to (default: the one with most scans)",
     )
-    option("targets", "predictors to train", nargs="+", action=_Tuple, metavar="TARGET")
+    _add(
+        group,
+        "--target",
+        "--targets",
+        dest="train_targets",
+        nargs="+",
+        action=_Tuple,
+        metavar="COLUMN",
+        help="what to predict: columns of numbers or of two classes, or simulated-schizophrenia "
+        f"(default: {_default('targets', TrainOptions)})",
+    )
+    _add(
+        group,
+        "--fit-filter",
+        dest="train_fit_filter",
+        metavar="CONDITION",
+        help="scans to fit the harmonizer and the predictors of numbers on, such as "
+        "'diagnosis == \"control\"' (default: all)",
+    )
+    _add(
+        group,
+        "--force",
+        dest="train_force",
+        action="store_true",
+        help="train although a site differs hopelessly from the reference in age or sex",
+    )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
-    option("harmonizer_minutes", "time limit of the harmonizer", type=float, metavar="MIN")
-    option("predictor_minutes", "time limit of each predictor", type=float, metavar="MIN")
-    option("harmonizer_steps", "limit of the harmonizer's steps", type=int, metavar="N")
-    option("predictor_steps", "limit of each predictor's steps", type=int, metavar="N")
+    option("preset", "how the harmonizer is trained", choices=RECIPES)
+    option("harmonizer_steps", "steps of the harmonizer", type=int, metavar="N")
+    option("epoch_steps", "its steps between two candidates", type=int, metavar="N")
+    option("predictor", "how predictors are trained", choices=RECIPES)
+    option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
+    option("batch", "pairs of slices per step of the harmonizer", type=int, metavar="N")
+    option("devices", "GPUs, or processes on the CPU, per machine", type=int, metavar="N")
+    option("nodes", "machines; start with srun or torchrun", type=int, metavar="N")
+    option("precision", "of the harmonizer's training", choices=PRECISIONS)
+    _add(
+        group,
+        "--fast-dev-run",
+        dest="train_fast_dev_run",
+        action="store_true",
+        help="a few steps of everything, to see that it runs",
+    )
+    _add(
+        group,
+        "--add-site",
+        dest="train_add_site",
+        metavar="SITE",
+        help="fit one more site to --bundle, and train nothing else",
+    )
     option("holdout", "part of each site's subjects kept for figures", type=float, metavar="X")
+    option("validation", "part kept for choosing a checkpoint", type=float, metavar="X")
     option("folds", "networks in a predictor's ensemble", type=int, metavar="N")
 
 

@@ -41,7 +41,7 @@ td { overflow-wrap: break-word; }
 tr.flagged td { background: #fdf1ec; }
 .badge { display: inline-block; white-space: nowrap; min-width: 3.6rem; text-align: center; padding: .08rem .6rem; border-radius: 999px;
   font-size: .84rem; font-weight: 650; color: #fff; }
-.badge.pass { background: var(--pass); } .badge.warn { background: var(--warn); } .badge.error { background: var(--error); }
+.badge.pass { background: var(--pass); } .badge.warn { background: var(--warn); } .badge.error, .badge.fail { background: var(--error); }
 .note { border-left: 5px solid var(--line); background: var(--tint); padding: .7rem 1rem; margin: .8rem 0; border-radius: 0 4px 4px 0; }
 .note p { margin: .3rem 0; } .note ul { margin: .2rem 0; padding-left: 1.2rem; }
 .note.error { border-color: var(--error); background: #fdf1ee; }

@@ -35,6 +35,8 @@ class _HarmonizeInputSpec(_ModelInputSpec):
 
 class _HarmonizeOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the brain as the reference site would show it")
+    measures = traits.Dict(desc="how well the maps know the scan, for the anatomy guard")
+    nearest_site = traits.Any(desc="training site the scan looks most like, or None")
 
 
 class Harmonize(SimpleInterface):
@@ -44,17 +46,17 @@ class Harmonize(SimpleInterface):
     output_spec = _HarmonizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.models.apply import harmonize_volume
+        from bids_harmony.models.apply import harmonize_volume, model_measures
         from bids_harmony.models.bundle import load_bundle
 
         set_threads(self.inputs.num_threads)
         img = nib.load(self.inputs.in_file)
-        data = harmonize_volume(
-            load_bundle(Path(self.inputs.bundle)),
-            np.asarray(img.dataobj),
-            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
-            img.affine,
-            device=self.inputs.device,
+        bundle, device = load_bundle(Path(self.inputs.bundle)), self.inputs.device
+        raw = np.asarray(img.dataobj)
+        mask = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
+        data = harmonize_volume(bundle, raw, mask, img.affine, device=device)
+        self._results["measures"], self._results["nearest_site"] = model_measures(
+            bundle, raw, data, mask, img.affine, device=device
         )
         out = nib.Nifti1Image(data, img.affine, img.header)
         self._results["out_file"] = save_image(out, runtime, "harmonized.nii.gz")
@@ -66,6 +68,9 @@ class _PredictInputSpec(_ModelInputSpec):
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
     site = traits.Str(mandatory=True, desc="site of the scan")
     age = traits.Float(desc="chronological age in years, if known")
+    guard = traits.Dict(mandatory=True, desc="verdict of the anatomy guard")
+    on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
+    correct_age_bias = traits.Bool(False, usedefault=True)
 
 
 class _PredictOutputSpec(TraitedSpec):
@@ -84,13 +89,15 @@ class Predict(SimpleInterface):
 
         set_threads(self.inputs.num_threads)
         raw = nib.load(self.inputs.raw)
+        left_out = self.inputs.on_guard_fail == "raw" and self.inputs.guard["status"] == "fail"
         self._results["predictions"] = predict_scan(
             load_bundle(Path(self.inputs.bundle)),
             np.asarray(raw.dataobj),
-            np.asarray(nib.load(self.inputs.harmonized).dataobj),
+            None if left_out else np.asarray(nib.load(self.inputs.harmonized).dataobj),
             raw.affine,
             age=self.inputs.age if isdefined(self.inputs.age) else None,
             site=self.inputs.site,
+            correct_age_bias=self.inputs.correct_age_bias,
             device=self.inputs.device,
         )
         return runtime
@@ -125,33 +132,43 @@ class ToNative(SimpleInterface):
         return runtime
 
 
-class _MeasureChangeInputSpec(BaseInterfaceInputSpec):
+class _GuardInputSpec(BaseInterfaceInputSpec):
     raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
     in_mask = File(exists=True, mandatory=True, desc="their foreground")
     bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
     metrics = traits.Dict(mandatory=True, desc="metrics so far")
+    measures = traits.Dict(mandatory=True, desc="how well the maps know the scan")
+    nearest_site = traits.Any(desc="training site the scan looks most like, or None")
 
 
-class _MeasureChangeOutputSpec(TraitedSpec):
+class _GuardOutputSpec(TraitedSpec):
     metrics = traits.Dict(desc="metrics so far and those of the harmonization")
+    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits, nearest_site")
 
 
-class MeasureChange(SimpleInterface):
-    """Measure what harmonization did to a scan."""
+class Guard(SimpleInterface):
+    """Measure what harmonization did to a scan, and judge whether its anatomy stayed."""
 
-    input_spec = _MeasureChangeInputSpec
-    output_spec = _MeasureChangeOutputSpec
+    input_spec = _GuardInputSpec
+    output_spec = _GuardOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.qc.guard import guard_record
         from bids_harmony.qc.harmonization import harmonization_metrics
 
         bundle = load_bundle(Path(self.inputs.bundle))
-        self._results["metrics"] = self.inputs.metrics | harmonization_metrics(
-            np.asarray(nib.load(self.inputs.raw).dataobj),
+        raw = nib.load(self.inputs.raw)
+        changes = self.inputs.measures | harmonization_metrics(
+            np.asarray(raw.dataobj),
             np.asarray(nib.load(self.inputs.harmonized).dataobj),
             np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            raw.affine,
             bundle.qc_reference()["histograms"].get(bundle.reference_site),
+            bundle.contract.grey,
         )
+        self._results["metrics"] = self.inputs.metrics | changes
+        self._results["guard"] = guard_record(changes, bundle.guard(), self.inputs.nearest_site)
         return runtime

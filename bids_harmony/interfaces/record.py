@@ -27,6 +27,7 @@ class _WriteRecordInputSpec(BaseInterfaceInputSpec):
     mask = traits.Dict(mandatory=True)
     scale = traits.Dict(mandatory=True)
     metrics = traits.Dict(mandatory=True)
+    guard = traits.Dict(desc="verdict of the anatomy guard, where the scan was harmonized")
     outputs = InputMultiObject(traits.Any, mandatory=True, desc="files written for the scan")
     predictions_file = traits.Any(desc="predictions written for the scan")
 
@@ -60,6 +61,7 @@ class WriteRecord(SimpleInterface):
             scale=self.inputs.scale,
             metrics=self.inputs.metrics,
             reference=reference,
+            guard=self.inputs.guard if isdefined(self.inputs.guard) else None,
             outputs=sorted(Path(p).relative_to(root).as_posix() for p in written),
             input_sha256=sha256_of(Path(self.inputs.source)),
         )

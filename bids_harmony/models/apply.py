@@ -18,6 +18,8 @@ from bids_harmony.models.slices import (
     slice_heights,
     uncrop,
 )
+from bids_harmony.qc.metrics import rounded
+from bids_harmony.qc.style import StyleReference, style_features
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,23 +87,139 @@ def map_volume(
     box: tuple[tuple[int, int], tuple[int, int]],
     device: str = "cpu",
     batch_size: int = 16,
+    site: int | None = None,
 ) -> np.ndarray:
-    """Apply a forward map to the slices of a volume that hold brain."""
+    """Apply a map to the slices of a volume that hold brain.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        A forward map, or a backward map together with ``site``.
+    volume, mask, affine
+        As of :func:`harmonize_volume`.
+    box : tuple
+        Rows and columns the network was trained on; grown where the mask needs it.
+    device, batch_size
+        As of :func:`harmonize_volume`.
+    site : int, optional
+        Number of the site a backward map leads to.
+
+    Returns
+    -------
+    numpy.ndarray
+        As of :func:`harmonize_volume`.
+    """
     import torch
 
     box = fit_box(box, mask, int(network.stride))  # type: ignore[arg-type]
     stack, inside = crop(volume, box), crop(mask, box)
     heights = slice_heights(volume.shape[2], affine)
-    inputs = generator_input(stack, inside, heights)
+    inputs = generator_input(stack, inside, heights, int(network.around))  # type: ignore[arg-type]
     out = np.zeros(stack.shape, np.float32)
     used = np.flatnonzero(inside.any(axis=(1, 2)))
     with _repeatable():
         for start in range(0, len(used), batch_size):
             some = used[start : start + batch_size]
-            mapped = network(torch.from_numpy(inputs[some]).to(device))
+            x = torch.from_numpy(inputs[some]).to(device)
+            code = None if site is None else torch.full((len(some),), site, device=device)
+            mapped = network(x) if code is None else network(x, code)
             out[some] = mapped[:, 0].float().cpu().numpy()
     out[~inside] = 0
     return uncrop(out, box, volume.shape)
+
+
+def model_measures(
+    bundle: Bundle,
+    raw: np.ndarray,
+    harmonized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    device: str = "cpu",
+) -> tuple[dict[str, float | None], str | None]:
+    """Measure how well a bundle's maps know a scan, for the anatomy guard.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        One with ``guard.json``; nothing is measured with another.
+    raw, harmonized : numpy.ndarray
+        Scaled volumes on the template grid, before and after :func:`harmonize_volume`.
+    mask : numpy.ndarray
+        Boolean mask of their foreground.
+    affine : numpy.ndarray
+        4 x 4 affine of the template grid.
+    device : str
+        torch device.
+
+    Returns
+    -------
+    measures : dict
+        ``training_distance`` and ``harmonized_cycle_error``; None where not defined.
+    site : str or None
+        The training site whose scans look most like this one.
+    """
+    measures: dict[str, float | None] = {
+        "training_distance": None, "harmonized_cycle_error": None,
+    }  # fmt: skip
+    guard = bundle.guard()
+    if guard is None:
+        return measures, None
+    style = StyleReference.from_dict(guard["style"])
+    zoom, grey = float(abs(affine[0, 0])), bundle.contract.grey
+    features = style_features(raw, mask, zoom, grey)
+    site, measures["training_distance"] = style.nearest(features)
+    networks = bundle.networks(device)
+    if "backward" in networks:
+        sources = bundle.info["networks"]["backward"]["sites"]
+        number = sources.index(style.nearest(features, sources)[0])
+        measures["harmonized_cycle_error"] = cycle_error(
+            (networks["harmonizer"][0], networks["backward"][0]),
+            raw,
+            None if site == bundle.reference_site else harmonized,
+            mask,
+            affine,
+            bundle.box,
+            number,
+            device,
+        )
+    return {name: rounded(value) for name, value in measures.items()}, site
+
+
+def cycle_error(
+    maps: tuple[nn.Module, nn.Module],
+    raw: np.ndarray,
+    harmonized: np.ndarray | None,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    box: tuple[tuple[int, int], tuple[int, int]],
+    site: int,
+    device: str = "cpu",
+) -> float:
+    """Mean absolute error inside the mask of a scan taken to the other side and back.
+
+    Parameters
+    ----------
+    maps : tuple of torch.nn.Module
+        Forward and backward map.
+    raw : numpy.ndarray
+        Scaled volume.
+    harmonized : numpy.ndarray or None
+        The volume after the forward map; None for a scan of the reference, whose cycle runs
+        the other way: to ``site`` and back.
+    mask, affine, box, device
+        As of :func:`map_volume`.
+    site : int
+        Number of the site, as the backward map counts them.
+    """
+    forward, backward = maps
+    grid = (mask, affine, box, device)
+    if harmonized is None:
+        away = map_volume(backward, raw, *grid, site=site)
+        back = map_volume(forward, away, *grid)
+    else:
+        back = map_volume(backward, harmonized, *grid, site=site)
+    return float(np.abs(back - raw)[mask].mean(dtype=np.float64))
 
 
 def predict_slices(
@@ -139,6 +257,7 @@ def predict_scan(
     *,
     age: float | None = None,
     site: str | None = None,
+    correct_age_bias: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Predict every target of a bundle from a scan before and after harmonization.
@@ -157,6 +276,8 @@ def predict_scan(
         Chronological age, for the gap.
     site : str, optional
         The scan's site, to say whether the bundle was trained on it.
+    correct_age_bias : bool
+        Add gaps without the part that age alone explains at the reference site.
     device : str
         torch device.
 
@@ -176,7 +297,7 @@ def predict_scan(
     for target, spec in bundle.targets.items():
         entry: dict[str, Any] = {}
         per_slice: dict[str, Any] = {"z_mm": [float(z) for z in chosen]}
-        digits = 2 if target == "brain_age" else 4
+        digits = 4 if spec["output"] == "logit" else 2
         for kind, volume in volumes.items():
             if volume is None:
                 entry[kind] = per_slice[kind] = None
@@ -188,8 +309,12 @@ def predict_scan(
                 values = 1 / (1 + np.exp(-values))
             entry[kind] = round(float(np.median(values)), digits)
             per_slice[kind] = [round(float(v), digits) for v in values]
+        if "interval" in spec:
+            entry |= _interval_entries(entry, spec)
         if target == "brain_age":
-            entry |= _age_entries(entry, spec, age)
+            entry |= _age_entries(entry, spec, age, correct_age_bias)
+        if "classes" in spec:
+            entry["probability_of"] = spec["classes"][1]
         last = per_slice["raw"] if harmonized is None else per_slice["harmonized"]
         middle = np.median(last)
         entry["slice_mad"] = round(float(np.median(np.abs(np.array(last) - middle))), digits)
@@ -204,15 +329,31 @@ def predict_scan(
     return result
 
 
-def _age_entries(entry: dict[str, Any], spec: dict[str, Any], age: float | None) -> dict[str, Any]:
+def _interval_entries(entry: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     half = float(spec["interval"]["half_width"])
-    extra: dict[str, Any] = {"unit": "years"}
+    extra: dict[str, Any] = {}
     for kind, name in (("harmonized", "interval_90"), ("raw", "interval_90_raw")):
         value = entry[kind]
         extra[name] = None if value is None else [round(value - half, 2), round(value + half, 2)]
-        extra[f"gap_{kind}"] = None if value is None or age is None else round(value - age, 2)
     if extra["interval_90"] is None:
         extra["interval_90"] = extra["interval_90_raw"]
+    return extra
+
+
+def _age_entries(
+    entry: dict[str, Any], spec: dict[str, Any], age: float | None, corrected: bool
+) -> dict[str, Any]:
+    extra: dict[str, Any] = {"unit": "years"}
+    bias = spec.get("age_bias") if corrected else None
+    for kind in ("raw", "harmonized"):
+        value = entry[kind]
+        gap = None if value is None or age is None else round(value - age, 2)
+        extra[f"gap_{kind}"] = gap
+        if bias is not None:
+            usual = bias["intercept"] + bias["slope"] * (age or 0)
+            extra[f"gap_corrected_{kind}"] = None if gap is None else round(gap - usual, 2)
+    if bias is not None:
+        extra["age_bias"] = bias
     low, high = spec["training_range"]
     extra["age_in_training_range"] = None if age is None else bool(low <= age <= high)
     return extra

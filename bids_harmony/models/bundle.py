@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,13 @@ class Bundle:
         if "qc_reference.json" not in self.info["files"]:
             return {"metrics": {}, "histograms": {}}
         content: dict[str, Any] = json.loads((self.path / "qc_reference.json").read_text())
+        return content
+
+    def guard(self) -> dict[str, Any] | None:
+        """Read ``guard.json``: ``limits`` and ``style`` of the anatomy guard; None without one."""
+        if "guard.json" not in self.info["files"]:
+            return None
+        content: dict[str, Any] = json.loads((self.path / "guard.json").read_text())
         return content
 
     def identity(self) -> dict[str, str]:
@@ -204,7 +212,8 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     Parameters
     ----------
     config : dict
-        ``kind`` (``generator`` or ``slice``) and ``options`` for the network's class.
+        ``kind`` (one of :data:`bids_harmony.models.generators.GENERATORS`, or ``slice``) and
+        ``options`` for the network's class.
     tensors : dict
         State dictionary; stored in half precision, used in single precision.
 
@@ -215,9 +224,10 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     """
     import torch
 
-    from bids_harmony.models.networks import Generator, SliceNetwork
+    from bids_harmony.models.generators import GENERATORS
+    from bids_harmony.models.networks import SliceNetwork
 
-    kinds: dict[str, type[nn.Module]] = {"generator": Generator, "slice": SliceNetwork}
+    kinds: dict[str, type[nn.Module]] = {**GENERATORS, "slice": SliceNetwork}
     network = kinds[config["kind"]](**config["options"])
     full = {}
     for key, value in tensors.items():
@@ -232,7 +242,7 @@ def write_bundle(
     out: Path,
     info: dict[str, Any],
     networks: dict[str, list[nn.Module]],
-    tables: dict[str, dict[str, Any]],
+    tables: Mapping[str, dict[str, Any] | str],
 ) -> Bundle:
     """Write a bundle whole: beside its place first, then renamed.
 
@@ -245,8 +255,8 @@ def write_bundle(
         members' ``files``.
     networks : dict
         For each entry of ``info["networks"]``, its members.
-    tables : dict
-        Further JSON files by name, such as ``qc_reference.json``.
+    tables : mapping
+        Further files by name: JSON such as ``qc_reference.json``, or text.
 
     Returns
     -------
@@ -267,7 +277,8 @@ def write_bundle(
                         for key, value in member.state_dict().items()
                     }
                 )
-        files |= {name: to_json(table) for name, table in tables.items()}
+        for name, table in tables.items():
+            files[name] = table.encode() if isinstance(table, str) else to_json(table)
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})
         for name, data in files.items():

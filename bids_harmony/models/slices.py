@@ -61,7 +61,33 @@ def uncrop(
     return out
 
 
-def generator_input(stack: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> np.ndarray:
+def slice_input(images: np.ndarray, masks: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Build a generator's input, in training and at inference alike.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        (n, 2 * around + 1, rows, columns) slices with their neighbours, lowest first.
+    masks : numpy.ndarray
+        (n, rows, columns) of the slices in the middle.
+    heights : numpy.ndarray
+        (n,) heights in mm.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (n, 3 + 2 * around, rows, columns): slice, mask, height, neighbours.
+    """
+    around = images.shape[1] // 2
+    height = np.broadcast_to(scaled_height(heights)[:, None, None], masks.shape)
+    first = np.stack([images[:, around], masks, height], axis=1)
+    both = np.concatenate([first, np.delete(images, around, axis=1)], axis=1)
+    return np.asarray(both, dtype=np.float32)
+
+
+def generator_input(
+    stack: np.ndarray, mask: np.ndarray, heights: np.ndarray, around: int = 0
+) -> np.ndarray:
     """Build a generator's input of every slice of a stack.
 
     Parameters
@@ -70,14 +96,16 @@ def generator_input(stack: np.ndarray, mask: np.ndarray, heights: np.ndarray) ->
         (slices, rows, columns) intensities and mask.
     heights : numpy.ndarray
         (slices,) heights in mm.
+    around : int
+        Neighbours on each side; beyond the stack's ends the last slice is repeated.
 
     Returns
     -------
     numpy.ndarray
-        float32 (slices, 3, rows, columns): intensities, mask, height.
+        As :func:`slice_input`, one entry per slice.
     """
-    height = np.broadcast_to(scaled_height(heights)[:, None, None], stack.shape)
-    return np.stack([stack, mask, height], axis=1).astype(np.float32)
+    numbers = np.arange(len(stack))[:, None] + np.arange(-around, around + 1)
+    return slice_input(stack[numbers.clip(0, len(stack) - 1)], mask, heights)
 
 
 def predictor_input(stack: np.ndarray, heights: np.ndarray) -> np.ndarray:

@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import tissue_centres
+from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
 
 #: Histogram of scaled brain intensities: white matter is near 1 and 2 is the ceiling.
 N_BINS, TOP = 80, 1.6
+#: Box in template mm, x, y and z, that holds the bodies of the lateral and the third ventricle
+#: even where they are very large, and no fluid of the brain's outside.
+CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
+#: How far a change of tone may move the limits between fluid and grey and between grey and white
+#: matter. At the same ages, white matter takes up 0.51 of the brain at one of three scanners and
+#: 0.43 at the others, which is a shift of the second limit by some 0.1.
+TONE = (0.05, 0.10)
+#: Voxels within this of a limit tell how it moves, if there are enough.
+NEAR, FEW_NEAR = 0.05, 200
+#: Ventricles smaller than this (ml) are taken as this large: a voxel more is no great change.
+LEAST_VENTRICLE_ML = 4.0
 
 
 def brain_histogram(volume: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
@@ -63,9 +74,16 @@ def harmonization_metrics(
     raw: np.ndarray,
     harmonized: np.ndarray,
     mask: np.ndarray,
+    affine: np.ndarray,
     reference_histogram: Mapping[str, Any] | None = None,
+    grey: float = Contract.grey,
 ) -> dict[str, float | None]:
     """Measure how much harmonization changed a scan, and whether its anatomy stayed.
+
+    Before, tissue is told halfway between the values the scaling gives fluid, grey and white
+    matter. After, the limits follow the change of tone (:func:`moved_limits`), which is what
+    harmonization is for: a new tone curve moves little, ventricles painted larger or a cortex
+    painted thinner do.
 
     Parameters
     ----------
@@ -73,17 +91,119 @@ def harmonization_metrics(
         Scaled volumes on the template grid, before and after.
     mask : numpy.ndarray
         Boolean mask of their foreground.
+    affine : numpy.ndarray
+        4 x 4 affine of the grid.
     reference_histogram : mapping, optional
         The reference site's :func:`mean_histogram`.
+    grey : float
+        The contract's value of grey matter.
 
     Returns
     -------
     dict
-        ``harmonized_change``, ``harmonized_edge_agreement``, ``harmonized_dark_change``,
-        ``reference_distance_raw`` and ``reference_distance_harmonized`` (None without a
-        reference), as described in ``data/qc_dictionary.json``.
+        ``harmonized_change``, ``harmonized_edge_agreement``,
+        ``harmonized_{csf,gm,wm,ventricle}_change``, ``reference_distance_raw`` and
+        ``reference_distance_harmonized`` (None without a reference), as described in
+        ``data/qc_dictionary.json``.
     """
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
+    limits = tissue_limits(grey)
+    moved = moved_limits(before[mask], after[mask], grey)
+    shares = [tissue_shares(before[mask], limits), tissue_shares(after[mask], moved)]
+    values: dict[str, float | None] = {
+        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64)),
+        "harmonized_edge_agreement": edge_agreement(before, after, mask),
+        **{
+            f"harmonized_{tissue}_change": float(shares[1][i] - shares[0][i])
+            for i, tissue in enumerate(("csf", "gm", "wm"))
+        },
+    }
+    ventricles = [
+        ventricle_ml(before, mask, affine, limits[0]), ventricle_ml(after, mask, affine, moved[0])
+    ]  # fmt: skip
+    values["harmonized_ventricle_change"] = (ventricles[1] - ventricles[0]) / max(
+        ventricles[0], LEAST_VENTRICLE_ML
+    )
+    for name, volume in (("raw", before), ("harmonized", after)):
+        values[f"reference_distance_{name}"] = (
+            None
+            if reference_histogram is None
+            else histogram_distance(brain_histogram(volume, mask), reference_histogram)
+        )
+    return {name: rounded(value) for name, value in values.items()}
+
+
+def moved_limits(before: np.ndarray, after: np.ndarray, grey: float) -> tuple[float, float]:
+    """Follow the limits between tissues through a change of tone.
+
+    Each moves by the median change of the voxels near it, but no further than :data:`TONE`: a map
+    that darkens every border of fluid widens all ventricles and sulci, whatever it is called.
+
+    Parameters
+    ----------
+    before, after : numpy.ndarray
+        (voxels,) intensities.
+    grey : float
+        The contract's value of grey matter.
+
+    Returns
+    -------
+    tuple of float
+        Intensities after, between fluid and grey and between grey and white matter.
+    """
+    found = []
+    for limit, most in zip(tissue_limits(grey), TONE, strict=True):
+        near = np.abs(before - limit) < NEAR
+        moved = float(np.median((after - before)[near])) if near.sum() >= FEW_NEAR else 0.0
+        found.append(limit + float(np.clip(moved, -most, most)))
+    return found[0], found[1]
+
+
+def tissue_limits(grey: float) -> tuple[float, float]:
+    """Intensities halfway between fluid and grey, and between grey and white matter."""
+    return grey / 2, (1 + grey) / 2
+
+
+def tissue_shares(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Shares of fluid, grey and white matter among intensities; they add up to 1.
+
+    ``limits`` are the intensities between fluid and grey, and between grey and white matter.
+    """
+    fluid = float((values < limits[0]).mean())
+    white = float((values >= limits[1]).mean())
+    return np.array([fluid, 1 - fluid - white, white])
+
+
+def ventricle_ml(
+    volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, limit: float = Contract.grey / 2
+) -> float:
+    """Volume of the fluid in the middle of the brain (:data:`CENTRAL_MM`), in ml.
+
+    Parameters
+    ----------
+    volume, mask : numpy.ndarray
+        Scaled volume on the template grid, and its foreground.
+    affine : numpy.ndarray
+        4 x 4 affine of the grid, whose axes run along the template's.
+    limit : float
+        Fluid is what is darker.
+    """
+    box = []
+    for axis, (low, high) in enumerate(CENTRAL_MM):
+        ends = sorted((mm - affine[axis, 3]) / affine[axis, axis] for mm in (low, high))
+        box.append(slice(max(round(ends[0]), 0), max(round(ends[1]) + 1, 0)))
+    fluid = mask[tuple(box)] & (volume[tuple(box)] < limit)
+    return float(fluid.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+
+
+def edge_agreement(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float | None:
+    """Mean cosine between two volumes' gradients, weighted by their strength.
+
+    Returns
+    -------
+    float or None
+        -1 to 1; None where there is no edge.
+    """
     core = ndimage.binary_erosion(mask)
     dots = np.zeros_like(before)
     norms = [np.zeros_like(before), np.zeros_like(before)]
@@ -93,30 +213,4 @@ def harmonization_metrics(
         for norm, slope in zip(norms, slopes, strict=True):
             norm += slope**2
     strength = float(np.sqrt(norms[0] * norms[1])[core].sum(dtype=np.float64))
-    agreement = float(dots[core].sum(dtype=np.float64)) / strength if strength > 0 else None
-    values: dict[str, float | None] = {
-        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64)),
-        "harmonized_edge_agreement": agreement,
-        "harmonized_dark_change": _dark_change(before[mask], after[mask]),
-        "reference_distance_raw": None,
-        "reference_distance_harmonized": None,
-    }
-    if reference_histogram is not None:
-        for name, volume in (("raw", before), ("harmonized", after)):
-            values[f"reference_distance_{name}"] = histogram_distance(
-                brain_histogram(volume, mask), reference_histogram
-            )
-    return {name: rounded(value) for name, value in values.items()}
-
-
-def _dark_change(before: np.ndarray, after: np.ndarray) -> float:
-    """Growth of the CSF-like share of the brain that a change of tone alone does not explain.
-
-    CSF ends where raw voxels are nearer to the CSF than to the GM centre. On the harmonized
-    side the same limit is where voxels at that limit went, by their median, so that a new tone
-    curve moves nothing, but ventricles painted larger or smaller do.
-    """
-    limit = float(tissue_centres(before)[:2].mean())
-    near = np.argsort(np.abs(before - limit), kind="stable")[: max(before.size // 50, 1)]
-    moved_limit = float(np.median(after[near]))
-    return float((after < moved_limit).mean() - (before < limit).mean())
+    return float(dots[core].sum(dtype=np.float64)) / strength if strength > 0 else None

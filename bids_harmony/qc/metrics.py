@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.qc.tissue import Tissues, fit_tissues
+from bids_harmony.qc.tissue import fit_tissues
 
 #: Significant digits kept, so that reruns agree to the byte whatever the maths library does.
 DIGITS = 5
@@ -205,7 +205,7 @@ def intensity_metrics(
         values["snr_wm"] = float(white / sd_white)
         values["cnr"] = float(contrast / np.hypot(sd_grey, sd_white))
         values["cjv"] = float((sd_grey + sd_white) / contrast)
-        values |= _edges_and_noise(brain, mask, zooms, tissues)
+        values |= edges_and_noise(brain, mask, zooms, grey, white)
     values["bias_range"] = tissues.bias_range
     for name, fraction in zip(("csf", "gm", "wm"), tissues.fraction, strict=True):
         values[f"{name}_fraction"] = float(fraction)
@@ -260,14 +260,13 @@ def slice_jump(brain: np.ndarray, mask: np.ndarray) -> float | None:
     return worst / mean
 
 
-def _edges_and_noise(
-    brain: np.ndarray,
-    mask: np.ndarray,
-    zooms: Sequence[float],
-    tissues: Tissues,
+def edges_and_noise(
+    brain: np.ndarray, mask: np.ndarray, zooms: Sequence[float], grey: float, white: float
 ) -> dict[str, float | None]:
-    """Steepness of tissue edges (per mm, in GM-WM contrasts) and noise (share of WM)."""
-    _, grey, white = (float(m) for m in tissues.mean)
+    """Steepness of tissue edges (per mm, in GM-WM contrasts) and noise (share of WM).
+
+    ``grey`` and ``white`` are the tissues' mean intensities.
+    """
     # Noise: second differences of neighbours cancel slopes; 1.4826 makes the median absolute
     # value a standard deviation and sqrt(6) undoes the weights (1, -2, 1). The smallest of the
     # axes is the one least filled with anatomy, within voxels that look like white matter.

@@ -16,6 +16,7 @@ def scan_record(
     scale: Mapping[str, Any],
     metrics: Mapping[str, float | None],
     reference: Mapping[str, Any] | None = None,
+    guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
     input_sha256: str = "",
     warnings: Sequence[str] = (),
@@ -37,6 +38,8 @@ def scan_record(
         :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
     reference : mapping, optional
         The bundle's ``qc_reference.json``.
+    guard : mapping, optional
+        :func:`bids_harmony.qc.guard.guard_record` of a scan that was harmonized.
     outputs : sequence of str
         Files written for the scan, relative to the output folder.
     input_sha256 : str
@@ -48,16 +51,19 @@ def scan_record(
     -------
     dict
         JSON-ready: ``facts`` and ``status`` ("pass" or "warn"), ``reasons``, ``flagged`` (names
-        of the metrics out of range), ``metrics``, ``check``, ``mask``, ``scale``, ``outputs``,
-        ``input_sha256``, ``warnings``.
+        of the metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``, ``scale``,
+        ``outputs``, ``input_sha256``, ``warnings``. What the guard found is among the reasons,
+        and makes the status "warn": a map that fails says nothing against the scan itself.
     """
     verdict = judge(metrics, reference)
+    reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
     notes = [str(note) for note in check.get("notes", ())]
     return {
         **facts,
-        "status": verdict.status,
-        "reasons": list(verdict.reasons),
-        "flagged": list(verdict.flagged),
+        "status": "warn" if reasons else "pass",
+        "reasons": reasons,
+        "flagged": [*verdict.flagged, *(guard or {}).get("flagged", ())],
+        "guard": None if guard is None else dict(guard),
         "metrics": dict(metrics),
         "check": dict(check),
         "mask": dict(mask),

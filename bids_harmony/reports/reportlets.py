@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
+from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.verdict import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
 
@@ -99,7 +100,7 @@ class ScanView:
                 continue
             simulated = "simulated" in str(values.get("training_data", "")).lower()
             caution = "trained on simulated labels; not a diagnosis" if simulated else ""
-            if name == "schizophrenia_probability" and not simulated:
+            if name.endswith("_probability") and not simulated:
                 caution = "not a diagnosis"
             targets.append(
                 {
@@ -132,6 +133,35 @@ class ScanView:
                 "trained on."
             )
         return notes
+
+    @property
+    def guard(self) -> dict[str, Any] | None:
+        """Verdict of the anatomy guard and the rows of its table; None where there is none."""
+        record = self.record.get("guard") or {}
+        if not record.get("status"):
+            return None
+        values = self.record.get("metrics") or {}
+        rows = [
+            {
+                "name": dictionary()[name]["LongName"],
+                "value": "n/a" if (value := values.get(name)) is None else spoken(name, value),
+                "limit": limit,
+                "flagged": name in record["flagged"],
+            }
+            for name in MEASURES
+            if (limit := record["limits"].get(name)) is not None
+        ]
+        return {**record, "rows": rows}
+
+    @property
+    def used(self) -> str:
+        """Which of the scan's predictions are the headline: ``raw`` or ``harmonized``."""
+        return "raw" if self.set_aside else "harmonized"
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether predictions were made from the raw scan alone."""
+        return bool(self.brain_age) and self.brain_age.get("harmonized") is None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -202,7 +232,9 @@ def _is_number(value: Any) -> bool:
 
 def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
     title = TARGET_NAMES.get(name, name.replace("_", " "))
-    if name != "brain_age":
+    if name.endswith("_probability"):
+        if of := values.get("probability_of"):
+            title = f"Probability of {of}"
         cells = {k: decimal(values.get(k), 2) for k in ("raw", "harmonized")}
         return [{"name": title, **cells}]
     rows = [
@@ -210,7 +242,7 @@ def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": title,
             "raw": decimal(values.get("raw"), 1) + _brackets(values.get("interval_90_raw")),
             "harmonized": decimal(values.get("harmonized"), 1)
-            + _brackets(values.get("interval_90")),
+            + _brackets(None if values.get("harmonized") is None else values.get("interval_90")),
         }
     ]
     if values.get("gap_raw") is not None:
@@ -219,6 +251,14 @@ def _target_rows(name: str, values: Mapping[str, Any]) -> list[dict[str, str]]:
                 "name": "Gap (years)",
                 "raw": signed(values.get("gap_raw")),
                 "harmonized": signed(values.get("gap_harmonized")),
+            }
+        )
+    if values.get("gap_corrected_raw") is not None:
+        rows.append(
+            {
+                "name": "Gap without the bias of age (years)",
+                "raw": signed(values.get("gap_corrected_raw")),
+                "harmonized": signed(values.get("gap_corrected_harmonized")),
             }
         )
     return rows

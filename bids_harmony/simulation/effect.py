@@ -105,6 +105,6 @@ def _thin_cortex(
     smooth = ndimage.gaussian_filter(volume.astype(np.float32), 1.5 / zooms)
     slope = np.array(np.gradient(smooth, *zooms))
     length = np.sqrt((slope**2).sum(axis=0)) + 1e-3
-    # Only the pial side moves: from outside (0) to grey matter (0.7 of white matter).
-    pial = np.clip((0.85 - smooth) / 0.3, 0, 1) * ndimage.binary_dilation(mask, iterations=1)
+    # Only the pial side moves: from outside (0) to grey matter (0.55).
+    pial = np.clip((0.6 - smooth) / 0.3, 0, 1) * ndimage.binary_dilation(mask, iterations=1)
     return [-THINNING_MM * weight * pial * s / length for s in slope]

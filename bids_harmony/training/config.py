@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bids_harmony.contract import Contract
+from bids_harmony.errors import UsageError
+
+RECIPES = ("fast", "article")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+CHOICES = {"preset": RECIPES, "predictor": RECIPES, "precision": PRECISIONS}
+#: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
+MINIMA = {"harmonizer_steps": 1, "epoch_steps": 1, "predictor_steps": 1, "batch": 1,
+          "devices": 1, "nodes": 1, "folds": 2}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -18,17 +27,33 @@ class TrainOptions:
     reference_site : str or None
         Site predictors are trained on; None takes the site with most scans.
     targets : tuple of str
-        Predictors to train: ``age`` (``brain_age``) and ``simulated-schizophrenia``
-        (``schizophrenia_probability``, on simulated labels).
+        Predictors to train: columns of numbers (``age`` gives ``brain_age``) or of two classes,
+        and ``simulated-schizophrenia`` (``schizophrenia_probability``, on simulated labels).
+    fit_filter : str or None
+        Condition on the dataset's tables that scans must meet for the harmonizer and the
+        predictors of numbers to be fitted on them, such as ``diagnosis == "control"``.
+    force : bool
+        Train although a site's ages or sexes differ hopelessly from the reference's.
     model_name : str
         Name of the bundle, and of its folder under ``OUT/models``.
-    harmonizer_minutes, predictor_minutes : float
-        Wall-clock limit of the harmonizer's training, and of each predictor network's.
-    harmonizer_steps, predictor_steps : int
-        Number of optimiser steps; whichever limit comes first ends the training.
+    preset : str
+        ``fast`` or ``article`` (``training/presets.py``): how the harmonizer is trained.
+    predictor : str
+        ``fast`` or ``article`` (``training/predictor.py``): how the predictors are trained.
+    harmonizer_steps : int
+        Optimiser steps of the harmonizer.
+    predictor_steps : int or None
+        Of each predictor network; None: as the recipe says.
+    epoch_steps : int
+        Steps of the harmonizer after which its maps are kept as a candidate.
+    batch : int or None
+        Pairs of slices per step of the harmonizer, over all devices; None: as the preset says.
     holdout : float
         Fraction of the subjects of each site kept out of everything for the figures in
         ``bundle.json``.
+    validation : float
+        Fraction kept out of fitting the maps, on which a checkpoint is chosen and limits are set;
+        and out of the article's predictors, which watch it to know when to end.
     folds : int
         The predictor is an ensemble of this many networks, each trained without one fold of the
         reference scans; their errors on it calibrate the prediction interval.
@@ -38,21 +63,74 @@ class TrainOptions:
         ``auto``, ``cpu`` or ``cuda``.
     threads : int
         CPU threads.
+    devices, nodes : int
+        Devices (on the CPU, processes) per machine, and machines, for the harmonizer.
+    precision : str
+        Of the harmonizer's training: ``auto`` (as the preset says), ``32-true`` or
+        ``bf16-mixed``.
+    fast_dev_run : bool
+        A few steps of everything, to see that it runs.
+    add_site : str or None
+        Fit the code of this one site to the bundle in use, and train nothing else.
+    contract : Contract
+        How the scans were preprocessed.
+
+    Raises
+    ------
+    UsageError
+        For a value outside its choices or its range.
     """
 
     reference_site: str | None = None
     targets: tuple[str, ...] = ("age", "simulated-schizophrenia")
+    fit_filter: str | None = None
+    force: bool = False
     model_name: str = "harmony"
-    harmonizer_minutes: float = 90.0
+    preset: str = "fast"
+    predictor: str = "fast"
     harmonizer_steps: int = 3_500
-    predictor_minutes: float = 30.0
-    predictor_steps: int = 1_600
-    holdout: float = 0.25
-    folds: int = 4
+    epoch_steps: int = 500
+    batch: int | None = None
+    predictor_steps: int | None = None
+    holdout: float = 0.15
+    validation: float = 0.15
+    folds: int = 5
     seed: int = 42
     device: str = "auto"
     threads: int = 1
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "auto"
+    fast_dev_run: bool = False
+    add_site: str | None = None
     contract: Contract = field(default_factory=Contract)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (chosen := getattr(self, name)) not in choices:
+                raise UsageError(
+                    f"{_flag(name)} is '{chosen}'.", f"Choose one of {', '.join(choices)}."
+                )
+        for name, least in MINIMA.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"{_flag(name)} is {value}.", f"It must be at least {least}.")
+        if min(self.holdout, self.validation) < 0 or not self.holdout + self.validation < 1:
+            raise UsageError(
+                f"--holdout {self.holdout:g} and --validation {self.validation:g} leave nothing "
+                "to train on.",
+                "Each is a part between 0 and 1, and together they must be less than 1.",
+            )
+        if not re.fullmatch(r"\w[\w.-]*", self.model_name):
+            raise UsageError(
+                f"--model-name '{self.model_name}' cannot name a folder.",
+                "Use letters, digits, '-', '_' and '.'.",
+            )
+
+    def shortened(self) -> TrainOptions:
+        """Return the options, with a few steps of everything when ``fast_dev_run`` is set."""
+        if not self.fast_dev_run:
+            return self
+        return replace(self, harmonizer_steps=4, epoch_steps=2, predictor_steps=2, folds=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values, for ``bundle.json``."""
@@ -60,6 +138,10 @@ class TrainOptions:
         values["targets"] = list(self.targets)
         values["contract"] = self.contract.to_dict()
         return values
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -76,6 +158,14 @@ class TrainScan:
         In years.
     metrics : dict
         QC metrics of the scan, empty when there are none.
+    sex, diagnosis : str or None
+        ``M`` or ``F``; as the dataset writes it.
+    columns : dict of str to str
+        Cells of the dataset's tables, by column; those that say nothing are left out.
+    qc_status : str or None
+        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
+    made : Contract or None
+        How it was preprocessed, as its QC record says.
     """
 
     subject: str
@@ -84,3 +174,8 @@ class TrainScan:
     mask: Path
     age: float | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
+    sex: str | None = None
+    diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    qc_status: str | None = None
+    made: Contract | None = None

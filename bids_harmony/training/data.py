@@ -1,20 +1,19 @@
-"""Preprocessed scans in memory, and how they are split."""
+"""The scans of a training run as networks draw them: slices and stacks, read when asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import nibabel as nib
 import numpy as np
+import pandas as pd
 
-from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.models.slices import crop, fit_box, slice_heights
+from bids_harmony.models.slices import slice_heights
 from bids_harmony.training.config import TrainScan
 
 Box = tuple[tuple[int, int], tuple[int, int]]
-#: Sides of the networks' slices are multiples of this: five halvings, in the predictor.
-SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -23,130 +22,179 @@ class TrainingSet:
 
     Attributes
     ----------
-    images : numpy.ndarray
-        (scans, slices, rows, columns) float16 intensities, white matter 1, background 0.
-    masks : numpy.ndarray
-        Boolean, same shape.
-    subjects, sites, ages : numpy.ndarray
-        One entry per scan; an unknown age is NaN.
+    volumes : numpy.ndarray or bids_harmony.training.cache.StoredVolumes
+        (scans, slices, rows, columns) float16 intensities (fluid 0, white matter 1), NaN outside
+        the brain: one array to read for image and mask. Read it through :meth:`slices` and
+        :meth:`stack`.
+    table : pandas.DataFrame
+        One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), and the dataset's other
+        columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
+    filled : numpy.ndarray
+        (scans, slices) share of each slice that is brain.
     box : tuple
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
         The template grid.
     """
 
-    images: np.ndarray
-    masks: np.ndarray
-    subjects: np.ndarray
-    sites: np.ndarray
-    ages: np.ndarray
+    volumes: Any
+    table: pd.DataFrame
     heights: np.ndarray
+    filled: np.ndarray
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray,
+        masks: np.ndarray,
+        table: pd.DataFrame,
+        *,
+        affine: np.ndarray | None = None,
+        box: Box | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> TrainingSet:
+        """Make a set of arrays in memory, for tests and small data.
+
+        Parameters
+        ----------
+        images, masks : numpy.ndarray
+            (scans, slices, rows, columns) intensities, and whether each voxel is brain.
+        table : pandas.DataFrame
+            One row per scan; columns it lacks are unknown for all scans.
+        affine : numpy.ndarray, optional
+            Of the template grid; 1 mm from 0 when None.
+        box, shape : tuple, optional
+            As of the class; the arrays show the whole grid when None.
+        """
+        n_slices, rows, columns = images.shape[1:]
+        affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
+        return cls(
+            volumes=np.where(masks, images, np.nan).astype(np.float16),
+            table=with_columns(table),
+            heights=slice_heights(n_slices, affine),
+            filled=np.asarray(masks, dtype=bool).mean(axis=(2, 3)),
+            box=box or ((0, rows), (0, columns)),
+            shape=shape or (rows, columns, n_slices),
+            affine=affine,
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def sites(self) -> np.ndarray:
+        """Site of each scan."""
+        return self.table["site"].to_numpy(dtype=str)
+
+    @cached_property
+    def subjects(self) -> np.ndarray:
+        """Subject of each scan as ``site/label``, which is what splits keep whole."""
+        return (self.table["site"] + "/" + self.table["subject"]).to_numpy(dtype=str)
+
+    @cached_property
+    def ages(self) -> np.ndarray:
+        """Age of each scan in years, NaN where unknown."""
+        return self.table["age"].to_numpy(dtype=float)
+
+    @cached_property
+    def sexes(self) -> np.ndarray:
+        """``M``, ``F`` or an empty string for each scan."""
+        return self.table["sex"].fillna("").to_numpy(dtype=str)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        (a, b), (c, d) = self.box
+        return b - a, d - c
+
+    def slices(
+        self,
+        scans: np.ndarray | Sequence[int],
+        numbers: np.ndarray | Sequence[int],
+        around: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read one slice of each of some scans, with its neighbours.
+
+        Parameters
+        ----------
+        scans, numbers : sequence of int
+            (n,) scan numbers and the slice wanted of each.
+        around : int
+            Neighbours on each side; beyond the stack's ends the last slice is repeated.
+
+        Returns
+        -------
+        images : numpy.ndarray
+            float32 (n, 2 * around + 1, rows, columns), background 0.
+        masks : numpy.ndarray
+            Boolean (n, rows, columns), of the slice in the middle.
+        """
+        out = np.empty((len(scans), 2 * around + 1, *self.size), np.float16)
+        last = len(self.heights) - 1
+        for i, (scan, number) in enumerate(zip(scans, numbers, strict=True)):
+            low, high = max(number - around, 0), min(number + around, last)
+            part = np.asarray(self.volumes[int(scan), int(low) : int(high) + 1])
+            which = np.clip(np.arange(number - around, number + around + 1), low, high) - low
+            out[i] = part[which]
+        return _split(out, out[:, around])
+
+    def stack(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read all slices of a scan.
+
+        Returns
+        -------
+        images : numpy.ndarray
+            float32 (slices, rows, columns), background 0.
+        masks : numpy.ndarray
+            Boolean, same shape.
+        """
+        volume = np.asarray(self.volumes[int(scan)])
+        return _split(volume, volume)
 
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
         """Return the scans of a site among the given scan numbers."""
         return np.asarray(among[self.sites[among] == site])
 
 
-def load_scans(scans: Sequence[TrainScan]) -> TrainingSet:
-    """Read preprocessed scans and cut them to a box that holds every brain.
-
-    Parameters
-    ----------
-    scans : sequence of TrainScan
-        Volumes on one template grid.
-
-    Returns
-    -------
-    TrainingSet
-
-    Raises
-    ------
-    NoInputError
-        When there is no scan.
-    UsageError
-        When the scans are not on one grid.
-    """
-    if not scans:
-        raise NoInputError(
-            "No preprocessed scan was found to train on.", "Run the participant level first."
-        )
-    loaded = [(nib.load(s.t1w), nib.load(s.mask)) for s in scans]
-    shape, affine = loaded[0][0].shape, loaded[0][0].affine
-    volumes, masks = [], []
-    for scan, (t1w, mask) in zip(scans, loaded, strict=True):
-        if t1w.shape != shape or not np.allclose(t1w.affine, affine, atol=1e-3):
-            raise UsageError(
-                f"{scan.t1w.name} is not on the same grid as the other scans.",
-                "Preprocess all scans with one template and resolution.",
-            )
-        inside = np.asarray(mask.dataobj) > 0
-        volumes.append(np.where(inside, np.asarray(t1w.dataobj, np.float32), 0))
-        masks.append(inside)
-    box = _box(np.any(masks, axis=0))
-    return TrainingSet(
-        images=np.stack([crop(v, box) for v in volumes]).astype(np.float16),
-        masks=np.stack([crop(m, box) for m in masks]),
-        subjects=np.array([f"{s.site}/{s.subject}" for s in scans]),
-        sites=np.array([s.site for s in scans]),
-        ages=np.array([np.nan if s.age is None else s.age for s in scans], dtype=float),
-        heights=slice_heights(shape[2], affine),
-        box=box,
-        shape=tuple(int(n) for n in shape),
-        affine=np.asarray(affine, dtype=float),
-    )
+def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Part stored values into float32 images with background 0, and masks."""
+    values = images.astype(np.float32)
+    values[np.isnan(values)] = 0
+    return values, ~np.isnan(centre)
 
 
-def _box(union: np.ndarray) -> Box:
-    """Smallest box around a mask whose sides are multiples of :data:`SIDE`, centred on it."""
-    ends = []
-    for other in (1, 0):
-        used = np.flatnonzero(union.any(axis=(other, 2)))
-        low, high = int(used[0]), int(used[-1]) + 1
-        spare = -(high - low) % SIDE
-        ends.append((low - spare // 2, high + spare - spare // 2))
-    return fit_box((ends[0], ends[1]), union, SIDE)
+def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
+    """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
+    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
+    rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
+    table = pd.DataFrame(rows)
+    for name in set(table) - set(known):
+        table[name] = _as_numbers(table[name])
+    return with_columns(table)
 
 
-def hold_out(data: TrainingSet, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose scans to keep out of everything: whole subjects, every age, each site.
-
-    Subjects of a site are ordered by age and cut into blocks of ``1 / fraction``; one of each
-    block is held out. A site with fewer than four subjects is not split.
-
-    Returns
-    -------
-    numpy.ndarray
-        Boolean, one entry per scan.
-    """
-    held: set[str] = set()
-    for site in np.unique(data.sites):
-        subjects = _by_age(data, np.flatnonzero(data.sites == site))
-        n_held = round(fraction * len(subjects)) if len(subjects) >= 4 else 0
-        held |= {
-            str(rng.choice(block)) for block in np.array_split(subjects, max(n_held, 1))[:n_held]
-        }
-    return np.isin(data.subjects, sorted(held))
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Turn a column of text into numbers where all its known cells are numbers."""
+    try:
+        return pd.to_numeric(column)
+    except (TypeError, ValueError):
+        return column
 
 
-def make_folds(
-    data: TrainingSet, among: np.ndarray, n_folds: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Give each scan a fold, by subject and balanced on age; -1 for scans not in ``among``."""
-    folds = np.full(len(data.sites), -1)
-    subjects = _by_age(data, among)
-    for start in range(0, len(subjects), n_folds):
-        order = rng.permutation(n_folds)
-        for subject, fold in zip(subjects[start : start + n_folds], order, strict=False):
-            folds[among[data.subjects[among] == subject]] = fold
-    return folds
-
-
-def _by_age(data: TrainingSet, among: np.ndarray) -> list[str]:
-    """Subjects of the given scans, by age then label; unknown ages last."""
-    first = {str(data.subjects[i]): float(data.ages[i]) for i in among[::-1]}
-    return sorted(first, key=lambda s: (np.isnan(first[s]), first[s], s))
+def with_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a table of scans the columns that every training set has, in one type each."""
+    table = table.reset_index(drop=True)
+    for name in ("sex", "diagnosis", "qc_status"):
+        table[name] = table.get(name)
+    table["age"] = pd.to_numeric(table["age"]) if "age" in table else np.nan
+    if "metrics" not in table:
+        table["metrics"] = pd.Series([{} for _ in range(len(table))], dtype=object)
+    if "subject" not in table:
+        table["subject"] = [f"{i:04d}" for i in range(len(table))]
+    return table

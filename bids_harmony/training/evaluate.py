@@ -1,169 +1,285 @@
-"""Figures of a bundle on scans that took no part in making it, with n and intervals."""
+"""Figures of a bundle on scans that took no part in making it, with n and intervals.
+
+Scans are read, mapped and measured one by one, as the participant level does it, so that no more
+than one is in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from torch import nn
 
-from bids_harmony.models.networks import Generator, SliceNetwork
-from bids_harmony.models.slices import generator_input
+from bids_harmony.models.apply import cycle_error, map_volume, predict_slices
+from bids_harmony.models.slices import uncrop
 from bids_harmony.qc.harmonization import (
     brain_histogram,
     harmonization_metrics,
     histogram_distance,
     mean_histogram,
 )
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.predictor import predict_stack
+from bids_harmony.qc.metrics import rounded
+from bids_harmony.qc.style import StyleReference, style_features
+from bids_harmony.training.data import Box, TrainingSet
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
+#: With fewer scans, drawing them again says nothing.
+LEAST_DRAWN = 3
 #: The first two learn nothing from the scans they are used on.
 UNTRAINED_METHODS = ("none", "histogram_matching")
 METHODS = (*UNTRAINED_METHODS, "harmonized")
+#: Scans of a site that its looks are measured on.
+MAX_LOOKS = 200
 
 
-def reference_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
-    """Mean intensity quantiles inside the mask over reference scans, for histogram matching."""
-    levels = np.linspace(0, 1, N_QUANTILES)
-    rows = [np.quantile(data.images[i][data.masks[i]].astype(np.float32), levels) for i in scans]
-    return np.asarray(np.mean(rows, axis=0))
+def volume_of(data: TrainingSet, scan: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read a scan as a volume on the template grid, with its mask."""
+    stack, mask = data.stack(scan)
+    return uncrop(stack, data.box, data.shape), uncrop(mask, data.box, data.shape)
 
 
-def match_histogram(stack: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Looks:
+    """How the scans used in training look.
+
+    Attributes
+    ----------
+    style : StyleReference
+        Of every site.
+    histograms : dict of str to dict
+        Mean histogram of every site.
+    quantiles : numpy.ndarray
+        (256,) mean intensity quantiles of the reference, for histogram matching.
+    """
+
+    style: StyleReference
+    histograms: dict[str, dict[str, list[float]]]
+    quantiles: np.ndarray
+
+
+def measure_looks(
+    data: TrainingSet, among: np.ndarray, reference: str, seed: int, grey: float
+) -> Looks:
+    """Measure the looks of the sites on at most :data:`MAX_LOOKS` scans of each."""
+    rng = np.random.default_rng(seed)
+    features, labels, quantiles = [], [], []
+    histograms: dict[str, list[dict[str, list[float]]]] = {}
+    for site in np.unique(data.sites[among]):
+        here = data.site_scans(str(site), among)
+        for i in np.sort(rng.permutation(here)[:MAX_LOOKS]):
+            volume, mask = volume_of(data, int(i))
+            features.append(style_features(volume, mask, abs(data.affine[0, 0]), grey))
+            labels.append(str(site))
+            histograms.setdefault(str(site), []).append(brain_histogram(volume, mask))
+            if site == reference:
+                quantiles.append(np.quantile(volume[mask], np.linspace(0, 1, N_QUANTILES)))
+    return Looks(
+        StyleReference.fit(np.array(features), labels),
+        {site: mean_histogram(rows) for site, rows in histograms.items()},
+        np.mean(quantiles, axis=0),
+    )
+
+
+def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     """Give a scan the reference's intensity distribution: the published comparator.
 
     Parameters
     ----------
-    stack, mask : numpy.ndarray
-        (slices, rows, columns) intensities and mask.
+    volume, mask : numpy.ndarray
+        Intensities and mask, of any shape.
     quantiles : numpy.ndarray
-        Of :func:`reference_quantiles`.
+        Of :class:`Looks`.
 
     Returns
     -------
     numpy.ndarray
         float32, background 0.
     """
-    out = np.zeros(stack.shape, np.float32)
-    own = np.quantile(stack[mask], np.linspace(0, 1, len(quantiles)))
-    out[mask] = np.interp(stack[mask], own, quantiles)
+    out = np.zeros(volume.shape, np.float32)
+    own = np.quantile(volume[mask], np.linspace(0, 1, len(quantiles)))
+    out[mask] = np.interp(volume[mask], own, quantiles)
     return out
 
 
-def map_stack(
-    network: Generator, stack: np.ndarray, mask: np.ndarray, heights: np.ndarray
-) -> np.ndarray:
-    """Apply the forward map to every slice of one scan."""
-    with torch.inference_mode():
-        x = torch.from_numpy(generator_input(stack, mask, heights))
-        parts = [network(part)[:, 0].float().numpy() for part in torch.split(x, 16)]
-    return np.concatenate(parts)
-
-
-def age_figures(
-    predicted: np.ndarray, age: np.ndarray, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Mean absolute error, bias and correlation with 95 % bootstrap intervals over scans.
-
-    The correlation is None below five scans.
-    """
-    error = predicted - age
-    draws = rng.integers(len(age), size=(N_BOOTSTRAP, len(age)))
-
-    def interval(values: np.ndarray) -> list[float]:
-        return [round(float(v), 2) for v in np.nanpercentile(values, (2.5, 97.5))]
-
-    figures: dict[str, Any] = {
-        "n": len(age),
-        "mae": round(float(np.abs(error).mean()), 2),
-        "mae_95": interval(np.abs(error)[draws].mean(axis=1)),
-        "bias": round(float(error.mean()), 2),
-        "bias_95": interval(error[draws].mean(axis=1)),
-        "r": None,
-        "r_95": None,
-    }
-    if len(age) >= 5:
-        a, b = predicted[draws], age[draws]
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-        figures["r"] = round(float(np.corrcoef(predicted, age)[0, 1]), 3)
-        figures["r_95"] = interval(r)
-    return figures
-
-
 @dataclass(frozen=True)
-class Mapped:
-    """Every scan of a training set after harmonization and after histogram matching.
+class Models:
+    """What is measured: networks with their weights as stored.
 
     Attributes
     ----------
-    harmonized, matched : numpy.ndarray
-        Like the training set's ``images``.
-    changes : list of dict
-        Per scan, :func:`bids_harmony.qc.harmonization.harmonization_metrics` and the distance
-        from the reference after histogram matching.
+    forward, backward : torch.nn.Module
+        The maps.
+    sources : list of str
+        Sites of the backward map, in its order.
+    predictors : dict of str to list of torch.nn.Module
+        Networks of each target's ensemble.
+    box : tuple
+        Rows and columns the networks were trained on.
+    slice_mm : tuple of float
+        Heights of the slices the predictors see.
+    grey : float
+        The contract's value of grey matter.
     """
 
-    harmonized: np.ndarray
-    matched: np.ndarray
-    changes: list[dict[str, float | None]]
+    forward: nn.Module
+    backward: nn.Module
+    sources: list[str]
+    box: Box
+    slice_mm: tuple[float, float]
+    grey: float
+    predictors: dict[str, list[nn.Module]] = field(default_factory=dict)
 
 
-def map_all(data: TrainingSet, train_ref: np.ndarray, forward: Generator) -> Mapped:
-    """Prepare every scan in each way, the reference being the given training scans."""
-    quantiles = reference_quantiles(data, train_ref)
-    histogram = mean_histogram(
-        [brain_histogram(data.images[i].astype(np.float32), data.masks[i]) for i in train_ref]
+@dataclass(frozen=True)
+class Measured:
+    """One scan under each of :data:`METHODS`.
+
+    Attributes
+    ----------
+    changes : dict
+        The guard's measures and the distances from the reference's histogram.
+    predicted : dict
+        By target and method, the median over slices of the network's output.
+    """
+
+    changes: dict[str, float | None]
+    predicted: dict[str, dict[str, float]]
+
+
+def measure_scan(
+    data: TrainingSet, scan: int, models: Models, looks: Looks, reference: str
+) -> Measured:
+    """Map a scan, measure what changed, and predict from it in each way of preparing it."""
+    volume, mask = volume_of(data, scan)
+    grid = (mask, data.affine, models.box)
+    harmonized = map_volume(models.forward, volume, *grid)
+    matched = match_histogram(volume, mask, looks.quantiles)
+    histogram = looks.histograms[reference]
+    changes = harmonization_metrics(volume, harmonized, mask, data.affine, histogram, models.grey)
+    features = style_features(volume, mask, abs(data.affine[0, 0]), models.grey)
+    site, distance = looks.style.nearest(features)
+    changes["training_distance"] = rounded(distance)
+    number = models.sources.index(looks.style.nearest(features, models.sources)[0])
+    cycled = cycle_error(
+        (models.forward, models.backward),
+        volume,
+        None if site == reference else harmonized,
+        *grid,
+        number,
     )
-    harmonized, matched = np.zeros_like(data.images), np.zeros_like(data.images)
-    changes = []
-    for i in range(len(data.sites)):
-        stack, mask = data.images[i].astype(np.float32), data.masks[i]
-        harmonized[i] = map_stack(forward, stack, mask, data.heights)
-        matched[i] = match_histogram(stack, mask, quantiles)
-        distance = histogram_distance(
-            brain_histogram(matched[i].astype(np.float32), mask), histogram
-        )
-        changes.append(
-            harmonization_metrics(stack, harmonized[i].astype(np.float32), mask, histogram)
-            | {"reference_distance_histogram_matching": round(distance, 5)}
-        )
-    return Mapped(harmonized, matched, changes)
+    changes["harmonized_cycle_error"] = rounded(cycled)
+    changes["reference_distance_histogram_matching"] = rounded(
+        histogram_distance(brain_histogram(matched, mask), histogram)
+    )
+    ways = zip(METHODS, (volume, matched, harmonized), strict=True)
+    predicted: dict[str, dict[str, float]] = {target: {} for target in models.predictors}
+    for method, image in ways:
+        for target, members in models.predictors.items():
+            values = predict_slices(members, image, data.affine, models.box, models.slice_mm)
+            predicted[target][method] = float(np.median(values))
+    return Measured(changes, predicted)
 
 
-def evaluate_age(
+def figures(
+    predicted: np.ndarray, truth: np.ndarray, binary: bool, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Figures of predictions with 95 % bootstrap intervals over scans.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) predicted and true values; logits and 0/1 when ``binary``.
+    binary : bool
+        Area under the curve and balanced accuracy, instead of mean absolute error, bias (mean
+        error) and correlation.
+    rng : numpy.random.Generator
+        Draws the bootstrap samples.
+
+    Returns
+    -------
+    dict
+        ``n``, each figure, and its interval under the name with ``_95``. What cannot be had is
+        None: a correlation below five scans, a class without scans, an interval below
+        :data:`LEAST_DRAWN` scans.
+    """
+
+    def measure(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
+        return class_figures(p, t) if binary else value_figures(p, t)
+
+    values = measure(predicted, truth)
+    draws = rng.integers(len(truth), size=(N_BOOTSTRAP, len(truth)))
+    drawn = [measure(predicted[d], truth[d]) for d in draws]
+    out: dict[str, Any] = {"n": len(truth)}
+    for name, value in values.items():
+        samples = np.array([row[name] for row in drawn])
+        known = np.isfinite(value)
+        out[name] = round(float(value), 3) if known else None
+        drawn_well = known and len(truth) >= LEAST_DRAWN
+        ends = np.nanpercentile(samples, (2.5, 97.5)) if drawn_well else ()
+        out[f"{name}_95"] = [round(float(v), 3) for v in ends] if drawn_well else None
+    return out
+
+
+def value_figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Mean absolute error, bias and correlation (NaN below five scans or without spread)."""
+    error = predicted - truth
+    r = np.nan
+    if len(truth) >= 5 and predicted.std() > 0 and truth.std() > 0:
+        r = float(np.corrcoef(predicted, truth)[0, 1])
+    return {"mae": float(np.abs(error).mean()), "bias": float(error.mean()), "r": r}
+
+
+def class_figures(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Area under the curve and balanced accuracy of logits; NaN without both classes."""
+    cases, controls = score[truth == 1], score[truth == 0]
+    if not len(cases) or not len(controls):
+        return {"auc": np.nan, "balanced_accuracy": np.nan}
+    return {
+        "auc": area_under_curve(cases, controls),
+        "balanced_accuracy": float(((cases > 0).mean() + (controls <= 0).mean()) / 2),
+    }
+
+
+def area_under_curve(cases: np.ndarray, controls: np.ndarray) -> float:
+    """Chance that a case scores above a control, ties counting half."""
+    difference = cases[:, None] - controls[None]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def target_figures(
     data: TrainingSet,
-    held: np.ndarray,
+    test: np.ndarray,
+    measured: Mapping[int, Measured],
+    target: str,
+    truth: np.ndarray,
     reference: str,
-    mapped: Mapped,
-    members: list[SliceNetwork],
-    middle: np.ndarray,
     *,
+    binary: bool,
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Predict every held-out and every source scan by three ways of preparing it.
+    """Figures of one target at each site, by three ways of preparing the scans.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
-    held : numpy.ndarray
-        Boolean: scans that took no part in training.
+    test : numpy.ndarray
+        Numbers of the scans that took no part in training.
+    measured : mapping
+        Scan number to :class:`Measured`: the test scans, and the source sites' others.
+    target : str
+        Name of the target.
+    truth : numpy.ndarray
+        (scans,) true values, NaN where unknown.
     reference : str
         Reference site.
-    mapped : Mapped
-        The scans after harmonization and histogram matching.
-    members : list of SliceNetwork
-        The predictor, with the weights as stored.
-    middle : numpy.ndarray
-        Numbers of the slices the predictor sees.
+    binary : bool
+        See :func:`figures`.
     seed : int
         Seed of the bootstrap.
     say : callable
@@ -175,46 +291,45 @@ def evaluate_age(
         Per site ``held_out`` figures for the methods of :data:`METHODS`; for source sites also
         ``all``, for the methods that learnt nothing from these scans (the harmonizer did).
     """
-    wanted = np.flatnonzero((held | (data.sites != reference)) & ~np.isnan(data.ages))
-    predicted = {method: np.full(len(data.sites), np.nan) for method in METHODS}
-    ways = zip(METHODS, (data.images, mapped.matched, mapped.harmonized), strict=True)
-    for method, images in ways:
-        for i in wanted:
-            stack = images[i, middle].astype(np.float32)
-            values = predict_stack(members, stack, data.heights[middle])
-            predicted[method][i] = np.median(values)
+    known = np.array([i for i in measured if np.isfinite(truth[i])], dtype=int)
     sites: dict[str, Any] = {}
-    for site in np.unique(data.sites[wanted]):
-        here = wanted[data.sites[wanted] == site]
+    for site in np.unique(data.sites[known]):
+        here = data.site_scans(str(site), known)
         groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {
-            "held_out": (here[held[here]], METHODS)
+            "held_out": (here[np.isin(here, test)], METHODS)
         }
         if site != reference:
             groups["all"] = (here, UNTRAINED_METHODS)
         sites[str(site)] = {
             name: {
-                method: age_figures(
-                    predicted[method][scans], data.ages[scans], np.random.default_rng(seed)
+                method: figures(
+                    np.array([measured[int(i)].predicted[target][method] for i in scans]),
+                    truth[scans],
+                    binary,
+                    np.random.default_rng(seed),
                 )
                 for method in methods
             }
             for name, (scans, methods) in groups.items()
             if len(scans)
         }
-        for name, figures in sites[str(site)].items():
-            text = ", ".join(f"{m} MAE {figures[m]['mae']} r {figures[m]['r']}" for m in figures)
-            say(f"{site} {name} (n {figures['none']['n']}): {text}")
+        for name, found in sites[str(site)].items():
+            text = "; ".join(
+                f"{method} " + ", ".join(f"{k} {v}" for k, v in row.items() if "_95" not in k)
+                for method, row in found.items()
+            )
+            say(f"{target}, {site}, {name}: {text}")
     return sites
 
 
-def summarize_changes(data: TrainingSet, scans: np.ndarray, mapped: Mapped) -> dict[str, Any]:
+def summarize_changes(data: TrainingSet, measured: Mapping[int, Measured]) -> dict[str, Any]:
     """Median per site of what harmonization did to the images of the given scans."""
     summary: dict[str, Any] = {}
-    for site in np.unique(data.sites[scans]):
-        rows = [mapped.changes[i] for i in scans if data.sites[i] == site]
-        summary[str(site)] = {"n": len(rows)}
+    for site in sorted({str(data.sites[i]) for i in measured}):
+        rows = [m.changes for i, m in measured.items() if data.sites[i] == site]
+        summary[site] = {"n": len(rows)}
         for name in rows[0]:
             values = [value for row in rows if (value := row[name]) is not None]
             if values:
-                summary[str(site)][name] = round(float(np.median(values)), 5)
+                summary[site][name] = round(float(np.median(values)), 5)
     return summary

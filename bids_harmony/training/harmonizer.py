@@ -1,64 +1,67 @@
 """Train the forward and backward maps: a conditional CycleGAN on unpaired slices.
 
 The forward map takes any site to the reference and knows no site; the backward map is told the
-site to lead to (preprint §4, science.md §2). Slices are paired by height and scans by age, so
-that neither position nor age tells the discriminator where a slice comes from.
+site to lead to (preprint §4, science.md §2). With one source site this is the two-domain
+CycleGAN. Slices are paired by height and scans by age and sex (``training/sampling.py``), so that
+none of these tells the discriminator where a slice comes from.
 """
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from lightning_fabric import Fabric
+from safetensors.torch import load, save
 
-from bids_harmony.models.networks import Discriminator, Generator
-from bids_harmony.models.slices import scaled_height
+from bids_harmony.errors import UsageError
+from bids_harmony.models.generators import Generator
+from bids_harmony.models.slices import slice_input
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.fabric import (
+    Engine,
+    StopSignal,
+    launch,
+    load_checkpoint,
+    save_checkpoint,
+    write_bytes,
+)
+from bids_harmony.training.maps import Batch, Maps, Trainer
+from bids_harmony.training.presets import FAST, Preset
+from bids_harmony.training.progress import Progress, sample_sheet
+from bids_harmony.training.sampling import Pairs, PairSampler, Prefetcher
+
+#: Steps between two entries of the logs; losses are looked at as often.
+LOG_STEPS = 20
 
 
 @dataclass(frozen=True)
-class HarmonizerConfig:
-    """Sizes, losses and optimisation of the CycleGAN.
+class Plan:
+    """How long to train and how often to keep what there is.
 
     Attributes
     ----------
-    channels : list of int
-        Widths of both generators.
-    discriminator_width : int
-        First width of the discriminator.
-    batch : int
-        Pairs of slices per step.
-    learning_rate : float
-        Of Adam (0.5, 0.999); falls linearly to 0 over the second half.
-    cycle, identity, edges : float
-        Weights of the cycle, identity and edge-direction losses; the adversarial weight is 1.
-    cycle_noise : float
-        Noise added to a mapped slice before it is mapped back, so that nothing can be hidden
-        in it (science.md §10).
-    age_width : float
-        Reference scans are drawn with Gaussian weights of this width (years) around the age
-        of the source scan they are paired with.
-    ema : float
-        Decay of the averaged forward map, which is the one kept.
+    steps : int
+        Optimiser steps. There is no limit of time: the result must not depend on the machine.
+    epoch : int
+        Steps after which the maps are kept as a candidate and a sheet of samples is drawn.
+    seed : int
+        Seed of weights and sampling.
+    save_seconds : float
+        A checkpoint is written when the last one is this old.
     """
 
-    channels: list[int] = field(default_factory=lambda: [32, 64])
-    discriminator_width: int = 24
-    batch: int = 4
-    learning_rate: float = 4e-4
-    cycle: float = 10.0
-    identity: float = 5.0
-    edges: float = 0.5
-    cycle_noise: float = 0.02
-    age_width: float = 5.0
-    ema: float = 0.995
+    steps: int
+    epoch: int = 500
+    seed: int = 42
+    save_seconds: float = 120.0
 
 
 @dataclass
@@ -70,29 +73,50 @@ class Harmonizer:
     forward, backward : Generator
         Any site to the reference; the reference to one of ``sites``.
     sites : list of str
-        Source sites in the order of the backward map's codes.
+        Source sites in the order of the backward map's numbers.
+    forward_config, backward_config : dict
+        ``kind`` and ``options`` of the maps, as a bundle's ``networks`` entries give them.
     record : dict
         What was done, for ``bundle.json``.
+    epochs : list of (int, Path)
+        Steps after which the averaged maps were kept, and where; the last are those above.
+    preset : Preset
+        What they were trained with.
     """
 
     forward: Generator
     backward: Generator
     sites: list[str]
+    forward_config: dict[str, Any]
+    backward_config: dict[str, Any]
     record: dict[str, Any]
+    epochs: list[tuple[int, Path]]
+    preset: Preset
+
+    def at(self, path: Path) -> tuple[Generator, Generator]:
+        """Return the maps of one of ``epochs``, in evaluation mode."""
+        maps = Maps(self.preset, len(self.sites))
+        maps.load_state_dict(load(path.read_bytes()))
+        maps.eval().requires_grad_(False)
+        return maps.forward_map, maps.backward_map
+
+    def choose(self, path: Path) -> None:
+        """Make the maps of one of ``epochs`` the ones kept."""
+        self.forward, self.backward = self.at(path)
 
 
 def train_harmonizer(
     data: TrainingSet,
     among: np.ndarray,
     reference: str,
-    config: HarmonizerConfig,
+    preset: Preset = FAST,
     *,
-    steps: int,
-    minutes: float,
-    seed: int,
-    say: Callable[[str], None],
+    plan: Plan,
+    folder: Path,
+    engine: Engine | None = None,
+    say: Callable[[str], None] = print,
 ) -> Harmonizer:
-    """Train on the given scans until ``steps`` or ``minutes`` are used up.
+    """Train on the given scans; go on where an interrupted run of the same training stopped.
 
     Parameters
     ----------
@@ -102,196 +126,171 @@ def train_harmonizer(
         Numbers of the scans to train on.
     reference : str
         The site the forward map leads to.
-    config : HarmonizerConfig
-        Sizes, losses and optimisation.
-    steps, minutes : int, float
-        Limits; the learning rate's fall follows whichever is nearer.
-    seed : int
-        Seed of weights and sampling.
+    preset : Preset
+        Networks, losses and optimisation.
+    plan : Plan
+        How long.
+    folder : pathlib.Path
+        Work folder. Checkpoint, candidates, samples and logs go to a folder inside it that
+        belongs to this training alone: another preset, seed or scan gets another.
+    engine : Engine, optional
+        Devices; one process on the CPU when None.
     say : callable
-        Takes a line of progress.
+        Takes a line of progress; with several devices, a function of a module.
 
     Returns
     -------
     Harmonizer
+
+    Raises
+    ------
+    HarmonyError
+        When a loss is no longer a number.
+    UsageError
+        When the batch cannot be shared by the devices, or machines are missing, or a number is
+        below one.
+    KeyboardInterrupt
+        When a signal asked to stop; a checkpoint has been written.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    ref = data.site_scans(reference, among)
+    engine = engine or Engine("cpu")
+    if min(plan.steps, plan.epoch, preset.batch, engine.devices, engine.nodes) < 1:
+        raise UsageError(
+            "The harmonizer cannot be trained with less than one step, pair or device.",
+            "Check --harmonizer-steps, --epoch-steps, --batch, --devices and --nodes.",
+        )
+    engine.check(preset.batch)
     sites = sorted(set(data.sites[among].tolist()) - {reference})
-    sources = [data.site_scans(site, among) for site in sites]
-    # A site's share grows with the root of its size: small sites are seen, not memorised.
-    share = np.sqrt([len(s) for s in sources])
-    share /= share.sum()
-
-    forward = Generator(config.channels)
-    backward = Generator(config.channels, len(sites))
-    # One output per site; the reference comes last.
-    judge = Discriminator(config.discriminator_width, len(sites) + 1)
-    averaged = copy.deepcopy(forward).requires_grad_(False)
-    maps = torch.optim.Adam(
-        [*forward.parameters(), *backward.parameters()], config.learning_rate, (0.5, 0.999)
+    place = folder / f"harmonizer-{_digest(data, among, reference, preset, plan, engine)}"
+    record = launch(
+        engine,
+        preset.precision,
+        place / "logs",
+        _train,
+        data,
+        [data.site_scans(site, among) for site in (*sites, reference)],
+        preset,
+        plan,
+        place,
+        say,
     )
-    judges = torch.optim.Adam(judge.parameters(), config.learning_rate, (0.5, 0.999))
-    heights = torch.from_numpy(scaled_height(data.heights))
-    last = torch.full((config.batch,), len(sites))
-
-    begun = time.monotonic()
-    history: list[list[float]] = []
-    losses: list[list[float]] = []
-    done = 0.0
-    step = 0
-    while done < 1:
-        # 1. Slices of one site each, with reference slices of the same age and height.
-        site = torch.from_numpy(rng.choice(len(sites), config.batch, p=share))
-        a = np.array([rng.choice(sources[s]) for s in site])
-        b = np.array([_of_age(data, ref, data.ages[i], config.age_width, rng) for i in a])
-        x = _slices(data, a, heights, rng)
-        y = _slices(data, b, heights, rng, near=x)
-
-        # 2. The maps: fool the discriminator, come back, leave the reference as it is.
-        with torch.autocast("cpu", torch.bfloat16):
-            x_ref = _with(x, forward(x))
-            x_back = backward(_noisy(x_ref, config.cycle_noise), site)
-            y_src = _with(y, backward(y, site))
-            y_back = forward(_noisy(y_src, config.cycle_noise))
-            y_same = forward(y)
-            judge.requires_grad_(False)
-            fooled = _score(judge, x_ref, last, 1) + _score(judge, y_src, site, 1)
-        cycle = _masked_l1(x_back, x) + _masked_l1(y_back, y)
-        identity = _masked_l1(y_same, y)
-        edges = _edge_loss(x_ref, x) + _edge_loss(y_src, y)
-        loss = fooled + config.cycle * cycle + config.identity * identity + config.edges * edges
-        maps.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(forward.parameters(), 5.0)
-        torch.nn.utils.clip_grad_norm_(backward.parameters(), 5.0)
-        maps.step()
-
-        # 3. The discriminator: real slices 1, mapped slices 0.
-        judge.requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16):
-            real = _score(judge, _shifted(y, rng), last, 1) + _score(
-                judge, _shifted(x, rng), site, 1
-            )
-            fake = _score(judge, _shifted(x_ref.detach(), rng), last, 0) + _score(
-                judge, _shifted(y_src.detach(), rng), site, 0
-            )
-            judged = 0.5 * (real + fake)
-        judges.zero_grad(set_to_none=True)
-        judged.backward()  # type: ignore[no-untyped-call]
-        judges.step()
-
-        # 4. Average the forward map; slow down over the second half; tell.
-        step += 1
-        decay = min(config.ema, step / (step + 10))
-        with torch.no_grad():
-            for kept, now in zip(averaged.parameters(), forward.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
-        spent = time.monotonic() - begun
-        done = max(step / steps, spent / (60 * minutes))
-        for optimiser in (maps, judges):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, 2 * (1 - min(done, 1.0)) + 1e-3)
-        losses.append([v.item() for v in (fooled, judged, cycle, identity, edges)])
-        if step % 100 == 0 or done >= 1:
-            mean = np.mean(losses, axis=0)
-            losses.clear()
-            history.append([step, *[round(float(v), 4) for v in mean]])
-            left = spent * (1 - done) / max(done, 1e-9)
-            say(
-                f"harmonizer step {step}: adversarial {mean[0]:.3f}, discriminator "
-                f"{mean[1]:.3f}, cycle {mean[2]:.4f}, identity {mean[3]:.4f}, edges "
-                f"{mean[4]:.4f}; {step * config.batch / spent:.1f} pairs/s, {left:.0f} s left"
-            )
-    record = {
-        "config": asdict(config),
-        "steps": step,
-        "seed": seed,
-        "history_columns": ["step", "adversarial", "discriminator", "cycle", "identity", "edges"],
-        "history": history[:: max(1, len(history) // 40)],
-    }
-    return Harmonizer(averaged.eval(), backward.eval(), sites, record)
+    epochs = [(step, _epoch_file(place, step)) for step in _epoch_ends(plan)]
+    empty = Maps(preset, len(sites))
+    harmonizer = Harmonizer(
+        empty.forward_map,
+        empty.backward_map,
+        sites,
+        {"kind": preset.generator, "options": preset.generator_options()},
+        {"kind": preset.generator, "options": preset.generator_options(len(sites))},
+        {"preset": preset.to_dict(), "steps": plan.steps, "seed": plan.seed, **record},
+        epochs,
+        preset,
+    )
+    harmonizer.choose(epochs[-1][1])
+    return harmonizer
 
 
-def _of_age(
-    data: TrainingSet, ref: np.ndarray, age: float, width: float, rng: np.random.Generator
-) -> int:
-    """Draw a reference scan of about the given age; any, when the age is unknown."""
-    if np.isnan(age):
-        return int(rng.choice(ref))
-    distance = (np.nan_to_num(data.ages[ref], nan=np.inf) - age) / width
-    weight = np.exp(-0.5 * np.minimum(distance**2, 1e3))
-    if weight.sum() < 1e-12:
-        return int(ref[np.argmin(np.abs(distance))])
-    return int(rng.choice(ref, p=weight / weight.sum()))
-
-
-def _slices(
+def _train(
     data: TrainingSet,
-    scans: np.ndarray,
-    heights: Tensor,
-    rng: np.random.Generator,
-    near: Tensor | None = None,
-) -> Tensor:
-    """Draw one slice of each scan with enough brain; within a slice of ``near``'s heights."""
-    chosen = []
-    for i, scan in enumerate(scans):
-        filled = data.masks[scan].mean(axis=(1, 2)) > 0.05
-        usable = np.flatnonzero(filled)
-        if near is None:
-            chosen.append(int(rng.choice(usable)))
-        else:
-            wanted = int(torch.argmin(torch.abs(heights - near[i, 2, 0, 0])))
-            wanted += int(rng.integers(-1, 2))
-            chosen.append(int(usable[np.argmin(np.abs(usable - wanted))]))
-    image = torch.from_numpy(data.images[scans, chosen].astype(np.float32))
-    mask = torch.from_numpy(data.masks[scans, chosen].astype(np.float32))
-    height = heights[chosen][:, None, None].expand_as(image)
-    return torch.stack([image, mask, height], dim=1)
+    scans: list[np.ndarray],
+    preset: Preset,
+    plan: Plan,
+    place: Path,
+    say: Callable[[str], None],
+    *,
+    fabric: Fabric,
+) -> dict[str, Any]:
+    """Train in one process of several, or in the only one; ``scans`` end with the reference's."""
+    *sources, references = scans
+    trainer = Trainer(fabric, preset, len(sources), data.size, plan.steps, plan.seed)
+    with _feed(fabric, data, references, sources, preset, plan.seed) as feed, StopSignal() as stop:
+        checkpoint = place / "checkpoint.pt"
+        if state := load_checkpoint(checkpoint):
+            trainer.load_state_dict(state["trainer"])
+            feed.load_state_dict(state["feed"])
+        progress = Progress(fabric, say, plan.steps, trainer.step, preset.batch, plan.save_seconds)
+        progress.history = state["history"] if state else []
+        while trainer.step < plan.steps:
+            trainer.train(next(feed))
+            step = trainer.step
+            epoch = step % plan.epoch == 0 or step == plan.steps
+            stopped, due = progress.agree(stop.received, epoch)
+            if step % LOG_STEPS == 0 or step == plan.steps:
+                progress.log(step, trainer.losses(clear=True), feed.waited_share)
+            elif due:
+                trainer.losses(clear=False)  # a checkpoint holds no weights gone astray
+            if epoch and fabric.is_global_zero:
+                maps = trainer.averaged
+                write_bytes(_epoch_file(place, step), save(maps.state_dict()))
+                sheet = sample_sheet(data, [s[len(s) // 2] for s in scans], maps.forward_map)
+                progress.show(step, sheet, place / "samples" / f"step-{step:07d}.png")
+            if due:
+                state = {
+                    "trainer": trainer.state_dict(),
+                    "feed": feed.state_dict(),
+                    "history": progress.history,
+                }
+                if fabric.is_global_zero:
+                    save_checkpoint(checkpoint, state)
+            if stopped:
+                if fabric.is_global_zero:
+                    say(f"harmonizer stopped after step {step} of {plan.steps}, and kept")
+                raise KeyboardInterrupt
+    return progress.record()
 
 
-def _with(x: Tensor, image: Tensor) -> Tensor:
-    """Replace an input's image, keeping mask and height."""
-    return torch.cat([image, x[:, 1:]], dim=1)
+@contextmanager
+def _feed(
+    fabric: Fabric,
+    data: TrainingSet,
+    references: np.ndarray,
+    sources: list[np.ndarray],
+    preset: Preset,
+    seed: int,
+) -> Iterator[Prefetcher[Batch]]:
+    """Batches read in the background: every process draws the whole, and reads its share."""
+
+    def read(pairs: Pairs) -> Batch:
+        def some(scans: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+            scans, numbers = (v[fabric.global_rank :: fabric.world_size] for v in (scans, numbers))
+            images, masks = data.slices(scans, numbers, preset.around)
+            return torch.from_numpy(slice_input(images, masks, data.heights[numbers]))
+
+        return Batch(
+            some(pairs.source_scans, pairs.source_slices),
+            some(pairs.reference_scans, pairs.reference_slices),
+            torch.from_numpy(pairs.sites[fabric.global_rank :: fabric.world_size]),
+        )
+
+    sampler = PairSampler(data, references, sources, batch=preset.batch, seed=seed)
+    with Prefetcher(sampler, read) as feed:
+        yield feed
 
 
-def _noisy(x: Tensor, size: float) -> Tensor:
-    noise = size * torch.randn_like(x[:, :1]) * x[:, 1:2]
-    return torch.cat([x[:, :1] + noise, x[:, 1:]], dim=1)
+def _epoch_ends(plan: Plan) -> list[int]:
+    return [*range(plan.epoch, plan.steps, plan.epoch), plan.steps]
 
 
-def _shifted(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shift a batch by up to two pixels, so that the discriminator cannot memorise."""
-    rows, columns = (int(n) for n in rng.integers(-2, 3, size=2))
-    return torch.roll(x, (rows, columns), dims=(2, 3))
+def _epoch_file(place: Path, step: int) -> Path:
+    return place / "epochs" / f"step-{step:07d}.safetensors"
 
 
-def _score(judge: Discriminator, x: Tensor, site: Tensor, wanted: float) -> Tensor:
-    """Least-squares adversarial loss of each slice's own site, where there is brain."""
-    scores = judge(x).float()
-    own = scores[torch.arange(len(site)), site]
-    weight = F.adaptive_avg_pool2d(x[:, 1:2].float(), own.shape[1:])[:, 0]
-    loss: Tensor = ((own - wanted) ** 2 * weight).sum() / weight.sum().clamp(min=1.0)
-    return loss
-
-
-def _masked_l1(image: Tensor, x: Tensor) -> Tensor:
-    mask = x[:, 1:2]
-    loss: Tensor = ((image - x[:, :1]).abs() * mask).sum() / mask.sum().clamp(min=1.0)
-    return loss
-
-
-def _edge_loss(mapped: Tensor, x: Tensor) -> Tensor:
-    """One minus the correlation of both images' gradients inside the mask."""
-    # Only between two voxels inside: the outline is the same in both and would hide the rest.
-    mask = x[:, 1:2]
-    inner = 1 - F.max_pool2d(1 - mask, 3, 1, 1)
-    total = torch.zeros(())
-    for dim in (2, 3):
-        a, b = (torch.diff(v[:, :1], dim=dim) for v in (mapped, x))
-        w = inner.narrow(dim, 1, inner.shape[dim] - 1)
-        product = (a * b * w).sum(dim=(1, 2, 3))
-        size = ((a * a * w).sum(dim=(1, 2, 3)) * (b * b * w).sum(dim=(1, 2, 3)) + 1e-8).sqrt()
-        total = total + (1 - product / size).mean() / 2
-    return total
+def _digest(
+    data: TrainingSet,
+    among: np.ndarray,
+    reference: str,
+    preset: Preset,
+    plan: Plan,
+    engine: Engine,
+) -> str:
+    """Name all that decides the weights, so that only the same training is taken up again."""
+    said = {
+        "preset": preset.to_dict(),
+        "plan": [plan.steps, plan.epoch, plan.seed],
+        "world": engine.world,
+        "precision": engine.precision,
+        "reference": reference,
+        "scans": data.table.iloc[among].astype(str).to_numpy().tolist(),
+        "box": data.box,
+    }
+    text = json.dumps(said, sort_keys=True).encode()
+    return hashlib.sha256(text + data.filled[among].tobytes()).hexdigest()[:12]

@@ -1,15 +1,17 @@
-"""Train slice networks on reference scans, and calibrate their prediction interval.
+"""Train one slice network on reference scans.
 
-Scans are cut into folds; each network of the ensemble is trained without one fold and judged on
-it. Those errors, on scans a network has not seen, give the split-conformal interval; the
-ensemble's own error on scans outside all folds is measured apart (training/evaluate.py).
+Two recipes: ``ARTICLE`` is the paper's (preprint §4.2: Adam, the rate divided by ten where the
+training loss stands still, single slices as they are); ``FAST``, the default, takes one cycle of
+AdamW over slices whose looks and pose are changed at random, so that the network leans less on
+one scanner's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bids_harmony.errors import HarmonyError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import predictor_input, scaled_height
 from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.training.examples import Examples
+from bids_harmony.training.keeper import Keeper
+
+#: The paper's rules: epochs without progress until the rate falls, and until training ends, and
+#: epochs in a row over which the validation loss may rise (preprint §4.2).
+SLOW_AFTER, STOP_AFTER, RISES = 5, 10, 5
+#: A loss that falls by less than this share stands still.
+STILL = 1e-3
+SAY_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -28,149 +40,325 @@ class PredictorConfig:
 
     Attributes
     ----------
-    channels : list of int
-        Widths of the stem and the four residual blocks.
+    name : str
+        Name on the command line.
+    channels : tuple of int
+        Widths of the stem and the four residual blocks; the paper does not give them.
     hidden : int
         Units of the fully connected layer.
     batch : int
         Slices per step.
     learning_rate : float
-        Highest rate of a one-cycle schedule for AdamW.
+        Highest rate of the one-cycle schedule, or the paper's first rate.
     weight_decay : float
-        Of AdamW.
-    augmentation : Augmentation
+        Of AdamW; 0 makes it Adam.
+    steps : int
+        Steps of the cycle; with ``patient``, the most that are taken.
+    patient : bool
+        The paper's schedule (:class:`Patience`) and losses.
+    augmentation : Augmentation or None
         Random changes of training slices.
     """
 
-    channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 128])
+    name: str = "fast"
+    channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     hidden: int = 512
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    steps: int = 1_600
+    patient: bool = False
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self) | {"channels": list(self.channels)}
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Middle slices of scans with one target value per scan.
-
-    Attributes
-    ----------
-    images : numpy.ndarray
-        (scans, slices, rows, columns) float16.
-    targets : numpy.ndarray
-        (scans,) years, or 0/1.
-    heights : numpy.ndarray
-        (slices,) z in mm.
-    """
-
-    images: np.ndarray
-    targets: np.ndarray
-    heights: np.ndarray
+FAST = PredictorConfig()
+ARTICLE = PredictorConfig(
+    name="article",
+    channels=(32, 32, 64, 128, 256),
+    learning_rate=3e-4,
+    weight_decay=0.0,
+    steps=200_000,
+    patient=True,
+    augmentation=None,
+)
+PREDICTORS = {config.name: config for config in (FAST, ARTICLE)}
 
 
-def network_options(data: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
+def network_options(examples: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
     """Choose the options of :class:`SliceNetwork` for a set of examples."""
     options: dict[str, Any] = {
         "channels": list(config.channels),
-        "shape": [int(n) for n in data.images.shape[2:]],
+        "shape": list(examples.data.size),
         "hidden": config.hidden,
     }
     if not binary:
-        options["mean"] = round(float(data.targets.mean()), 3)
-        options["scale"] = round(float(data.targets.std()), 3)
+        options["mean"] = round(float(examples.targets.mean()), 3)
+        options["scale"] = max(round(float(examples.targets.std()), 3), 1e-3)
     return options
 
 
 def train_predictor(
-    data: Examples,
+    examples: Examples,
     among: np.ndarray,
+    validation: Examples | None,
     options: dict[str, Any],
     config: PredictorConfig,
     *,
     binary: bool,
-    steps: int,
-    minutes: float,
     seed: int,
     say: Callable[[str], None],
+    device: str = "cpu",
+    checkpoint: Path | None = None,
 ) -> SliceNetwork:
-    """Train one network on the given scans until ``steps`` or ``minutes`` are used up.
+    """Train one network.
 
     Parameters
     ----------
-    data : Examples
+    examples : Examples
         Slices and targets.
     among : numpy.ndarray
-        Numbers of the scans to train on; slices are drawn evenly over their targets' range.
+        Places of the scans to train on.
+    validation : Examples or None
+        Scans whose loss ends the paper's schedule and chooses among its epochs.
     options : dict
         Of :class:`SliceNetwork`.
     config : PredictorConfig
         Optimisation.
     binary : bool
-        Cross-entropy on logits instead of a robust regression loss.
-    steps, minutes : int, float
-        Limits; the learning rate follows whichever is nearer.
+        Cross-entropy on logits instead of a regression loss.
     seed : int
         Seed of weights and sampling.
     say : callable
         Takes a line of progress.
+    device : str
+        torch device.
+    checkpoint : pathlib.Path, optional
+        Where the training is kept, and from where it goes on to the same weights; it is removed
+        at the end.
 
     Returns
     -------
     SliceNetwork
-        In evaluation mode.
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    HarmonyError
+        When the loss is no longer a number.
+    KeyboardInterrupt
+        When a signal asked to stop.
     """
     torch.manual_seed(seed)
-    chance = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    network = SliceNetwork(**options)
+    network = SliceNetwork(**options).to(device)
     optimiser = torch.optim.AdamW(
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
-    heights = torch.from_numpy(scaled_height(data.heights))
-    targets = torch.from_numpy(data.targets.astype(np.float32))
-    weight = _even(data.targets[among])
-    begun = time.monotonic()
-    step, done = 0, 0.0
-    total = 0.0
-    while done < 1:
-        # One cycle: up over the first tenth, down along a half cosine.
+    step = _Step(examples, network, optimiser, config, binary, seed, device)
+    train = _train_patiently if config.patient else _train_one_cycle
+    with Keeper(checkpoint, step) as keeper:
+        state = keeper.load()
+        if state:
+            step.first = step.count
+            say(f"predictor goes on after step {step.count}")
+        train(step, among, validation, say, keeper, state)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return network.cpu().eval()
+
+
+class _Step:
+    """One step of training, and the count of them."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        network: SliceNetwork,
+        optimiser: torch.optim.Optimizer,
+        config: PredictorConfig,
+        binary: bool,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.examples, self.network, self.optimiser = examples, network, optimiser
+        self.config, self.binary, self.device = config, binary, device
+        self.chance = torch.Generator().manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
+        self.targets = torch.from_numpy(examples.targets.astype(np.float32))
+        self.heights = torch.from_numpy(scaled_height(examples.heights))
+        self.count = self.first = 0
+        self.begun = time.monotonic()
+
+    def take(self, which: np.ndarray, slices: np.ndarray, rate: float) -> float:
+        """Learn from slices, given by place of scan and of slice; return the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = float(rate)  # a plain one, as checkpoints hold no numpy
+        x = self.examples.draw(which, slices)
+        if self.config.augmentation is not None:
+            x = augment(x, self.config.augmentation, self.chance)
+        height = self.heights[slices][:, None, None, None].expand_as(x)
+        x = torch.cat([x, height], dim=1).to(self.device)
+        with torch.autocast(self.device, torch.bfloat16):
+            value = self.network(x).float()
+        loss = self.loss(value, self.targets[which].to(self.device))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.count += 1
+        found = float(loss.item())
+        if not np.isfinite(found):
+            raise HarmonyError(
+                f"The predictor's loss is not a number at step {self.count}.",
+                "Look for damaged scans or absurd values of the target, or lower the rate.",
+            )
+        return found
+
+    def loss(self, value: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy; the paper's squared error in units of the targets' spread; or robust."""
+        if self.binary:
+            return F.binary_cross_entropy_with_logits(value, target)
+        if self.config.patient:
+            return F.mse_loss(value / self.network.scale, target / self.network.scale)
+        # Quadratic below the targets' half spread, linear above: single slices can be far off.
+        unit = 0.6 * self.network.scale
+        return F.smooth_l1_loss(value / unit, target / unit)
+
+    def rate(self) -> float:
+        """Slices per second since this process began."""
+        spent = max(time.monotonic() - self.begun, 1e-9)
+        return (self.count - self.first) * self.config.batch / spent
+
+
+def _train_one_cycle(
+    step: _Step,
+    among: np.ndarray,
+    _: Examples | None,
+    say: Callable[[str], None],
+    keeper: Keeper,
+    state: dict[str, Any],
+) -> None:
+    """One cycle of the rate: up over the first tenth, down along a half cosine."""
+    config, steps = step.config, step.config.steps
+    weight = _even(step.examples.targets[among])
+    total = state.get("total", 0.0)
+    for number in range(step.count, steps):
+        done = number / steps
         rise = min(1.0, (done + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (done - 0.1) / 0.9)))
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * rise * (fall + 1e-3)
-
-        scans = rng.choice(among, config.batch, p=weight)
-        which = rng.integers(len(heights), size=config.batch)
-        x = torch.from_numpy(data.images[scans, which].astype(np.float32))[:, None]
-        x = augment(x, config.augmentation, chance)
-        x = torch.cat([x, heights[which][:, None, None, None].expand_as(x)], dim=1)
-        with torch.autocast("cpu", torch.bfloat16):
-            value = network(x).float()
-        loss = _loss(value, targets[scans], binary)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-
-        step += 1
-        total += loss.item()
-        spent = time.monotonic() - begun
-        done = max(step / steps, spent / (60 * minutes))
-        if step % 200 == 0 or done >= 1:
-            left = spent * (1 - done) / done
+        which = step.rng.choice(among, config.batch, p=weight)
+        slices = step.rng.integers(len(step.examples.numbers), size=config.batch)
+        total += step.take(which, slices, config.learning_rate * rise * (fall + 1e-3))
+        if (number + 1) % SAY_EVERY == 0 or number + 1 == steps:
+            left = (steps - step.count) * config.batch / step.rate()
             say(
-                f"predictor step {step}: loss {total / (step % 200 or 200):.4f}; "
-                f"{step * config.batch / spent:.0f} slices/s, {max(left, 0):.0f} s left"
+                f"predictor step {step.count} of {steps}: loss "
+                f"{total / (step.count % SAY_EVERY or SAY_EVERY):.4f}; "
+                f"{step.rate():.0f} slices/s, {left:.0f} s left"
             )
             total = 0.0
-    return network.eval()
+        keeper.keep(total=total)
 
 
-def _loss(value: Tensor, target: Tensor, binary: bool) -> Tensor:
-    if binary:
-        return F.binary_cross_entropy_with_logits(value, target)
-    # Quadratic below ten years, linear above: single slices can be far off.
-    return F.smooth_l1_loss(value / 10, target / 10)
+def _train_patiently(
+    step: _Step,
+    among: np.ndarray,
+    validation: Examples | None,
+    say: Callable[[str], None],
+    keeper: Keeper,
+    state: dict[str, Any],
+) -> None:
+    """Follow the paper's schedule over epochs of all slices; keep the best validation epoch."""
+    patience = Patience(step.config.learning_rate)
+    vars(patience).update(state.get("patience", {}))
+    best = state.get("best", np.inf)
+    kept = state.get("kept") or {k: v.clone() for k, v in step.network.state_dict().items()}
+    while not patience.done and step.count < step.config.steps:
+        step.network.train()
+        losses = []
+        for which, slices in _epoch(step, among):
+            if step.count < step.config.steps:
+                losses.append(step.take(which, slices, patience.rate))
+                keeper.end_if_asked()  # it goes on from the end of the last epoch kept
+        judged = _validation_loss(step, validation)
+        patience.note(float(np.mean(losses)), judged)
+        if judged is None or judged < best:
+            best = np.inf if judged is None else judged
+            kept = {k: v.clone() for k, v in step.network.state_dict().items()}
+        text = "" if judged is None else f", validation {judged:.4f}"
+        say(
+            f"predictor epoch {patience.epochs} (step {step.count}): loss "
+            f"{np.mean(losses):.4f}{text}; rate {patience.rate:g}, {step.rate():.0f} slices/s"
+        )
+        keeper.keep(patience=vars(patience), best=best, kept=kept)
+    step.network.load_state_dict(kept)
+
+
+def _epoch(step: _Step, among: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches that hold every middle slice of the scans once, in random order."""
+    n = len(step.examples.numbers)
+    order = step.rng.permutation(len(among) * n)
+    for start in range(0, len(order), step.config.batch):
+        some = order[start : start + step.config.batch]
+        if len(some) > 1:  # batch normalisation needs two
+            yield among[some // n], some % n
+
+
+def _validation_loss(step: _Step, validation: Examples | None) -> float | None:
+    if validation is None or not len(validation.scans):
+        return None
+    step.network.eval()
+    losses = []
+    for i, target in enumerate(validation.targets):
+        x = torch.from_numpy(predictor_input(validation.stack(i), validation.heights))
+        with torch.inference_mode():
+            value = step.network(x.to(step.device)).float()
+            losses.append(float(step.loss(value, torch.full_like(value, float(target)))))
+    return float(np.mean(losses))
+
+
+class Patience:
+    """The paper's schedule (preprint §4.2).
+
+    The rate is divided by ten when the training loss has stood still for five epochs. Training
+    ends when it has for ten, or when the validation loss has risen five epochs in a row.
+
+    Parameters
+    ----------
+    rate : float
+        First learning rate.
+
+    Attributes
+    ----------
+    rate : float
+        For the next epoch.
+    epochs : int
+        Epochs so far.
+    done : bool
+        Whether training has ended.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.epochs, self.done = rate, 0, False
+        self._best, self._still, self._rises = np.inf, 0, 0
+        self._validation: float | None = None
+
+    def note(self, training: float, validation: float | None) -> None:
+        """Take the losses of an epoch."""
+        self.epochs += 1
+        if training < self._best * (1 - STILL):
+            self._best, self._still = training, 0
+        else:
+            self._still += 1
+        if validation is not None:
+            rose = self._validation is not None and validation > self._validation
+            self._rises = self._rises + 1 if rose else 0
+            self._validation = validation
+        if self._still == SLOW_AFTER:
+            self.rate /= 10
+        self.done = self._still >= STOP_AFTER or self._rises >= RISES
 
 
 def _even(targets: np.ndarray) -> np.ndarray:
@@ -182,25 +370,9 @@ def _even(targets: np.ndarray) -> np.ndarray:
 
 
 def predict_stack(
-    members: list[SliceNetwork], stack: np.ndarray, heights: np.ndarray
+    members: Sequence[SliceNetwork], stack: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
     """Value of each slice of one scan, averaged over an ensemble."""
     with torch.inference_mode():
         x = torch.from_numpy(predictor_input(stack, heights))
         return np.asarray(np.mean([m(x).double().numpy() for m in members], axis=0))
-
-
-def conformal_half_width(errors: np.ndarray, level: float = 0.9) -> float:
-    """Half-width of a split-conformal interval from absolute errors on unseen scans.
-
-    The ceil((n + 1) level)-th smallest error (science.md §5); the largest when n is too small
-    for the level.
-    """
-    ordered = np.sort(np.abs(errors))
-    rank = int(np.ceil((len(ordered) + 1) * level))
-    return float(ordered[min(rank, len(ordered)) - 1])
-
-
-def config_record(config: PredictorConfig) -> dict[str, Any]:
-    """Return a configuration as JSON-ready values."""
-    return asdict(config)

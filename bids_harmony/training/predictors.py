@@ -1,30 +1,40 @@
-"""The predictors of a bundle: brain age, and schizophrenia on simulated labels."""
+"""The predictors of a bundle, trained on the reference site alone."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import crop, middle_slices, uncrop
+from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.simulation.effect import apply_effect
+from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet, make_folds
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.evaluate import figures
+from bids_harmony.training.examples import Examples
+from bids_harmony.training.fabric import load_checkpoint, save_checkpoint
 from bids_harmony.training.predictor import (
-    Examples,
     PredictorConfig,
-    conformal_half_width,
     network_options,
     predict_stack,
     train_predictor,
 )
+from bids_harmony.training.splits import TEST, VALIDATION, make_folds
 from bids_harmony.training.stored import as_stored
+from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
-#: Range of the simulated effect's strength in made-up patients.
-STRENGTH = (0.7, 1.3)
+#: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
+#: they are held in memory.
+STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
+SIMULATED_NAME = "schizophrenia_probability"
 
 
 @dataclass
@@ -41,145 +51,290 @@ class Predictor:
         Entry of ``targets`` without the network's name.
     metrics : dict
         Figures measured while training.
+    truth : numpy.ndarray or None
+        (scans,) true values of all scans, NaN where unknown; None where they are made up.
     """
 
     members: list[SliceNetwork]
     network: dict[str, Any]
     target: dict[str, Any]
     metrics: dict[str, Any]
+    truth: np.ndarray | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether the networks give logits."""
+        return bool(self.target["output"] == "logit")
 
 
-def train_age(
+@dataclass(frozen=True)
+class _Job:
+    """What all members of a training share."""
+
+    options: TrainOptions
+    config: PredictorConfig
+    folder: Path
+    device: str
+    say: Callable[[str], None]
+
+
+def train_predictors(
     data: TrainingSet,
-    scans: np.ndarray,
+    split: np.ndarray,
+    fit: np.ndarray,
+    reference: str,
     options: TrainOptions,
     config: PredictorConfig,
+    work_dir: Path,
+    *,
+    device: str = "cpu",
     say: Callable[[str], None],
-) -> Predictor:
-    """Train the brain-age ensemble on reference scans and calibrate its interval.
+) -> dict[str, Predictor]:
+    """Train every target's ensemble on the reference site.
+
+    A network that is finished is kept in ``work_dir``, so that the same call continues where it
+    was cut short and ends with the same weights.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
-    scans : numpy.ndarray
-        Reference scans that may be used; those without an age are left out.
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``.
+    fit : numpy.ndarray
+        (scans,) whether predictors of numbers may be fitted on a scan; those of two classes need
+        the scans that ``--fit-filter`` leaves out.
+    reference : str
+        Reference site.
     options : TrainOptions
-        Folds, limits and seed.
+        Targets, folds and seed.
     config : PredictorConfig
         Size and optimisation.
+    work_dir : pathlib.Path
+        Where finished networks are kept.
+    device : str
+        torch device.
     say : callable
         Takes a line of progress.
+
+    Returns
+    -------
+    dict
+        By the target's name.
+
+    Raises
+    ------
+    UsageError
+        When a target cannot be had; before anything is trained.
     """
-    scans = scans[~np.isnan(data.ages[scans])]
-    examples = _examples(data, scans, data.ages[scans], options)
-    chance = np.random.default_rng(options.seed)
-    folds = make_folds(data, scans, options.folds, chance)[scans]
-    network = network_options(examples, config, binary=False)
+    job = _Job(options, config, work_dir / "predictors", device, say)
+    columns = [column for column in options.targets if column != SIMULATED]
+    targets = find_targets(data, columns, reference, fit)
+    predictors = {
+        target.name: _train_target(data, split, fit, reference, target, job) for target in targets
+    }
+    if SIMULATED in options.targets:
+        predictors[SIMULATED_NAME] = _train_simulated(data, split, reference, job)
+    return predictors
+
+
+def _train_target(
+    data: TrainingSet,
+    split: np.ndarray,
+    fit: np.ndarray,
+    reference: str,
+    target: Target,
+    job: _Job,
+) -> Predictor:
+    """Train an ensemble, each network without one fold, and calibrate it on the folds."""
+    options, slice_mm = job.options, job.options.contract.slice_mm
+    usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
+    # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
+    watched = np.flatnonzero(usable & (split == VALIDATION) & job.config.patient)
+    scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
+    examples = Examples.of(data, scans, target.values[scans], slice_mm)
+    validation = Examples.of(data, watched, target.values[watched], slice_mm)
+    folds = _folds(data, scans, target, options)
+    network = network_options(examples, job.config, target.binary)
     members: list[SliceNetwork] = []
     unseen = np.full(len(scans), np.nan)
     for fold in range(options.folds):
-        say(f"brain age, network {fold + 1} of {options.folds}")
-        member = as_stored(
-            train_predictor(
-                examples,
-                np.flatnonzero(folds != fold),
-                network,
-                config,
-                binary=False,
-                steps=options.predictor_steps,
-                minutes=options.predictor_minutes,
-                seed=options.seed + fold,
-                say=say,
-            )
+        job.say(f"{target.name}, network {fold + 1} of {options.folds}")
+        places = np.flatnonzero(folds != fold)
+        member = _member(
+            examples, places, validation, network, target.binary, f"{target.name}-{fold}", job
         )
         members.append(member)
         for i in np.flatnonzero(folds == fold):
-            stack = examples.images[i].astype(np.float32)
-            unseen[i] = np.median(predict_stack([member], stack, examples.heights))
-    errors = np.abs(unseen - examples.targets)
-    correlation = float(np.corrcoef(unseen, examples.targets)[0, 1])
-    say(f"brain age on folds not seen: MAE {errors.mean():.2f}, r {correlation:.3f}")
-    ages = examples.targets
+            unseen[i] = np.median(
+                predict_stack([member], examples.stack(int(i)), examples.heights)
+            )
+    if not target.binary:
+        unseen, network = _calibrate(members, network, unseen, examples.targets, folds)
+    rng = np.random.default_rng(options.seed)
+    found = figures(unseen, examples.targets, target.binary, rng)
+    job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         members,
         {"kind": "slice", "options": network},
-        {
-            "output": "value",
-            "training_data": f"real scans of the reference site (n = {len(scans)})",
-            "training_range": [round(float(ages.min()), 1), round(float(ages.max()), 1)],
-            "interval": {
-                "half_width": round(conformal_half_width(errors), 2),
-                "level": 0.9,
-                "n": len(scans),
-                "method": "split-conformal on reference scans the network had not seen",
-            },
-        },
-        {
-            "folds": {
-                "n": len(scans),
-                "mae_single_network": round(float(errors.mean()), 2),
-                "r_single_network": round(correlation, 3),
-            }
-        },
+        _describe(target, examples.targets, unseen),
+        {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
+        target.values,
     )
 
 
-def train_simulated(
-    data: TrainingSet,
-    held: np.ndarray,
-    reference: str,
-    options: TrainOptions,
-    config: PredictorConfig,
-    say: Callable[[str], None],
-) -> Predictor:
+def _calibrate(
+    members: list[SliceNetwork],
+    network: dict[str, Any],
+    unseen: np.ndarray,
+    truth: np.ndarray,
+    folds: np.ndarray,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stretch the networks' values by the line that fits what they had not seen.
+
+    A single slice tells less than a scan, so a network trained on slices stays nearer to the mean
+    than the median over a scan's slices deserves. The line becomes part of the networks; what is
+    returned for each fold was stretched by a line fitted on the other folds.
+    """
+    stretched = np.full(len(unseen), np.nan)
+    for fold in np.unique(folds):
+        slope, intercept = fit_line(unseen[folds != fold], truth[folds != fold])
+        stretched[folds == fold] = slope * unseen[folds == fold] + intercept
+    slope, intercept = fit_line(unseen, truth)
+    mean, scale = slope * network["mean"] + intercept, slope * network["scale"]
+    network = network | {"mean": round(mean, 3), "scale": round(scale, 3)}
+    for member in members:
+        member.mean, member.scale = network["mean"], network["scale"]
+    return stretched, network
+
+
+def _describe(target: Target, values: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
+    """Entry of ``targets`` in ``bundle.json``."""
+    n = len(values)
+    entry: dict[str, Any] = {
+        "output": "logit" if target.binary else "value",
+        "training_data": f"real scans of the reference site (n = {n})",
+        "column": target.column,
+    }
+    if target.binary:
+        return entry | {
+            "classes": list(target.classes),
+            "counts": [int((values == k).sum()) for k in (0, 1)],
+        }
+    entry |= {
+        "training_range": [round(float(values.min()), 1), round(float(values.max()), 1)],
+        "interval": {
+            "half_width": round(conformal_half_width(unseen - values), 2),
+            "level": 0.9,
+            "n": n,
+            "method": "split-conformal on reference scans the network had not seen",
+        },
+    }
+    if target.name == "brain_age":
+        entry["age_bias"] = age_bias(unseen, values)
+    return entry
+
+
+def _folds(
+    data: TrainingSet, scans: np.ndarray, target: Target, options: TrainOptions
+) -> np.ndarray:
+    """Fold of each scan, balanced on age, and on class where there are two."""
+    rng = np.random.default_rng(options.seed)
+    values = target.values[scans]
+    groups = [scans[values == k] for k in (0, 1)] if target.binary else [scans]
+    for group in groups:
+        if (n := len(set(data.subjects[group]))) < options.folds:
+            raise UsageError(
+                f"There are {n} subjects at the reference site to train {target.name} on"
+                f"{' of one class' if target.binary else ''}.",
+                f"There must be at least {options.folds}, one for each fold.",
+            )
+    folds = np.full(len(data.sites), -1)
+    for group in groups:
+        folds[group] = make_folds(data, group, options.folds, rng)[group]
+    return np.asarray(folds[scans])
+
+
+def _member(
+    examples: Examples,
+    places: np.ndarray,
+    validation: Examples | None,
+    network: dict[str, Any],
+    binary: bool,
+    name: str,
+    job: _Job,
+) -> SliceNetwork:
+    """Train one network, or take the one that an earlier run has finished."""
+    number = int(name.rsplit("-", 1)[1])
+    seed = job.options.seed + number + (1000 if name.startswith(SIMULATED_NAME) else 0)
+    what = {"config": job.config.to_dict(), "network": network, "binary": binary, "seed": seed}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for part in (examples, validation):
+        if part is not None:
+            digest.update(_content(part))
+    digest.update(places.tobytes())
+    path = job.folder / f"{name}-{digest.hexdigest()[:16]}.pt"
+    if (state := load_checkpoint(path)) is not None:
+        job.say(f"{name} was trained before: {path}")
+        member = SliceNetwork(**network)
+        member.load_state_dict(state)
+    else:
+        member = train_predictor(
+            examples, places, validation, network, job.config,
+            binary=binary, seed=seed, say=job.say, device=job.device,
+            checkpoint=path.with_suffix(".checkpoint"),
+        )  # fmt: skip
+        save_checkpoint(path, member.state_dict())
+    return as_stored(member)
+
+
+def _content(examples: Examples) -> bytes:
+    """Digest of targets and of one slice of each scan, to know an earlier run's data again."""
+    digest = hashlib.sha256(examples.targets.tobytes())
+    middle = len(examples.numbers) // 2
+    for place in range(len(examples.scans)):
+        digest.update(examples.draw(np.array([place]), np.array([middle])).numpy().tobytes())
+    return digest.digest()
+
+
+def _train_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: _Job) -> Predictor:
     """Train a two-class network on reference scans, every other one with a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
     like the simulation's patients, and every output says so.
     """
+    options = job.options
     scans = np.flatnonzero(data.sites == reference)
+    scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
+    held = split[scans] == TEST
     # Patients and controls alternate along age, in training and held-out scans alike.
     labels = np.zeros(len(scans))
-    for group in (held[scans], ~held[scans]):
+    for group in (held, ~held):
         order = np.flatnonzero(group)[np.argsort(data.ages[scans][group], kind="stable")]
         labels[order[1::2]] = 1
+    plain = Examples.of(data, scans, labels, options.contract.slice_mm)
     chance = np.random.default_rng(options.seed + 1000)
-    stacks = []
-    for i, label in zip(scans, labels, strict=True):
+    changed = {}
+    for place, (scan, label) in enumerate(zip(scans, labels, strict=True)):
         strength = float(chance.uniform(*STRENGTH)) if label else 0.0
-        stacks.append(_with_effect(data, int(i), strength, options.seed + int(i)))
-    say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans given the effect")
-    examples = _examples(data, scans, labels, options, np.stack(stacks))
-    network = network_options(examples, config, binary=True)
-    member = as_stored(
-        train_predictor(
-            examples,
-            np.flatnonzero(~held[scans]),
-            network,
-            config,
-            binary=True,
-            steps=options.predictor_steps,
-            minutes=options.predictor_minutes,
-            seed=options.seed + 1000,
-            say=say,
-        )
-    )
-    test = np.flatnonzero(held[scans])
+        moved = _with_effect(data, int(scan), strength, options.seed + int(scan))
+        changed[place] = moved[plain.numbers]
+    examples = replace(plain, changed=changed)
+    job.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    network = network_options(examples, job.config, binary=True)
+    places = np.flatnonzero(~held)
+    member = _member(examples, places, None, network, True, f"{SIMULATED_NAME}-0", job)
+    test = np.flatnonzero(held)
     score = np.array(
         [
-            np.median(
-                predict_stack([member], examples.images[i].astype(np.float32), examples.heights)
-            )
+            np.median(predict_stack([member], examples.stack(int(i)), examples.heights))
             for i in test
         ]
     )
-    figures: dict[str, Any] = {"n": len(test), "labels": "simulated"}
-    truth = labels[test] == 1
-    if truth.any() and not truth.all():
-        figures["auc"] = round(area_under_curve(score[truth], score[~truth]), 3)
-        figures["accuracy"] = round(float(np.mean((score > 0) == truth)), 3)
-        say(f"schizophrenia (simulated) on held-out scans: AUC {figures['auc']}")
+    found: dict[str, Any] = {"n": 0}
+    if len(test):
+        found = figures(score, labels[test], True, np.random.default_rng(options.seed))
+    job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         [member],
         {"kind": "slice", "options": network},
@@ -188,30 +343,12 @@ def train_simulated(
             "training_data": "simulated",
             "note": "Labels and effect are simulated on real reference scans; not a diagnosis.",
         },
-        {"held_out_simulated": figures},
+        {"held_out_simulated": {**found, "labels": "simulated"}},
     )
 
 
-def area_under_curve(cases: np.ndarray, controls: np.ndarray) -> float:
-    """Chance that a case scores above a control, ties counting half."""
-    difference = cases[:, None] - controls[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
 def _with_effect(data: TrainingSet, scan: int, strength: float, seed: int) -> np.ndarray:
-    volume = uncrop(data.images[scan].astype(np.float32), data.box, data.shape)
-    mask = uncrop(data.masks[scan], data.box, data.shape)
+    stack, inside = data.stack(scan)
+    volume, mask = (uncrop(part, data.box, data.shape) for part in (stack, inside))
     changed, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
     return crop(changed, data.box).astype(np.float16)
-
-
-def _examples(
-    data: TrainingSet,
-    scans: np.ndarray,
-    targets: np.ndarray,
-    options: TrainOptions,
-    stacks: np.ndarray | None = None,
-) -> Examples:
-    middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-    images = data.images[scans] if stacks is None else stacks
-    return Examples(images[:, middle], np.asarray(targets, dtype=float), data.heights[middle])

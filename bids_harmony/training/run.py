@@ -6,31 +6,26 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_harmony import __version__
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
-from bids_harmony.models.bundle import Bundle, write_bundle
+from bids_harmony.models.bundle import Bundle, load_bundle
+from bids_harmony.participant import say as tell
 from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.inputs import common_contract, find_training_scans, without_rejected
 
 if TYPE_CHECKING:
-    from bids_harmony.bids import Scan
     from bids_harmony.config import RunConfig
-    from bids_harmony.training.data import TrainingSet
-    from bids_harmony.training.harmonizer import Harmonizer
     from bids_harmony.training.predictors import Predictor
 
 #: Below this a held-out part, folds and an age range cannot be had.
 MIN_REFERENCE, MIN_SOURCE = 12, 2
-TARGETS = {"age": "brain_age", "simulated-schizophrenia": "schizophrenia_probability"}
-INTENDED_USE = (
-    "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
-    "scan looks to a network trained on few scans of one scanner; they are no diagnosis."
-)
 
 
 def run_train(config: RunConfig) -> int:
@@ -48,9 +43,15 @@ def run_train(config: RunConfig) -> int:
     """
     from bids_harmony.bids import find_scans
 
-    scans, missing = find_training_scans(config.output_dir, find_scans(config).scans, config)
+    if config.train.add_site:
+        return run_add_site(config, config.train.add_site)
+    inventory = find_scans(config)
+    for warning in inventory.warnings:
+        tell(f"Warning: {warning}")
+    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
     for key in missing:
-        print(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+        tell(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+    contract = common_contract(scans, config.train.contract, tell)
     licence = ""
     try:
         text = (config.bids_dir / "dataset_description.json").read_text(encoding="utf-8")
@@ -58,45 +59,71 @@ def run_train(config: RunConfig) -> int:
     except (OSError, ValueError):
         pass
     out = config.output_dir / "models" / config.train.model_name
-    bundle = train_bundle(scans, out, config.train, licences=[licence] if licence else [])
-    print(f"The bundle {bundle.name} {bundle.version} is in {out}.")
+    bundle = train_bundle(
+        scans,
+        out,
+        replace(config.train, contract=contract),
+        work_dir=config.work_dir,
+        licences=[licence] if licence else [],
+        say=tell,
+    )
+    tell(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK
 
 
-def find_training_scans(
-    output_dir: Path, scans: Sequence[Scan], config: RunConfig
-) -> tuple[list[TrainScan], list[str]]:
-    """Pair the dataset's scans with their preprocessed images and QC records.
+def run_add_site(config: RunConfig, site: str) -> int:
+    """Fit one more site to the bundle in use and write the result to ``OUT/models/NAME``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As of :func:`run_train`; the scans must be preprocessed as ``bundle`` was trained.
+    site : str
+        Name of the site.
 
     Returns
     -------
-    found : list of TrainScan
-        Scans with a preprocessed image and mask in the contract's space and resolution.
-    missing : list of str
-        Keys of the others.
+    int
+        0.
     """
-    contract = config.train.contract
-    found, missing = [], []
-    for scan in scans:
-        folder = output_dir / f"sub-{scan.entities['subject']}"
-        if session := scan.entities.get("session"):
-            folder /= f"ses-{session}"
-        stem = f"{scan.key}_space-{contract.template}_res-{contract.resolution}_desc-"
-        t1w = folder / "anat" / f"{stem}preproc_T1w.nii.gz"
-        mask = folder / "anat" / f"{stem}brain_mask.nii.gz"
-        if not (t1w.is_file() and mask.is_file()):
-            missing.append(scan.key)
-            continue
-        try:
-            record = json.loads(
-                (folder / "anat" / f"{scan.key}_desc-harmony_qc.json").read_text(encoding="utf-8")
-            )
-            metrics = dict(record.get("metrics", {}))
-        except (OSError, ValueError):
-            metrics = {}
-        subject = scan.entities["subject"]
-        found.append(TrainScan(subject, scan.site, t1w, mask, scan.age, metrics))
-    return found, missing
+    from bids_harmony.bids import find_scans
+    from bids_harmony.training.addsite import STEPS, add_site
+    from bids_harmony.training.cache import open_training_set
+
+    if config.bundle == "none":
+        raise UsageError("There is no bundle to add a site to.", "Give --bundle its folder.")
+    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+    options = replace(config.train, contract=bundle.contract)
+    config = replace(config, train=options)
+    out = config.output_dir / "models" / options.model_name
+    if out.resolve() == bundle.path:
+        raise UsageError(
+            f"The new bundle would take the place of {out}, which it is made from.",
+            "Give it another --model-name.",
+        )
+    found = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
+    scans = [scan for scan in without_rejected(found, tell) if scan.site == site]
+    if not scans:
+        raise NoInputError(
+            f"No preprocessed scan of the site {site} was found.",
+            "Run the participant level with the same bundle first, and check --site-column.",
+        )
+    common_contract(scans, bundle.contract, tell, bundle.name)
+    data = open_training_set(scans, config.work_dir, threads=options.threads, say=tell)
+    steps = options.shortened().harmonizer_steps if options.fast_dev_run else STEPS
+    add_site(
+        bundle,
+        data,
+        np.arange(len(data)),
+        site,
+        out,
+        name=options.model_name,
+        steps=steps,
+        seed=options.seed,
+        say=tell,
+    )
+    tell(f"The bundle {options.model_name}, which knows {site}, is in {out}.")
+    return EXIT_OK
 
 
 def train_bundle(
@@ -104,8 +131,9 @@ def train_bundle(
     out: Path,
     options: TrainOptions,
     *,
+    work_dir: Path,
     licences: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Bundle:
     """Train a harmonizer and predictors on preprocessed scans, and write the bundle.
 
@@ -117,6 +145,8 @@ def train_bundle(
         Folder of the bundle.
     options : TrainOptions
         What the user chose.
+    work_dir : pathlib.Path
+        Where the slices are kept while training.
     licences : sequence of str
         Under which the scans were given, for the bundle's description.
     say : callable
@@ -132,202 +162,123 @@ def train_bundle(
         When there is no preprocessed scan.
     UsageError
         When there are too few scans of the reference or of any other site, a target is unknown,
-        or scans lie on different grids.
+        ``fit_filter`` cannot be understood, a site differs too much from the reference, or the
+        devices asked for are not there.
+    SystemExit
+        With 0, in all processes that ``srun`` or ``torchrun`` started but the first, once the
+        maps are trained.
     """
     import torch
 
-    from bids_harmony.training.data import hold_out, load_scans
-    from bids_harmony.training.harmonizer import HarmonizerConfig, train_harmonizer
-    from bids_harmony.training.predictor import PredictorConfig
-    from bids_harmony.training.predictors import train_age, train_simulated
+    from bids_harmony.training.cache import open_training_set
+    from bids_harmony.training.data import scan_table
+    from bids_harmony.training.fabric import Engine, first_process
+    from bids_harmony.training.finish import Trained, finish_bundle
+    from bids_harmony.training.fit_filter import select_scans
+    from bids_harmony.training.harmonizer import Plan, train_harmonizer
+    from bids_harmony.training.overlap import check_overlap, covariate_overlap
+    from bids_harmony.training.predictor import PREDICTORS
+    from bids_harmony.training.predictors import train_predictors
+    from bids_harmony.training.presets import PRESETS
+    from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects
 
-    reference = choose_reference(scans, options)
+    options = options.shortened()
+    if not first_process():
+        say = _silent
+    scans = without_rejected(scans, say)
+    # Before anything is read: what makes no sense is refused at once.
+    choose_reference([scan.site for scan in scans], options)
+    select_scans(scan_table(scans), options.fit_filter)
+    preset = PRESETS[options.preset]
+    preset = replace(preset, batch=options.batch or preset.batch)
+    engine = Engine.of(options)
+    engine.check(preset.batch)
     torch.set_num_threads(options.threads)
 
-    # 1. Read, and keep whole subjects of every site out of everything that follows.
-    data = load_scans(scans)
-    held = hold_out(data, options.holdout, np.random.default_rng(options.seed))
-    ref = np.flatnonzero(~held & (data.sites == reference))
-    say(f"{len(data.sites)} scans, {held.sum()} held out; reference {reference}")
+    # 1. Read, keep whole subjects of every site out of fitting, and compare the sites.
+    data = open_training_set(scans, work_dir, threads=options.threads, say=say)
+    chance = np.random.default_rng(options.seed)
+    split = split_subjects(data, options.validation, options.holdout, chance)
+    fit = select_scans(data.table, options.fit_filter)
+    reference = choose_reference(data.sites[fit].tolist(), options)
+    train = np.flatnonzero((split == TRAIN) & fit)
+    counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
+    say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
+    parts = {str(site): data.site_scans(site, train) for site in np.unique(data.sites[train])}
+    if reference not in parts or len(parts) < 2:
+        raise UsageError(
+            f"Only scans of {', '.join(parts) or 'no site'} are left to train the maps on.",
+            "Choose smaller parts for --holdout and --validation, or a wider --fit-filter.",
+        )
+    overlap = covariate_overlap(data, parts.pop(reference), parts)
+    check_overlap(overlap, force=options.force, say=say)
 
-    # 2. Predictors, on the reference site alone.
+    # 2. Predictors, on the reference site alone; of several machines, one trains them.
+    recipe = PREDICTORS[options.predictor]
     predictors: dict[str, Predictor] = {}
-    if "age" in options.targets:
-        predictors["brain_age"] = train_age(data, ref, options, PredictorConfig(), say)
-    if "simulated-schizophrenia" in options.targets:
-        predictors["schizophrenia_probability"] = train_simulated(
-            data, held, reference, options, PredictorConfig(), say
+    if first_process():
+        predictors = train_predictors(
+            data,
+            split,
+            fit,
+            reference,
+            options,
+            replace(recipe, steps=options.predictor_steps or recipe.steps),
+            work_dir,
+            device="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
+            say=say,
         )
 
-    # 3. The maps between the sites.
+    # 3. The maps between the sites, in all processes.
     harmonizer = train_harmonizer(
         data,
-        np.flatnonzero(~held),
+        train,
         reference,
-        HarmonizerConfig(),
-        steps=options.harmonizer_steps,
-        minutes=options.harmonizer_minutes,
-        seed=options.seed,
+        preset,
+        plan=Plan(options.harmonizer_steps, options.epoch_steps, options.seed),
+        folder=work_dir,
+        engine=engine,
         say=say,
     )
 
-    # 4. Figures on what was held out, and the bundle.
-    return finish_bundle(
-        scans, data, held, reference, predictors, harmonizer, out, options, licences, say
-    )
+    if not first_process():
+        raise SystemExit(EXIT_OK)
+
+    # 4. The best checkpoint, the guard's limits, figures on what was held out, and the bundle.
+    trained = Trained(data, split, fit, overlap, reference, predictors, harmonizer)
+    return finish_bundle(trained, out, options, licences, say)
 
 
-def choose_reference(scans: Sequence[TrainScan], options: TrainOptions) -> str:
-    """Check that training makes sense with these scans, and name the reference site."""
-    if unknown := set(options.targets) - set(TARGETS):
-        raise UsageError(
-            f"There is no target {sorted(unknown)[0]}.", f"Choose among {', '.join(TARGETS)}."
-        )
-    counts: dict[str, int] = {}
-    for scan in scans:
-        counts[scan.site] = counts.get(scan.site, 0) + 1
+def _silent(line: str) -> None:
+    """Say nothing: the first of several processes does."""
+
+
+def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
+    """Check that training makes sense with scans of these sites, and name the reference.
+
+    Parameters
+    ----------
+    sites : sequence of str
+        Site of each scan that can be fitted on.
+    options : TrainOptions
+        What the user chose.
+    """
+    counts = Counter(sites)
     if not counts:
         raise NoInputError(
             "No preprocessed scan was found to train on.",
             "Run the participant level on the same folders first.",
         )
     reference = options.reference_site or max(sorted(counts), key=lambda site: counts[site])
-    if counts.get(reference, 0) < MIN_REFERENCE:
+    if counts[reference] < MIN_REFERENCE:
         raise UsageError(
-            f"The reference site {reference} has {counts.get(reference, 0)} preprocessed scans.",
-            f"Training needs {MIN_REFERENCE}; sites here: {counts}.",
+            f"The reference site {reference} has {counts[reference]} scans to fit on.",
+            f"Training needs {MIN_REFERENCE}; scans here: "
+            f"{', '.join(f'{n} of {site}' for site, n in sorted(counts.items()))}.",
         )
     if not any(n >= MIN_SOURCE for site, n in counts.items() if site != reference):
         raise UsageError(
-            f"There is no site besides {reference} with {MIN_SOURCE} scans.",
+            f"There is no site besides {reference} with {MIN_SOURCE} scans to fit on.",
             "Harmonization needs scans of at least two sites: check --site-column.",
         )
-    if "age" in options.targets and all(
-        scan.age is None for scan in scans if scan.site == reference
-    ):
-        raise UsageError(
-            f"No scan of {reference} has an age.",
-            "Check --age-column, or leave --targets age out.",
-        )
     return reference
-
-
-def finish_bundle(
-    scans: Sequence[TrainScan],
-    data: TrainingSet,
-    held: np.ndarray,
-    reference: str,
-    predictors: dict[str, Predictor],
-    harmonizer: Harmonizer,
-    out: Path,
-    options: TrainOptions,
-    licences: Sequence[str],
-    say: Callable[[str], None],
-) -> Bundle:
-    """Measure what was trained on the held-out scans, describe it and write the bundle."""
-    from bids_harmony.models.slices import middle_slices
-    from bids_harmony.qc.harmonization import brain_histogram, mean_histogram
-    from bids_harmony.qc.verdict import reference_statistics
-    from bids_harmony.training.evaluate import evaluate_age, map_all, summarize_changes
-    from bids_harmony.training.stored import as_stored
-
-    forward = as_stored(harmonizer.forward)
-    networks: dict[str, Any] = {"harmonizer": [forward]}
-    described: dict[str, Any] = {
-        "harmonizer": {
-            "kind": "generator",
-            "files": ["harmonizer.safetensors"],
-            "options": {"channels": harmonizer.record["config"]["channels"]},
-        }
-    }
-    networks["backward"] = [as_stored(harmonizer.backward)]
-    described["backward"] = {
-        "kind": "generator",
-        "files": ["backward.safetensors"],
-        "options": {
-            "channels": harmonizer.record["config"]["channels"],
-            "n_sites": len(harmonizer.sites),
-        },
-        "sites": harmonizer.sites,
-    }
-    targets: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    for name, predictor in predictors.items():
-        networks[name] = predictor.members
-        numbers = range(1, len(predictor.members) + 1)
-        files = [f"{name}-{number}.safetensors" for number in numbers]
-        described[name] = {**predictor.network, "files": files}
-        targets[name] = {"network": name, **predictor.target}
-        metrics[name] = dict(predictor.metrics)
-    train_ref = np.flatnonzero(~held & (data.sites == reference))
-    mapped = map_all(data, train_ref, forward)
-    untrained = np.flatnonzero(held | (data.sites != reference))
-    metrics["images"] = summarize_changes(data, untrained, mapped)
-    if "brain_age" in predictors:
-        middle = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
-        members = predictors["brain_age"].members
-        metrics["brain_age"]["sites"] = evaluate_age(
-            data, held, reference, mapped, members, middle, seed=options.seed, say=say
-        )
-
-    used = {site: np.flatnonzero(~held & (data.sites == site)) for site in np.unique(data.sites)}
-    tables = {
-        "qc_reference.json": {
-            "metrics": reference_statistics(
-                {
-                    str(site): [scans[i].metrics | mapped.changes[i] for i in here]
-                    for site, here in used.items()
-                }
-            ),
-            "histograms": {
-                str(site): mean_histogram(
-                    [
-                        brain_histogram(data.images[i].astype(np.float32), data.masks[i])
-                        for i in here
-                    ]
-                )
-                for site, here in used.items()
-            },
-        },
-        "splits.json": {
-            str(site): {
-                "trained_on": sorted({str(data.subjects[i]).split("/", 1)[1] for i in here}),
-                "held_out": sorted(
-                    {
-                        str(data.subjects[i]).split("/", 1)[1]
-                        for i in np.flatnonzero(held & (data.sites == site))
-                    }
-                ),
-            }
-            for site, here in used.items()
-        },
-    }
-    info = {
-        "name": options.model_name,
-        "version": __version__,
-        "reference_site": reference,
-        "sites": {str(site): _describe_site(data, held, str(site)) for site in used},
-        "contract": options.contract.to_dict(),
-        "box": [list(side) for side in data.box],
-        "networks": described,
-        "targets": targets,
-        "metrics": metrics,
-        "training": {"options": options.to_dict(), "harmonizer": harmonizer.record},
-        "licences": list(licences),
-        "intended_use": INTENDED_USE,
-    }
-    return write_bundle(out, info, networks, tables)
-
-
-def _describe_site(data: TrainingSet, held: np.ndarray, site: str) -> dict[str, Any]:
-    here = data.sites == site
-    ages = data.ages[here & ~held]
-    known = ages[~np.isnan(ages)]
-    return {
-        "n": int((here & ~held).sum()),
-        "n_held_out": int((here & held).sum()),
-        "age": [round(float(known.min()), 1), round(float(known.max()), 1)]
-        if len(known)
-        else None,
-        "age_mean": round(float(known.mean()), 1) if len(known) else None,
-    }

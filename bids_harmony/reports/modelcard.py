@@ -1,0 +1,250 @@
+"""The card of a bundle: what a reader needs to judge it by, as JSON and as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from bids_harmony.qc.guard import MEASURES, spoken_limit
+from bids_harmony.qc.verdict import dictionary
+
+#: Rows of the table of images that are no metric of a scan.
+IMAGE_NAMES = {
+    "n": "Scans",
+    "reference_distance_histogram_matching": (
+        "Distance to the reference histogram, histogram-matched"
+    ),
+}
+METHODS = {
+    "none": "unharmonized",
+    "histogram_matching": "histogram-matched",
+    "harmonized": "harmonized",
+}
+GROUPS = {
+    "held_out": "test scans",
+    "all": "all of the site",
+}
+#: Below this many test scans a site's figures are called rough.
+FEW = 20
+
+
+def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Put a bundle's card together.
+
+    Parameters
+    ----------
+    info : mapping
+        ``bundle.json`` without ``files``.
+    guard : mapping or None
+        ``guard.json``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``name``, ``version``, ``intended_use``, ``data``, ``preprocessing``,
+        ``networks``, ``targets``, ``metrics``, ``checkpoints``, ``guard``, ``limits``, ``rerun``.
+    """
+    training = info["training"]
+    harmonizer = training.get("harmonizer", {})
+    return {
+        "name": info["name"],
+        "version": info["version"],
+        "intended_use": info["intended_use"],
+        "data": {
+            "reference_site": info["reference_site"],
+            "sites": info["sites"],
+            "licences": list(info["licences"]),
+            "splits": "by subject, stratified by site and age; listed in splits.json",
+            "fit_filter": training.get("options", {}).get("fit_filter"),
+            "overlap": training.get("overlap", {}),
+        },
+        "preprocessing": info["contract"],
+        "networks": {
+            name: {key: config[key] for key in ("kind", "options")} | {"n": len(config["files"])}
+            for name, config in info["networks"].items()
+        },
+        "targets": info["targets"],
+        "metrics": info["metrics"],
+        "checkpoints": {
+            "chosen_step": harmonizer.get("chosen_step"),
+            "candidates": harmonizer.get("candidates", []),
+        },
+        "guard": {"limits": (guard or {}).get("limits", {}), "n": (guard or {}).get("n", 0)},
+        "limits": known_limits(info),
+        "rerun": {
+            "command": "bids_harmony BIDS OUT train",
+            "options": training.get("options", {}),
+            "note": "The same options on the same scans repeat the training; processors round "
+            "differently, so that figures agree and bytes need not.",
+        },
+    }
+
+
+def known_limits(info: Mapping[str, Any]) -> list[str]:
+    """Say where a bundle's numbers should not be trusted.
+
+    Parameters
+    ----------
+    info : mapping
+        ``bundle.json``.
+
+    Returns
+    -------
+    list of str
+        One sentence each.
+    """
+    reference, sites = info["reference_site"], info["sites"]
+    said = []
+    for name, target in info["targets"].items():
+        if "training_range" in target:
+            low, high = target["training_range"]
+            said.append(
+                f"{name} was trained on values from {low:g} to {high:g} at {reference}; outside "
+                "them it is not known to work."
+            )
+        if "simulated" in str(target.get("training_data")):
+            said.append(
+                f"{name} was trained on simulated labels: it shows that the path works, and says "
+                "nothing about a person."
+            )
+    few = [f"{site} ({row['n_held_out']})" for site, row in sites.items()
+           if row.get("n_held_out", 0) < FEW]  # fmt: skip
+    if few:
+        said.append(
+            f"Figures rest on few test scans at {', '.join(few)}: read the intervals, not the "
+            "values alone."
+        )
+    if len(sites) > 1:
+        said.append(
+            f"The maps were fitted on {len(sites) - 1} other site{'s' * (len(sites) > 2)}. The "
+            "forward map runs on scans of any scanner, but how well is known for these only; "
+            "the distance to the training sites in each scan's report says how far off a scan is."
+        )
+    said.append(
+        "Prediction intervals were calibrated at the reference site and may be too narrow "
+        "elsewhere. Gaps are not corrected for age bias unless a column says so."
+    )
+    return said
+
+
+def card_html(card: Mapping[str, Any]) -> str:
+    """Write a card as one HTML file that holds all it shows.
+
+    Parameters
+    ----------
+    card : mapping
+        Of :func:`model_card`.
+
+    Returns
+    -------
+    str
+        HTML; every value is escaped, nothing is fetched from elsewhere.
+    """
+    import jinja2
+
+    source = (files("bids_harmony.data") / "model_card.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(shown=shown, between=between)
+    return environment.from_string(source).render(
+        card=card,
+        figures=figure_tables(card["metrics"]),
+        folds=fold_sentences(card["metrics"]),
+        images=image_rows(card["metrics"].get("images", {})),
+        guard=guard_rows(card["guard"]),
+    )
+
+
+def figure_tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tables of each target's figures: site, scans, way of preparing, n, and each figure."""
+    tables = []
+    for target, found in metrics.items():
+        rows = []
+        for site, groups in found.get("sites", {}).items() if target != "images" else ():
+            for group, methods in groups.items():
+                for method, values in methods.items():
+                    rows.append(
+                        {
+                            "site": site,
+                            "scans": GROUPS.get(group, group),
+                            "method": METHODS.get(method, method),
+                            "values": values,
+                        }
+                    )
+        names = [n for n in (rows[0]["values"] if rows else ()) if f"{n}_95" in rows[0]["values"]]
+        if rows:
+            tables.append({"target": target, "names": names, "rows": rows})
+    return tables
+
+
+def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Say of each target how single networks did on reference scans they had not seen."""
+    sentences = []
+    for target, found in metrics.items():
+        if (folds := found.get("folds")) is not None:
+            parts = [
+                f"{name} {shown(value)} {between(folds.get(f'{name}_95'))}".strip()
+                for name, value in folds.items()
+                if isinstance(value, int | float)
+            ]
+            sentences.append(
+                f"{target}: single networks on reference scans of the folds they were trained "
+                f"without: {', '.join(parts)}."
+            )
+    return sentences
+
+
+def image_rows(images: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of what harmonization did to images: measure, value at each site."""
+    names = dict.fromkeys(name for row in images.values() for name in row)
+    return [
+        {
+            "name": IMAGE_NAMES.get(name) or dictionary().get(name, {}).get("LongName", name),
+            "values": [row.get(name) for row in images.values()],
+        }
+        for name in names
+    ]
+
+
+def guard_rows(guard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the guard's table: measure, what it means, limit, scans it was set on."""
+    return [
+        {
+            "name": dictionary()[name]["LongName"],
+            "meaning": dictionary()[name]["Description"],
+            "limit": spoken_limit(name, float(guard["limits"][name]["limit"])),
+            "n": guard["limits"][name]["n"],
+        }
+        for name in MEASURES
+        if name in guard["limits"]
+    ]
+
+
+def shown(value: Any) -> str:
+    """Write a value for a reader: short numbers, ``n/a`` for what is not there.
+
+    >>> shown(0.123456), shown(None), shown([1, 2]), shown(True)
+    ('0.123', 'n/a', '1, 2', 'yes')
+    """
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value + 0.0:.4g}" if abs(value) >= 1000 else f"{value + 0.0:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(v) for v in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {shown(v)}" for key, v in value.items())
+    return str(value)
+
+
+def between(ends: Any) -> str:
+    """Write an interval in brackets; nothing for None.
+
+    >>> between([1.0, 2.5]), between(None)
+    ('[1, 2.5]', '')
+    """
+    return f"[{shown(ends[0])}, {shown(ends[1])}]" if ends else ""

@@ -1,0 +1,131 @@
+"""What the train level reads: preprocessed scans, and what their records say of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony.contract import Contract
+from bids_harmony.errors import BundleError
+from bids_harmony.training.config import TrainScan
+
+if TYPE_CHECKING:
+    from bids_harmony.bids import Scan
+    from bids_harmony.config import RunConfig
+
+#: Statuses of QC records whose scans are not trained on.
+REJECTED = ("fail", "error")
+
+
+def find_training_scans(
+    output_dir: Path, scans: Sequence[Scan], config: RunConfig
+) -> tuple[list[TrainScan], list[str]]:
+    """Pair the dataset's scans with their preprocessed images and QC records.
+
+    Returns
+    -------
+    found : list of TrainScan
+        Scans with a preprocessed image and mask in the contract's space and resolution.
+    missing : list of str
+        Keys of the others.
+    """
+    contract = config.train.contract
+    found, missing = [], []
+    for scan in scans:
+        folder = output_dir / f"sub-{scan.entities['subject']}"
+        if session := scan.entities.get("session"):
+            folder /= f"ses-{session}"
+        stem = f"{scan.key}_space-{contract.template}_res-{contract.resolution}_desc-"
+        t1w = folder / "anat" / f"{stem}preproc_T1w.nii.gz"
+        mask = folder / "anat" / f"{stem}brain_mask.nii.gz"
+        if not (t1w.is_file() and mask.is_file()):
+            missing.append(scan.key)
+            continue
+        try:
+            record = json.loads(
+                (folder / "anat" / f"{scan.key}_desc-harmony_qc.json").read_text(encoding="utf-8")
+            )
+        except (OSError, ValueError):
+            record = {}
+        found.append(
+            TrainScan(
+                scan.entities["subject"],
+                scan.site,
+                t1w,
+                mask,
+                scan.age,
+                dict(record.get("metrics", {})),
+                scan.sex,
+                scan.diagnosis,
+                scan.columns,
+                record.get("status"),
+                made_under(record),
+            )
+        )
+    return found, missing
+
+
+def made_under(record: dict[str, Any]) -> Contract | None:
+    """Read from a scan's QC record how it was preprocessed; None where it does not say."""
+    processing = record.get("processing")
+    if not isinstance(processing, dict) or not isinstance(processing.get("contract"), dict):
+        return None
+    asked = {name: processing.get(name, "auto") for name in ("skull_strip", "registration")}
+    try:
+        contract = Contract.from_dict(processing["contract"])
+    except BundleError:  # another version's
+        return None
+    return replace(contract, **{name: way for name, way in asked.items() if way != "auto"})
+
+
+def common_contract(
+    scans: Sequence[TrainScan],
+    wanted: Contract,
+    say: Callable[[str], None],
+    bundle: str | None = None,
+) -> Contract:
+    """Name how most scans were preprocessed, and warn of the others.
+
+    Parameters
+    ----------
+    scans : sequence of TrainScan
+        Those whose records do not say how they were made do not count.
+    wanted : Contract
+        What holds where no record says anything, and for ``bundle``.
+    say : callable
+        Takes a warning.
+    bundle : str, optional
+        Name of the bundle whose contract is ``wanted``: all scans ought to be made so.
+
+    Returns
+    -------
+    Contract
+        For the new bundle: its networks may assume of a scan what they were trained on.
+    """
+    grid = (wanted.template, wanted.resolution)
+    ways = Counter(
+        scan.made
+        for scan in scans
+        if scan.made and (scan.made.template, scan.made.resolution) == grid
+    )
+    chosen = ways.most_common(1)[0][0] if ways and bundle is None else wanted
+    if others := sum(n for way, n in ways.items() if way != chosen):
+        text = f"skull strip {chosen.skull_strip}, registration {chosen.registration}"
+        say(
+            f"Warning: {others} of {len(scans)} scans were preprocessed in other ways than "
+            f"{f'the bundle {bundle} asks for' if bundle else 'most'} ({text}); "
+            "preprocess them again in the same way."
+        )
+    return chosen
+
+
+def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+    """Leave out scans that quality control rejected, and say which."""
+    rejected = [scan for scan in scans if scan.qc_status in REJECTED]
+    for scan in rejected:
+        say(f"{scan.t1w.name} is left out: its quality control says '{scan.qc_status}'.")
+    return [scan for scan in scans if scan.qc_status not in REJECTED]

@@ -1,0 +1,142 @@
+"""What each part of the fast preset is worth: train without it, on the same scans and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bids_harmony.bids import find_scans
+from bids_harmony.config import RunConfig
+from bids_harmony.files import write_json
+from bids_harmony.training.cache import open_training_set
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.fabric import Engine
+from bids_harmony.training.harmonizer import Plan, train_harmonizer
+from bids_harmony.training.presets import ABLATIONS, FAST
+from bids_harmony.training.run import find_training_scans
+from bids_harmony.training.select import choose_checkpoint
+from bids_harmony.training.splits import TRAIN, split_subjects
+from bids_harmony.training.stored import as_stored
+
+COLUMNS = ("score", "tissue_distance", "probe", "violation", "beyond")
+
+
+def ablate(
+    data: TrainingSet,
+    reference: str,
+    parts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    folder: Path,
+    *,
+    options: TrainOptions,
+    engine: Engine,
+    say: Callable[[str], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """Train with all parts, then without each, and score the chosen checkpoint.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    reference : str
+        Reference site.
+    parts : sequence of str
+        Of :data:`bids_harmony.training.presets.ABLATIONS`.
+    seeds : sequence of int
+        Each part is left out once per seed.
+    plan : Plan
+        Its seed is replaced.
+    folder : pathlib.Path
+        Work folder; trainings that are finished are not repeated.
+    options : TrainOptions
+        Shares of the split, and the contract.
+    engine : Engine
+        Devices.
+    say : callable
+        Takes lines of progress.
+
+    Returns
+    -------
+    dict of str to list of dict
+        Per part, or ``nothing``, one row of
+        :func:`bids_harmony.training.select.choose_checkpoint` per seed.
+    """
+    chance = np.random.default_rng(options.seed)
+    split = split_subjects(data, options.validation, options.holdout, chance)
+    train = np.flatnonzero(split == TRAIN)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part in ("nothing", *parts):
+        preset = replace(FAST, **ABLATIONS.get(part, {}))
+        for seed in seeds:
+            say(f"without {part}, seed {seed}")
+            maps = train_harmonizer(
+                data, train, reference, preset, plan=replace(plan, seed=seed),
+                folder=folder, engine=engine, say=say,
+            )  # fmt: skip
+            kept = dict(maps.epochs)
+            step, table = choose_checkpoint(
+                data, split, reference, list(kept),
+                lambda step, maps=maps, kept=kept: as_stored(maps.at(kept[step])[0]),
+                grey=options.contract.grey, seed=options.seed, say=say,
+            )  # fmt: skip
+            row = next(row for row in table if row["step"] == step)
+            rows.setdefault(part, []).append(row | {"seed": seed})
+    return rows
+
+
+def show(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Write a Markdown table of means over seeds, with their range."""
+    lines = [
+        f"| without | kept the anatomy | {' | '.join(COLUMNS)} |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
+    for part, found in rows.items():
+        cells = []
+        for name in COLUMNS:
+            values = [row[name] for row in found]
+            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        kept = sum(row["eligible"] for row in found)
+        lines.append(f"| {part} | {kept} of {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print the table, and write its rows to ``WORK/ablation.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="folder that default_bundle.py worked in")
+    parser.add_argument("--reference-site", default="IXI-HH")
+    parser.add_argument("--parts", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--epoch-steps", type=int, default=500)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+
+    torch.set_num_threads(given.threads)
+    config = RunConfig(
+        bids_dir=(given.work / "bids").resolve(), output_dir=(given.work / "out").resolve()
+    )
+    scans, _ = find_training_scans(config.output_dir, find_scans(config).scans, config)
+    data = open_training_set(scans, given.work / "work", threads=given.threads)
+    rows = ablate(
+        data, given.reference_site, given.parts, given.seeds,
+        Plan(given.steps, given.epoch_steps), given.work / "work", options=config.train,
+        engine=Engine(given.device, threads=given.threads), say=print,
+    )  # fmt: skip
+    write_json(given.work / "ablation.json", rows)
+    print(show(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""Predictors: targets, schedules, calibration, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from random_bundle import write_random_bundle
+from training_heads import AFFINE, head
+
+from bids_harmony.errors import HarmonyError, UsageError
+from bids_harmony.models.apply import predict_scan
+from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
+from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.evaluate import area_under_curve, figures
+from bids_harmony.training.examples import Examples
+from bids_harmony.training.predictor import (
+    ARTICLE,
+    FAST,
+    Patience,
+    PredictorConfig,
+    network_options,
+    predict_stack,
+    train_predictor,
+)
+from bids_harmony.training.predictors import Predictor, train_predictors
+from bids_harmony.training.targets import find_target
+
+SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4)
+SLICE_MM = (-20.0, 20.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingSet:
+    """Return 16 heads of a reference and 4 of another site."""
+    rng = np.random.default_rng(0)
+    ages = np.linspace(20, 70, 20)
+    pairs = [head(age, rng) for age in ages]
+    images, masks = (
+        np.stack([np.moveaxis(pair[k], 2, 0)[:, 4:36, 6:38] for pair in pairs]) for k in (0, 1)
+    )
+    table = pd.DataFrame(
+        {
+            "subject": [f"s{i}" for i in range(20)],
+            "site": ["REF"] * 16 + ["A"] * 4,
+            "age": ages,
+            "iq": 100 + np.arange(20.0),
+            "diagnosis": ["patient" if i % 3 == 0 else "control" for i in range(20)],
+            "kind": ["a", "b", "c", "d"] * 5,
+            "coded": [i % 2 for i in range(20)],
+        }
+    )
+    return TrainingSet.from_arrays(
+        images, masks, table, affine=AFFINE, box=((4, 36), (6, 38)), shape=(40, 44, 30)
+    )
+
+
+def split_of(data: TrainingSet) -> np.ndarray:
+    return np.array((["train"] * 3 + ["validation"] + ["train"] * 3 + ["test"]) * 3)[: len(data)]
+
+
+def train(
+    data: TrainingSet, work_dir: Path, targets: tuple[str, ...], config: PredictorConfig = SMALL
+) -> tuple[dict[str, Predictor], list[str]]:
+    lines: list[str] = []
+    options = TrainOptions(targets=targets, folds=2)
+    fit = np.ones(len(data), bool)
+    found = train_predictors(
+        data, split_of(data), fit, "REF", options, config, work_dir, say=lines.append
+    )
+    return found, lines
+
+
+def weights(predictor: Predictor) -> torch.Tensor:
+    return torch.cat([v.flatten().float() for m in predictor.members
+                      for v in m.state_dict().values()])  # fmt: skip
+
+
+def test_columns_become_targets(data: TrainingSet) -> None:
+    age = find_target(data, "age", "REF")
+    assert (age.name, age.binary) == ("brain_age", False)
+    assert find_target(data, "iq", "REF").name == "iq"
+    diagnosis = find_target(data, "diagnosis", "REF")
+    assert diagnosis.name == "diagnosis_probability"
+    assert diagnosis.classes == ("control", "patient")
+    assert diagnosis.values[:4].tolist() == [1, 0, 0, 1]
+    coded = find_target(data, "coded", "REF")
+    assert coded.classes == ("0", "1")
+    assert coded.values[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("height", "no column height"), ("kind", "4 different values"), ("metrics", "no column")],
+)
+def test_columns_that_are_no_target_are_refused(
+    data: TrainingSet, column: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        find_target(data, column, "REF")
+
+
+def test_unknown_values_are_not_trained_on(data: TrainingSet) -> None:
+    table = data.table.copy()
+    table.loc[:2, "diagnosis"] = None
+    target = find_target(replace(data, table=table), "diagnosis", "REF")
+    assert np.isnan(target.values[:3]).all()
+    assert np.isfinite(target.values[3:]).all()
+
+
+def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_path: Path) -> None:
+    found, _ = train(data, tmp_path, ("age", "iq", "diagnosis"))
+    assert list(found) == ["brain_age", "iq", "diagnosis_probability"]
+    age = found["brain_age"]
+    n_train = int(((data.sites == "REF") & (split_of(data) != "test")).sum())
+    assert age.target["interval"]["n"] == n_train == 14
+    assert set(age.target["age_bias"]) == {"slope", "intercept", "n"}
+    assert age.metrics["folds"]["n"] == n_train
+    assert len(age.members) == 2
+    assert "age_bias" not in found["iq"].target
+    diagnosis = found["diagnosis_probability"].target
+    assert diagnosis["classes"] == ["control", "patient"]
+    assert diagnosis["output"] == "logit"
+    assert sum(diagnosis["counts"]) == n_train
+    assert "auc" in found["diagnosis_probability"].metrics["folds"]
+
+
+def test_filter_keeps_numbers_and_leaves_classes_alone(data: TrainingSet, tmp_path: Path) -> None:
+    fit = (data.table["diagnosis"] == "control").to_numpy()
+    options = TrainOptions(targets=("age", "diagnosis"), folds=2)
+    found = train_predictors(
+        data, split_of(data), fit, "REF", options, SMALL, tmp_path, say=lambda _: None
+    )
+    train_ref = (data.sites == "REF") & (split_of(data) != "test")
+    assert found["brain_age"].target["interval"]["n"] == (train_ref & fit).sum()
+    assert sum(found["diagnosis_probability"].target["counts"]) == train_ref.sum()
+
+
+def test_finished_networks_are_kept_and_the_rest_is_the_same(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    whole, lines = train(data, tmp_path, ("age",))
+    assert not any("trained before" in line for line in lines)
+    files = sorted((tmp_path / "predictors").iterdir())
+    assert len(files) == 2
+    files[1].unlink()  # as if the run had been killed in the second network
+    again, lines = train(data, tmp_path, ("age",))
+    assert sum("trained before" in line for line in lines) == 1
+    assert torch.equal(weights(whole["brain_age"]), weights(again["brain_age"]))
+    # Other scans, targets or settings are another training.
+    aged = data.table.assign(age=data.table["age"] + 1)
+    _, lines = train(replace(data, table=aged), tmp_path, ("age",))
+    assert not any("trained before" in line for line in lines)
+    _, lines = train(data, tmp_path, ("age",), replace(SMALL, learning_rate=1e-3))
+    assert not any("trained before" in line for line in lines)
+
+
+def test_simulated_head_says_so(data: TrainingSet, tmp_path: Path) -> None:
+    found, _ = train(data, tmp_path, ("simulated-schizophrenia",))
+    predictor = found["schizophrenia_probability"]
+    assert predictor.target["training_data"] == "simulated"
+    assert predictor.truth is None
+    assert predictor.metrics["held_out_simulated"]["labels"] == "simulated"
+
+
+def test_the_paper_s_schedule() -> None:
+    patience = Patience(3e-4)
+    for _ in range(3):
+        patience.note(1.0 - 0.1 * patience.epochs, None)
+    rates = []
+    while not patience.done:
+        patience.note(0.8, None)
+        rates.append(patience.rate)
+    # Still for five epochs: a tenth. For ten: the end.
+    assert len(rates) == 10
+    assert rates[:4] == [3e-4] * 4
+    assert rates[4:] == pytest.approx([3e-5] * 6)
+    rising = Patience(3e-4)
+    for epoch in range(6):
+        rising.note(1.0 / (epoch + 1), 1.0 + epoch)
+        assert rising.done == (epoch == 5)
+    saw = Patience(3e-4)
+    for epoch in range(20):
+        saw.note(1.0 / (epoch + 1), float(epoch % 5))
+    assert not saw.done
+
+
+def test_article_recipe_runs_over_whole_epochs_and_keeps_the_best(data: TrainingSet) -> None:
+    ref = np.flatnonzero(data.sites == "REF")
+    examples = Examples.of(data, ref[::2], data.ages[ref[::2]], SLICE_MM)
+    watched = Examples.of(data, ref[1:4:2], data.ages[ref[1:4:2]], SLICE_MM)
+    config = replace(ARTICLE, channels=(4, 4, 4, 4, 4), hidden=8, batch=16, steps=30)
+    options = network_options(examples, config, binary=False)
+    lines: list[str] = []
+    network = train_predictor(
+        examples, np.arange(8), watched, options, config,
+        binary=False, seed=0, say=lines.append,
+    )  # fmt: skip
+    per_epoch = -(-8 * len(examples.numbers) // 16)
+    assert f"epoch 1 (step {per_epoch})" in lines[0]
+    assert "(step 30)" in lines[-1]
+    losses = [float(line.split("validation ")[1].split(";")[0]) for line in lines]
+    values = [np.median(predict_stack([network], watched.stack(i), watched.heights))
+              for i in range(2)]  # fmt: skip
+    assert np.isfinite(values).all()
+    assert min(losses) <= losses[-1]
+
+
+def test_a_loss_that_is_no_number_stops_training(data: TrainingSet) -> None:
+    targets = data.ages.copy()
+    targets[3] = np.inf
+    examples = Examples.of(data, np.arange(8), targets[:8], SLICE_MM)
+    options = {"channels": [4] * 5, "shape": [32, 32], "hidden": 8, "mean": 40.0, "scale": 10.0}
+    config = replace(ARTICLE, channels=(4,) * 5, hidden=8, batch=64)
+    with pytest.raises(HarmonyError, match="not a number at step"):
+        train_predictor(
+            examples, np.arange(8), None, options, config, binary=False, seed=0,
+            say=lambda _: None,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [FAST, ARTICLE])
+def test_slice_network_learns_what_the_slices_show(
+    data: TrainingSet, recipe: PredictorConfig
+) -> None:
+    ref = np.flatnonzero(data.sites == "REF")
+    examples = Examples.of(data, ref, data.ages[ref], SLICE_MM)
+    config = replace(
+        recipe, channels=(8, 8, 8, 8, 8), hidden=32, learning_rate=5e-3, steps=120, batch=32
+    )
+    options = network_options(examples, config, binary=False)
+    network = train_predictor(
+        examples, np.arange(0, 16, 2), None, options, config, binary=False, seed=0,
+        say=lambda _: None,
+    )  # fmt: skip
+    test = np.arange(1, 16, 2)
+    got = [np.median(predict_stack([network], examples.stack(int(i)), examples.heights))
+           for i in test]  # fmt: skip
+    assert np.corrcoef(got, examples.targets[test])[0, 1] > 0.8
+
+
+def test_conformal_interval_covers_new_draws() -> None:
+    rng = np.random.default_rng(0)
+    covered = [
+        np.mean(np.abs(rng.standard_normal(500)) <= conformal_half_width(rng.standard_normal(40)))
+        for _ in range(200)
+    ]
+    assert np.mean(covered) == pytest.approx(0.91, abs=0.02)
+    assert conformal_half_width(np.array([1.0, -3.0, 2.0])) == 3.0
+
+
+def test_age_bias_is_the_line_of_the_gap_on_age() -> None:
+    age = np.linspace(20, 80, 30)
+    found = age_bias(0.8 * age + 11, age)
+    assert found == {"slope": -0.2, "intercept": 11.0, "n": 30}
+    assert age_bias(age[:2], age[:2])["slope"] == 0
+
+
+def test_figures_have_intervals_that_hold_the_value() -> None:
+    rng = np.random.default_rng(0)
+    age = np.linspace(20, 80, 30)
+    found = figures(age + 5 + rng.standard_normal(30), age, False, rng)
+    assert found["bias"] == pytest.approx(5, abs=0.7)
+    for name in ("mae", "bias", "r"):
+        low, high = found[f"{name}_95"]
+        assert low - 0.005 <= found[name] <= high + 0.005
+    assert figures(age[:2], age[:2], False, rng)["r"] is None
+    logits = np.where(age > 50, 1.0, -1.0)
+    classes = figures(logits, (age > 50).astype(float), True, rng)
+    assert classes["auc"] == classes["balanced_accuracy"] == 1
+    assert figures(logits, np.ones(30), True, rng)["auc_95"] is None
+
+
+def test_area_under_curve_counts_ties_half() -> None:
+    assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+
+
+def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
+    bundle = write_random_bundle(tmp_path / "bundle")
+    info = deepcopy(bundle.info)
+    age = info["targets"]["brain_age"]
+    age["age_bias"] = {"slope": -0.2, "intercept": 9.0, "n": 10}
+    info["targets"]["iq"] = {k: v for k, v in age.items() if k not in ("age_bias",)}
+    info["targets"]["diagnosis_probability"] = {
+        "network": "schizophrenia", "output": "logit", "training_data": "real",
+        "classes": ["control", "patient"],
+    }  # fmt: skip
+    bundle = replace(bundle, info=info)
+    grid = np.array([[2.0, 0, 0, -98], [0, 2, 0, -134], [0, 0, 2, -72], [0, 0, 0, 1]])
+    volume = np.zeros((99, 117, 95), np.float32)
+    volume[30:70, 30:80, 20:70] = 1.0
+    found = predict_scan(bundle, volume, None, grid, age=30.0, correct_age_bias=True)
+    entry = found["brain_age"]
+    # 9 - 0.2 * 30: three years of the gap are age's alone.
+    assert entry["gap_corrected_raw"] == pytest.approx(entry["gap_raw"] - 3.0, abs=0.011)
+    assert entry["gap_corrected_harmonized"] is None
+    assert "gap_corrected_raw" not in predict_scan(bundle, volume, None, grid, age=30.0)["iq"]
+    assert "interval_90" in found["iq"]
+    assert "gap_raw" not in found["iq"]
+    assert found["diagnosis_probability"]["probability_of"] == "patient"
+    assert 0 < found["diagnosis_probability"]["raw"] < 1
+
+    anat = tmp_path / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    record = {"status": "pass", "outputs": ["sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"]}
+    (anat / "sub-01_desc-harmony_qc.json").write_text(json.dumps(record))
+    (anat / "sub-01_desc-harmony_predictions.json").write_text(json.dumps(found))
+    row = scans_row(anat / "sub-01_desc-harmony_qc.json")
+    assert row is not None
+    assert row["iq_raw"] == str(found["iq"]["raw"])
+    assert row["brain_age_gap_corrected"] == str(entry["gap_corrected_raw"])
+    write_scans_tables(tmp_path, "01")
+    header = (tmp_path / "sub-01" / "sub-01_scans.tsv").read_text().splitlines()[0].split("\t")
+    assert header == list(scans_dictionary(info["targets"]))
+
+
+def test_a_line_undoes_shrinking_within_bounds() -> None:
+    truth = np.linspace(20, 80, 30)
+    slope, intercept = fit_line(50 + 0.8 * (truth - 50), truth)
+    assert slope == pytest.approx(1.25)
+    assert intercept == pytest.approx(-12.5)
+    assert fit_line(50 + 0.1 * (truth - 50), truth)[0] == 2
+    assert fit_line(-truth, truth)[0] == 0.5
+    assert fit_line(np.full(30, 50.0), truth) == (1.0, 0.0)
+
+
+def test_the_stretch_is_part_of_the_networks(data: TrainingSet, tmp_path: Path) -> None:
+    age = train(data, tmp_path, ("age",))[0]["brain_age"]
+    options = age.network["options"]
+    assert all((m.mean, m.scale) == (options["mean"], options["scale"]) for m in age.members)
+    scans = np.flatnonzero((data.sites == "REF") & (split_of(data) != "test"))
+    # Before the stretch, networks are centred on the targets they learn from.
+    assert options["scale"] != round(float(data.ages[scans].std()), 3)

@@ -1,0 +1,90 @@
+"""What a training is asked for, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_heads import people, table
+
+from bids_harmony.contract import Contract
+from bids_harmony.errors import UsageError
+from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.inputs import common_contract, made_under
+from bids_harmony.training.targets import find_target, find_targets
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "slow"}, "--preset is 'slow'"),
+        ({"precision": "16"}, "Choose one of auto, 32-true"),
+        ({"folds": 1}, "--folds is 1. It must be at least 2"),
+        ({"predictor_steps": 0}, "--predictor-steps is 0"),
+        ({"batch": 0}, "--batch is 0"),
+        ({"holdout": 2.0}, "--holdout 2"),
+        ({"validation": -0.1}, "leave nothing"),
+        ({"holdout": 0.5, "validation": 0.5}, "less than 1"),
+        ({"holdout": float("nan")}, "--holdout nan"),
+        ({"model_name": "../away"}, "cannot name a folder"),
+        ({"model_name": ""}, "cannot name a folder"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        TrainOptions(**options)  # type: ignore[arg-type]
+
+
+def test_targets_never_share_a_name_with_each_other_or_the_program() -> None:
+    rows = table({"REF": [20.0, 30, 40, 50], "A": [30.0, 40]})
+    rows["schizophrenia"] = ["no", "yes", "no", "yes", "no", "no"]
+    rows["harmonizer"] = rows["brain_age"] = np.arange(6.0)
+    rows["mini mental/30"] = rows["mini-mental 30"] = np.arange(6.0)
+    data = people(rows)
+    every = np.ones(6, dtype=bool)
+    asked = ("age", "schizophrenia", "harmonizer", "brain_age", "mini mental/30", "age")
+    assert [target.name for target in find_targets(data, asked, "REF", every)] == [
+        "brain_age",
+        "column_schizophrenia_probability",
+        "column_harmonizer",
+        "column_brain_age",
+        "mini_mental_30",
+    ]
+    with pytest.raises(UsageError, match="both be called mini_mental_30"):
+        find_targets(data, ("mini mental/30", "mini-mental 30"), "REF", every)
+
+
+def test_two_classes_of_three_are_kept_with_the_filter() -> None:
+    rows = table({"REF": [20.0, 30, 40, 50, 60], "A": [30.0]})
+    rows["diagnosis"] = ["control", "bipolar", "patient", "control", "patient", "bipolar"]
+    rows["empty"] = [np.nan] * 5 + [1.0]
+    data = people(rows)
+    with pytest.raises(UsageError, match="3 different values"):
+        find_target(data, "diagnosis", "REF", np.ones(6, dtype=bool))
+    target = find_target(data, "diagnosis", "REF", (rows["diagnosis"] != "bipolar").to_numpy())
+    assert target.classes == ("control", "patient")
+    assert np.array_equal(target.values, [0, np.nan, 1, 0, 1, np.nan], equal_nan=True)
+    with pytest.raises(UsageError, match="No scan of REF has a value in the column empty"):
+        find_target(data, "empty", "REF")
+
+
+def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:
+    default = Contract()
+    by_flirt = {"contract": default.to_dict(), "skull_strip": "auto", "registration": "flirt"}
+    flirt = made_under({"processing": by_flirt})
+    assert flirt == replace(default, registration="flirt")
+    assert made_under({"processing": {"contract": {"grey": 1}}}) is None
+    assert made_under({}) is None
+    coarse = replace(default, resolution=4)
+    ways = [flirt, flirt, default, None, coarse, coarse, coarse]
+    scans = [TrainScan(str(i), "A", Path(), Path(), made=way) for i, way in enumerate(ways)]
+    lines: list[str] = []
+    assert common_contract(scans, default, lines.append) == flirt
+    assert "1 of 7 scans" in lines[0]
+    assert "registration flirt" in lines[0]
+    assert common_contract(scans[3:], default, lines.append) == default
+    assert len(lines) == 1
+    assert common_contract(scans, default, lines.append, "old") == default
+    assert "2 of 7 scans were preprocessed in other ways than the bundle old" in lines[1]

@@ -1,0 +1,327 @@
+"""The training cache, the table of scans, and what is refused before training."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from training_heads import AFFINE, people, table, write_scans
+
+from bids_harmony.bids import Scan
+from bids_harmony.bids_tables import Columns, Table, describe
+from bids_harmony.config import RunConfig
+from bids_harmony.errors import HarmonyError, NoInputError, UsageError
+from bids_harmony.training.cache import open_training_set
+from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.data import TrainingSet, scan_table
+from bids_harmony.training.fit_filter import select_scans
+from bids_harmony.training.inputs import find_training_scans, without_rejected
+from bids_harmony.training.run import train_bundle
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> list[TrainScan]:
+    return write_scans(tmp_path_factory.mktemp("scans"), {"REF": 6, "A": 4}, {"A": 1.8})
+
+
+@pytest.fixture(scope="module")
+def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    return open_training_set(scans, tmp_path_factory.mktemp("cache"))
+
+
+# --- cache --------------------------------------------------------------------------------------
+
+
+def test_stored_scans_are_the_volumes_in_the_box(
+    scans: list[TrainScan], data: TrainingSet
+) -> None:
+    assert data.size[0] % 16 == data.size[1] % 16 == 0
+    (a, b), (c, d) = data.box
+    for i, scan in enumerate(scans):
+        volume = np.asarray(nib.load(scan.t1w).dataobj)
+        mask = np.asarray(nib.load(scan.mask).dataobj) > 0
+        images, masks = data.stack(i)
+        assert images.dtype == np.float32
+        assert masks.sum() == mask.sum()
+        k = 15
+        inside = np.pad(volume[:, :, k], 64)[a + 64 : b + 64, c + 64 : d + 64]
+        assert np.allclose(images[k], inside, atol=1e-3)
+        assert np.allclose(data.filled[i], masks.mean(axis=(1, 2)))
+    assert list(data.ages[:6]) == [20, 30, 40, 50, 60, 70]
+    assert data.heights[0] == AFFINE[2, 3]
+
+
+def test_slices_come_with_their_neighbours_and_the_ends_are_repeated(data: TrainingSet) -> None:
+    stack, masks = data.stack(3)
+    last = len(data.heights) - 1
+    images, inside = data.slices([3, 3, 3], [0, 14, last], around=1)
+    assert images.shape == (3, 3, *data.size)
+    for got, wanted in zip(images, ([0, 0, 1], [13, 14, 15], [last - 1, last, last]), strict=True):
+        assert np.array_equal(got, stack[wanted])
+    assert np.array_equal(inside, masks[[0, 14, last]])
+
+
+def test_arrays_in_memory_are_read_like_a_cache(data: TrainingSet) -> None:
+    stacks = [data.stack(i) for i in range(len(data))]
+    other = TrainingSet.from_arrays(
+        np.stack([s[0] for s in stacks]), np.stack([s[1] for s in stacks]), data.table,
+        affine=data.affine, box=data.box, shape=data.shape,
+    )  # fmt: skip
+    read = [d.slices([0, 7], [3, 29], around=2) for d in (data, other)]
+    assert np.array_equal(read[0][0], read[1][0])
+    assert np.array_equal(read[0][1], read[1][1])
+    assert np.array_equal(data.heights, other.heights)
+    assert np.allclose(data.filled, other.filled)
+
+
+def test_a_fluid_voxel_of_0_stays_inside_the_mask() -> None:
+    masks = np.ones((1, 2, 3, 3), dtype=bool)
+    data = TrainingSet.from_arrays(np.zeros(masks.shape), masks, table({"A": [30.0]}))
+    assert data.stack(0)[1].all()
+    assert data.slices([0], [1])[1].all()
+
+
+def test_the_cache_is_a_zarr_store_and_is_used_again(
+    scans: list[TrainScan], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    one = open_training_set(scans, tmp_path, say=lines.append)
+    assert any("10 of 10 scans" in line for line in lines)
+    (folder,) = tmp_path.glob("train_cache-*")
+    stored = np.asarray(zarr.open_group(folder, mode="r")["volumes"])
+    assert np.array_equal(stored[4], one.volumes[4], equal_nan=True)
+    lines.clear()
+    open_training_set([replace(s, age=33.0) for s in scans], tmp_path, say=lines.append)
+    assert lines == []
+    image = nib.load(scans[0].t1w)
+    moved = tmp_path / "other_T1w.nii.gz"
+    nib.save(image, moved)
+    open_training_set([replace(scans[0], t1w=moved), *scans[1:]], tmp_path)
+    assert len(list(tmp_path.glob("train_cache-*"))) == 2
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_cache_that_was_not_finished_is_made_again(
+    scans: list[TrainScan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bids_harmony.training import cache
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_cut", full)
+    with pytest.raises(HarmonyError, match="No space left"):
+        open_training_set(scans, tmp_path)
+    assert not list(tmp_path.glob("train_cache-*"))
+    monkeypatch.undo()
+    assert len(open_training_set(scans, tmp_path)) == 10
+
+
+def test_of_several_processes_one_makes_the_cache(scans: list[TrainScan], tmp_path: Path) -> None:
+    def make(_: int) -> list[str]:
+        lines: list[str] = []
+        data = open_training_set(scans, tmp_path, say=lines.append)
+        assert data.stack(9)[1].any()
+        return lines
+
+    # The lock holds between threads as it does between processes.
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(make, range(3)))
+    assert sum(map(bool, told)) == 1
+
+
+def test_bad_scans_are_left_out_with_a_reason(scans: list[TrainScan], tmp_path: Path) -> None:
+    volume, mask = (np.asarray(nib.load(p).dataobj) for p in (scans[0].t1w, scans[0].mask))
+
+    def bad(name: str, volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> TrainScan:
+        paths = tmp_path / f"{name}_T1w.nii.gz", tmp_path / f"{name}_mask.nii.gz"
+        for path, array in zip(paths, (volume, mask), strict=True):
+            nib.save(nib.Nifti1Image(array, affine), path)
+        return TrainScan(name, "A", *paths, 40.0)
+
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 4
+    worse = [
+        bad("shifted", volume, mask, shifted),
+        bad("empty", volume, 0 * mask, AFFINE),
+        bad("nan", np.where(volume > 0, np.nan, 0).astype(np.float32), mask, AFFINE),
+        bad("raw", 300 * volume, mask, AFFINE),
+        bad("cut", volume, mask, AFFINE),
+        TrainScan("gone", "A", tmp_path / "gone.nii.gz", scans[0].mask),
+    ]
+    cut = worse[4].t1w
+    cut.write_bytes(cut.read_bytes()[:2000])
+    lines: list[str] = []
+    data = open_training_set([worse[0], *scans, *worse[1:]], tmp_path, say=lines.append)
+    assert list(data.table["subject"]) == [s.subject for s in scans]
+    stack = np.asarray(nib.load(scans[3].mask).dataobj) > 0
+    assert data.stack(3)[1].sum() == stack.sum()
+    text = "\n".join(line for line in lines if "left out" in line)
+    for words in (
+        "not on the grid",
+        "empty",
+        "no numbers",
+        "not scaled",
+        "cut_T1w.nii.gz",
+        "gone",
+    ):
+        assert words in text
+    with pytest.raises(NoInputError, match="mask is empty"):
+        open_training_set([worse[1]], tmp_path)
+
+
+def test_a_damaged_cache_says_what_to_delete(scans: list[TrainScan], tmp_path: Path) -> None:
+    data = open_training_set(scans, tmp_path)
+    (folder,) = tmp_path.glob("train_cache-*")
+    chunk = folder / "volumes" / "c.2.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    data.slices([2], [3])
+    with pytest.raises(HarmonyError, match=f"Delete {folder}"):
+        data.stack(2)
+
+
+def test_a_training_set_on_disk_travels_to_other_processes_without_its_images(
+    data: TrainingSet,
+) -> None:
+    sent = pickle.dumps(data)
+    assert len(sent) < 20_000
+    assert np.array_equal(pickle.loads(sent).stack(5)[0], data.stack(5)[0])
+
+
+# --- the table of scans -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked() -> TrainingSet:
+    rows = table({"A": [20.0, 30, 40, np.nan]})
+    rows["diagnosis"] = ["control", "schizophrenia", None, "control"]
+    rows["bmi"] = [20.5, 21, 22, 23]
+    rows["smoker"] = [0, 1, 1, 0]
+    return people(rows)
+
+
+def test_scans_are_selected_by_conditions_on_the_table(asked: TrainingSet) -> None:
+    def met(condition: str | None) -> list[bool]:
+        return select_scans(asked.table, condition).tolist()
+
+    assert met(None) == [True] * 4
+    assert met('diagnosis == "control"') == [True, False, False, True]
+    assert met("age > 25 and bmi < 22") == [False, True, False, False]
+    assert met("site in ['A'] and not smoker") == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("diagnosis = 'control'", "cannot be understood"),
+        ("diagnosis ==", "cannot be understood"),
+        ("height > 3", "height"),
+        ("bmi + 1", "cannot be understood"),
+        ("bmi > 'a'", "cannot be understood"),
+        ("@pd.read_csv('x')", "may not hold"),
+        ("bmi.__class__ == 1", "may not hold"),
+        ("age > 200", "No scan meets"),
+        ("", "cannot be understood"),
+    ],
+)
+def test_conditions_that_make_no_sense_are_refused(
+    asked: TrainingSet, condition: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        select_scans(asked.table, condition)
+    assert "diagnosis" in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_any_condition_selects_or_is_refused(condition: str) -> None:
+    rows = table({"A": [20.0, 30.0]})
+    with suppress(UsageError):
+        assert select_scans(rows, condition).dtype == bool
+
+
+def test_preprocessed_scans_are_found_with_what_is_known_of_them(tmp_path: Path) -> None:
+    stem = "space-MNI152NLin2009aSym_res-2_desc-"
+    scans = []
+    for label, status in (("01", "pass"), ("02", "fail"), ("03", None), ("04", "warn")):
+        key = f"sub-{label}_ses-a"
+        folder = tmp_path / "out" / f"sub-{label}" / "ses-a" / "anat"
+        folder.mkdir(parents=True)
+        names = (
+            ["preproc_T1w.nii.gz"]
+            if label == "04"
+            else ["preproc_T1w.nii.gz", "brain_mask.nii.gz"]
+        )
+        for name in names:
+            (folder / f"{key}_{stem}{name}").touch()
+        if status:
+            record = {"status": status, "metrics": {"snr": 3.0}}
+            (folder / f"{key}_desc-harmony_qc.json").write_text(json.dumps(record))
+        scans.append(
+            Scan(
+                path=Path(f"{key}_T1w.nii.gz"), key=key, site="A", age=30.0, sex="F",
+                diagnosis="control", entities={"subject": label, "session": "a"},
+                columns={"bmi": "21"},
+            )
+        )  # fmt: skip
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path / "out", level="train")
+    found, missing = find_training_scans(tmp_path / "out", scans, config)
+    assert missing == ["sub-04_ses-a"]
+    assert [(s.subject, s.qc_status, s.metrics) for s in found] == [
+        ("01", "pass", {"snr": 3.0}), ("02", "fail", {"snr": 3.0}), ("03", None, {}),
+    ]  # fmt: skip
+    assert (found[0].sex, found[0].diagnosis, found[0].columns) == ("F", "control", {"bmi": "21"})
+    lines: list[str] = []
+    assert [s.subject for s in without_rejected(found, lines.append)] == ["01", "03"]
+    assert "sub-02_ses-a" in lines[0]
+    assert "'fail'" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fit_filter": "age > 60"}, "has 1 scans to fit on"),
+        ({"fit_filter": "site == 'REF'"}, "no site besides REF"),
+        ({"fit_filter": "height > 3"}, "cannot be understood"),
+        ({}, "differ too much from the reference"),
+    ],
+)
+def test_training_on_too_few_or_too_different_scans_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: str
+) -> None:
+    rows = table({"REF": [60.0 + i / 2 for i in range(14)], "A": [20.0, 21, 22, 23]})
+    if change:
+        rows.loc[1:, "age"] = 30.0
+        rows.loc[0, "age"] = 65.0
+    data = people(rows)
+    scans = [
+        TrainScan(str(i), site, tmp_path, tmp_path, age)
+        for i, (site, age) in enumerate(zip(rows["site"], rows["age"], strict=True))
+    ]
+    monkeypatch.setattr("bids_harmony.training.cache.open_training_set", lambda *_, **__: data)
+    with pytest.raises(UsageError, match=words):
+        train_bundle(scans, tmp_path / "b", TrainOptions(**change), work_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_other_columns_of_the_tables_reach_the_training_set(tmp_path: Path) -> None:
+    people_table = Table(
+        "participants.tsv", ("participant_id", "age", "bmi", "hand"),
+        {"01": {"participant_id": "sub-01", "age": "30", "bmi": "21.5", "hand": "n/a"}},
+    )  # fmt: skip
+    sessions = Table("sessions.tsv", ("session_id", "bmi"), {"a": {"bmi": "23"}})
+    person = describe([(sessions, "a"), (people_table, "01")], Columns())
+    assert person.columns == {"participant_id": "sub-01", "age": "30", "bmi": "23"}
+    scan = TrainScan("01", "A", tmp_path, tmp_path, 30.0, {"snr": 3.0}, columns=person.columns)
+    found = scan_table([scan, replace(scan, subject="02", columns={"bmi": "20"})])
+    assert found["bmi"].tolist() == [23, 20]
+    assert found["age"].tolist() == [30, 30]
+    assert found["metrics"][1] == {"snr": 3.0}

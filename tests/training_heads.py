@@ -1,0 +1,56 @@
+"""Small made-up heads of several sites, preprocessed, for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bids_harmony.training.config import TrainScan
+from bids_harmony.training.data import TrainingSet
+
+SHAPE = (40, 44, 30)
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+AFFINE[:3, 3] = (-78, -86, -58)
+
+
+def head(age: float, rng: np.random.Generator, tone: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a ball with a ventricle that grows with age, and its mask."""
+    mm = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in SHAPE], indexing="ij"))
+    mm += AFFINE[:3, 3][:, None, None, None]
+    r = np.sqrt(((mm - rng.normal(0, 1, (3, 1, 1, 1))) ** 2).sum(axis=0))
+    volume = np.where(r < 44, 1.0, 0.75**tone)
+    volume = np.where(r < 5 + age / 4, 0.5**tone, volume)
+    mask = r < 56
+    volume = np.clip(volume + 0.02 * rng.standard_normal(SHAPE), 0.01, 2)
+    return np.where(mask, volume, 0).astype(np.float32), mask
+
+
+def write_scans(folder: Path, counts: dict[str, int], tones: dict[str, float]) -> list[TrainScan]:
+    rng = np.random.default_rng(0)
+    scans = []
+    for site, n in counts.items():
+        for i in range(n):
+            age = 20 + 50 * i / max(n - 1, 1)
+            volume, mask = head(age, rng, tones.get(site, 1.0))
+            stem = folder / f"{site}{i}"
+            paths = [Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_mask.nii.gz")]
+            nib.save(nib.Nifti1Image(volume, AFFINE), paths[0])
+            nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), paths[1])
+            scans.append(TrainScan(f"{site}{i}", site, *paths, age, {"snr_wm": 10.0 + i}))
+    return scans
+
+
+def people(table: pd.DataFrame, n_slices: int = 12) -> TrainingSet:
+    """Return a set whose scans differ in their table only, brain in slices 2 to 9."""
+    masks = np.zeros((len(table), n_slices, 4, 4), dtype=bool)
+    masks[:, 2:10] = True
+    images = np.broadcast_to(np.arange(n_slices)[:, None, None] / 10, masks.shape)
+    return TrainingSet.from_arrays(images, masks, table)
+
+
+def table(sites: dict[str, list[float]], sex: str | None = None) -> pd.DataFrame:
+    rows = [{"site": site, "age": age, "sex": sex} for site, ages in sites.items() for age in ages]
+    return pd.DataFrame(rows)
