@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("work", type=Path, help="folder for everything that is made")
     parser.add_argument("--heads", type=int, default=36, help="per site, to train on")
     parser.add_argument("--travelling", type=int, default=10, help="heads to measure on")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--nprocs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -163,9 +163,11 @@ def main() -> int:
             rows = pair_figures(visits, REFERENCE, looks.quantiles) + rows
             rows += idle_figures(visits, REFERENCE, network, data.box, brain, SEED)
         result[design] = record | {"figures": [row.to_dict() for row in rows]}
+        kept = next(row for row in record["table"] if row["step"] == record["step"])
         print(f"\n{design}: {used.sum()} scans, the reference's heads "
-              f"{record['reference_older_by']} years older than the others'; {len(scans)} scans "
-              f"of {given.travelling} new heads measured\n{show(rows)}")  # fmt: skip
+              f"{record['reference_older_by']} years older than the others'; map after step "
+              f"{kept['step']}, score {kept['score']} (0 perfect, 2 nothing done); {len(scans)} "
+              f"scans of {given.travelling} new heads measured\n{show(rows)}")  # fmt: skip
     write_json(given.work / "simulated_truth.json", result)
     return 0
 
