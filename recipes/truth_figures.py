@@ -125,11 +125,18 @@ def segment(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def tissues(visit: Visit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label tissues before and after: by the guard's limits, and by each image's own classes."""
+    """Label tissues before and after, in three ways.
+
+    By the guard's limits, which follow a change of tone; by the same limits before and after; and
+    by each image's own classes, which move with tone and noise: noise of 0.005 makes ventricles
+    up to 2 % larger by them.
+    """
     limits = tissue_limits(GREY)
     moved = moved_limits(visit.raw[visit.mask], visit.mapped[visit.mask], GREY)
+    before = np.digitize(visit.raw, limits)
     return {
-        "guard's limits": (np.digitize(visit.raw, limits), np.digitize(visit.mapped, moved)),
+        "same limits": (before, np.digitize(visit.mapped, limits)),
+        "guard's limits": (before, np.digitize(visit.mapped, moved)),
         "own classes": (segment(visit.raw, visit.mask), segment(visit.mapped, visit.mask)),
     }
 
