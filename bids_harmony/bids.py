@@ -112,6 +112,13 @@ class Inventory:
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> str:
+        """Number of scans and participants, as in ``3 scans of 1 participant``."""
+        numbers = len(self.scans), len({scan.entities["subject"] for scan in self.scans})
+        words = zip(numbers, ("scan", "participant"), strict=True)
+        return " of ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in words)
+
 
 def workflow_name(key: str) -> str:
     """Name a scan's workflow: ``sub-01_ses-a`` gives ``sub_01_ses_a_wf``.

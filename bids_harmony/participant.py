@@ -67,8 +67,7 @@ def run_participant(config: RunConfig) -> int:
     if config.reports_only:
         todo = []
     say(
-        f"{len(inventory.scans)} scans of {len({s.entities['subject'] for s in inventory.scans})} "
-        f"participants: {len(todo)} to process, {len(kept)} done before, "
+        f"{inventory.size}: {len(todo)} to process, {len(kept)} done before, "
         f"{len(inventory.skipped)} skipped."
     )
     outcomes = [Outcome(s.key, "kept", "done before") for s in kept]

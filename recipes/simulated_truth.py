@@ -30,7 +30,7 @@ from bids_harmony.files import write_json
 from bids_harmony.models.apply import map_volume
 from bids_harmony.simulation.dataset import TRUTH, simulate_dataset
 from bids_harmony.training.cache import open_training_set
-from bids_harmony.training.config import TrainScan
+from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import Box, TrainingSet
 from bids_harmony.training.evaluate import measure_looks, volume_of
 from bids_harmony.training.fabric import Engine
@@ -44,7 +44,6 @@ from bids_harmony.training.stored import as_stored
 #: One seed draws the same scanners for both datasets. Their heads differ all the same: those of
 #: a travelling dataset belong to no site, and a head is drawn from its site and number.
 SEED, N_SITES, REFERENCE = 3, 3, "site1"
-VALIDATION = 0.15
 
 
 def simulate(folder: Path, n: int, travelling: bool, nprocs: int) -> None:
@@ -90,7 +89,7 @@ def train_map(
     record : dict
         Scans and ages of each site, their overlap, and the table of checkpoints.
     """
-    split = split_subjects(data, VALIDATION, 0.0, np.random.default_rng(plan.seed))
+    split = split_subjects(data, TrainOptions().validation, 0.0, np.random.default_rng(plan.seed))
     split[~used] = TEST
     train = np.flatnonzero(split == TRAIN)
     maps = train_harmonizer(
@@ -130,11 +129,12 @@ def visit_all(scans: Sequence[TrainScan], network: nn.Module, box: Box) -> list[
 
 def main() -> int:
     """Simulate, preprocess, train twice, measure, and print the tables."""
+    usual = TrainOptions()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for everything that is made")
     parser.add_argument("--heads", type=int, default=36, help="per site, to train on")
     parser.add_argument("--travelling", type=int, default=10, help="heads to measure on")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=usual.harmonizer_steps)
     parser.add_argument("--nprocs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -153,7 +153,8 @@ def main() -> int:
     result: dict[str, Any] = {}
     designs = {"same ages": np.ones(len(data), bool), "older reference": older_reference(data)}
     for design, used in designs.items():
-        network, record = train_map(data, used, Plan(given.steps, seed=SEED), given.work)
+        plan = Plan(given.steps, usual.epoch_steps, SEED)
+        network, record = train_map(data, used, plan, given.work)
         visits = visit_all(scans, network, data.box)
         rows = anatomy_figures(visits, REFERENCE, truth)
         if design == "same ages":
@@ -163,9 +164,11 @@ def main() -> int:
             rows = pair_figures(visits, REFERENCE, looks.quantiles) + rows
             rows += idle_figures(visits, REFERENCE, network, data.box, brain, SEED)
         result[design] = record | {"figures": [row.to_dict() for row in rows]}
+        kept = next(row for row in record["table"] if row["step"] == record["step"])
         print(f"\n{design}: {used.sum()} scans, the reference's heads "
-              f"{record['reference_older_by']} years older than the others'; {len(scans)} scans "
-              f"of {given.travelling} new heads measured\n{show(rows)}")  # fmt: skip
+              f"{record['reference_older_by']} years older than the others'; map after step "
+              f"{kept['step']}, score {kept['score']} (0 perfect, 2 nothing done); {len(scans)} "
+              f"scans of {given.travelling} new heads measured\n{show(rows)}")  # fmt: skip
     write_json(given.work / "simulated_truth.json", result)
     return 0
 

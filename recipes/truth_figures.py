@@ -125,11 +125,18 @@ def segment(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def tissues(visit: Visit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label tissues before and after: by the guard's limits, and by each image's own classes."""
+    """Label tissues before and after, in three ways.
+
+    By the guard's limits, which follow a change of tone; by the same limits before and after; and
+    by each image's own classes, which move with tone and noise: noise of 0.005 makes ventricles
+    up to 2 % larger by them.
+    """
     limits = tissue_limits(GREY)
     moved = moved_limits(visit.raw[visit.mask], visit.mapped[visit.mask], GREY)
+    before = np.digitize(visit.raw, limits)
     return {
-        "guard's limits": (np.digitize(visit.raw, limits), np.digitize(visit.mapped, moved)),
+        "same limits": (before, np.digitize(visit.mapped, limits)),
+        "guard's limits": (before, np.digitize(visit.mapped, moved)),
         "own classes": (segment(visit.raw, visit.mask), segment(visit.mapped, visit.mask)),
     }
 
@@ -212,26 +219,50 @@ def pair_figures(visits: Sequence[Visit], reference: str, quantiles: np.ndarray)
     at = {(v.site, v.head): v for v in visits}
     heads = sorted({v.head for v in visits})
     sources = sorted({v.site for v in visits} - {reference})
-    errors = np.zeros((len(heads), len(sources), 3))
+    errors = np.zeros((len(heads), len(sources), 4))
+    change = np.zeros((len(heads), len(sources)))
     for i, head in enumerate(heads):
         wanted = at[reference, head]
         for j, site in enumerate(sources):
             v = at[site, head]
             both = v.mask & wanted.mask
             matched = match_histogram(v.raw, v.mask, quantiles)
-            for k, image in enumerate((v.raw, matched, v.mapped)):
-                errors[i, j, k] = np.abs(image - wanted.raw)[both].mean()
-    ways = ("unharmonized", "histogram-matched", "harmonized")
+            images = [image[both] for image in (v.raw, matched, v.mapped)]
+            images.append(best_tone(images[0], wanted.raw[both]))
+            errors[i, j] = [np.abs(image - wanted.raw[both]).mean() for image in images]
+            change[i, j] = np.abs(v.mapped - v.raw)[v.mask].mean()
+    ways = ("unharmonized", "histogram-matched", "harmonized", "best tone curve of each pair")
     rows = [
         figure(3, f"distance from the reference scan, {way}", errors[..., k], np.mean)
         for k, way in enumerate(ways)
     ]
-    nearer = errors[..., 2:] < errors[..., :2]
+    # A map that does next to nothing can be closer in every pair, and harms nothing either.
+    rows += [
+        figure(3, "part of the distance that harmonization removes, in %", errors, removed),
+        figure(3, "change of the other sites' scans in % of range", 100 * change, np.mean),
+    ]
+    nearer = errors[..., 2:3] < errors[..., :2]
     rows += [
         figure(3, f"pairs closer than {way}", nearer[..., k], np.mean, low=0.9)
         for k, way in enumerate(ways[:2])
     ]
     return rows
+
+
+def best_tone(image: np.ndarray, wanted: np.ndarray, bins: int = 64) -> np.ndarray:
+    """Give each intensity of a scan the median of what the other scan shows there.
+
+    No tone curve comes closer: what distance it leaves is noise, sharpness and registration.
+    """
+    edges = np.quantile(image, np.linspace(0, 1, bins + 1)[1:-1])
+    at = np.digitize(image, edges)
+    return np.asarray(ndimage.median(wanted, at, np.arange(bins))[at])
+
+
+def removed(errors: np.ndarray) -> float:
+    """Percentage of the unharmonized distance that is gone when harmonized."""
+    before, after = errors[..., 0].mean(), errors[..., 2].mean()
+    return float(100 * (1 - after / before))
 
 
 def anatomy_figures(

@@ -61,10 +61,11 @@ def test_a_map_that_only_changes_tone_meets_every_target() -> None:
     rows = truth_figures.anatomy_figures(visits(), "site1", truth)
     assert {row.met for row in rows} == {True, None}
     true = found(rows, "with the true ventricles")
-    assert [row.value for row in true] == pytest.approx([1] * 4)
+    assert [row.value for row in true] == pytest.approx([1] * 6)
     quantiles = np.quantile(head(50, 0.04)[MASK], np.linspace(0, 1, 256))
     rows = truth_figures.pair_figures(visits(), "site1", quantiles)
     assert all(row.met for row in found(rows, "pairs closer"))
+    assert found(rows, "removes")[0].value > 80
 
 
 def test_a_map_that_widens_ventricles_is_found_out() -> None:
@@ -78,7 +79,7 @@ def test_a_map_that_equalises_ventricles_is_found_out() -> None:
     same = [replace(v, mapped=head(50, 0) if v.site == "A" else v.mapped) for v in visits()]
     rows = truth_figures.anatomy_figures(same, "site1", dict.fromkeys(AGES, 1.0))
     slopes = found(rows, "slope on age after/before, A")
-    assert [row.value for row in slopes] == pytest.approx([0, 0], abs=0.01)
+    assert [row.value for row in slopes] == pytest.approx([0] * 3, abs=0.01)
     assert not any(row.met for row in slopes + found(rows, "ventricles' rank correlation"))
 
 
@@ -86,6 +87,14 @@ def test_a_map_the_wrong_way_is_closer_in_no_pair() -> None:
     quantiles = np.quantile(head(50, 0.0)[MASK], np.linspace(0, 1, 256))
     rows = truth_figures.pair_figures(visits(tone=0.16), "site1", quantiles)
     assert [row.value for row in found(rows, "pairs closer")] == [0, 0]
+
+
+def test_no_tone_curve_is_closer_than_the_best_one() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 1, 5000)
+    wanted = image**2 + 0.05 * rng.standard_normal(5000)
+    best = np.abs(truth_figures.best_tone(image, wanted) - wanted).mean()
+    assert best < np.abs(image**2 - wanted).mean() * 1.02 < np.abs(image - wanted).mean()
 
 
 def test_a_painted_brain_shows_and_a_new_tone_does_not() -> None:

@@ -132,13 +132,11 @@ def _root_of(mask: Path, scan: Scan) -> Path:
 def _summary(inventory: Inventory) -> str:
     """Count scans, participants, sites and what is missing."""
     scans = inventory.scans
-    subjects = {scan.entities["subject"] for scan in scans}
     sites = Counter(scan.site for scan in scans).most_common()
     shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
     more = f" and {len(sites) - 10} more" if len(sites) > 10 else ""
     lines = [
-        f"{_count(len(scans), 'scan')} of {_count(len(subjects), 'participant')} would be "
-        f"processed, {len(inventory.skipped)} left out.",
+        f"{inventory.size} would be processed, {len(inventory.skipped)} left out.",
         f"Sites: {shown}{more}.",
     ]
     without = {

@@ -88,8 +88,8 @@ class TrainOptions:
     model_name: str = "harmony"
     preset: str = "fast"
     predictor: str = "fast"
-    harmonizer_steps: int = 3_500
-    epoch_steps: int = 500
+    harmonizer_steps: int = 2_000
+    epoch_steps: int = 250
     batch: int | None = None
     predictor_steps: int | None = None
     holdout: float = 0.15
