@@ -115,9 +115,13 @@ class Inventory:
     @property
     def size(self) -> str:
         """Number of scans and participants, as in ``3 scans of 1 participant``."""
-        numbers = len(self.scans), len({scan.entities["subject"] for scan in self.scans})
-        words = zip(numbers, ("scan", "participant"), strict=True)
-        return " of ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in words)
+        subjects = {scan.entities["subject"] for scan in self.scans}
+        return f"{counted(len(self.scans), 'scan')} of {counted(len(subjects), 'participant')}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Write a number of things: ``1 scan``, ``2 scans``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def workflow_name(key: str) -> str:

@@ -24,7 +24,6 @@ from bids_harmony.training.presets import ABLATIONS, FAST
 from bids_harmony.training.run import find_training_scans
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TRAIN, split_subjects
-from bids_harmony.training.stored import as_stored
 
 COLUMNS = ("score", "tissue_distance", "probe", "violation", "beyond")
 
@@ -82,10 +81,8 @@ def ablate(
                 data, train, reference, preset, plan=replace(plan, seed=seed),
                 folder=folder, engine=engine, say=say,
             )  # fmt: skip
-            kept = dict(maps.epochs)
             step, table = choose_checkpoint(
-                data, split, reference, list(kept),
-                lambda step, maps=maps, kept=kept: as_stored(maps.at(kept[step])[0]),
+                data, split, reference, maps.steps, maps.candidate,
                 grey=options.contract.grey, seed=options.seed, say=say,
             )  # fmt: skip
             row = next(row for row in table if row["step"] == step)

@@ -96,13 +96,11 @@ def refit(study: Study, split: np.ndarray, say: Say) -> Models:
         replace(preset, batch=options["batch"] or preset.batch),
         plan=plan, folder=study.work_dir, engine=Engine(threads=torch.get_num_threads()), say=say,
     )  # fmt: skip
-    kept = dict(harmonizer.epochs)
     step, _ = choose_checkpoint(
-        data, split, bundle.reference_site, list(kept),
-        lambda step: as_stored(harmonizer.at(kept[step])[0]),
+        data, split, bundle.reference_site, harmonizer.steps, harmonizer.candidate,
         grey=grey, seed=options["seed"], say=say,
     )  # fmt: skip
-    harmonizer.choose(kept[step])
+    harmonizer.choose(step)
     return Models(
         as_stored(harmonizer.forward), as_stored(harmonizer.backward), harmonizer.sites,
         bundle.box, bundle.contract.slice_mm, grey,

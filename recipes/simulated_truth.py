@@ -39,7 +39,6 @@ from bids_harmony.training.overlap import covariate_overlap
 from bids_harmony.training.run import find_training_scans
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TEST, TRAIN, split_subjects
-from bids_harmony.training.stored import as_stored
 
 #: One seed draws the same scanners for both datasets. Their heads differ all the same: those of
 #: a travelling dataset belong to no site, and a head is drawn from its site and number.
@@ -96,12 +95,17 @@ def train_map(
         data, train, REFERENCE, plan=plan, folder=folder,
         engine=Engine("cpu", threads=torch.get_num_threads()),
     )  # fmt: skip
-    kept = dict(maps.epochs)
-    load = lambda step: as_stored(maps.at(kept[step])[0])  # noqa: E731
-    chosen = next(iter(kept.values())).parents[1] / "chosen.json"
+    chosen = maps.epochs[0][1].parents[1] / "chosen.json"
     if not chosen.is_file():
         step, table = choose_checkpoint(
-            data, split, REFERENCE, list(kept), load, grey=GREY, seed=plan.seed, say=print
+            data,
+            split,
+            REFERENCE,
+            maps.steps,
+            maps.candidate,
+            grey=GREY,
+            seed=plan.seed,
+            say=print,
         )
         write_json(chosen, {"step": step, "table": table})
     record = json.loads(chosen.read_text(encoding="utf-8"))
@@ -110,7 +114,7 @@ def train_map(
     record["overlap"] = covariate_overlap(data, reference, sites)
     old, young = (data.ages[s].mean() for s in (reference, np.concatenate([*sites.values()])))
     record["reference_older_by"] = round(float(old - young), 1)
-    return load(record["step"]), record
+    return maps.candidate(record["step"]), record
 
 
 def visit_all(scans: Sequence[TrainScan], network: nn.Module, box: Box) -> list[Visit]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
-from bids_harmony.bids import Inventory, Scan
+from bids_harmony.bids import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
 from bids_harmony.contract import Contract
 
@@ -147,12 +147,8 @@ def _summary(inventory: Inventory) -> str:
     if lacking := ", ".join(f"{n} without {what}" for what, n in without.items() if n):
         lines.append(f"Of these scans: {lacking}.")
     if warned := sum(bool(scan.warnings) for scan in scans):
-        lines.append(f"{_count(warned, 'scan')} with warnings about their tables or sidecars.")
+        lines.append(f"{counted(warned, 'scan')} with warnings about their tables or sidecars.")
     return "\n".join(lines)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning_fabric import Fabric
@@ -206,7 +206,7 @@ class StopSignal:
         self.received = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
@@ -232,7 +232,7 @@ class _PassedOn(StopSignal):
         super().__init__()
         self.wanted = wanted
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         return super().__enter__() if self.wanted else self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

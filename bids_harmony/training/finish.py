@@ -104,13 +104,12 @@ def finish_bundle(
     # 1. The maps, with the weights as stored; what they are not fitted on does not choose them.
     harmonizer = trained.harmonizer
     fitted = np.where(trained.fit, split, TEST)
-    kept = dict(harmonizer.epochs)
     step, candidates = choose_checkpoint(
-        data, fitted, reference, list(kept), lambda step: as_stored(harmonizer.at(kept[step])[0]),
+        data, fitted, reference, harmonizer.steps, harmonizer.candidate,
         grey=grey, seed=seed, say=say,
     )  # fmt: skip
     say(f"the maps after step {step} are kept")
-    harmonizer.choose(kept[step])
+    harmonizer.choose(step)
     models = Models(
         as_stored(harmonizer.forward),
         as_stored(harmonizer.backward),

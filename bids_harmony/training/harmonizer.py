@@ -37,6 +37,7 @@ from bids_harmony.training.maps import Batch, Maps, Trainer
 from bids_harmony.training.presets import FAST, Preset
 from bids_harmony.training.progress import Progress, sample_sheet
 from bids_harmony.training.sampling import Pairs, PairSampler, Prefetcher
+from bids_harmony.training.stored import as_stored
 
 #: Steps between two entries of the logs; losses are looked at as often.
 LOG_STEPS = 20
@@ -100,9 +101,18 @@ class Harmonizer:
         maps.eval().requires_grad_(False)
         return maps.forward_map, maps.backward_map
 
-    def choose(self, path: Path) -> None:
-        """Make the maps of one of ``epochs`` the ones kept."""
-        self.forward, self.backward = self.at(path)
+    @property
+    def steps(self) -> list[int]:
+        """Steps of ``epochs``."""
+        return [step for step, _ in self.epochs]
+
+    def candidate(self, step: int) -> Generator:
+        """Return the forward map after one of ``steps``, with the weights as a bundle has them."""
+        return as_stored(self.at(dict(self.epochs)[step])[0])
+
+    def choose(self, step: int) -> None:
+        """Make the maps after one of ``steps`` the ones kept."""
+        self.forward, self.backward = self.at(dict(self.epochs)[step])
 
 
 def train_harmonizer(
@@ -185,7 +195,7 @@ def train_harmonizer(
         epochs,
         preset,
     )
-    harmonizer.choose(epochs[-1][1])
+    harmonizer.choose(plan.steps)
     return harmonizer
 
 

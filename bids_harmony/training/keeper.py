@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,10 +46,6 @@ class Keeper(StopSignal):
         super().__init__()
         self.path, self.training = path, training
         self._saved = time.monotonic()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
 
     def load(self) -> dict[str, Any]:
         """Go on from the checkpoint, and return what was saved beside it; empty without one."""
