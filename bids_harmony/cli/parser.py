@@ -15,15 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from bids_harmony.cli.arguments import ArgumentSyntaxError, parse_path
 from bids_harmony.cli.checks import check_config
-from bids_harmony.cli.options import (
-    AVAILABLE,
-    FORM,
-    PROGRAM,
-    ArgumentSyntaxError,
-    build_parser,
-    parse_path,
-)
+from bids_harmony.cli.options import AVAILABLE, FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
 from bids_harmony.errors import UsageError
 from bids_harmony.training.config import TrainOptions

@@ -1,0 +1,82 @@
+"""The options of the ``train`` level."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bids_harmony.cli.arguments import AsTuple, add_option, default_of
+from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the group of options that only ``train`` knows; their names begin with ``train_``."""
+    group = parser.add_argument_group("training (level train)")
+
+    def option(name: str, text: str, **kwargs: Any) -> None:
+        default = default_of(name, TrainOptions).replace("None", "as the recipe says")
+        shown = f"{text} (default: {default})"
+        add_option(
+            group, "--" + name.replace("_", "-"), dest=f"train_{name}", help=shown, **kwargs
+        )
+
+    add_option(
+        group,
+        "--reference-site",
+        dest="train_reference_site",
+        metavar="SITE",
+        help="site all others are mapped to (default: the one with most scans)",
+    )
+    add_option(
+        group,
+        "--target",
+        "--targets",
+        dest="train_targets",
+        nargs="+",
+        action=AsTuple,
+        metavar="COLUMN",
+        help="what to predict: columns of numbers or of two classes, or simulated-schizophrenia "
+        f"(default: {default_of('targets', TrainOptions)})",
+    )
+    add_option(
+        group,
+        "--fit-filter",
+        dest="train_fit_filter",
+        metavar="CONDITION",
+        help="scans to fit the harmonizer and the predictors of numbers on, such as "
+        "'diagnosis == \"control\"' (default: all)",
+    )
+    add_option(
+        group,
+        "--force",
+        dest="train_force",
+        action="store_true",
+        help="train although a site differs hopelessly from the reference in age or sex",
+    )
+    option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
+    option("preset", "how the harmonizer is trained", choices=RECIPES)
+    option("harmonizer_steps", "steps of the harmonizer", type=int, metavar="N")
+    option("epoch_steps", "its steps between two candidates", type=int, metavar="N")
+    option("predictor", "how predictors are trained", choices=RECIPES)
+    option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
+    option("batch", "pairs of slices per step of the harmonizer", type=int, metavar="N")
+    option("devices", "GPUs, or processes on the CPU, per machine", type=int, metavar="N")
+    option("nodes", "machines; start with srun or torchrun", type=int, metavar="N")
+    option("precision", "of the harmonizer's training", choices=PRECISIONS)
+    add_option(
+        group,
+        "--fast-dev-run",
+        dest="train_fast_dev_run",
+        action="store_true",
+        help="a few steps of everything, to see that it runs",
+    )
+    add_option(
+        group,
+        "--add-site",
+        dest="train_add_site",
+        metavar="SITE",
+        help="fit one more site to --bundle, and train nothing else",
+    )
+    option("holdout", "part of each site's subjects kept for figures", type=float, metavar="X")
+    option("validation", "part kept for choosing a checkpoint", type=float, metavar="X")
+    option("folds", "networks in a predictor's ensemble", type=int, metavar="N")
