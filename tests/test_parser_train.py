@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from command_line import parse, refuse
 
 
@@ -38,3 +39,13 @@ def test_options_of_the_harmonizer(paths: list[str]) -> None:
     short = train.shortened()
     assert short.harmonizer_steps < 10 < train.harmonizer_steps
     assert replace(train, fast_dev_run=False).shortened().epoch_steps == 9
+
+
+def test_options_that_do_nothing_in_training_are_named(
+    paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse(paths, "--skull-strip", "skip", "--nprocs", "2", level="train")
+    assert "takes no --skull-strip." in capsys.readouterr().err
+    parse(paths, "--nprocs", "2", level="train")
+    parse(paths, "--skull-strip", "skip")
+    assert "training" not in capsys.readouterr().err

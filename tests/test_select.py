@@ -56,7 +56,8 @@ def choose(data: TrainingSet, maps: dict[int, nn.Module]) -> tuple[int, list[dic
 
 
 def test_the_map_that_undoes_the_site_is_chosen(data: TrainingSet) -> None:
-    step, table, _ = choose(data, {100: Tone(1.0), 200: Tone(0.8), 300: Tone(0.8, shrink=0.3)})
+    step, table, lines = choose(data, {100: Tone(1.0), 200: Tone(0.8), 300: Tone(0.8, shrink=0.3)})
+    assert "changes little" not in lines[-1]
     rows = {row["step"]: row for row in table}
     assert step == 200
     assert rows[100]["tissue_distance"] == pytest.approx(1.0, abs=0.01)
@@ -64,6 +65,10 @@ def test_the_map_that_undoes_the_site_is_chosen(data: TrainingSet) -> None:
     # Without its ventricles a brain may look like the reference's and may not be chosen.
     assert not rows[300]["eligible"]
     assert rows[300]["violation"] > 1
+
+
+def test_a_map_that_does_nothing_is_said_to(data: TrainingSet) -> None:
+    assert "changes little" in choose(data, {1: Tone(1.0)})[2][-1]
 
 
 def test_where_no_map_keeps_the_anatomy_the_least_bad_is_chosen_and_said(

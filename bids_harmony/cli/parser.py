@@ -24,6 +24,12 @@ from bids_harmony.training.config import TrainOptions
 
 __all__ = ["build_parser", "parse_args"]
 
+#: Options that change what the participant level makes and nothing else.
+PARTICIPANT_ONLY = frozenset((
+    "skull_strip", "registration", "template", "atlas_dir", "n_atlases", "derivatives",
+    "output_spaces", "on_guard_fail", "correct_age_bias",
+))  # fmt: skip
+
 
 def parse_args(argv: Sequence[str]) -> RunConfig:
     """Turn the arguments into a checked configuration; nothing is read but what they name.
@@ -79,7 +85,11 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     config = RunConfig(**options)
     trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
     config = replace(config, train=replace(config.train, **trained))
-    for warning in check_config(config, old_run="run_uuid" in given):
+    warnings = check_config(config, old_run="run_uuid" in given)
+    if level == "train" and (idle := sorted(PARTICIPANT_ONLY & set(given))):
+        names = ", ".join("--" + name.replace("_", "-") for name in idle)
+        warnings.append(f"training uses what was preprocessed before: it takes no {names}.")
+    for warning in warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return config
 

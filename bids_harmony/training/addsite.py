@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.generators import INPUT_CHANNELS, Generator, build_generator
@@ -95,7 +96,7 @@ def add_site(
         )
     if len(scans) < MIN_SCANS:
         raise UsageError(
-            f"The site {site} has {len(scans)} preprocessed scans.",
+            f"The site {site} has {counted(len(scans), 'preprocessed scan')}.",
             f"Adding a site needs {MIN_SCANS}: check --site-column.",
         )
     (forward,), (known,) = networks["harmonizer"], networks["backward"]

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load, save
 
+from bids_harmony import __version__
 from bids_harmony.errors import UsageError
 from bids_harmony.models.generators import Generator
 from bids_harmony.models.slices import slice_input
@@ -294,6 +295,7 @@ def _digest(
 ) -> str:
     """Name all that decides the weights, so that only the same training is taken up again."""
     said = {
+        "version": __version__,
         "preset": preset.to_dict(),
         "plan": [plan.steps, plan.epoch, plan.seed],
         "world": engine.world,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bids_harmony.bids import counted, find_scans
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.participant import say as tell
@@ -41,8 +42,6 @@ def run_train(config: RunConfig) -> int:
     int
         0.
     """
-    from bids_harmony.bids import find_scans
-
     if config.train.add_site:
         return run_add_site(config, config.train.add_site)
     inventory = find_scans(config)
@@ -86,7 +85,6 @@ def run_add_site(config: RunConfig, site: str) -> int:
     int
         0.
     """
-    from bids_harmony.bids import find_scans
     from bids_harmony.training.addsite import STEPS, add_site
     from bids_harmony.training.cache import open_training_set
 
@@ -272,7 +270,7 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
     reference = options.reference_site or max(sorted(counts), key=lambda site: counts[site])
     if counts[reference] < MIN_REFERENCE:
         raise UsageError(
-            f"The reference site {reference} has {counts[reference]} scans to fit on.",
+            f"The reference site {reference} has {counted(counts[reference], 'scan')} to fit on.",
             f"Training needs {MIN_REFERENCE}; scans here: "
             f"{', '.join(f'{n} of {site}' for site, n in sorted(counts.items()))}.",
         )

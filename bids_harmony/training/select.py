@@ -41,6 +41,8 @@ LEAST_R = 0.95
 MAX_VIOLATION = 0.5
 #: Part of the validation scans that may lie beyond the widest limit without a checkpoint failing.
 MAX_BEYOND = 0.05
+#: A chosen map with this score or more hardly changes anything (2: nothing).
+IDLE = 1.8
 QUANTILES = np.linspace(0.01, 0.99, 99)
 #: Reference scans are weighed by age around a source scan's, as in training (years).
 AGE_WIDTH = 5.0
@@ -146,6 +148,11 @@ def choose_checkpoint(
         say(
             "Warning: no checkpoint keeps the anatomy of the validation scans within the limits; "
             f"step {chosen['step']} comes nearest."
+        )
+    elif chosen["score"] >= IDLE:
+        say(
+            "Note: the chosen map changes little: beyond the scaling of tissues there was little "
+            "to learn, or the maps want more scans or --harmonizer-steps."
         )
     return int(chosen["step"]), table
 
