@@ -1,12 +1,55 @@
-"""The dataset as the ``group`` level sees it: one table, with flags, ratings and pictures."""
+"""The dataset as the ``group`` level sees it: one table, with flags, ratings and pictures.
+
+Everything comes from the records that the participant level writes beside each scan, so it
+does not matter which jobs wrote them, or where.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+QC_ENDING = "_desc-harmony_qc.json"
+PREDICTIONS_ENDING = "_desc-harmony_predictions.json"
+STATUSES = ("pass", "warn", "fail", "error")
+#: Columns and the sidecar fields they show.
+SCANNER = {
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturersModelName",
+    "field_strength": "MagneticFieldStrength",
+    "repetition_time": "RepetitionTime",
+    "echo_time": "EchoTime",
+    "inversion_time": "InversionTime",
+    "flip_angle": "FlipAngle",
+    "sequence": "PulseSequenceType",
+}
+NUMBERS_OF_SCANNER = frozenset(
+    {"field_strength", "repetition_time", "echo_time", "inversion_time", "flip_angle"}
+)
+VOLUMES = {
+    "preproc": "_desc-preproc_T1w.nii.gz",
+    "harmonized": "_desc-harmonized_T1w.nii.gz",
+    "mask": "_desc-brain_mask.nii.gz",
+}
+#: Columns before and after the metrics; every table has them.
+FACTS = (
+    "scan", "participant_id", "session_id", "site", "age", "sex", "diagnosis", *SCANNER,
+    "voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "qc_status", "error",
+)  # fmt: skip
+TEXTS = frozenset(
+    {"scan", "participant_id", "session_id", "site", "sex", "diagnosis", "qc_status", "error",
+     "harmonization_status", "bundle"} | (set(SCANNER) - NUMBERS_OF_SCANNER)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +97,8 @@ class Group:
         written: paths relative to the output folder.
     bundle : dict or None
         ``name``, ``version``, ``sha256`` and ``reference_site`` of the bundle most scans were
-        made with, ``n_scans`` made with it, and ``simulated``: the targets whose labels were.
-        None where no scan had one.
+        made with, ``n_scans`` made with it and ``n_scans_other`` with others, ``training_data``
+        by target, and ``simulated``: the targets whose labels were. None where no scan had one.
     """
 
     scans: pd.DataFrame
@@ -67,3 +110,282 @@ class Group:
     figures: dict[str, tuple[str, ...]]
     volumes: dict[str, dict[str, str]]
     bundle: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """What one scan's JSONs say.
+
+    Attributes
+    ----------
+    values : dict
+        By column of the table.
+    metrics : tuple of str
+        Those columns that are metrics.
+    targets : dict of str to str
+        What was predicted, and on what the predictor was trained.
+    reasons, guard_reasons : tuple of str
+        What the participant level remarked upon, and the part that concerns harmonization.
+    figures, volumes
+        As in :class:`Group`.
+    bundle : dict
+        The bundle's identity, empty without one.
+    problem : str or None
+        What of the scan could not be read although it was finished.
+    """
+
+    values: dict[str, Any]
+    metrics: tuple[str, ...] = ()
+    targets: dict[str, str] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    guard_reasons: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    volumes: dict[str, str] = field(default_factory=dict)
+    bundle: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def scan(self) -> str:
+        """The scan's key."""
+        return str(self.values["scan"])
+
+
+def find_records(out: Path) -> list[Path]:
+    """List the records of all scans, failed ones too, in the order of their names.
+
+    Only the folders that may hold records are opened: of ten thousand participants a search of
+    every subfolder takes many times as long.
+    """
+    found = []
+    for subject in _folders(out, "sub-"):
+        for folder in (subject, *_folders(subject, "ses-")):
+            with suppress(OSError):
+                found += [
+                    Path(entry.path)
+                    for entry in os.scandir(folder / "anat")
+                    if entry.name.endswith(QC_ENDING)
+                ]
+    return sorted(found)
+
+
+def _folders(parent: Path, prefix: str) -> list[Path]:
+    with suppress(OSError):
+        return [
+            Path(entry.path)
+            for entry in os.scandir(parent)
+            if entry.name.startswith(prefix) and entry.is_dir()
+        ]
+    return []
+
+
+def read_scans(paths: Iterable[Path], out: Path) -> list[ScanRow]:
+    """Read the records of some scans; one that cannot be read becomes a failed scan.
+
+    Parameters
+    ----------
+    paths : iterable of pathlib.Path
+        Of :func:`find_records`.
+    out : pathlib.Path
+        The output folder.
+
+    Returns
+    -------
+    list of ScanRow
+        In the same order, one for each path.
+    """
+    return [read_scan(path, out) for path in paths]
+
+
+def read_scan(path: Path, out: Path) -> ScanRow:
+    """Read one scan's record and predictions; see :func:`read_scans`."""
+    key = path.name.removesuffix(QC_ENDING)
+    parts = dict(part.split("-", 1) for part in key.split("_") if "-" in part)
+    values: dict[str, Any] = {
+        "scan": key,
+        "participant_id": f"sub-{parts.get('sub', '')}",
+        "session_id": f"ses-{parts['ses']}" if "ses" in parts else None,
+        "site": "unknown",
+    }
+    where = path.relative_to(out).as_posix()
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or record.get("status") not in STATUSES:
+            raise ValueError("it is not a scan's record")
+    except (OSError, ValueError, RecursionError) as error:
+        cause = f"The record {where} cannot be read ({error})."
+        return ScanRow(values | {"qc_status": "error", "error": cause})
+
+    status, scanner, check = record["status"], _dict(record, "scanner"), _dict(record, "check")
+    guard, bundle = _dict(record, "guard"), _dict(record, "bundle")
+    voxel = check.get("voxel_size_mm")
+    sizes = voxel if isinstance(voxel, list) and len(voxel) == 3 else [None] * 3
+    cause = _text(_dict(record, "error").get("cause")) or "The record names no cause."
+    values |= {
+        "site": _text(record.get("site")) or "unknown",
+        "age": number(record.get("age")),
+        "sex": _text(record.get("sex")),
+        "diagnosis": _text(record.get("diagnosis")),
+        **{
+            column: (number if column in NUMBERS_OF_SCANNER else _text)(scanner.get(field))
+            for column, field in SCANNER.items()
+        },
+        **{f"voxel_{axis}_mm": number(v) for axis, v in zip("xyz", sizes, strict=True)},
+        "qc_status": status,
+        "error": cause if status == "error" else None,
+        **{str(k): number(v) for k, v in _dict(record, "metrics").items()},
+        "harmonization_status": _text(guard.get("status")),
+        "bundle": f"{bundle['name']} {bundle.get('version', '')}" if "name" in bundle else None,
+    }
+    outputs = _texts(record, "outputs")
+    if status == "error":
+        # Its record lists no outputs; pictures made before it failed show why.
+        folder = out / values["participant_id"] / "figures"
+        outputs = [p.relative_to(out).as_posix() for p in folder.glob(f"{key}_*.png")]
+    predictions: dict[str, Any] = {}
+    problem = None
+    if bundle and status != "error":
+        predictions, problem = _read_predictions(path, where)
+    return ScanRow(
+        values | _predicted(predictions),
+        metrics=tuple(map(str, _dict(record, "metrics"))),
+        targets={
+            name: _text(entry.get("training_data")) or ""
+            for name, entry in predictions.items()
+            if isinstance(entry, dict) and "training_data" in entry
+        },
+        reasons=tuple(_texts(record, "reasons")),
+        guard_reasons=tuple(_texts(guard, "reasons")),
+        figures=tuple(sorted(p for p in outputs if "/figures/" in p)),
+        volumes=_volumes(outputs),
+        bundle=bundle,
+        problem=problem,
+    )
+
+
+def _read_predictions(path: Path, where: str) -> tuple[dict[str, Any], str | None]:
+    file = path.with_name(path.name.replace(QC_ENDING, PREDICTIONS_ENDING))
+    try:
+        values = json.loads(file.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        return {}, f"The predictions beside {where} cannot be read ({why})"
+    return values, None
+
+
+def _predicted(predictions: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of what was predicted, for each target raw and harmonized."""
+    values: dict[str, Any] = {}
+    for name, entry in predictions.items():
+        if isinstance(entry, dict) and "training_data" in entry:
+            values |= {f"{name}_{k}": number(entry.get(k)) for k in ("raw", "harmonized")}
+            # The interval of what is used: where the harmonized scan was set aside, the raw one's.
+            used = "raw" if math.isnan(values[f"{name}_harmonized"]) else "harmonized"
+            ends = entry.get("interval_90") if used == "harmonized" else None
+            if isinstance(ends, list) and len(ends) == 2:
+                low, high = map(number, ends)
+                values |= {f"{name}_harmonized_low": low, f"{name}_harmonized_high": high}
+            if f"gap_{used}" in entry:
+                values["brain_age_gap"] = number(entry[f"gap_{used}"])
+    return values
+
+
+def _volumes(outputs: Iterable[str]) -> dict[str, str]:
+    """Images on the template grid; those on the scan's own grid name no space."""
+    found = {}
+    for path in outputs:
+        for name, ending in VOLUMES.items():
+            if path.endswith(ending) and "_space-" in path and "_space-T1w" not in path:
+                found[name] = path
+    return found
+
+
+def number(value: Any) -> float:
+    """Take a finite number as it is; anything else is missing (NaN)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _text(value: Any) -> str | None:
+    """Take a value as one line of text; nothing is None."""
+    return None if value is None else " ".join(str(value).split()) or None
+
+
+def _dict(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(record: Mapping[str, Any], name: str) -> list[str]:
+    value = record.get(name)
+    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
+
+
+def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
+    """Put scans into one table.
+
+    Parameters
+    ----------
+    rows : sequence of ScanRow
+        Of :func:`read_scans`.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row per scan: facts, metrics, harmonization status, predictions, bundle.
+    metrics : tuple of str
+        Columns that are QC metrics, in the order of the dictionary, unknown ones after them.
+    targets : tuple of str
+        What was predicted.
+    """
+    import pandas as pd
+
+    from bids_harmony.qc.verdict import dictionary
+
+    seen = {name for row in rows for name in row.metrics}
+    known = [name for name in dictionary() if name in seen]
+    metrics = (*known, *sorted(seen - set(known) - set(FACTS)))
+    targets = tuple(sorted({name for row in rows for name in row.targets}))
+    columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets), "bundle"]
+    table = pd.DataFrame(index=range(len(rows)))
+    data = {}
+    for column in columns:
+        if column in TEXTS:
+            values = [row.values.get(column) for row in rows]
+            data[column] = pd.Series(values, dtype=object, index=table.index)
+        else:
+            numbers = [row.values.get(column, math.nan) for row in rows]
+            data[column] = pd.Series(numbers, dtype=float, index=table.index)
+    return pd.DataFrame(data), metrics, targets
+
+
+def prediction_columns(targets: Iterable[str]) -> list[str]:
+    """Columns of the predictions: raw beside harmonized, then what belongs to brain age."""
+    columns = []
+    for target in targets:
+        columns += [f"{target}_raw", f"{target}_harmonized"]
+        if target == "brain_age":
+            columns += [f"{target}_harmonized_low", f"{target}_harmonized_high", f"{target}_gap"]
+    return columns
+
+
+def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
+    """Describe the bundle most scans were made with; see :class:`Group`."""
+    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in rows if row.bundle)
+    if not used:
+        return None
+    text, n_scans = used.most_common(1)[0]
+    trained = {name: on for row in rows for name, on in row.targets.items()}
+    simulated = sorted(name for name, on in trained.items() if "simulated" in on.lower())
+    return {
+        **json.loads(text),
+        "n_scans": n_scans,
+        "n_scans_other": sum(used.values()) - n_scans,
+        "training_data": dict(sorted(trained.items())),
+        "simulated": simulated,
+    }
