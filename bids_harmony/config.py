@@ -88,6 +88,8 @@ class RunConfig:
         guard; ``raw`` predicts from the raw scan alone.
     correct_age_bias : bool
         Add age gaps corrected for the bias with age; the uncorrected ones stay.
+    qc_ratings : tuple of pathlib.Path
+        Rating files beside the output folder's own.
     device : str
         One of :data:`DEVICES`.
     random_seed : int
@@ -148,6 +150,7 @@ class RunConfig:
     output_spaces: tuple[str, ...] = ("template",)
     on_guard_fail: str = "flag"
     correct_age_bias: bool = False
+    qc_ratings: tuple[Path, ...] = ()
     device: str = "auto"
     random_seed: int = 42
     sloppy: bool = False

@@ -23,6 +23,7 @@ figures
 *_qc.json
 *_predictions.json
 group_*
+qc_ratings.tsv
 models
 """
 
@@ -43,6 +44,8 @@ reference site, with predictions made before (`raw`) and after (`harmonized`) th
   `scans.json`. Scans that failed have no row there, but a `*_desc-harmony_qc.json` and a report.
 * `*_desc-harmony_qc.json`, `*_desc-harmony_predictions.json`: everything measured on one scan. The
   tables and reports are made from these files alone.
+* `group_T1w.html`, `group_T1w.tsv`, `group_predictions.tsv` (level `group`): all scans, the
+  outliers among them, and why; `qc_ratings.tsv` is what people said of them.
 * `logs/`: one folder per run, with the options used and any crash files.
 
 Schizophrenia probabilities come from a network trained on **simulated** labels. They show that

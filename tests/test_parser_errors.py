@@ -54,7 +54,6 @@ def test_wrong_values(paths: list[str], options: str, cause: str, remedy: str) -
 @pytest.mark.parametrize(
     ("level", "cause"),
     [
-        ("group", "The group level is not part of this version."),
         ("evaluate", "The evaluate level is not part of this version."),
         ("subject", "The level is 'subject'."),
     ],

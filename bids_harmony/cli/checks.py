@@ -70,6 +70,8 @@ def _check_inputs(config: RunConfig) -> None:
     _exists(config.template, "--template", folder=False)
     _exists(config.use_plugin, "--use-plugin", folder=False)
     _exists(config.atlas_dir, "--atlas-dir", folder=True)
+    for path in config.qc_ratings:
+        _exists(path, "--qc-ratings", folder=False)
     if config.skull_strip == "multi-atlas" and config.atlas_dir is None:
         raise UsageError(
             "--skull-strip multi-atlas needs atlases.",

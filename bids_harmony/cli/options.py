@@ -19,13 +19,14 @@ from bids_harmony.cli.arguments import (
     parse_mb,
     parse_path,
 )
+from bids_harmony.cli.group_options import add_group_options
 from bids_harmony.cli.train_options import add_training_options
 from bids_harmony.config import CHOICES, RunConfig
 
 PROGRAM = "bids_harmony"
 FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
 #: Levels of this version; the others are planned (design.md §1).
-AVAILABLE = ("participant", "train")
+AVAILABLE = ("participant", "group", "train")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "level",
         metavar="LEVEL",
-        help="participant: each scan from raw to report; train: a new model bundle from the "
-        "preprocessed scans of OUTPUT_DIR",
+        help="participant: each scan from raw to report; group: tables, outliers and one "
+        "report of all scans in OUTPUT_DIR; train: a new model bundle from its preprocessed "
+        "scans",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     _add_selection(parser)
@@ -59,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processing(parser)
     _add_resources(parser)
     _add_run(parser)
+    add_group_options(parser)
     add_training_options(parser)
     return parser
 

@@ -30,6 +30,19 @@ PARTICIPANT_ONLY = frozenset((
     "output_spaces", "on_guard_fail", "correct_age_bias",
 ))  # fmt: skip
 
+#: What group does not ask again: which scans there are and what is known of them.
+RECORDED = frozenset((
+    "participant_label", "session_label", "bids_filter_file", "site_column", "age_column",
+    "sex_column", "diagnosis_column", "random_seed", "sloppy", "device", "use_plugin",
+    "stop_on_first_crash", "write_graph", "resource_monitor",
+))  # fmt: skip
+#: By level, the options that mean nothing there, and why.
+IDLE = {
+    "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
+    "group": (PARTICIPANT_ONLY | RECORDED, "group reads what participant recorded of all scans"),
+    "train": (PARTICIPANT_ONLY, "training uses what was preprocessed before"),
+}
+
 
 def parse_args(argv: Sequence[str]) -> RunConfig:
     """Turn the arguments into a checked configuration; nothing is read but what they name.
@@ -86,9 +99,10 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
     config = replace(config, train=replace(config.train, **trained))
     warnings = check_config(config, old_run="run_uuid" in given)
-    if level == "train" and (idle := sorted(PARTICIPANT_ONLY & set(given))):
+    options_idle, why = IDLE.get(level, (frozenset(), ""))
+    if idle := sorted(options_idle & set(given)):
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
-        warnings.append(f"training uses what was preprocessed before: it takes no {names}.")
+        warnings.append(f"{why}: it takes no {names}.")
     for warning in warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return config

@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_level(config: RunConfig) -> int:
     """Run the level asked for."""
+    if config.level == "group":
+        from bids_harmony.group import run_group
+
+        return run_group(config)
     if config.dry_run:
         from bids_harmony.bids import find_scans
         from bids_harmony.cli.dryrun import render

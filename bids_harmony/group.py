@@ -1,0 +1,219 @@
+"""The group level: the dataset's tables, outliers, ratings and report, from the scans' records.
+
+``run_group`` reads from top to bottom. It computes nothing on images and asks the dataset for
+nothing, so it can be repeated whenever more scans are done or more ratings are in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony.bids import counted
+from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK
+from bids_harmony.files import write_json, write_text
+from bids_harmony.outputs import BIDSIGNORE
+from bids_harmony.participant import say
+from bids_harmony.qc.collect import (
+    STATUSES,
+    Group,
+    bundle_of,
+    find_records,
+    read_scans,
+    scan_table,
+)
+from bids_harmony.qc.ratings import (
+    FILE,
+    Rating,
+    merge_ratings,
+    rating_files,
+    read_ratings,
+    write_ratings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from bids_harmony.config import RunConfig
+    from bids_harmony.qc.outliers import Outliers
+
+#: Scans named at the end of the log.
+WORST = 5
+#: The table for those who want the predictions and nothing else.
+VIEW = ("scan", "site", "age")
+
+
+def run_group(config: RunConfig) -> int:
+    """Write the group's tables and report.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``output_dir`` holds the records; ``bundle`` names the one whose limits hold for small
+        sites; ``qc_ratings`` are added to the output folder's own.
+
+    Returns
+    -------
+    int
+        0, also where scans failed; 66 when no scan has a record.
+    """
+    out = config.output_dir
+    paths = find_records(out)
+    if not paths:
+        say(f"No scan has a record in {out}: run the participant level first.")
+        return EXIT_NO_INPUT
+    ratings, problems = read_ratings(rating_files(config))
+    if config.dry_run:
+        say(
+            f"{counted(len(paths), 'scan')} would be read, with {counted(len(ratings), 'rating')}."
+        )
+        say(f"group_T1w.html, .tsv and .json and group_predictions.tsv would be in {out}.")
+        return EXIT_OK
+    say(f"Reading the records of {counted(len(paths), 'scan')}.")
+    group, notes = build_group(paths, out, ratings, qc_reference(config))
+    for problem in (*problems, *notes):
+        say(f"Warning: {problem}")
+    write_tables(group, out)
+    if config.qc_ratings:
+        write_ratings(out / FILE, ratings)
+    from bids_harmony.reports.group import write_group_report
+
+    report = write_group_report(group, out)
+    summarize(group)
+    say(f"Report: {report}")
+    return EXIT_OK
+
+
+def qc_reference(config: RunConfig) -> dict[str, Any] | None:
+    """Read the statistics of the scans the bundle was trained on; None for ``--bundle none``."""
+    if config.bundle == "none":
+        return None
+    from bids_harmony.models.bundle import load_bundle
+
+    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+    return dict(bundle.qc_reference()["metrics"])
+
+
+def build_group(
+    paths: list[Path],
+    out: Path,
+    ratings: pd.DataFrame,
+    reference: Mapping[str, Any] | None,
+) -> tuple[Group, list[str]]:
+    """Collect what is known of some scans, and find those to look at.
+
+    Parameters
+    ----------
+    paths : list of pathlib.Path
+        Of :func:`bids_harmony.qc.collect.find_records`.
+    out : pathlib.Path
+        The output folder.
+    ratings : pandas.DataFrame
+        Of :func:`bids_harmony.qc.ratings.read_ratings`.
+    reference : mapping or None
+        Of :func:`qc_reference`.
+
+    Returns
+    -------
+    group : Group
+    notes : list of str
+        What the user should know about whole sites, bundles and ratings.
+    """
+    from bids_harmony.qc.columns import column_dictionary
+    from bids_harmony.qc.outliers import find_outliers
+
+    rows = read_scans(paths, out)
+    table, metrics, targets = scan_table(rows)
+    outliers = find_outliers(table, rows, reference)
+    merged = merge_ratings(ratings)
+    bundle = bundle_of(rows)
+    scans = table.assign(**_verdicts(table, outliers, merged))
+    notes = list(outliers.notes)
+    if bundle and bundle["n_scans_other"]:
+        notes.append(
+            f"{counted(bundle['n_scans_other'], 'scan')} of {len(rows)} were made with another "
+            f"bundle than {bundle['name']} {bundle['version']}: their predictions differ in kind."
+        )
+    if unknown := sorted(set(ratings["scan"]) - set(table["scan"]) - {""}):
+        shown = ", ".join(unknown[:WORST]) + (", ..." if len(unknown) > WORST else "")
+        notes.append(f"{counted(len(unknown), 'rated scan')} without a record here: {shown}.")
+    group = Group(
+        scans=scans,
+        metrics=metrics,
+        targets=targets,
+        flags=outliers.flags,
+        ratings=ratings,
+        dictionary=column_dictionary(scans.columns.to_list(), bundle),
+        figures={row.scan: row.figures for row in rows if row.figures},
+        volumes={row.scan: row.volumes for row in rows if row.volumes},
+        bundle=bundle,
+    )
+    return group, notes
+
+
+def _verdicts(
+    table: pd.DataFrame, outliers: Outliers, ratings: Mapping[str, Rating]
+) -> dict[str, list[Any]]:
+    """Make the columns that follow from flags and ratings."""
+    keys = table["scan"].to_list()
+    flags = [outliers.flags.get(key, ()) for key in keys]
+    worst_first = sorted(
+        (i for i in range(len(keys)) if flags[i]),
+        key=lambda i: (-outliers.score[i], -len(flags[i]), keys[i]),
+    )
+    ranks = {i: float(rank) for rank, i in enumerate(worst_first, start=1)}
+    rated = [ratings.get(key) for key in keys]
+    return {
+        "outlier_rank": [ranks.get(i, float("nan")) for i in range(len(keys))],
+        "outlier_score": [round(float(score), 3) for score in outliers.score],
+        "n_flags": [float(len(found)) for found in flags],
+        "reasons": [";  ".join(flag.text for flag in found) or None for found in flags],
+        "rating": [rating.verdict if rating else None for rating in rated],
+        "n_raters": [float(rating.n_raters) if rating else 0.0 for rating in rated],
+    }
+
+
+def write_tables(group: Group, out: Path) -> None:
+    """Write ``group_T1w.{tsv,json}`` and ``group_predictions.tsv``."""
+    # An output folder of an earlier version does not know these files.
+    write_text(out / ".bidsignore", BIDSIGNORE)
+    write_text(out / "group_T1w.tsv", as_tsv(group.scans))
+    write_json(out / "group_T1w.json", group.dictionary)
+    columns = [*VIEW, *(f"{target}_harmonized" for target in group.targets)]
+    view = group.scans[columns]
+    write_text(out / "group_predictions.tsv", as_tsv(view))
+    write_json(out / "group_predictions.json", {c: group.dictionary[c] for c in columns})
+
+
+def as_tsv(table: pd.DataFrame) -> str:
+    """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
+    text = {
+        name: [
+            f"{value:.7g}" if isinstance(value, float) and value == value
+            else " ".join(value.split()) or "n/a" if isinstance(value, str)
+            else "n/a"
+            for value in table[name].tolist()
+        ]
+        for name in table
+    }  # fmt: skip
+    lines = [
+        "\t".join(map(str, table)),
+        *("\t".join(row) for row in zip(*text.values(), strict=True)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summarize(group: Group) -> None:
+    """End the log with what a reader should know first."""
+    scans = group.scans
+    statuses = Counter(scans["qc_status"])
+    counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
+    say(f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}.")
+    if rated := Counter(scans["rating"].dropna()):
+        say("Rated: " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(rated.items())) + ".")
+    say(f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else "."))
+    for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
+        say(f"  {key}: {group.flags[key][0].text}")

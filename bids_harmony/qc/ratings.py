@@ -1,0 +1,195 @@
+"""What people who looked at the scans said: reading, merging and honouring their ratings.
+
+A rating file is a table with the columns scan, rater, time, verdict and comment, as the group
+report saves it. Of one rater the newest verdict counts; what several raters disagree about is
+``disputed`` and decides nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_harmony.errors import UsageError
+from bids_harmony.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bids_harmony.config import RunConfig
+
+FILE = "qc_ratings.tsv"
+COLUMNS = ("scan", "rater", "time", "verdict", "comment")
+VERDICTS = ("accept", "reject", "unsure")
+#: What several raters say of a scan when their verdicts differ.
+DISPUTED = "disputed"
+#: A scan's status once a rater has rejected it.
+REJECTED = "rejected"
+OLDEST = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """The raters' common verdict on a scan: one of :data:`VERDICTS`, or :data:`DISPUTED`."""
+
+    verdict: str
+    n_raters: int
+
+
+def rating_files(config: RunConfig) -> list[Path]:
+    """List a run's rating files: the output folder's own, if there is one, and those given."""
+    own = config.output_dir / FILE
+    return list(dict.fromkeys([*([own] if own.is_file() else []), *config.qc_ratings]))
+
+
+def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Read rating files as people and spreadsheets leave them.
+
+    A byte order mark, any line ends, quotes, columns in any order and further columns do no harm.
+
+    Parameters
+    ----------
+    paths : iterable of pathlib.Path
+        The files; a row that stands in several counts once.
+
+    Returns
+    -------
+    ratings : pandas.DataFrame
+        Every row, in the columns of :data:`COLUMNS` (str, empty where missing), sorted by scan,
+        rater and time. Rows with a verdict that does not exist are kept as they are.
+    problems : list of str
+        Such rows, by file and line.
+
+    Raises
+    ------
+    UsageError
+        When a file cannot be read, or lacks the columns scan and verdict.
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, ...], None] = {}
+    problems: list[str] = []
+    for path in paths:
+        rows |= dict.fromkeys(_read_file(path, problems))
+    # Rows of the same time stay in the order they were read in.
+    ordered = sorted(rows, key=lambda row: (row[0], row[1], _when(row[2])))
+    return pd.DataFrame(ordered, columns=list(COLUMNS), dtype=object), problems
+
+
+def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"The ratings {path} cannot be read ({error}).",
+            "Give --qc-ratings a text file saved by the group report.",
+        ) from error
+    header = [_cell(name).lower() for name in lines[0].split("\t")]
+    if not {"scan", "verdict"} <= set(header):
+        raise UsageError(
+            f"The ratings {path} lack the columns scan and verdict.",
+            f"Give a table with the columns {', '.join(COLUMNS)}, separated by tabs.",
+        )
+    rows = []
+    for n, line in enumerate(lines[1:], start=2):
+        cells = dict(zip(header, map(_cell, line.split("\t")), strict=False))
+        row = {name: cells.get(name, "") for name in COLUMNS}
+        # A scan may be named by its file.
+        row["scan"] = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
+        row["verdict"] = row["verdict"].lower()
+        if not any(row.values()):
+            continue
+        where = f"{path}, line {n}"
+        if not row["scan"]:
+            problems.append(f"{where}: names no scan.")
+        elif row["verdict"] and row["verdict"] not in VERDICTS:
+            allowed = ", ".join(VERDICTS)
+            problems.append(f"{where}: the verdict '{row['verdict']}' is none of {allowed}.")
+        elif row["time"] and _when(row["time"]) == OLDEST:
+            problems.append(f"{where}: the time '{row['time']}' cannot be read and counts as old.")
+        rows.append(tuple(row.values()))
+    return rows
+
+
+def _cell(text: str) -> str:
+    """One cell's text; spreadsheets put quotes around some, and BIDS writes n/a for none."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].replace('""', '"').strip()
+    return "" if text.lower() == "n/a" else text
+
+
+def _when(text: str) -> datetime:
+    """Read an ISO 8601 time; without a zone it is UTC, and one that cannot be read is oldest."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return OLDEST
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
+    """Put the verdicts on each scan together.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+        Of :func:`read_ratings`, which puts the newest row of a rater last.
+
+    Returns
+    -------
+    dict of str to Rating
+        By scan. Of one rater the newest row counts, and an empty verdict there takes back an
+        earlier one; a scan of which nobody holds a verdict is absent.
+    """
+    newest: dict[str, dict[str, str]] = {}
+    for scan, rater, verdict in ratings[["scan", "rater", "verdict"]].itertuples(index=False):
+        if scan and (verdict in VERDICTS or not verdict):
+            newest.setdefault(scan, {})[rater] = verdict
+    merged = {}
+    for scan, by_rater in newest.items():
+        verdicts = [verdict for verdict in by_rater.values() if verdict]
+        if verdicts:
+            common = verdicts[0] if len(set(verdicts)) == 1 else DISPUTED
+            merged[scan] = Rating(common, len(verdicts))
+    return merged
+
+
+def apply_ratings(
+    statuses: Mapping[str, str | None], ratings: Mapping[str, Rating]
+) -> dict[str, str | None]:
+    """Let the raters' verdicts take the place of the automatic ones.
+
+    Parameters
+    ----------
+    statuses : mapping
+        By scan, the status in its record: pass, warn, fail, error or None.
+    ratings : mapping
+        Of :func:`merge_ratings`.
+
+    Returns
+    -------
+    dict
+        By scan: :data:`REJECTED` where the raters reject it, ``pass`` where they accept it, and
+        else the status it had. A scan that could not be finished stays ``error``: there is
+        nothing to accept.
+    """
+    decided = {}
+    for scan, status in statuses.items():
+        verdict = ratings[scan].verdict if scan in ratings else ""
+        if verdict == "reject":
+            status = REJECTED
+        elif verdict == "accept" and status != "error":
+            status = "pass"
+        decided[scan] = status
+    return decided
+
+
+def write_ratings(path: Path, ratings: pd.DataFrame) -> None:
+    """Write ratings as the group report saves them."""
+    rows: Sequence[Sequence[str]] = [COLUMNS, *ratings[list(COLUMNS)].itertuples(index=False)]
+    write_text(path, "".join("\t".join(cell or "n/a" for cell in row) + "\n" for row in rows))
