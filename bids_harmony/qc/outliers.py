@@ -13,7 +13,6 @@ A flag is a reason to look. Nothing is dropped.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,14 @@ import numpy as np
 
 from bids_harmony.qc.collect import Flag, ScanRow
 from bids_harmony.qc.guard import MEASURES
+from bids_harmony.qc.usual import (
+    MIN_SITE,
+    Z_LIMIT,
+    Site,
+    bad_side,
+    relative_distances,
+    usual_at_sites,
+)
 from bids_harmony.qc.verdict import (
     MAD_TO_SD,
     MIN_REFERENCE,
@@ -36,17 +43,12 @@ from bids_harmony.qc.verdict import (
 if TYPE_CHECKING:
     import pandas as pd
 
-Z_LIMIT = 3.5
-#: Sites with fewer scans are held against the bundle's reference in everything.
-MIN_SITE = 10
-#: A site's deviation counts as much as that of all sites together when it has this many scans.
-PRIOR_SCANS = 20
-#: Scans per metric that the minimum covariance determinant asks for.
-PER_METRIC = 5
-#: Beyond this a value counts as this far when covariances are estimated without enough scans.
-WINSOR = 3.0
 #: A metric that this share of a site's scans have is missed where it is absent.
 USUAL = 0.75
+#: A scanner the bundle does not know lies beyond its reference with good scans too, such as 57 %
+#: of 7 and 77 % of 8 real ones. With this many scans the site tells what its scanner's way is:
+#: beyond the reference then counts if it is also so many robust deviations off the site's middle.
+FEW, ALSO_Z = 4, 2.0
 #: Beyond the reference are a site's own ways when more than this share of its scans shows them.
 SITES_WAY = 0.5
 #: No flag counts as farther beyond its limit than this; a scan that failed does as much.
@@ -81,26 +83,6 @@ class Outliers:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A site's finished scans: their values by metric, and what is usual there."""
-
-    name: str
-    values: np.ndarray
-    metrics: tuple[str, ...]
-    middle: np.ndarray
-    #: Usual deviation below and above the middle, as a standard deviation; 0 where unknown.
-    below: np.ndarray
-    above: np.ndarray
-
-    def z(self) -> np.ndarray:
-        """Robust z of every value: NaN where it is missing, 0 where no deviation is known."""
-        off = self.values - self.middle
-        scale = np.where(off < 0, self.below, self.above)
-        z = np.divide(off, scale, out=np.zeros_like(off), where=scale > 0)
-        return np.asarray(np.where(np.isnan(self.values), np.nan, z))
-
-
 def find_outliers(
     table: pd.DataFrame, rows: Sequence[ScanRow], reference: Mapping[str, Any] | None = None
 ) -> Outliers:
@@ -131,11 +113,11 @@ def find_outliers(
     values, sites = table[list(metrics)].to_numpy(dtype=float), table["site"].to_numpy()
     score, notes = np.zeros(len(table)), []
     places = {site: np.flatnonzero(done & (sites == site)) for site in sorted(set(sites[done]))}
-    found_sites = list(_usual(values, places, metrics, reference))
+    found_sites = list(usual_at_sites(values, places, metrics, reference))
     every = np.vstack([site.z() for site in found_sites]) if found_sites else values[:0]
     for site in found_sites:
         where = places[site.name]
-        sizes = np.abs(np.nan_to_num(_bad_side(site.z(), metrics))).max(axis=1, initial=0.0)
+        sizes = np.abs(np.nan_to_num(bad_side(site.z(), metrics))).max(axis=1, initial=0.0)
         sizes /= Z_LIMIT
         distances, far = _distances(site, every)
         score[where] = np.maximum(sizes, distances)
@@ -175,79 +157,9 @@ def _states(rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
                 yield i, Flag(f"brain_age_{kind}", text, 2.0)
 
 
-def _usual(
-    values: np.ndarray,
-    places: Mapping[str, np.ndarray],
-    metrics: tuple[str, ...],
-    reference: Mapping[str, Any] | None,
-) -> Iterator[_Site]:
-    """For each site, what is usual there; the fewer its scans, the more as at the others."""
-    middles = {name: _median(values[where]) for name, where in places.items()}
-    off = np.full_like(values, np.nan)
-    for name, where in places.items():
-        # The middle of a few scans lies too close to each of them.
-        if len(where) >= MIN_SITE // 2:
-            off[where] = values[where] - middles[name]
-    known = _reference_spread(metrics, reference)
-    pooled = [_lean(_spread(side), np.isfinite(off).sum(axis=0), known) for side in _sides(off)]
-    for name, where in places.items():
-        here = values[where]
-        n = np.isfinite(here).sum(axis=0)
-        own = [_spread(side) for side in _sides(here - middles[name])]
-        below, above = (_lean(a, n, b) for a, b in zip(own, pooled, strict=True))
-        yield _Site(name, here, metrics, middles[name], below, above)
-
-
-def _sides(off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.where(off <= 0, -off, np.nan), np.where(off >= 0, off, np.nan)
-
-
-def _spread(off: np.ndarray) -> np.ndarray:
-    """Estimate a standard deviation by the median deviation; by the mean where that is 0."""
-    middle = MAD_TO_SD * _median(off)
-    n = np.isfinite(off).sum(axis=0)
-    mean = np.nansum(off, axis=0) * np.sqrt(np.pi / 2) / np.maximum(n, 1)
-    return np.asarray(np.where(middle > 0, middle, mean))
-
-
-def _lean(own: np.ndarray, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Mix a spread found on n scans with one that was known; 0 is an unknown one."""
-    own, prior = np.nan_to_num(own), np.nan_to_num(prior)
-    mixed = np.sqrt((n * own**2 + PRIOR_SCANS * prior**2) / (n + PRIOR_SCANS))
-    return np.asarray(np.where(prior > 0, mixed, own))
-
-
-def _reference_spread(metrics: Sequence[str], reference: Mapping[str, Any] | None) -> np.ndarray:
-    """Spread within the bundle's training sites, those with enough scans to tell."""
-    sites = (reference or {}).get("sites", {}).values()
-    spreads = [
-        [s[m]["mad"] for s in sites if m in s and s[m]["n"] >= MIN_REFERENCE] for m in metrics
-    ]
-    return np.array([MAD_TO_SD * float(np.median(mads)) if mads else 0.0 for mads in spreads])
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    """Median of each column's finite values; NaN where there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(np.nanmedian(values, axis=0))
-
-
-def _bad_side(z: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
-    """Leave of each metric only the side that speaks against a scan."""
-    z = z.copy()
-    for j, name in enumerate(metrics):
-        direction = dictionary()[name]["Direction"] if name in dictionary() else ""
-        if direction == "higher is better":
-            z[:, j] = np.minimum(z[:, j], 0)
-        elif direction == "lower is better":
-            z[:, j] = np.maximum(z[:, j], 0)
-    return z
-
-
-def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
+def _deviations(site: Site) -> Iterator[tuple[int, Flag]]:
     """Metrics far from the site's median."""
-    z = _bad_side(site.z(), site.metrics)
+    z = bad_side(site.z(), site.metrics)
     for i, j in np.argwhere(np.abs(z) > Z_LIMIT):
         name, side = site.metrics[j], "below" if z[i, j] < 0 else "above"
         low = site.middle[j] - Z_LIMIT * site.below[j]
@@ -265,7 +177,7 @@ def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
         )
 
 
-def _distances(site: _Site, every: np.ndarray) -> tuple[np.ndarray, list[tuple[int, Flag]]]:
+def _distances(site: Site, every: np.ndarray) -> tuple[np.ndarray, list[tuple[int, Flag]]]:
     """Measure how far each scan is from others in all metrics together, 1 at the limit.
 
     The others are those of its site; at a small site ``every`` scan's z, as far as it is from
@@ -284,21 +196,7 @@ def _distances(site: _Site, every: np.ndarray) -> tuple[np.ndarray, list[tuple[i
     if n < MIN_SITE or p < 2:
         return np.zeros(len(z)), []
     z, others = np.nan_to_num(z[:, use]), np.nan_to_num(others[:, use])
-    centre, precision = _covariance(others)
-
-    def parts_and_roots(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = (z - centre) * ((z - centre) @ precision)
-        return parts, np.cbrt(np.maximum(parts.sum(axis=1), 0))
-
-    # Cube roots of squared distances are nearly normal (Wilson and Hilferty). Both covariances fit
-    # the scans they were found on, some better than others, so that distances spread wider than
-    # normal data's would: the limit is the one that the bulk of the scans sets.
-    roots = parts_and_roots(others)[1]
-    middle = float(np.median(roots))
-    spread = MAD_TO_SD * float(np.median(np.abs(roots - middle)))
-    limit = middle + Z_LIMIT * max(spread, middle * np.sqrt(2 / (9 * p)))
-    parts, roots = parts_and_roots(z)
-    sizes = (roots / limit) ** 1.5
+    sizes, parts = relative_distances(z, others)
     flags = []
     for i in np.flatnonzero(sizes > 1):
         most = [site.metrics[use[j]] for j in np.argsort(-parts[i], kind="stable")[:3]]
@@ -317,22 +215,7 @@ def _distances(site: _Site, every: np.ndarray) -> tuple[np.ndarray, list[tuple[i
     return sizes, flags
 
 
-def _covariance(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and inverse covariance, by the robust method that the number of scans allows."""
-    from sklearn.covariance import OAS, MinCovDet
-
-    n, p = z.shape
-    if n >= PER_METRIC * p:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            robust = MinCovDet(random_state=0).fit(z)
-        if np.linalg.matrix_rank(robust.covariance_) == p:
-            return robust.location_, robust.get_precision()
-    shrunk = OAS().fit(np.clip(z, -WINSOR, WINSOR))
-    return shrunk.location_, shrunk.get_precision()
-
-
-def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
+def _missing(site: Site) -> Iterator[tuple[int, Flag]]:
     """Metrics that could not be computed though the site's other scans have them."""
     absent = np.isnan(site.values)
     for j in np.flatnonzero((1 - absent.mean(axis=0) >= USUAL) & absent.any(axis=0)):
@@ -343,24 +226,26 @@ def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
 
 
 def _beyond_reference(
-    site: _Site, reference: Mapping[str, Any] | None
+    site: Site, reference: Mapping[str, Any] | None
 ) -> tuple[list[tuple[int, Flag]], list[str]]:
     """Metrics beyond the bundle's reference, where the site is small or no scanner matters."""
     summaries = (reference or {}).get("all", {})
     flags, notes = [], []
+    z = bad_side(site.z(), site.metrics)
     for j, name in enumerate(site.metrics):
         summary = summaries.get(name)
         if summary is None or summary["n"] < MIN_REFERENCE:
             continue
         n, values = len(site.values), site.values[:, j]
         small = n < MIN_SITE
-        if not small and dictionary()[name]["Group"] not in FIXED_GROUPS:
+        fixed = dictionary()[name]["Group"] in FIXED_GROUPS
+        if not small and not fixed:
             continue
         spread = MAD_TO_SD * summary["mad"]
         low, high = reference_range(summary)
         if not small:
             low, high = low - spread, high + spread
-        past = _bad_side(
+        past = bad_side(
             np.nan_to_num(np.where(values < low, values - low, np.maximum(values - high, 0)))[
                 :, None
             ],
@@ -373,6 +258,8 @@ def _beyond_reference(
                 f"{_called(name)} ({_said(name, low)} to {_said(name, high)})."
             )
             continue
+        if not fixed and n >= FEW:
+            odd = odd[np.abs(z[odd, j]) > ALSO_Z]
         for i in odd:
             side = "below" if past[i] < 0 else "above"
             text = (
