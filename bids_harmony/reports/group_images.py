@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from bids_harmony.qc.collect import Group
 
-TISSUES = ("CSF", "grey matter", "white matter")
+TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
 MAX_SITES, MAX_SCANS, SHOWN = 10, 20, 4
 #: Voxels read at most: 20 scans, before and after, of 10 sites on a grid of 2 mm.
 MAX_VOXELS = 5e8
@@ -208,6 +208,7 @@ def _look(group: Group, scans: pd.DataFrame, out: Path, plan: _Plan) -> _Looks:
         for kind, volume in volumes.items():
             values = np.clip(volume[inside], 0, TOP)
             counts = np.array([np.histogram(values[tissue == k], edges)[0] for k in range(3)])
+            counts = np.vstack([counts.sum(axis=0), counts])
             density = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) / edges[1]
             part = totals.setdefault(kind, [0.0 * volume, 0.0 * volume, 0.0 * density])
             for total, new in zip(part, (volume, volume**2, density), strict=True):
@@ -308,7 +309,7 @@ def _nearest(ages: Sequence[float], among: Sequence[float]) -> list[int]:
 
 
 def _histograms(densities: dict[str, np.ndarray]) -> tuple[Any, Any]:
-    figure, grid = _figure((1, 3), 0.26)
+    figure, grid = _figure((1, len(TISSUES)), 0.26)
     edges = np.linspace(0, TOP, N_BINS + 1)
     for k, (axes, tissue) in enumerate(zip(grid, TISSUES, strict=True)):
         if "reference" in densities:

@@ -57,7 +57,7 @@ def site_rows(scans: pd.DataFrame) -> list[dict[str, Any]]:
                 "n": len(here),
                 "people": here["participant_id"].nunique(),
                 "age": f"{age.mean():.1f}" if len(age) else "n/a",
-                "ages": f"{age.min():.4g} to {age.max():.4g}{missing}" if len(age) else "n/a",
+                "ages": f"{age.min():.3g} to {age.max():.3g}{missing}" if len(age) else "n/a",
                 "sex": _counts(here["sex"]),
                 "diagnosis": _counts(here["diagnosis"]),
                 "scanner": _counts(scanner),
@@ -215,7 +215,7 @@ def _draws(people: pd.Series) -> np.ndarray | None:
         return None
     rng, n = np.random.default_rng(SEED), len(names)
     rows = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(N_BOOTSTRAP))
-    counts = np.fromiter(rows, np.dtype((np.float32, n)), N_BOOTSTRAP)
+    counts = np.fromiter(rows, np.dtype((float, n)), N_BOOTSTRAP)
     return counts[:, codes]
 
 
