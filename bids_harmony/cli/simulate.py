@@ -20,54 +20,96 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bids_harmony-simulate",
         description="Write a BIDS dataset of made-up T1w scans from several made-up scanners, "
-        "and its truth (brain masks, volumes, scanners) in derivatives/truth. No person was "
-        "scanned, and the diagnosis is made up.",
+        "and its truth (brain masks, volumes, effects, scanners, what is wrong with which scan) "
+        "in derivatives/truth. No person was scanned, and the diagnosis is made up.",
         epilog="Example: bids_harmony-simulate /tmp/heads --sites 3 --subjects 2 --seed 1",
     )
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
-    size = parser.add_argument_group("Size")
-    size.add_argument(
+    design = parser.add_argument_group("Sites and heads")
+    design.add_argument(
         "--sites", "--n-sites", type=int, default=3, metavar="N", help="number of sites [3]"
     )
-    size.add_argument(
+    design.add_argument(
         "--subjects",
         "--n-subjects",
         type=int,
-        default=2,
+        nargs="+",
+        default=[2],
         metavar="M",
-        help="heads per site; with --travelling, heads in all [2]",
+        help="heads per site, one number for all or one for each; with --travelling, heads in "
+        "all [2]",
     )
-
-    kind = parser.add_argument_group("What is simulated")
-    kind.add_argument(
+    design.add_argument(
+        "--travelling",
+        "--traveling",
+        action="store_true",
+        help="scan the same heads at every site, one session per site",
+    )
+    design.add_argument(
+        "--confound",
+        type=float,
+        default=0.0,
+        metavar="YEARS",
+        help="site 1's heads are this much older on average than the others'; every site still "
+        "spans 18 to 85 years [0]",
+    )
+    design.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="S",
         help="same seed, same dataset, byte by byte [0]",
     )
-    kind.add_argument(
-        "--travelling",
-        "--traveling",
-        action="store_true",
-        help="scan the same heads at every site, one session per site",
+
+    heads = parser.add_argument_group("What heads are like")
+    heads.add_argument(
+        "--anatomies",
+        type=Path,
+        metavar="DIR",
+        help="make heads from the label maps (NIfTI) in this folder in turn: FreeSurfer's labels "
+        "and SimNIBS's for the rest of the head, or those of DIR/labels.tsv (columns index and "
+        "tissue) [one template]",
     )
-    kind.add_argument(
+    heads.add_argument(
+        "--pathology",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of heads, 0 to 1, with a lesion, a resection or strong atrophy [0]",
+    )
+
+    scans = parser.add_argument_group("What scans are like")
+    scans.add_argument(
         "--resolution",
         type=float,
         default=0.0,
         metavar="MM",
         help="no voxel finer than this, 0.8 to 4; small and fast datasets [each site's own]",
     )
-    kind.add_argument(
+    scans.add_argument(
         "--stripped-sites",
         type=int,
         nargs="+",
         default=[],
         metavar="K",
         help="numbers of the sites that deliver scans without skull [none]",
+    )
+    scans.add_argument(
+        "--bad",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
+        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]",
+    )
+    scans.add_argument(
+        "--bad-kinds",
+        nargs="+",
+        metavar="KIND",
+        help="only these kinds of bad scans: ghosting, wrong-contrast, cropped, noise, "
+        "wrong-orientation, wrong-mask, lesion [all]",
     )
 
     running = parser.add_argument_group("Running")
@@ -81,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a simulated dataset in OUT; other derivatives than the truth stay",
+        help="replace a simulated dataset in OUT; derivatives that others wrote stay",
     )
     return parser
 
@@ -101,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     # Numerical libraries are loaded only once there is something to do.
-    from bids_harmony.simulation.dataset import simulate_dataset
+    from bids_harmony.simulation.dataset import MASKS, simulate_dataset
+    from bids_harmony.simulation.defects import KINDS
 
     out: Path = args.output_dir
     try:
@@ -111,6 +154,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             n_subjects=args.subjects,
             seed=args.seed,
             travelling=args.travelling,
+            confound=args.confound,
+            pathology=args.pathology,
+            bad=args.bad,
+            bad_kinds=args.bad_kinds or tuple(KINDS),
+            anatomies=args.anatomies,
             nprocs=args.nprocs,
             resolution=args.resolution,
             stripped_sites=args.stripped_sites,
@@ -127,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bids_harmony-simulate: stopped; run again with --overwrite.", file=sys.stderr)
         return 130
     print(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
-    print(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant")
+    masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""
+    print(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 
 

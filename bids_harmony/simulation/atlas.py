@@ -30,6 +30,39 @@ PULL_MM = 14.0
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """What lies around the brain, as signed distances (mm, negative inside).
+
+    Each is given at every second point of the lattice of :data:`ORIGIN` and :data:`SHAPE`.
+
+    Attributes
+    ----------
+    skull, skin, air, eye, spine : numpy.ndarray
+        Distance to the brain's smooth hull, the head's outside, sinuses and throat, eyeballs,
+        and the spinal cord (to its axis).
+    """
+
+    skull: np.ndarray
+    skin: np.ndarray
+    air: np.ndarray
+    eye: np.ndarray
+    spine: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What lies around the brain, as a label map.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        uint8 :class:`bids_harmony.simulation.layers.Tissue` on the lattice refined to 1 mm.
+    """
+
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
 class Atlas:
     """Template-space maps from which heads are sampled.
 
@@ -43,9 +76,8 @@ class Atlas:
     brain, ventricle : numpy.ndarray
         Signed distance (mm, negative inside) to the brain mask and to the lateral ventricles
         with what of the third joins them, on the lattice of :data:`ORIGIN` and :data:`SHAPE`.
-    skull, skin, air, eye, spine : numpy.ndarray
-        The same for the brain's smooth hull, the head's outside, sinuses and throat, eyeballs,
-        and the spinal cord (distance to its axis), at every second point of that lattice.
+    around : Shapes or Mapped
+        Skull, scalp, face and neck.
     pull : numpy.ndarray
         (3, ...) direction and falloff of the shift that grows the ventricles by one mm.
     diagnosis : numpy.ndarray
@@ -56,11 +88,7 @@ class Atlas:
     tissue_origin: np.ndarray
     brain: np.ndarray
     ventricle: np.ndarray
-    skull: np.ndarray
-    skin: np.ndarray
-    air: np.ndarray
-    eye: np.ndarray
-    spine: np.ndarray
+    around: Shapes | Mapped
     pull: np.ndarray
     diagnosis: np.ndarray
 
@@ -124,12 +152,12 @@ def load_atlas() -> Atlas:
     grey, white, t1w, mask = (np.asarray(img.dataobj[box], dtype=np.float32) for img in images)
     tissues = _tissue_fractions(grey, white, t1w, mask > 0)
 
-    coarse = _on_lattice(mask, origin)
-    brain = _signed_distance(coarse > 0.5)
+    coarse = on_lattice(mask, origin)
+    brain = signed_distance(coarse > 0.5)
     # The skull follows the brain's smooth outline, not its fissures.
-    skull = _signed_distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
-    wet = _on_lattice(tissues[2] * mask, origin) > 0.5
-    ventricle = _signed_distance(largest_component(wet & (brain < -DEEP_MM)))
+    skull = signed_distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
+    wet = on_lattice(tissues[2] * mask, origin) > 0.5
+    ventricle = signed_distance(largest_component(wet & (brain < -DEEP_MM)))
     points = lattice(2)
     skull = skull[::2, ::2, ::2]
     return Atlas(
@@ -137,13 +165,15 @@ def load_atlas() -> Atlas:
         tissue_origin=origin.astype(np.float32),
         brain=brain,
         ventricle=ventricle,
-        skull=skull,
-        skin=_skin(points, skull),
-        air=_air(points),
-        eye=_pair(points, (32.0, 62.0, -36.0), (12.5, 12.5, 12.5)),
-        spine=_spine_distance(points),
-        pull=_ventricle_pull(ventricle),
-        diagnosis=_diagnosis_weight(),
+        around=Shapes(
+            skull=skull,
+            skin=_skin(points, skull),
+            air=_air(points),
+            eye=_pair(points, (32.0, 62.0, -36.0), (12.5, 12.5, 12.5)),
+            spine=_spine_distance(points),
+        ),
+        pull=ventricle_pull(ventricle),
+        diagnosis=diagnosis_weight(),
     )
 
 
@@ -162,7 +192,7 @@ def _tissue_fractions(
     return np.stack([grey * solid, white * solid, csf]).astype(np.float32)
 
 
-def _on_lattice(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
+def on_lattice(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
     """Smooth a 1 mm map and sample it on the head's 2 mm lattice (0 outside the map)."""
     smooth = ndimage.gaussian_filter(values.astype(np.float32), 0.7)
     return np.asarray(
@@ -173,7 +203,7 @@ def _on_lattice(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
     )
 
 
-def _signed_distance(inside: np.ndarray) -> np.ndarray:
+def signed_distance(inside: np.ndarray) -> np.ndarray:
     """Distance in mm to a mask on the 2 mm lattice, negative inside, smoothed by a voxel."""
     outside = ndimage.distance_transform_edt(~inside)
     depth = ndimage.distance_transform_edt(inside)
@@ -181,7 +211,7 @@ def _signed_distance(inside: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.gaussian_filter(distance.astype(np.float32), 0.7))
 
 
-def _ventricle_pull(distance: np.ndarray) -> np.ndarray:
+def ventricle_pull(distance: np.ndarray) -> np.ndarray:
     """Shift, per mm of growth, from a point to the template's tissue that moved there."""
     gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.0), 2.0))
     gradient /= np.maximum(np.sqrt((gradient**2).sum(axis=0)), 0.5)
@@ -191,7 +221,7 @@ def _ventricle_pull(distance: np.ndarray) -> np.ndarray:
     return np.asarray(-gradient * fall, dtype=np.float32)
 
 
-def _diagnosis_weight() -> np.ndarray:
+def diagnosis_weight() -> np.ndarray:
     """Where the diagnosis thins cortex: the places of :mod:`bids_harmony.simulation.effect`."""
     points = lattice()
     points[0] = -np.abs(points[0])

@@ -4,85 +4,72 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from bids_harmony import __version__
 from bids_harmony.errors import UsageError
+from bids_harmony.simulation import describe
 from bids_harmony.simulation.atlas import load_atlas
-from bids_harmony.simulation.head import AGE_RANGE, DIAGNOSES, make_head
-from bids_harmony.simulation.scanner import Scanner, draw_scanner, scan_head
+from bids_harmony.simulation.defects import KINDS, draw_defect, scan_badly, spoil_mask
+from bids_harmony.simulation.describe import GENERATOR, sidecar
+from bids_harmony.simulation.head import make_head
+from bids_harmony.simulation.labelmaps import find_maps, load_anatomy
+from bids_harmony.simulation.plan import (
+    MAX_CONFOUND,
+    Subject,
+    add_anatomies,
+    add_defects,
+    add_pathology,
+    plan_subjects,
+)
+from bids_harmony.simulation.scanner import draw_scanner, scan_head
 
-GENERATOR = "bids_harmony-simulate"
-BIDS_VERSION = "1.10.0"
-SIMULATED = "Simulated data: no person was scanned, and the diagnosis is made up."
 TRUTH = Path("derivatives") / "truth"
-
-PARTICIPANT_COLUMNS: dict[str, Any] = {
-    "age": {"Description": "Age of the simulated head.", "Units": "year"},
-    "sex": {"Description": "Simulated sex.", "Levels": {"F": "female", "M": "male"}},
-    "site": {"Description": "Site, each with its own made-up scanner."},
-    "diagnosis": {
-        "Description": "Simulated diagnosis: wider ventricles and thinner frontal and temporal "
-        "cortex, by a made-up amount. It says nothing about the disease.",
-        "Levels": {
-            "control": "no effect was simulated",
-            "schizophrenia": "the effect was simulated",
-        },
-    },
-}
-TRUTH_COLUMNS: dict[str, Any] = {
-    f"{name}_ml": {"Description": f"True volume of the {text} of the head.", "Units": "mL"}
-    for name, text in (
-        ("brain", "brain mask"),
-        ("gm", "grey matter"),
-        ("wm", "white matter"),
-        ("csf", "CSF inside the brain mask"),
-        ("ventricle", "lateral ventricles and what of the third joins them"),
-    )
-}
+MASKS = Path("derivatives") / "masks"
+#: Names of nothing wrong.
+CLEAN = ("none", "good")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One head to make, and the scanners that scan it.
+class Job:
+    """What every head of a dataset has in common.
 
     Attributes
     ----------
-    label : str
-        Participant label without ``sub-``.
-    key : tuple of int
-        Site (0 when travelling) and number within it: what its seeds are made of, so that a
-        head does not change when sites or subjects are added.
-    age : float
-        Years.
-    sex, diagnosis : str
-        As in ``participants.tsv``.
-    scanners : tuple of Scanner
-        One, or all sites' when travelling.
+    out : pathlib.Path
+        Folder of the dataset.
+    seed : int
+        Seed of the dataset.
+    spacing : int
+        Voxel size (mm) that heads are made at.
+    travelling : bool
+        One session per site.
     """
 
-    label: str
-    key: tuple[int, int]
-    age: float
-    sex: str
-    diagnosis: str
-    scanners: tuple[Scanner, ...]
+    out: Path
+    seed: int
+    spacing: int
+    travelling: bool
 
 
 def simulate_dataset(
     out: str | Path,
     *,
     n_sites: int,
-    n_subjects: int,
+    n_subjects: int | Sequence[int],
     seed: int,
     travelling: bool = False,
+    confound: float = 0.0,
+    pathology: float = 0.0,
+    bad: float = 0.0,
+    bad_kinds: Sequence[str] = tuple(KINDS),
+    anatomies: str | Path | None = None,
     nprocs: int = 1,
     resolution: float = 0.0,
     stripped_sites: Iterable[int] = (),
@@ -99,12 +86,23 @@ def simulate_dataset(
         Folder of the dataset; it must be empty or absent unless ``overwrite``.
     n_sites : int
         Number of sites.
-    n_subjects : int
-        Heads per site; with ``travelling``, heads in all.
+    n_subjects : int or sequence of int
+        Heads per site, one number for all or one for each; with ``travelling``, heads in all.
     seed : int
         Not negative.
     travelling : bool
         Scan every head at every site, one session per site.
+    confound : float
+        Years by which site 1's heads are older on average than the others', -40 to 40.
+    pathology : float
+        Share of heads, 0 to 1, with a lesion, a resection or strong atrophy.
+    bad : float
+        Share of scans, 0 to 1, that are bad; those of heads with a pathology are not.
+    bad_kinds : sequence of str
+        Names of :data:`bids_harmony.simulation.defects.KINDS` that bad scans are of, evenly.
+    anatomies : path-like, optional
+        Folder of label maps (:mod:`bids_harmony.simulation.labelmaps`) that heads are made from
+        in turn, instead of nilearn's template.
     nprocs : int
         Heads made at the same time (threads: nearly all time is spent outside the interpreter's
         lock), about 0.3 GB each.
@@ -121,78 +119,73 @@ def simulate_dataset(
     Raises
     ------
     UsageError
-        When a value is out of range, or the folder holds something else.
+        When a value is out of range, the folder holds something else, or the label maps cannot
+        be used.
     """
     out = Path(out)
     stripped = set(stripped_sites)
-    _check_size(n_sites, n_subjects, nprocs)
+    sizes = [n_subjects] if isinstance(n_subjects, int) else list(n_subjects)
+    _check_size(n_sites, sizes, nprocs, travelling=travelling)
     _check_values(n_sites, seed, resolution, stripped)
-    _make_room(out, overwrite=overwrite)
+    _check_design(n_sites, confound, pathology, bad, bad_kinds, travelling=travelling)
     scanners = [
         draw_scanner(seed, site, stripped=site in stripped, min_voxel_mm=resolution)
         for site in range(1, n_sites + 1)
     ]
-    subjects = plan_subjects(scanners, n_subjects, seed=seed, travelling=travelling)
-    _write_dataset(out, scanners, subjects, seed=seed, travelling=travelling)
+    subjects = plan_subjects(
+        scanners,
+        sizes[0] if len(sizes) == 1 else sizes,
+        seed=seed,
+        travelling=travelling,
+        confound=confound,
+    )
+    subjects = add_pathology(subjects, pathology, seed=seed)
+    subjects = add_defects(subjects, bad, bad_kinds, seed=seed)
+    if anatomies is not None:
+        subjects = add_anatomies(subjects, find_maps(anatomies, len(subjects)))
+    _make_room(out, overwrite=overwrite)
+
+    job = Job(out, seed, 2 if resolution >= 2 else 1, travelling)
+    _write_root(job, subjects)
+    _write_tsv(out / TRUTH / "sites.tsv", [describe.site_row(scanner) for scanner in scanners])
+    for name, content in describe.descriptions(scanners, subjects, seed, travelling).items():
+        folder = out if name == "raw" else out / "derivatives" / name
+        if folder.is_dir():
+            _write_json(folder / "dataset_description.json", content)
 
     load_atlas()
     truths: dict[str, dict[str, Any]] = {}
-    spacing = 2 if resolution >= 2 else 1
+    scans: dict[str, list[dict[str, Any]]] = {}
     with ThreadPoolExecutor(max_workers=nprocs) as pool:
-        futures = {
-            pool.submit(_write_subject, out, subject, seed, spacing, travelling): subject
-            for subject in subjects
-        }
+        # Heads of one anatomy follow each other: it is built once, and few are in memory.
+        ordered = sorted(subjects, key=lambda s: str(s.anatomy or ""))
+        futures = {pool.submit(_write_subject, job, subject): subject for subject in ordered}
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 subject = futures[future]
-                truths[subject.label] = future.result()
+                truths[subject.label], scans[subject.label] = future.result()
                 if progress:
-                    sites = ", ".join(scanner.site for scanner in subject.scanners)
-                    progress(
-                        f"[{done}/{len(subjects)}] sub-{subject.label}: {subject.age:g} years, "
-                        f"{subject.sex}, {subject.diagnosis}, {sites}"
-                    )
+                    progress(f"[{done}/{len(subjects)}] {_line(subject)}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    rows = [{**_participant(s, travelling), **truths[s.label]} for s in subjects]
+    _write_tsv(out / TRUTH / "scans.tsv", [row for s in subjects for row in scans[s.label]])
+    rows = [{**describe.participant_row(s, travelling), **truths[s.label]} for s in subjects]
     _write_tsv(out / TRUTH / "participants.tsv", rows)
 
 
-def plan_subjects(
-    scanners: list[Scanner], n_subjects: int, *, seed: int, travelling: bool
-) -> list[Subject]:
-    """Draw who is scanned where; ages cover 18 to 85 years evenly at every site."""
-    groups = (
-        [(0, tuple(scanners))]
-        if travelling
-        else [(k, (scanner,)) for k, scanner in enumerate(scanners, 1)]
-    )
-    width = max(2, len(str(n_subjects * len(groups))))
-    subjects: list[Subject] = []
-    for site, visits in groups:
-        rng = np.random.default_rng([seed, 2, site])
-        strata = (rng.permutation(n_subjects) + rng.random(n_subjects)) / n_subjects
-        first_ill, first_male = rng.integers(0, 2, 2)
-        for k, place in enumerate(strata):
-            subjects.append(
-                Subject(
-                    label=f"{len(subjects) + 1:0{width}d}",
-                    key=(site, k),
-                    age=round(float(AGE_RANGE[0] + place * np.ptp(AGE_RANGE)), 1),
-                    sex="FM"[(k // 2 + first_male) % 2],
-                    diagnosis=DIAGNOSES[(k + first_ill) % 2],
-                    scanners=visits,
-                )
-            )
-    return subjects
-
-
-def _check_size(n_sites: int, n_subjects: int, nprocs: int) -> None:
-    for name, value in (("sites", n_sites), ("subjects", n_subjects), ("nprocs", nprocs)):
+def _check_size(n_sites: int, sizes: list[int], nprocs: int, *, travelling: bool) -> None:
+    counts = [("sites", n_sites), *(("subjects", size) for size in sizes), ("nprocs", nprocs)]
+    for name, value in counts:
         if value < 1:
             raise UsageError(f"--{name} is {value}.", "Give at least 1.")
+    if len(sizes) != 1 and (travelling or len(sizes) != n_sites):
+        given = " ".join(map(str, sizes))
+        raise UsageError(
+            f"--subjects {given} does not fit "
+            + ("heads that travel to all sites." if travelling else f"{n_sites} sites."),
+            "Give one number" + ("." if travelling else ", or one for each site."),
+        )
 
 
 def _check_values(n_sites: int, seed: int, resolution: float, stripped: set[int]) -> None:
@@ -208,6 +201,36 @@ def _check_values(n_sites: int, seed: int, resolution: float, stripped: set[int]
         )
 
 
+def _check_design(
+    n_sites: int,
+    confound: float,
+    pathology: float,
+    bad: float,
+    bad_kinds: Sequence[str],
+    *,
+    travelling: bool,
+) -> None:
+    for name, share in (("pathology", pathology), ("bad", bad)):
+        if not 0 <= share <= 1:
+            raise UsageError(f"--{name} is {share:g}.", "Give a share from 0 to 1.")
+    if not abs(confound) <= MAX_CONFOUND:
+        raise UsageError(
+            f"--confound is {confound:g} years.", f"Give at most {MAX_CONFOUND:g} years."
+        )
+    if confound and (travelling or n_sites < 2):
+        raise UsageError(
+            f"--confound {confound:g} needs sites with heads of their own.",
+            "Give at least two sites, and not --travelling.",
+        )
+    if unknown := sorted(set(bad_kinds) - set(KINDS)):
+        raise UsageError(
+            f"There is no kind of bad scan called {unknown[0]}.",
+            f"Name some of {', '.join(KINDS)}.",
+        )
+    if bad and not bad_kinds:
+        raise UsageError("Bad scans of no kind were asked for.", "Name at least one kind.")
+
+
 def _make_room(out: Path, *, overwrite: bool) -> None:
     """Make the folder; with ``overwrite``, first remove what an earlier simulation wrote there."""
     if out.exists() and not out.is_dir():
@@ -217,17 +240,13 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
             raise UsageError(
                 f"{out} is not empty.", "Give another folder, or --overwrite to replace it."
             )
-        try:
-            described = json.loads((out / "dataset_description.json").read_text())
-            ours = described["GeneratedBy"][0]["Name"] == GENERATOR
-        except (OSError, ValueError, LookupError, TypeError):
-            ours = False
-        if not ours:
+        if not _is_ours(out):
             raise UsageError(
                 f"{out} holds something that {GENERATOR} did not write.",
                 "Give another folder: --overwrite replaces only simulated datasets.",
             )
-        for folder in [*out.glob("sub-*"), out / TRUTH]:
+        masks = [out / MASKS] if _is_ours(out / MASKS) else []
+        for folder in [*out.glob("sub-*"), out / TRUTH, *masks]:
             shutil.rmtree(folder, ignore_errors=True)
         for name in ("sessions.json", "participants.tsv"):
             (out / name).unlink(missing_ok=True)
@@ -239,141 +258,103 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def _write_subject(
-    out: Path, subject: Subject, seed: int, spacing: int, travelling: bool
-) -> dict[str, float]:
-    """Make a head, scan it, write scans, sidecars and masks; return its true volumes."""
-    head = make_head(
-        [seed, 3, *subject.key],
-        age=subject.age,
-        diagnosis=subject.diagnosis,
-        sex=subject.sex,
-        spacing=spacing,
-    )
-    name = f"sub-{subject.label}"
-    for number, scanner in enumerate(subject.scanners, 1):
-        parts = [name, f"ses-{scanner.site}"] if travelling else [name]
-        anat = Path(*parts) / "anat"
-        stem = "_".join(parts)
-        visit = number if travelling else 0
-        scan, mask = scan_head(head, scanner, [seed, 4, *subject.key, visit])
-        for folder in (out / anat, out / TRUTH / anat):
-            folder.mkdir(parents=True, exist_ok=True)
-        nib.save(scan, out / anat / f"{stem}_T1w.nii.gz")
-        _write_json(out / anat / f"{stem}_T1w.json", sidecar(scanner))
-        nib.save(mask, out / TRUTH / anat / f"{stem}_desc-brain_mask.nii.gz")
-        source = (anat / f"{stem}_T1w.nii.gz").as_posix()
-        _write_json(
-            out / TRUTH / anat / f"{stem}_desc-brain_mask.json",
-            {"Type": "Brain", "Sources": [f"bids:raw:{source}"], "Simulated": True},
-        )
-    if travelling:
-        rows = [{"session_id": f"ses-{s.site}", "site": s.site} for s in subject.scanners]
-        _write_tsv(out / name / f"{name}_sessions.tsv", rows)
-    return {key: value for key, value in head.truth.items() if key.endswith("_ml")}
+def _is_ours(dataset: Path) -> bool:
+    """Whether a dataset says that this generator wrote it."""
+    try:
+        described = json.loads((dataset / "dataset_description.json").read_text())
+        return bool(described["GeneratedBy"][0]["Name"] == GENERATOR)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
-def sidecar(scanner: Scanner) -> dict[str, Any]:
-    """BIDS metadata of a scanner's T1w scans."""
-    return {
-        "Simulated": True,
-        "SimulationDescription": SIMULATED,
-        "Manufacturer": "Simulated",
-        "ManufacturersModelName": scanner.model,
-        "MagneticFieldStrength": scanner.field_strength,
-        "PulseSequenceType": "MPRAGE",
-        "MRAcquisitionType": "3D",
-        "RepetitionTimePreparation": round(scanner.repetition_ms / 1000, 4),
-        "RepetitionTimeExcitation": round(scanner.spacing_ms / 1000, 4),
-        "RepetitionTime": round(scanner.repetition_ms / 1000, 4),
-        "InversionTime": round(scanner.inversion_ms / 1000, 4),
-        "EchoTime": round(scanner.echo_ms / 1000, 5),
-        "FlipAngle": scanner.flip_deg,
-        "SliceThickness": max(scanner.voxel_mm),
-        "SkullStripped": scanner.stripped,
-    }
+def _line(subject: Subject) -> str:
+    """Say what was made."""
+    words = [f"{subject.age:g} years", subject.sex, subject.diagnosis]
+    words += [scanner.site for scanner in subject.scanners]
+    words += [name for name in (subject.pathology, *subject.defects) if name not in CLEAN]
+    return f"sub-{subject.label}: {', '.join(words)}"
 
 
-def _participant(subject: Subject, travelling: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "participant_id": f"sub-{subject.label}",
+def _write_subject(job: Job, subject: Subject) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make a head, scan it, write scans, sidecars and masks; return what is true of them."""
+    traits: dict[str, Any] = {
         "age": subject.age,
+        "diagnosis": subject.diagnosis,
         "sex": subject.sex,
+        "spacing": job.spacing,
+        "atlas": load_anatomy(subject.anatomy) if subject.anatomy else None,
     }
-    if not travelling:
-        row["site"] = subject.scanners[0].site
-    return row | {"diagnosis": subject.diagnosis}
+    head = make_head([job.seed, 3, *subject.key], pathology=subject.pathology, **traits)
+    truth = head.truth
+    name = f"sub-{subject.label}"
+    rows = []
+    visits = zip(subject.scanners, subject.defects, strict=True)
+    for number, (scanner, kind) in enumerate(visits, 1):
+        parts = [name, f"ses-{scanner.site}"] if job.travelling else [name]
+        place = Path(*parts) / "anat" / "_".join(parts)
+        visit = number if job.travelling else 0
+        seeds = [job.seed, 4, *subject.key, visit]
+        severity = 0.0
+        seen = head
+        if kind == "good":
+            scan, mask = scan_head(head, scanner, seeds)
+        else:
+            defect = draw_defect(kind, np.random.default_rng([job.seed, 7, *subject.key, visit]))
+            if kind == "lesion":
+                seen = make_head([job.seed, 3, *subject.key], pathology=kind, **traits)
+                truth = truth if job.travelling else seen.truth
+            scan, mask, severity = scan_badly(seen, scanner, seeds, defect)
+            if kind == "wrong-mask":
+                wrong, severity = spoil_mask(scan, mask, defect)
+                _write_mask(job.out / MASKS, place, wrong)
+        (job.out / place).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(scan, job.out / f"{place}_T1w.nii.gz")
+        _write_json(job.out / f"{place}_T1w.json", sidecar(scanner))
+        _write_mask(job.out / TRUTH, place, mask)
+        what = {"filename": f"{place.as_posix()}_T1w.nii.gz", "site": scanner.site}
+        ill = {key: seen.truth[key] for key in describe.PATHOLOGY_COLUMNS}
+        rows.append({**what, "quality": kind, "severity": round(severity, 4), **ill})
+    if job.travelling:
+        sessions = [{"session_id": f"ses-{s.site}", "site": s.site} for s in subject.scanners]
+        _write_tsv(job.out / name / f"{name}_sessions.tsv", sessions)
+    if subject.anatomy:
+        truth = truth | {"anatomy": subject.anatomy.name.split(".nii")[0]}
+    return {k: v for k, v in truth.items() if k not in describe.PARTICIPANT_COLUMNS}, rows
 
 
-def _write_dataset(
-    out: Path, scanners: list[Scanner], subjects: list[Subject], *, seed: int, travelling: bool
-) -> None:
-    """Write everything at the dataset's root and the truth's, except the table of volumes."""
-    generated = {
-        "Name": GENERATOR,
-        "Version": __version__,
-        "Description": f"{len(scanners)} sites, {len(subjects)} heads, seed {seed}"
-        + (", travelling" if travelling else ""),
-    }
-    common = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [generated]}
+def _write_mask(dataset: Path, place: Path, mask: nib.Nifti1Image) -> None:
+    """Write a scan's brain mask into a derivative dataset."""
+    path = dataset / f"{place}_desc-brain_mask.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(mask, path)
+    source = f"bids:raw:{place.as_posix()}_T1w.nii.gz"
     _write_json(
-        out / "dataset_description.json",
-        {"Name": "Simulated heads", "DatasetType": "raw", "Authors": [GENERATOR], **common},
+        dataset / f"{place}_desc-brain_mask.json",
+        {"Type": "Brain", "Sources": [source], "Simulated": True},
     )
-    _write_json(
-        out / TRUTH / "dataset_description.json",
-        {
-            "Name": "Truth of the simulated heads",
-            "DatasetType": "derivative",
-            "DatasetLinks": {"raw": "../.."},
-            **common,
-        },
-    )
-    (out / "README").write_text(_readme(travelling))
-    (out / TRUTH / "README").write_text(
-        f"{SIMULATED}\n\nTrue brain masks on each scan's grid; `participants.tsv`: true volumes "
-        "of each head; `sites.tsv`: what each made-up scanner does.\n"
-    )
-    columns = {k: v for k, v in PARTICIPANT_COLUMNS.items() if k != "site" or not travelling}
+
+
+def _write_root(job: Job, subjects: list[Subject]) -> None:
+    """Write what stands at the root of each dataset, except what only the heads tell."""
+    out, travelling = job.out, job.travelling
+    (out / "README").write_text(describe.readme(subjects, travelling))
+    (out / TRUTH / "README").write_text(describe.TRUTH_README)
+    if any("wrong-mask" in subject.defects for subject in subjects):
+        (out / MASKS).mkdir(parents=True, exist_ok=True)
+        (out / MASKS / "README").write_text(describe.MASKS_README)
+    columns = describe.participant_columns(travelling)
     _write_json(out / "participants.json", columns)
-    _write_json(out / TRUTH / "participants.json", columns | TRUTH_COLUMNS)
-    _write_tsv(out / "participants.tsv", [_participant(s, travelling) for s in subjects])
-    if travelling:
-        _write_json(out / "sessions.json", {"site": PARTICIPANT_COLUMNS["site"]})
-    _write_tsv(out / TRUTH / "sites.tsv", [_site_row(scanner) for scanner in scanners])
-    (out / TRUTH / ".bidsignore").write_text("sites.tsv\n")
-
-
-def _site_row(scanner: Scanner) -> dict[str, Any]:
-    row = {
-        name: " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        for name, value in asdict(scanner).items()
-    }
-    signals = {f"{name}_to_wm": round(scanner.signal(name), 4) for name in ("gm", "csf", "fat")}
-    return row | signals
-
-
-def _readme(travelling: bool) -> str:
-    design = (
-        "The same heads are scanned at every site, one session per site."
-        if travelling
-        else "Every site has its own heads."
+    truth = columns | describe.TRUTH_COLUMNS | describe.EFFECT_COLUMNS | describe.PATHOLOGY_COLUMNS
+    if any(subject.anatomy for subject in subjects):
+        truth |= describe.ANATOMY_COLUMN
+    _write_json(out / TRUTH / "participants.json", truth)
+    _write_json(out / TRUTH / "scans.json", describe.SCAN_COLUMNS)
+    (out / TRUTH / ".bidsignore").write_text("sites.tsv\nscans.tsv\nscans.json\n")
+    _write_tsv(
+        out / "participants.tsv", [describe.participant_row(s, travelling) for s in subjects]
     )
-    return f"""# Simulated heads
-
-{SIMULATED}
-{design}
-
-Each head is a smooth random deformation of the MNI ICBM152 2009a symmetric template
-(Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological
-Institute, McGill University), with skull, scalp, face and neck drawn around it. Ventricles grow
-and cortex thins with the age in `participants.tsv`; `diagnosis` is a made-up effect on both, and
-says nothing about the disease it is named after. Every site has a made-up scanner with its own
-contrast, receive field, noise, resolution, orientation, field of view and intensity scale.
-
-The true brain masks, volumes and scanners are in `derivatives/truth`.
-Written by {GENERATOR} {__version__}.
-"""
+    if travelling:
+        _write_json(out / "sessions.json", {"site": describe.PARTICIPANT_COLUMNS["site"]})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
+from scipy import ndimage
 
-from bids_harmony.simulation.atlas import SHAPE, Atlas, sample, upsample
+from bids_harmony.simulation.atlas import SHAPE, Atlas, Shapes, sample, upsample
 
 #: Width (mm) of the CSF between the brain's hull and the bone.
 CSF_GAP_MM = 1.8
@@ -14,6 +15,10 @@ CSF_GAP_MM = 1.8
 ATLAS_SKIN_MM = 15.0
 #: Lattice planes labelled at once: few enough to stay in the processor's cache.
 BLOCK = 8
+
+
+#: In label maps beside :class:`Tissue`: what is neither brain, bone nor skin, muscle and fat.
+SOFT = 255
 
 
 class Tissue(IntEnum):
@@ -61,10 +66,12 @@ def label_voxels(
     numpy.ndarray
         uint8 :class:`Tissue` per voxel of the refined lattice.
     """
+    if not isinstance(atlas.around, Shapes):
+        return _label_mapped(atlas.around.labels, atlas.brain, points, noise, times)
     # Everything but the brain is smooth enough for every second lattice point.
     half = np.ascontiguousarray(points[:, ::2, ::2, ::2]) / np.float32(2.0)
     names = ("skull", "skin", "air", "eye", "spine")
-    fields = {name: upsample(sample(getattr(atlas, name), half)) for name in names}
+    fields = {name: upsample(sample(getattr(atlas.around, name), half)) for name in names}
     fields |= {"brain": sample(atlas.brain, points), "noise": noise}
     fields["skull"] += np.float32(0.6) * noise
     fields["skin"] -= np.float32(CSF_GAP_MM + skull_mm + scalp_mm - ATLAS_SKIN_MM)
@@ -102,4 +109,25 @@ def _label_block(at: dict[str, np.ndarray], skull_mm: float, scalp_mm: float) ->
     np.putmask(labels, (spine < 9.0) & deep, Tissue.CSF)
     np.putmask(labels, (spine < 5.5) & deep, Tissue.CORD)
     np.putmask(labels, at["brain"] <= 0, Tissue.BRAIN)
+    return labels
+
+
+def _label_mapped(
+    around: np.ndarray, brain: np.ndarray, points: np.ndarray, noise: np.ndarray, times: int
+) -> np.ndarray:
+    """Take each voxel's label from a label map; the brain's outline is its distance's."""
+    depth = sample(brain, points)
+    factor = 2**times
+    labels = np.empty([factor * (n - 1) + 1 for n in SHAPE], dtype=np.uint8)
+    for start in range(0, SHAPE[0] - 1, BLOCK):
+        stop = min(start + BLOCK, SHAPE[0] - 1)
+        part = (slice(start, stop + 1),)
+        where = np.stack([upsample(p[part], times) * np.float32(2.0) for p in points])
+        block = ndimage.map_coordinates(around, where, order=0, output=np.uint8)
+        uneven = upsample(noise[part], times)
+        np.putmask(block, (block == SOFT) & (uneven > 0.9), Tissue.FAT)
+        np.putmask(block, block == SOFT, Tissue.MUSCLE)
+        np.putmask(block, block == Tissue.BRAIN, Tissue.CSF)
+        np.putmask(block, upsample(depth[part], times) <= 0, Tissue.BRAIN)
+        labels[factor * start : factor * stop + 1] = block
     return labels

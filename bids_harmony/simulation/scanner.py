@@ -30,6 +30,7 @@ RELAXATION: dict[str, tuple[float, float, float, float, float]] = {
     "skin": (600.0, 800.0, 20.0, 16.0, 0.60),
     "humour": (3500.0, 3800.0, 500.0, 400.0, 0.98),
     "cord": (740.0, 990.0, 66.0, 53.0, 0.72),
+    "lesion": (1700.0, 2100.0, 140.0, 110.0, 0.90),
 }
 #: Orientations of the stored axes that scanners and converters produce.
 ORIENTATIONS = ("RAS", "LAS", "PSR", "LIA", "ASR", "LPS")
@@ -186,7 +187,13 @@ def draw_scanner(
     )
 
 
-def scan_head(head: Head, scanner: Scanner, seed: Any) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+def scan_head(
+    head: Head,
+    scanner: Scanner,
+    seed: Any,
+    *,
+    distort: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Scan a head.
 
     Parameters
@@ -197,6 +204,8 @@ def scan_head(head: Head, scanner: Scanner, seed: Any) -> tuple[nib.Nifti1Image,
         Site's scanner.
     seed : int or sequence of int
         Seed of the head's position, the receiver's gain and the noise.
+    distort : callable, optional
+        What happens to the signal on the scan's RAS+ grid before noise is added.
 
     Returns
     -------
@@ -217,6 +226,8 @@ def scan_head(head: Head, scanner: Scanner, seed: Any) -> tuple[nib.Nifti1Image,
     ndimage.gaussian_filter(signal, sigma, output=signal, truncate=3.0)
     scan = _resample(signal, bounding_box(head.labels > 0), to_head, shape)
     del signal
+    if distort:
+        scan = distort(scan)
     mask = _resample(head.brain_mask, head.box, to_head, shape) > 0.5
 
     level = np.float32(scanner.wm_level * np.exp(0.08 * rng.standard_normal()))
@@ -245,7 +256,7 @@ def contrast(head: Head, scanner: Scanner) -> np.ndarray:
     )
     signal: np.ndarray = table[head.labels]
     inside = signal[head.box]
-    for name, part in zip(BRAIN_TISSUES, head.fractions, strict=True):
+    for name, part in zip(BRAIN_TISSUES, head.fractions, strict=False):
         inside += np.float32(scanner.signal(name)) * part
     return signal
 
@@ -255,12 +266,13 @@ def _pose(rng: np.random.Generator) -> np.ndarray:
     angles = np.deg2rad([5.0, 2.0, 2.5]) * np.clip(rng.standard_normal(3), -2.5, 2.5)
     pose = np.eye(4)
     for axis, angle in enumerate(angles):
-        pose[:3, :3] = pose[:3, :3] @ _rotation(axis, float(angle))
+        pose[:3, :3] = pose[:3, :3] @ rotation(axis, float(angle))
     pose[:3, 3] = np.array([2.0, 4.0, 4.0]) * np.clip(rng.standard_normal(3), -2.5, 2.5)
     return pose
 
 
-def _rotation(axis: int, angle: float) -> np.ndarray:
+def rotation(axis: int, angle: float) -> np.ndarray:
+    """Return the 3 x 3 rotation about an axis by an angle in radians."""
     i, j = [k for k in range(3) if k != axis]
     turn = np.eye(3)
     turn[i, i] = turn[j, j] = np.cos(angle)
@@ -277,7 +289,7 @@ def _field_of_view(head: Head, scanner: Scanner) -> tuple[np.ndarray, tuple[int,
     voxel = np.asarray(scanner.voxel_mm)
     counts = np.rint(np.asarray(scanner.fov_mm) / voxel).astype(int)
     affine = np.eye(4)
-    affine[:3, :3] = _rotation(0, float(np.deg2rad(scanner.tilt_deg))) @ np.diag(voxel)
+    affine[:3, :3] = rotation(0, float(np.deg2rad(scanner.tilt_deg))) @ np.diag(voxel)
     centre = np.array([0.0, middle, top + 14.0 - 0.5 * scanner.fov_mm[2]])
     affine[:3, 3] = centre - affine[:3, :3] @ (0.5 * (counts - 1))
     return affine, (int(counts[0]), int(counts[1]), int(counts[2]))
