@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_harmony.errors import UsageError
+from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.training.config import TrainOptions
 
 LEVELS = ("participant", "group", "train", "evaluate")
@@ -117,7 +118,9 @@ class RunConfig:
     verbose : int
         How many ``-v`` were given.
     train : TrainOptions
-        Options of the ``train`` level.
+        Options of the ``train`` level, and how ``evaluate`` trains.
+    evaluate : EvaluateOptions
+        Options of the ``evaluate`` level.
 
     Raises
     ------
@@ -171,6 +174,7 @@ class RunConfig:
     notrack: bool = False
     verbose: int = 0
     train: TrainOptions = field(default_factory=TrainOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

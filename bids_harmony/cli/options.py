@@ -19,6 +19,7 @@ from bids_harmony.cli.arguments import (
     parse_mb,
     parse_path,
 )
+from bids_harmony.cli.evaluate_options import add_evaluate_options
 from bids_harmony.cli.group_options import add_group_options
 from bids_harmony.cli.train_options import add_training_options
 from bids_harmony.config import CHOICES, RunConfig
@@ -26,7 +27,7 @@ from bids_harmony.config import CHOICES, RunConfig
 PROGRAM = "bids_harmony"
 FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
 #: Levels of this version; the others are planned (design.md §1).
-AVAILABLE = ("participant", "group", "train")
+AVAILABLE = ("participant", "group", "train", "evaluate")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help="participant: each scan from raw to report; group: tables, outliers and one "
         "report of all scans in OUTPUT_DIR; train: a new model bundle from its preprocessed "
-        "scans",
+        "scans; evaluate: predictions with and without harmonization, by cross-validation on them",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     _add_selection(parser)
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(parser)
     add_group_options(parser)
     add_training_options(parser)
+    add_evaluate_options(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from bids_harmony.cli.checks import check_config
 from bids_harmony.cli.options import AVAILABLE, FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
 from bids_harmony.errors import UsageError
+from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.training.config import TrainOptions
 
 __all__ = ["build_parser", "parse_args"]
@@ -41,6 +42,7 @@ IDLE = {
     "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
     "group": (PARTICIPANT_ONLY | RECORDED, "group reads what participant recorded of all scans"),
     "train": (PARTICIPANT_ONLY, "training uses what was preprocessed before"),
+    "evaluate": (PARTICIPANT_ONLY, "evaluation uses what was preprocessed before"),
 }
 
 
@@ -69,14 +71,11 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     except ArgumentSyntaxError as error:
         raise _explain(str(error), list(argv), parser) from None
     options = _reused(given.pop("config_file", None))
-    trained: dict[str, Any] = {
-        name.removeprefix("train_"): given.pop(name)
-        for name in list(given)
-        if name.startswith("train_")
-    }
-    if trained and given["level"] in LEVELS and given["level"] != "train":
-        name = next(iter(trained)).replace("_", "-")
-        raise UsageError(f"--{name} is an option of the train level.", "Leave it out.")
+    trained = _apart(given, "train", ("train", "evaluate"))
+    tried = _apart(given, "evaluate", ("evaluate",))
+    if "unseen_sites" in tried:
+        experiments = tried.get("experiments", EvaluateOptions.experiments)
+        tried["experiments"] = tuple(dict.fromkeys((*experiments, "unseen")))
     options |= {
         name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
     }
@@ -97,7 +96,11 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     options.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
     config = RunConfig(**options)
     trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
-    config = replace(config, train=replace(config.train, **trained))
+    config = replace(
+        config,
+        train=replace(config.train, **trained),
+        evaluate=replace(config.evaluate, **tried),
+    )
     warnings = check_config(config, old_run="run_uuid" in given)
     options_idle, why = IDLE.get(level, (frozenset(), ""))
     if idle := sorted(options_idle & set(given)):
@@ -106,6 +109,15 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     for warning in warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return config
+
+
+def _apart(given: dict[str, Any], prefix: str, levels: Sequence[str]) -> dict[str, Any]:
+    """Take the options of some levels out of those given."""
+    names = [name for name in given if name.startswith(f"{prefix}_")]
+    if names and given["level"] in LEVELS and given["level"] not in levels:
+        name = names[0].removeprefix(f"{prefix}_").replace("_", "-")
+        raise UsageError(f"--{name} is an option of the {prefix} level.", "Leave it out.")
+    return {name.removeprefix(f"{prefix}_"): given.pop(name) for name in names}
 
 
 def _labels(values: list[str]) -> tuple[str, ...]:

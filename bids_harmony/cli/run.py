@@ -73,6 +73,10 @@ def run_level(config: RunConfig) -> int:
         from bids_harmony.training.run import run_train
 
         return run_train(config)
+    if config.level == "evaluate":
+        from bids_harmony.evaluation.run import run_evaluate
+
+        return run_evaluate(config)
     from bids_harmony.participant import run_participant
 
     return run_participant(config)

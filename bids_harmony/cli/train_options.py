@@ -11,7 +11,7 @@ from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the group of options that only ``train`` knows; their names begin with ``train_``."""
-    group = parser.add_argument_group("training (level train)")
+    group = parser.add_argument_group("training (levels train and evaluate)")
 
     def option(name: str, text: str, **kwargs: Any) -> None:
         default = default_of(name, TrainOptions).replace("None", "as the recipe says")

@@ -120,7 +120,7 @@ def open_training_set(
     """
     folder = work_dir / f"train_cache-{_fingerprint(scans)}"
     work_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(work_dir / f".{folder.name}.lock"):
+    with locked(work_dir / f".{folder.name}.lock"):
         if not folder.is_dir():
             part = folder.with_name(f".{folder.name}.part")
             shutil.rmtree(part, ignore_errors=True)
@@ -165,7 +165,7 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Let one process at a time in: of several that train together, one makes the store."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

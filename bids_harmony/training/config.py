@@ -166,6 +166,8 @@ class TrainScan:
         Of the scan's QC record: ``pass``, ``warn``, ``fail``.
     made : Contract or None
         How it was preprocessed, as its QC record says.
+    levels : tuple of float or None
+        Intensities that its fluid, grey and white matter had before scaling.
     """
 
     subject: str
@@ -179,3 +181,4 @@ class TrainScan:
     columns: dict[str, str] = field(default_factory=dict)
     qc_status: str | None = None
     made: Contract | None = None
+    levels: tuple[float, float, float] | None = None

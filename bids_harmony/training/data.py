@@ -28,8 +28,8 @@ class TrainingSet:
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), and the dataset's other
-        columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``levels`` (of fluid, grey and
+        white matter before scaling), and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
     filled : numpy.ndarray
@@ -171,7 +171,7 @@ def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
-    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
+    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics", "levels")
     rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
     table = pd.DataFrame(rows)
     for name in set(table) - set(known):

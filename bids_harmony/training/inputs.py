@@ -64,6 +64,7 @@ def find_training_scans(
                 scan.columns,
                 record.get("status"),
                 made_under(record),
+                levels_before(record),
             )
         )
     return found, missing
@@ -80,6 +81,15 @@ def made_under(record: dict[str, Any]) -> Contract | None:
     except BundleError:  # another version's
         return None
     return replace(contract, **{name: way for name, way in asked.items() if way != "auto"})
+
+
+def levels_before(record: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Read from a scan's QC record what fluid, grey and white matter were before scaling."""
+    try:
+        fluid, grey, white = (float(v) for v in record["scale"]["fluid_grey_white"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (fluid, grey, white) if fluid < grey < white else None
 
 
 def common_contract(

@@ -101,10 +101,10 @@ def choose_checkpoint(
     zoom = abs(float(data.affine[0, 0]))
     styles = np.array([style_features(*volume_of(data, int(i)), zoom, grey) for i in targets])
     quantiles = {
-        int(i): _tissue_quantiles(*volume_of(data, int(i)), grey) for i in (*sources, *targets)
+        int(i): tissue_quantiles(*volume_of(data, int(i)), grey) for i in (*sources, *targets)
     }
     wanted = {
-        site: _at_ages([quantiles[int(i)] for i in targets], data.ages[targets], data.ages[here])
+        site: at_ages([quantiles[int(i)] for i in targets], data.ages[targets], data.ages[here])
         for site, here in scans.items()
     }
     before = _distance(quantiles, scans, wanted)
@@ -116,7 +116,7 @@ def choose_checkpoint(
             volume, mask = volume_of(data, int(i))
             mapped = map_volume(network, volume, mask, data.affine, data.box)
             rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
-            found[int(i)] = _tissue_quantiles(mapped, mask, grey)
+            found[int(i)] = tissue_quantiles(mapped, mask, grey)
             looks.append(style_features(mapped, mask, zoom, grey))
             fluid.append([ventricle_ml(v, mask, data.affine, grey / 2) for v in (volume, mapped)])
         violation, beyond = anatomy(rows, data.sites[sources])
@@ -228,7 +228,7 @@ def site_probe(
     weight = np.concatenate(
         [
             np.full(len(mapped), 1 / len(mapped)),
-            np.mean([_age_weights(reference_ages, age) for age in mapped_ages], axis=0),
+            np.mean([age_weights(reference_ages, age) for age in mapped_ages], axis=0),
         ]
     )
     truth = np.repeat([1, 0], [len(mapped), len(reference)])
@@ -254,7 +254,7 @@ def _some(data: TrainingSet, split: np.ndarray, site: str, most: int, seed: int)
     return np.sort(order[np.argsort(split[order] != VALIDATION, kind="stable")][:most])
 
 
-def _tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
+def tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
     """Quantiles of the brain's intensities, as a whole and in each tissue: (4, 99)."""
     values = volume[mask]
     parts = np.digitize(values, (grey / 2, (1 + grey) / 2))
@@ -262,7 +262,7 @@ def _tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.n
     return np.array([np.quantile(g, QUANTILES) if g.size else 0 * QUANTILES for g in groups])
 
 
-def _age_weights(ages: np.ndarray, age: float) -> np.ndarray:
+def age_weights(ages: np.ndarray, age: float) -> np.ndarray:
     """Weights of reference scans around an age; even where ages are unknown or far away."""
     if np.isnan(age):
         return np.full(len(ages), 1 / len(ages))
@@ -271,9 +271,9 @@ def _age_weights(ages: np.ndarray, age: float) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def _at_ages(quantiles: list[np.ndarray], known: np.ndarray, ages: np.ndarray) -> np.ndarray:
+def at_ages(quantiles: list[np.ndarray], known: np.ndarray, ages: np.ndarray) -> np.ndarray:
     """Mean of the reference's quantiles, its scans weighed to a site's ages."""
-    weights = np.mean([_age_weights(known, age) for age in ages], axis=0)
+    weights = np.mean([age_weights(known, age) for age in ages], axis=0)
     return np.asarray(np.einsum("s,sgq->gq", weights, np.array(quantiles)))
 
 

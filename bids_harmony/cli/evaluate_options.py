@@ -1,0 +1,55 @@
+"""The options of the ``evaluate`` level."""
+
+from __future__ import annotations
+
+import argparse
+
+from bids_harmony.cli.arguments import AsTuple, add_option, default_of
+from bids_harmony.evaluation.options import EXPERIMENTS, EvaluateOptions
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the group of options that only ``evaluate`` knows; names begin with ``evaluate_``."""
+    group = parser.add_argument_group("experiments (level evaluate)")
+    add_option(
+        group,
+        "--experiments",
+        dest="evaluate_experiments",
+        nargs="+",
+        action=AsTuple,
+        choices=EXPERIMENTS,
+        metavar="NAME",
+        help="sites: trained at the reference, tested at every site; rotations: one or two "
+        "training sites in every order; unseen: maps that never saw the site they are tested on; "
+        "size: how few scans of a site the maps need "
+        f"(default: {default_of('experiments', EvaluateOptions)})",
+    )
+    add_option(
+        group,
+        "--cv-folds",
+        dest="evaluate_cv_folds",
+        type=int,
+        metavar="N",
+        help="parts of the participants, each tested by what was trained on the others "
+        f"(default: {default_of('cv_folds', EvaluateOptions)})",
+    )
+    add_option(
+        group,
+        "--n-seeds",
+        "--seeds",
+        dest="evaluate_n_seeds",
+        type=int,
+        metavar="N",
+        help="times that everything is trained again with other chance "
+        f"(default: {default_of('n_seeds', EvaluateOptions)})",
+    )
+    add_option(
+        group,
+        "--unseen-site",
+        dest="evaluate_unseen_sites",
+        nargs="+",
+        action=AsTuple,
+        metavar="SITE",
+        help="sites to leave out of the maps, one at a time; adds the experiment unseen "
+        "(default: every one)",
+    )

@@ -1,0 +1,1 @@
+"""The ``evaluate`` level: the paper's experiments on any dataset, honest by construction."""

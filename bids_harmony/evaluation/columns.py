@@ -1,0 +1,67 @@
+"""What the columns of an evaluation's tables are."""
+
+from __future__ import annotations
+
+COLUMNS = {
+    "experiment": "sites: trained at the reference, tested at every site; rotations: one or two "
+    "training sites in every order; unseen: maps that saw no scan of the test site; size: maps "
+    "that saw few scans of it",
+    "train_sites": "Sites the predictor was trained at; the first is the maps' reference",
+    "n_source": "Scans of the test site that the maps saw, where that was limited",
+    "target": "What is predicted",
+    "test_site": "Site of the scans that are tested; several joined by + together",
+    "way": "How scans were prepared: none (over the 98th percentile of the brain), "
+    "tissue_scaling (fluid, grey and white matter to fixed values), histogram_matching and "
+    "harmonized (both after tissue scaling)",
+    "n_scans": "Scans tested",
+    "n_persons": "Persons these scans are of",
+    "n_cases": "Scans of class 1",
+    "mae": "Mean absolute error",
+    "bias": "Mean of predicted minus true",
+    "r": "Correlation of predicted and true",
+    "auc": "Area under the curve",
+    "balanced_accuracy": "Mean of sensitivity and specificity",
+    "seed": "Seed of the repetition",
+    "fold": "Part of the persons that was tested",
+    "scan": "Number of the scan",
+    "participant": "Participant label",
+    "truth": "True value; 0 or 1 for two classes",
+    "predicted": "Predicted value, the median over slices; a logit for two classes",
+    "site": "Site",
+    "age": "Age in years",
+    "tissue_distance": "Wasserstein-1 distance of the site's mean intensity quantiles, whole and "
+    "in each tissue, from the reference's at the same ages",
+    "distance_left": "tissue_distance over that of the tissue-scaled scans",
+    "site_probe": "Cross-validated balanced accuracy of telling the site's scans from the "
+    "reference's by tone, contrast, noise and sharpness; 0.5 is chance",
+    "site_probe_p": "Its p by exchanging labels",
+    "harmonized_change": "Median over scans of the mean absolute change of intensity",
+    "harmonized_edge_agreement": "Median agreement of gradients before and after; 1: the same",
+    "harmonized_csf_change": "Median change of the share of fluid",
+    "harmonized_gm_change": "Median change of the share of grey matter",
+    "harmonized_wm_change": "Median change of the share of white matter",
+    "harmonized_ventricle_change": "Median relative change of the ventricles' volume",
+    "measure": "What was measured: a share of the brain, the ventricles' volume in mL, a target",
+    "effect": "age slope (per year), or a column of two classes (Cohen's d)",
+    "before": "The effect in tissue-scaled scans",
+    "after": "The effect after preparation in the given way",
+    "ratio": "after over before; missing where the effect before may be none",
+    "psnr": "Mean peak signal-to-noise ratio in dB, inside both masks",
+    "ssim": "Mean structural similarity inside both masks",
+    "closer": "Share of persons whose scan is closer to the reference's than as preprocessed",
+    "n_sites": "Sites that all these persons were scanned at",
+    "icc": "Agreement of the sites over persons, ICC(2,1)",
+    **{
+        f"gain_over_{way}": f"By how much harmonized scans do better than {text} "
+        "(mean absolute error or area under the curve); positive is better"
+        for way, text in (
+            ("none", "unharmonized ones"),
+            ("tissue_scaling", "tissue-scaled ones"),
+            ("histogram_matching", "histogram-matched ones"),
+        )
+    },
+    **{
+        f"p_over_{way}": f"Two-sided p of gain_over_{way}, by exchanging the ways within persons"
+        for way in ("none", "tissue_scaling", "histogram_matching")
+    },
+}

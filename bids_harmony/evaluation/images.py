@@ -1,0 +1,126 @@
+"""What each way of preparing scans does to the images: looks, anatomy, travelling heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from bids_harmony.evaluation.fit import Prepared, Study
+from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
+from bids_harmony.evaluation.units import Unit
+from bids_harmony.qc.harmonization import (
+    harmonization_metrics,
+    moved_limits,
+    tissue_limits,
+    tissue_shares,
+    ventricle_ml,
+)
+from bids_harmony.qc.style import FEATURES, style_features
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.evaluate import volume_of
+from bids_harmony.training.select import tissue_quantiles
+
+#: Volumes and shares that biology is looked for in.
+ANATOMY = ("csf_fraction", "gm_fraction", "wm_fraction", "ventricle_ml")
+#: Images are compared on this range: their own 99.5th percentile would differ between pairs.
+PAIR_RANGE = 1.5
+
+
+def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str, Any]]:
+    """Measure every test scan in the ways that keep the contract's scale.
+
+    Returns
+    -------
+    list of dict
+        One row per scan and way: ``seed``, ``fold``, ``scan``, ``participant``, ``site``, ``age``,
+        ``way``, one value of each of :data:`bids_harmony.qc.style.FEATURES` and of
+        :data:`ANATOMY` (tissue limits follow a change of tone, as the guard's do), the guard's
+        measures of the change, and ``quantiles`` (4, 99).
+    """
+    data, grey = study.data, study.train.contract.grey
+    zoom = abs(float(data.affine[0, 0]))
+    rows = []
+    for scan in map(int, prepared.test):
+        before, mask = volume_of(data, scan)
+        for way in FROM_SCALED:
+            after = before if way == SCALED else volume_of(prepared.sets[way], scan)[0]
+            limits = moved_limits(before[mask], after[mask], grey)
+            if way == SCALED:
+                limits = tissue_limits(grey)
+            shares = tissue_shares(after[mask], limits)
+            ml = ventricle_ml(after, mask, data.affine, limits[0])
+            changes = harmonization_metrics(before, after, mask, data.affine, grey=grey)
+            rows.append(
+                {
+                    "seed": unit.seed,
+                    "fold": unit.fold,
+                    "scan": scan,
+                    "participant": str(data.table["subject"].iloc[scan]),
+                    "site": str(data.sites[scan]),
+                    "age": float(data.ages[scan]),
+                    "way": way,
+                    **dict(zip(FEATURES, style_features(after, mask, zoom, grey), strict=True)),
+                    **dict(zip(ANATOMY, (*shares, ml), strict=True)),
+                    **{k: v for k, v in changes.items() if not k.startswith("reference")},
+                    "quantiles": tissue_quantiles(after, mask, grey),
+                }
+            )
+    return rows
+
+
+def measure_pairs(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str, Any]]:
+    """Compare test scans of a person at another site with those at the reference.
+
+    The reference's scan is as preprocessed in every way; the other is prepared. Where a person
+    was scanned twice at the reference, the two scans give the floor: ``way`` is ``rescan``.
+
+    Returns
+    -------
+    list of dict
+        One row per pair and way: ``seed``, ``participant``, ``site``, ``way``, ``mae``, ``psnr``
+        and ``ssim`` inside both masks.
+    """
+    data, reference = study.data, unit.train_sites[0]
+    people = data.table["subject"].to_numpy(dtype=str)
+    rows = []
+    for person in np.unique(people[prepared.test]):
+        scans = [int(i) for i in prepared.test if people[i] == person]
+        at_home = [i for i in scans if data.sites[i] == reference]
+        if not at_home:
+            continue
+        wanted = at_home[0]
+        pairs = [(i, "rescan", data) for i in at_home[1:]]
+        pairs += [
+            (i, way, prepared.sets[way])
+            for i in scans
+            if data.sites[i] != reference
+            for way in FROM_SCALED
+        ]
+        for scan, way, prepared_data in pairs:
+            rows.append(
+                {
+                    "seed": unit.seed,
+                    "participant": person,
+                    "site": str(data.sites[scan]),
+                    "way": way,
+                    **compare_images(prepared_data, scan, data, wanted),
+                }
+            )
+    return rows
+
+
+def compare_images(
+    data: TrainingSet, scan: int, at_reference: TrainingSet, wanted: int
+) -> dict[str, float]:
+    """Mean absolute difference, PSNR (dB) and SSIM of two scans, inside both masks."""
+    (a, mask_a), (b, mask_b) = volume_of(data, scan), volume_of(at_reference, wanted)
+    mask = mask_a & mask_b
+    difference = (a - b)[mask].astype(np.float64)
+    alike = structural_similarity(a, b, data_range=PAIR_RANGE, full=True)[1]  # type: ignore[no-untyped-call]
+    return {
+        "mae": float(np.abs(difference).mean()),
+        "psnr": float(10 * np.log10(PAIR_RANGE**2 / max((difference**2).mean(), 1e-12))),
+        "ssim": float(alike[mask].mean()),
+    }

@@ -1,0 +1,52 @@
+"""Options of the ``evaluate`` level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bids_harmony.errors import UsageError
+
+#: ``sites``: trained at the reference, tested at every site (the paper's Table 1 and Figure 2).
+#: ``rotations``: one or two training sites in every order (Table 2). ``unseen``: maps that never
+#: saw the site they are tested on. ``size``: how few scans of a site suffice.
+EXPERIMENTS = ("sites", "rotations", "unseen", "size")
+#: Scans of a site that the maps see, in ``size``; the paper suggests 90.
+SIZES = (5, 10, 20, 40, 90)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What a user chooses at ``bids_harmony BIDS OUT evaluate`` besides training's options.
+
+    Attributes
+    ----------
+    experiments : tuple of str
+        Some of :data:`EXPERIMENTS`.
+    cv_folds : int
+        Parts of the subjects, each tested by what was trained on the others.
+    n_seeds : int
+        Times that everything is trained again from other random weights and with other folds.
+    unseen_sites : tuple of str
+        Sites of ``unseen``; empty: every site but the reference.
+
+    Raises
+    ------
+    UsageError
+        For a value outside its choices or its range.
+    """
+
+    experiments: tuple[str, ...] = ("sites",)
+    cv_folds: int = 3
+    n_seeds: int = 1
+    unseen_sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.experiments if name not in EXPERIMENTS]:
+            raise UsageError(
+                f"--experiments '{wrong[0]}' is not known.",
+                f"Choose among {', '.join(EXPERIMENTS)}.",
+            )
+        for name, least in (("cv_folds", 2), ("n_seeds", 1)):
+            if (value := getattr(self, name)) < least:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag} is {value}.", f"It must be at least {least}.")

@@ -1,0 +1,147 @@
+"""Figures of an evaluation, as SVG files and for the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from bids_harmony.evaluation.prepare import HARMONIZED, MATCHED, NONE, SCALED, WAYS
+from bids_harmony.evaluation.statistics import PRIMARY
+from bids_harmony.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bids_harmony.evaluation.report import Findings
+
+#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), with their shapes.
+STYLE = {NONE: ("#999999", "s"), SCALED: ("#E69F00", "D"), MATCHED: ("#56B4E9", "^"),
+         HARMONIZED: ("#0072B2", "o")}  # fmt: skip
+LABELS = {NONE: "none", SCALED: "tissue scaling", MATCHED: "histogram matching",
+          HARMONIZED: "harmonized"}  # fmt: skip
+UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
+
+
+def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
+    """Draw what there is to draw; each figure is a file and a pair of caption and SVG text."""
+    table = findings.tables["experiments"]
+    drawn = []
+    for target, binary in findings.binary.items():
+        part = table[(table["target"] == target) & (table["experiment"] == "sites")]
+        if len(part):
+            drawn.append((
+                f"sites_{target}",
+                f"{target}: {UNITS[PRIMARY[binary]]} at each site by a predictor trained at "
+                f"{findings.reference} alone, with 95 % intervals over persons (the paper's "
+                "Table 1 and Figure 2).",
+                _panel(partial(_bars, table=part, name=PRIMARY[binary])),
+            ))  # fmt: skip
+        if not binary and len(part):
+            rows = findings.tables["predictions"]
+            rows = rows[(rows["target"] == target) & (rows["experiment"] == "sites")]
+            drawn.append((
+                f"scatter_{target}",
+                f"{target}: predicted against true values, one point per scan of the sites that "
+                "the predictor was not trained at, each tested by what had not seen the person.",
+                _scatter(rows[rows["test_site"] != findings.reference]),
+            ))  # fmt: skip
+        sizes = table[(table["target"] == target) & (table["experiment"] == "size")]
+        if len(sizes):
+            drawn.append((
+                f"size_{target}",
+                f"{target}: {UNITS[PRIMARY[binary]]} at {sizes['test_site'].iloc[0]} by how many "
+                "of its scans the maps saw; dotted: tissue scaling alone.",
+                _panel(partial(_sizes, table=sizes, name=PRIMARY[binary])),
+            ))  # fmt: skip
+    pictures = []
+    for name, caption, figure in drawn:
+        text = _svg(figure)
+        write_text(folder / f"{name}.svg", text)
+        pictures.append((caption, text[text.index("<svg") :]))
+    return pictures
+
+
+def _panel(draw: Callable[[Axes], None]) -> Figure:
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(7.2, 3.4), layout="constrained")
+    draw(figure.subplots())
+    return figure
+
+
+def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
+    """One mark with its interval per site and way."""
+    sites = list(dict.fromkeys(table["test_site"]))
+    ways = [way for way in WAYS if way in set(table["way"])]
+    for k, way in enumerate(ways):
+        part = table[table["way"] == way].set_index("test_site").loc[sites]
+        colour, marker = STYLE[way]
+        at = np.arange(len(sites)) + 0.16 * (k - (len(ways) - 1) / 2)
+        ends = np.abs(part[[f"{name}_low", f"{name}_high"]].to_numpy().T - part[name].to_numpy())
+        axes.errorbar(at, part[name], ends, fmt=marker, color=colour, label=LABELS[way])
+    counts = table.drop_duplicates("test_site").set_index("test_site").loc[sites, "n_persons"]
+    labels = [f"{site}\nn = {n}" for site, n in zip(sites, counts, strict=True)]
+    axes.set_xticks(range(len(sites)), labels)
+    axes.set_ylabel(UNITS[name])
+    if name == "auc":
+        axes.axhline(0.5, color="#999999", lw=0.8)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize="small", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scatter(rows: pd.DataFrame) -> Figure:
+    """Predicted against true, one panel per way."""
+    from matplotlib.figure import Figure as NewFigure
+
+    ways = [way for way in WAYS if way in set(rows["way"])]
+    figure = NewFigure(figsize=(2.6 * len(ways), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(ways), sharex=True, sharey=True, squeeze=False)[0]
+    low = float(min(rows["truth"].min(), rows["predicted"].min()))
+    high = float(max(rows["truth"].max(), rows["predicted"].max()))
+    for axes, way in zip(panels, ways, strict=True):
+        axes.plot((low, high), (low, high), color="#999999", lw=0.8)
+        sites = sorted(rows["test_site"].unique())
+        for k, site in enumerate(sites):
+            part = rows[(rows["way"] == way) & (rows["test_site"] == site)]
+            colour, marker = list(STYLE.values())[-1 - k % len(STYLE)]
+            axes.plot(part["truth"], part["predicted"], marker, color=colour, ms=3, label=site)
+        axes.set_title(LABELS[way], fontsize="medium")
+        axes.set_xlabel("true")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("predicted")
+    panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
+    ours = table[table["way"] == HARMONIZED].sort_values("n_source")
+    x = ours["n_source"].to_numpy(float)
+    colour, marker = STYLE[HARMONIZED]
+    ends = np.abs(ours[[f"{name}_low", f"{name}_high"]].to_numpy().T - ours[name].to_numpy())
+    axes.errorbar(x, ours[name], ends, fmt=f"{marker}-", color=colour, label=LABELS[HARMONIZED])
+    before = table.loc[table["way"] == SCALED, name].mean()
+    axes.axhline(before, color=STYLE[SCALED][0], ls=":", label=LABELS[SCALED])
+    axes.set_xlabel("scans of the site that the maps saw")
+    axes.set_ylabel(UNITS[name])
+    axes.set_xticks(x)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    """Write a figure as SVG text, the same for the same figure."""
+    import matplotlib as mpl
+
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "bids_harmony", "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()

@@ -1,0 +1,266 @@
+"""Tables, figures, words and page of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_harmony import __version__
+from bids_harmony.evaluation.columns import COLUMNS
+from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.evaluation.plots import draw_figures
+from bids_harmony.evaluation.prepare import HARMONIZED, MATCHED, NONE, SCALED
+from bids_harmony.evaluation.statistics import PRIMARY
+from bids_harmony.files import write_json, write_text
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.overlap import WARN
+
+FOLDER = "evaluation"
+SPOKEN = {
+    NONE: "no harmonization",
+    SCALED: "tissue scaling alone",
+    MATCHED: "histogram matching",
+    HARMONIZED: "harmonized",
+}
+#: Below this many persons a cell's figures are called rough.
+FEW = 20
+#: Harmonization that moves a difference between persons further than this is spoken of.
+KEPT = (0.9, 1.1)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluation found.
+
+    Attributes
+    ----------
+    reference : str
+        Reference site of all experiments but ``rotations``.
+    tables : dict of str to pandas.DataFrame
+        ``experiments`` and ``predictions``; with ``sites``, also ``images``, ``biology``,
+        ``travelling`` and ``agreement``, as far as the data have them.
+    binary : dict of str to bool
+        By target, whether it has two classes.
+    overlap : dict
+        Of :func:`bids_harmony.training.overlap.covariate_overlap`, of the first unit.
+    steps : list of int
+        Checkpoint chosen in each unit.
+    data : pandas.DataFrame
+        One row per scan.
+    options : TrainOptions
+        How maps and predictors were trained.
+    evaluate : EvaluateOptions
+        What was tried.
+    simulated : bool
+        Whether the scans are simulated.
+    sloppy : bool
+        Whether everything was cut short.
+    """
+
+    reference: str
+    tables: dict[str, pd.DataFrame]
+    binary: dict[str, bool]
+    overlap: dict[str, Any]
+    steps: list[int]
+    data: pd.DataFrame
+    options: TrainOptions
+    evaluate: EvaluateOptions
+    simulated: bool
+    sloppy: bool
+
+
+def write_findings(findings: Findings, out: Path) -> Path:
+    """Write tables with their dictionaries, figures, and ``evaluation.html``.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    folder = out / FOLDER
+    for name, table in findings.tables.items():
+        shown = table.round(5)
+        write_text(folder / f"{name}.tsv", shown.to_csv(sep="\t", index=False, na_rep="n/a"))
+        write_json(folder / f"{name}.json", describe(table))
+    found, unknown = speak(findings)
+    figures = draw_figures(findings, folder / "figures")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["shown"] = shown_number
+    template = files("bids_harmony.data").joinpath("evaluation.html").read_text("utf-8")
+    page = out / "evaluation.html"
+    html = environment.from_string(template).render(
+        f=findings,
+        version=__version__,
+        spoken=SPOKEN,
+        found=found,
+        unknown=unknown,
+        figures=figures,
+        tables=page_tables(findings),
+        columns=COLUMNS,
+    )
+    write_text(page, html)
+    return page
+
+
+def describe(table: pd.DataFrame) -> dict[str, Any]:
+    """Describe a table's columns; ends of intervals and spreads by what they belong to."""
+    described = {}
+    for column in map(str, table.columns):
+        for ending, text in (
+            ("_low", "Lower end of the 95 % interval of {}"),
+            ("_high", "Upper end of the 95 % interval of {}"),
+            ("_seed_sd", "Standard deviation of {} over repetitions"),
+        ):
+            if column.endswith(ending) and column not in COLUMNS:
+                described[column] = {"Description": text.format(column.removesuffix(ending))}
+        described.setdefault(column, {"Description": COLUMNS.get(column, column)})
+    return described
+
+
+def shown_number(value: Any) -> str:
+    """Write a number for a reader."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.4f}"
+    return str(value)
+
+
+def page_tables(findings: Findings) -> list[dict[str, Any]]:
+    """Lay the experiments out as tables of a page: one per experiment and target."""
+    table = findings.tables["experiments"]
+    names = {False: ("mae", "bias", "r"), True: ("auc", "balanced_accuracy")}
+    shown = []
+    for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
+        figures = names[findings.binary[str(target)]]
+        shown.append(
+            {
+                "experiment": experiment,
+                "target": target,
+                "figures": figures,
+                "rows": part.to_dict("records"),
+                "gain": PRIMARY[findings.binary[str(target)]],
+            }
+        )
+    return shown
+
+
+def speak(findings: Findings) -> tuple[list[str], list[str]]:
+    """Say what was found, and what the data cannot say.
+
+    Returns
+    -------
+    found, unknown : list of str
+        Sentences.
+    """
+    table = findings.tables["experiments"]
+    at_sites = table[(table["experiment"] == "sites") & (table["test_site"] != findings.reference)]
+    found = [
+        _site_sentence(list(part.to_dict("records")), binary)
+        for target, binary in findings.binary.items()
+        for _, part in at_sites[at_sites["target"] == target].groupby("test_site", sort=False)
+    ]
+    found += _anatomy_sentences(findings)
+    found += _image_sentences(findings)
+    return found, _limits(findings)
+
+
+def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
+    """One site's figure by way, and whether harmonization gained on each."""
+    name = PRIMARY[binary]
+    values = ", ".join(
+        f"{SPOKEN[row['way']]} {row[name]:.2f} "
+        f"({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+        for row in rows
+    )
+    what = "area under the curve" if binary else "mean absolute error"
+    ours = next(row for row in rows if row["way"] == HARMONIZED)
+    verdicts = []
+    for way in (row["way"] for row in rows if row["way"] != HARMONIZED):
+        low, high = ours[f"gain_over_{way}_low"], ours[f"gain_over_{way}_high"]
+        word = "better than" if low > 0 else "worse than" if high < 0 else "not clearly other than"
+        verdicts.append(f"{word} {SPOKEN[way]} (p = {ours[f'p_over_{way}']:.3f})")
+    return (
+        f"{ours['target']} at {ours['test_site']} ({ours['n_persons']} persons), {what}: "
+        f"{values}. "
+        f"Harmonized scans are {', '.join(verdicts)}."
+    )
+
+
+def _anatomy_sentences(findings: Findings) -> list[str]:
+    """Say whether differences between persons were kept."""
+    table = findings.tables.get("biology")
+    if table is None:
+        return []
+    ours = table[(table["way"] == HARMONIZED) & table["ratio"].notna()]
+    moved = ours[(ours["ratio"] < KEPT[0]) | (ours["ratio"] > KEPT[1])]
+    if ours.empty:
+        return []
+    if moved.empty:
+        return [
+            f"Every difference between persons that could be measured ({len(ours)}: age slopes "
+            "and class differences of tissue shares and ventricles) is kept within "
+            f"{KEPT[0]:g} to {KEPT[1]:g} times its size."
+        ]
+    return [
+        f"{row['effect']} of {row['measure']} at {row['site']} becomes {row['ratio']:.2f} times "
+        f"its size ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})."
+        for row in moved.to_dict("records")
+    ]
+
+
+def _image_sentences(findings: Findings) -> list[str]:
+    """Say how near the images come to the reference's."""
+    images, pairs = (
+        table[table["way"] == HARMONIZED].to_dict("records") if table is not None else []
+        for table in (findings.tables.get("images"), findings.tables.get("travelling"))
+    )
+    near = [
+        f"Scans of {row['site']} keep {100 * row['distance_left']:.0f} % of their tissue "
+        "intensities' distance from the reference's; a classifier tells them from the "
+        f"reference's with a balanced accuracy of {row['site_probe']:.2f} "
+        f"(0.5 is chance, p = {row['site_probe_p']:.2f})."
+        for row in images
+    ]
+    return near + [
+        f"Of {row['n_persons']} persons scanned at {row['site']} and at the reference, "
+        f"{100 * row['closer']:.0f} % are closer after harmonization."
+        for row in pairs
+    ]
+
+
+def _limits(findings: Findings) -> list[str]:
+    """Say what the data cannot say."""
+    unknown = []
+    if findings.simulated:
+        unknown.append("The scans are simulated: nothing here is measured on a person.")
+    if findings.sloppy:
+        unknown.append("Training was cut short (--sloppy): no figure here means anything.")
+    table = findings.tables["experiments"]
+    few = table[table["n_persons"] < FEW][["test_site", "n_persons"]].drop_duplicates()
+    unknown += [
+        f"{row['test_site']} has {row['n_persons']} persons: read the intervals, not the figures."
+        for row in few.to_dict("records")
+    ]
+    for site, row in findings.overlap.items():
+        smd = ((row.get("smd") or {}).get("age") or {}).get("after")
+        if smd is None:
+            unknown.append(f"Ages of {site} and the reference cannot be compared.")
+        elif abs(smd) > WARN:
+            unknown.append(
+                f"{site} and the reference differ in age even after balancing (by {smd:+.2f} "
+                "standard deviations): what a map changes there may be age."
+            )
+    if findings.evaluate.n_seeds == 1:
+        unknown.append("Everything was trained once: how much chance moves is not known.")
+    if NONE not in set(table["way"]):
+        unknown.append("Scans without tissue scaling could not be had.")
+    return unknown

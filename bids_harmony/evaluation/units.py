@@ -1,0 +1,172 @@
+"""What is trained and tested: one unit per experiment, seed, fold of subjects and training sites.
+
+Subjects are parted once per seed. A unit trains maps and predictors on all parts but one and
+tests on that part, so that no figure rests on a scan, or on another scan of a person, that
+anything in the unit was trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_harmony.errors import UsageError
+from bids_harmony.evaluation.options import SIZES, EvaluateOptions
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.splits import TEST, make_folds, split_subjects
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of maps and predictors, and where they are tested.
+
+    Attributes
+    ----------
+    experiment : str
+        Of :data:`bids_harmony.evaluation.options.EXPERIMENTS`.
+    seed, fold : int
+        Of weights and parts; part of the subjects that is tested.
+    train_sites : tuple of str
+        Where predictors are trained; the first is the reference of the maps.
+    test_sites : tuple of str
+        Where they are tested.
+    left_out : str or None
+        Site that the maps see no scan of.
+    n_source : int or None
+        Scans of the test site that the maps see; None: all that are not tested.
+    """
+
+    experiment: str
+    seed: int
+    fold: int
+    train_sites: tuple[str, ...]
+    test_sites: tuple[str, ...]
+    left_out: str | None = None
+    n_source: int | None = None
+
+    def __str__(self) -> str:
+        special = f", maps without {self.left_out}" if self.left_out else ""
+        if self.n_source is not None:
+            special = f", maps with {self.n_source} scans of {self.test_sites[0]}"
+        return (
+            f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
+            f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"
+        )
+
+
+def plan_units(
+    data: TrainingSet, options: EvaluateOptions, reference: str, seed: int
+) -> list[Unit]:
+    """List the units of all experiments asked for, those of one fold together.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    options : EvaluateOptions
+        Experiments, folds and repetitions.
+    reference : str
+        Reference site of all experiments but ``rotations``, which tries every site.
+    seed : int
+        The first; repetitions take the next ones.
+
+    Raises
+    ------
+    UsageError
+        When a site to leave out is unknown or the reference, or too few sites are there.
+    """
+    sites = sorted(set(data.sites.tolist()))
+    others = [site for site in sites if site != reference]
+    if wrong := [site for site in options.unseen_sites if site not in others]:
+        raise UsageError(
+            f"--unseen-site {wrong[0]} is no site that could be left out.",
+            f"Choose among {', '.join(others)}.",
+        )
+    if "unseen" in options.experiments and len(others) < 2:
+        raise UsageError(
+            "Maps cannot leave a site out: there is only one besides the reference.",
+            "Take unseen out of --experiments.",
+        )
+    units: list[Unit] = []
+    for k, fold in itertools.product(range(options.n_seeds), range(options.cv_folds)):
+        at = (seed + k, fold)
+        if "sites" in options.experiments:
+            units.append(Unit("sites", *at, (reference,), tuple(sites)))
+        if "rotations" in options.experiments:
+            for trained in _rotations(sites):
+                tested = tuple(site for site in sites if site not in trained)
+                units.append(Unit("rotations", *at, trained, tested))
+        if "unseen" in options.experiments:
+            units += [
+                Unit("unseen", *at, (reference,), (site,), left_out=site)
+                for site in options.unseen_sites or others
+            ]
+        if "size" in options.experiments:
+            largest = max(others, key=lambda site: int((data.sites == site).sum()))
+            most = (data.sites == largest).sum() * (1 - 1 / options.cv_folds)
+            units += [
+                Unit("size", *at, (reference,), (largest,), n_source=n) for n in SIZES if n < most
+            ]
+    return units
+
+
+def _rotations(sites: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every site, and every ordered pair that leaves a site to test on."""
+    pairs = list(itertools.permutations(sites, 2)) if len(sites) > 2 else []
+    return [*((site,) for site in sites), *pairs]
+
+
+def subject_folds(
+    data: TrainingSet, n_folds: int, seed: int, classes: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """Give every scan a fold: whole persons, every site and age in each, classes alike.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans. Labels of one dataset name persons: one seen at two sites has one fold.
+    n_folds : int
+        Number of folds.
+    seed : int
+        Source of chance.
+    classes : sequence of numpy.ndarray
+        (scans,) values of two-class targets, over which folds are balanced too.
+    """
+    rng = np.random.default_rng(seed)
+    labels = data.table["subject"].to_numpy(dtype=str)
+    first = np.sort(np.unique(labels, return_index=True)[1])
+    strata = [data.sites[first], *(np.nan_to_num(values[first], nan=-1) for values in classes)]
+    keys = np.array(["|".join(map(str, key)) for key in zip(*strata, strict=True)])
+    fold_of: dict[str, int] = {}
+    for key in np.unique(keys):
+        here = first[keys == key]
+        found = make_folds(data, here, n_folds, rng)[here]
+        fold_of.update(zip(labels[here].tolist(), found.tolist(), strict=True))
+    return np.array([fold_of[label] for label in labels])
+
+
+def split_of(
+    data: TrainingSet, unit: Unit, folds: np.ndarray, validation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of the scans in a unit.
+
+    Returns
+    -------
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``, by persons.
+    seen : numpy.ndarray
+        The same for the maps: what they may not see is ``test`` too.
+    """
+    rng = np.random.default_rng([unit.seed, unit.fold])
+    split = split_subjects(data, validation, 0.0, rng)
+    split[folds == unit.fold] = TEST
+    seen = split.copy()
+    if unit.left_out is not None:
+        seen[data.sites == unit.left_out] = TEST
+    if unit.n_source is not None:
+        here = np.flatnonzero(np.isin(data.sites, unit.test_sites) & (split != TEST))
+        seen[rng.permutation(here)[unit.n_source :]] = TEST
+    return split, seen

@@ -1,0 +1,88 @@
+"""What an evaluation trains and tests: whole persons, every scan once, nothing seen before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_heads import people, table
+
+from bids_harmony.errors import UsageError
+from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.evaluation.units import Unit, plan_units, split_of, subject_folds
+from bids_harmony.training.data import TrainingSet
+
+AGES = [float(age) for age in range(20, 60, 2)]
+
+
+@pytest.fixture(scope="module")
+def travellers() -> TrainingSet:
+    """Return 20 persons of each of two sites, of whom 6 were also scanned at the other."""
+    rows = table({"A": AGES, "B": AGES})
+    rows["subject"] = [f"{site}{i}" for site in "AB" for i in range(len(AGES))]
+    again = rows[rows["subject"].isin([f"A{i}" for i in range(6)])].assign(site="B")
+    twice = rows[rows["subject"] == "B3"]
+    return people(pd.concat([rows, again, twice], ignore_index=True))
+
+
+def test_a_person_has_one_fold_at_all_sites_and_sessions(travellers: TrainingSet) -> None:
+    folds = subject_folds(travellers, 4, seed=1)
+    frame = pd.DataFrame({"person": travellers.table["subject"], "fold": folds})
+    assert (frame.groupby("person")["fold"].nunique() == 1).all()
+    assert set(folds) == {0, 1, 2, 3}
+    for site in "AB":  # every fold has persons of every site, young and old
+        ages = [travellers.ages[(folds == k) & (travellers.sites == site)] for k in range(4)]
+        assert all(len(a) >= 4 and np.ptp(a) > 20 for a in ages)
+    assert not np.array_equal(folds, subject_folds(travellers, 4, seed=2))
+
+
+def test_folds_balance_classes() -> None:
+    rows = table({"A": AGES + AGES})
+    rows["subject"] = [str(i) for i in range(len(rows))]
+    ill = np.array([1.0 if i % 5 == 0 else 0.0 for i in range(len(rows))])
+    folds = subject_folds(people(rows), 4, 0, [ill])
+    assert [int(ill[folds == k].sum()) for k in range(4)] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("unit", [
+    Unit("sites", 3, 1, ("A",), ("A", "B")),
+    Unit("unseen", 3, 1, ("A",), ("B",), left_out="B"),
+    Unit("size", 3, 1, ("A",), ("B",), n_source=5),
+])  # fmt: skip
+def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
+    folds = subject_folds(travellers, 3, unit.seed)
+    split, seen = split_of(travellers, unit, folds, 0.15)
+    tested = set(travellers.subjects[folds == 1]) | {
+        s for s in travellers.subjects if s.split("/")[1] in
+        {t.split("/")[1] for t in travellers.subjects[folds == 1]}
+    }  # fmt: skip
+    for part in (split, seen):
+        assert not tested & set(travellers.subjects[part != "test"])
+    at_b = (seen != "test") & (travellers.sites == "B")
+    assert at_b.sum() == {"sites": (split[travellers.sites == "B"] != "test").sum(),
+                          "unseen": 0, "size": 5}[unit.experiment]  # fmt: skip
+
+
+def test_units_of_every_experiment() -> None:
+    data = people(table({"A": AGES, "B": AGES[:9], "C": AGES[:6]}))
+    options = EvaluateOptions(("sites", "rotations", "unseen", "size"), cv_folds=2, n_seeds=2)
+    units = plan_units(data, options, "A", 7)
+    assert len(units) == 2 * 2 * (1 + 9 + 2 + 0)  # nine scans, half of them tested: no size
+    assert {unit.seed for unit in units} == {7, 8}
+    pairs = {u.train_sites: u.test_sites for u in units if u.experiment == "rotations"}
+    assert pairs[("B",)] == ("A", "C")
+    assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
+    some = EvaluateOptions(("unseen",), unseen_sites=("C",))
+    assert {unit.left_out for unit in plan_units(data, some, "A", 7)} == {"C"}
+
+
+def test_sites_that_cannot_be_left_out_are_refused() -> None:
+    data = people(table({"A": AGES, "B": AGES}))
+    with pytest.raises(UsageError, match="Q is no site"):
+        plan_units(data, EvaluateOptions(unseen_sites=("Q",)), "A", 0)
+    with pytest.raises(UsageError, match="only one besides"):
+        plan_units(data, EvaluateOptions(("unseen",)), "A", 0)
+    with pytest.raises(UsageError, match="--experiments"):
+        EvaluateOptions(("sties",))
+    with pytest.raises(UsageError, match="--cv-folds is 1"):
+        EvaluateOptions(cv_folds=1)
