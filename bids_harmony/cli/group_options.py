@@ -9,7 +9,7 @@ from bids_harmony.cli.arguments import AsTuple, add_option, parse_path
 
 def add_group_options(parser: argparse.ArgumentParser) -> None:
     """Add what ``group`` knows, and the levels after it."""
-    group = parser.add_argument_group("quality (levels group and train)")
+    group = parser.add_argument_group("quality (levels group, train and evaluate)")
     add_option(
         group,
         "--qc-ratings",
@@ -18,6 +18,6 @@ def add_group_options(parser: argparse.ArgumentParser) -> None:
         type=parse_path,
         metavar="FILE",
         help="ratings saved from the group report, of one or several people; group adds them to "
-        "OUTPUT_DIR/qc_ratings.tsv, which is always read; train leaves out the scans that are "
+        "OUTPUT_DIR/qc_ratings.tsv, which is always read; train and evaluate leave out what is "
         "rejected there",
     )

@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
+from bids_harmony.participant import say as tell
+from bids_harmony.qc import ratings
 from bids_harmony.training.config import TrainScan
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
     from bids_harmony.config import RunConfig
 
-#: Statuses of QC records whose scans are not trained on.
-REJECTED = ("fail", "error")
+#: Statuses of scans that are not trained on.
+REJECTED = ("fail", "error", ratings.REJECTED)
 
 
 def find_training_scans(
     output_dir: Path, scans: Sequence[Scan], config: RunConfig
 ) -> tuple[list[TrainScan], list[str]]:
     """Pair the dataset's scans with their preprocessed images and QC records.
+
+    What people said of the scans (``--qc-ratings``) takes the place of the automatic status.
 
     Returns
     -------
@@ -34,6 +38,10 @@ def find_training_scans(
         Keys of the others.
     """
     contract = config.train.contract
+    table, problems = ratings.read_ratings(ratings.rating_files(config))
+    for problem in problems:
+        tell(f"Warning: {problem}")
+    rated = ratings.merge_ratings(table)
     found, missing = [], []
     for scan in scans:
         folder = output_dir / f"sub-{scan.entities['subject']}"
@@ -62,7 +70,7 @@ def find_training_scans(
                 scan.sex,
                 scan.diagnosis,
                 scan.columns,
-                record.get("status"),
+                ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
                 made_under(record),
                 levels_before(record),
             )
@@ -137,5 +145,7 @@ def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> 
     """Leave out scans that quality control rejected, and say which."""
     rejected = [scan for scan in scans if scan.qc_status in REJECTED]
     for scan in rejected:
-        say(f"{scan.t1w.name} is left out: its quality control says '{scan.qc_status}'.")
+        people = scan.qc_status == ratings.REJECTED
+        why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
+        say(f"{scan.t1w.name} is left out: {why}.")
     return [scan for scan in scans if scan.qc_status not in REJECTED]

@@ -1,0 +1,162 @@
+"""Ratings as people leave them: read, merged, honoured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bids_harmony.bids import Scan
+from bids_harmony.config import RunConfig
+from bids_harmony.errors import UsageError
+from bids_harmony.qc.ratings import (
+    DISPUTED,
+    REJECTED,
+    Rating,
+    apply_ratings,
+    merge_ratings,
+    rating_files,
+    read_ratings,
+    write_ratings,
+)
+
+HEADER = "scan\trater\ttime\tverdict\tcomment\n"
+
+
+def ratings_file(path: Path, *rows: str, header: str = HEADER) -> Path:
+    path.write_text(header + "".join(row.replace(" | ", "\t") + "\n" for row in rows))
+    return path
+
+
+def merged(*paths: Path) -> dict[str, Rating]:
+    return merge_ratings(read_ratings(paths)[0])
+
+
+def test_a_file_is_read_however_it_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "r.tsv"
+    path.write_bytes(
+        b"\xef\xbb\xbfVerdict\tscan\tnote\trater\tcomment\ttime\r\n"
+        b'Reject\tsub-01/anat/sub-01_T1w.nii.gz\tx\tann\t"says ""ghosts"", no"\t2026-01-02\r\n'
+        b'accept\tsub-02\tx\tann\t"an odd quote\t2026-01-02T10:00:00Z\r\n'
+        b"\r\n"
+        b"accept\tsub-03\r\n"
+    )
+    table, problems = read_ratings([path])
+    assert problems == []
+    assert table.to_numpy().tolist() == [
+        ["sub-01", "ann", "2026-01-02", "reject", 'says "ghosts", no'],
+        ["sub-02", "ann", "2026-01-02T10:00:00Z", "accept", '"an odd quote'],
+        ["sub-03", "", "", "accept", ""],
+    ]
+
+
+def test_wrong_rows_are_named_and_kept_and_do_not_count(tmp_path: Path) -> None:
+    path = ratings_file(
+        tmp_path / "r.tsv",
+        "sub-01 | ann | 2026-01-01 | fine | ",
+        " | ann | 2026-01-01 | accept | ",
+        "sub-02 | ann | yesterday | reject | ",
+    )
+    table, problems = read_ratings([path])
+    assert [p.partition(f"{path}, ")[2] for p in problems] == [
+        "line 2: the verdict 'fine' is none of accept, reject, unsure.",
+        "line 3: names no scan.",
+        "line 4: the time 'yesterday' cannot be read and counts as old.",
+    ]
+    assert len(table) == 3
+    assert merge_ratings(table) == {"sub-02": Rating("reject", 1)}
+
+
+def test_newest_verdict_of_a_rater_counts_whatever_the_order(tmp_path: Path) -> None:
+    a = ratings_file(
+        tmp_path / "a.tsv",
+        "sub-01 | ann | 2026-03-01T12:00:00+02:00 | accept | ",
+        "sub-02 | ann | 2026-03-01 | reject | ",
+        "sub-02 | ann | 2026-03-02 |  | taken back",
+    )
+    b = ratings_file(
+        tmp_path / "b.tsv",
+        "sub-01 | ann | 2026-03-01T11:00:00Z | reject | an hour later",
+        "sub-01 | ann | n/a | unsure | no time is old",
+    )
+    for order in ((a, b), (b, a), (a, b, a)):
+        assert merged(*order) == {"sub-01": Rating("reject", 1)}
+
+
+def test_disagreement_is_kept_and_decides_nothing(tmp_path: Path) -> None:
+    path = ratings_file(
+        tmp_path / "r.tsv",
+        "sub-01 | ann | 2026-03-01 | accept | ",
+        "sub-01 | bob | 2026-03-02 | reject | ",
+        "sub-02 | ann | 2026-03-01 | reject | ",
+        "sub-02 | bob | 2026-03-01 | reject | ",
+        "sub-03 | ann | 2026-03-01 | accept | ",
+        "sub-04 | ann | 2026-03-01 | accept | ",
+        "sub-05 | ann | 2026-03-01 | unsure | ",
+    )
+    found = merged(path)
+    assert (found["sub-01"], found["sub-02"]) == (Rating(DISPUTED, 2), Rating("reject", 2))
+    statuses = {
+        "sub-01": "warn", "sub-02": "pass", "sub-03": "fail", "sub-04": "error", "sub-05": "fail",
+        "sub-06": None,
+    }  # fmt: skip
+    assert apply_ratings(statuses, found) == {
+        "sub-01": "warn", "sub-02": REJECTED, "sub-03": "pass", "sub-04": "error",
+        "sub-05": "fail", "sub-06": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"scan\trater\n", b"scan,verdict\n", b"\xff\xfe\x00s"])
+def test_what_is_no_rating_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.tsv"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"r\.tsv"):
+        read_ratings([path])
+
+
+def test_written_ratings_are_read_back_and_never_doubled(tmp_path: Path) -> None:
+    a = ratings_file(tmp_path / "a.tsv", "sub-01 | ann |  | accept | good, I think")
+    table, _ = read_ratings([a])
+    own = tmp_path / "qc_ratings.tsv"
+    write_ratings(own, table)
+    again, _ = read_ratings([own, a])
+    assert again.equals(table)
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path, qc_ratings=(a, own))
+    assert rating_files(config) == [own, a]
+
+
+def test_training_leaves_out_what_raters_reject_and_takes_back_what_they_accept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bids_harmony.training.inputs import find_training_scans, without_rejected
+
+    scans = []
+    for label, status in (("01", "pass"), ("02", "fail"), ("03", "fail")):
+        folder = tmp_path / f"sub-{label}" / "anat"
+        folder.mkdir(parents=True)
+        for name in ("preproc_T1w", "brain_mask"):
+            stem = f"sub-{label}_space-MNI152NLin2009aSym_res-2_desc-"
+            (folder / f"{stem}{name}.nii.gz").touch()
+        (folder / f"sub-{label}_desc-harmony_qc.json").write_text(f'{{"status": "{status}"}}')
+        scans.append(
+            Scan(path=Path("x"), key=f"sub-{label}", site="A", entities={"subject": label})
+        )
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path, level="train")
+    lines: list[str] = []
+
+    def kept() -> list[str]:
+        found = find_training_scans(tmp_path, scans, config)[0]
+        return [scan.subject for scan in without_rejected(found, lines.append)]
+
+    assert kept() == ["01"]
+    ratings_file(
+        tmp_path / "qc_ratings.tsv",
+        "sub-01 | ann |  | reject | ",
+        "sub-02 | ann |  | accept | ",
+        "sub-03 | ann |  | maybe | ",
+    )
+    lines.clear()
+    assert kept() == ["02"]
+    assert "sub-01" in lines[0]
+    assert "the raters reject it" in lines[0]
+    assert "line 4: the verdict 'maybe'" in capsys.readouterr().out
