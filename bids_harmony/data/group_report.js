@@ -258,10 +258,11 @@ $("p-comment").onchange = keepComment;
 $("p-back").onclick = () => step(-1);
 $("p-on").onclick = () => step(1);
 $("p-close").onclick = () => $("panel").close();
-$("panel").addEventListener("close", () => {
+$("panel").addEventListener("close", () => {                 // comes a moment later, when other keys may have been struck
+  if ($("panel").open) return;
   keepComment(); shown = null;
   history.replaceState(null, "", "#scans");
-  document.querySelector("#list tr.marked a")?.focus();
+  if (document.activeElement === document.body || $("list").contains(document.activeElement)) document.querySelector("#list tr.marked a")?.focus();
 });
 $("show-help").onclick = () => $("help").showModal();
 function fromAddress() {
@@ -283,16 +284,16 @@ addEventListener("keydown", event => {
   }
   if (target.matches("input[type=search]") && event.key === "Enter") { event.preventDefault(); target.blur(); return; }
   if (target.matches("input:not([type=checkbox]), select, textarea")) return;
-  const i = shown ?? found[marked], key = event.key;
+  const inside = $("panel").open, i = inside ? shown : found[marked], key = event.key;
   if (key === "?") { if ($("help").open) $("help").close(); else $("help").showModal(); }
   else if ($("help").open) return;
-  else if (key === "j" || key === "k") { const by = key === "j" ? 1 : -1; if (shown != null) step(by); else mark(marked + by); }
-  else if (key in VERDICT_KEYS && i != null) rate(i, {verdict: VERDICT_KEYS[key], ...(shown != null ? {comment: line($("p-comment").value)} : {})});
+  else if (key === "j" || key === "k") { const by = key === "j" ? 1 : -1; if (inside) step(by); else mark(marked + by); }
+  else if (key in VERDICT_KEYS && i != null) rate(i, {verdict: VERDICT_KEYS[key], ...(inside ? {comment: line($("p-comment").value)} : {})});
   else if (key === "x" && i != null && mine(i)?.verdict) rate(i, {verdict: ""});
-  else if (key === "c" && i != null) { if (shown == null) open(i); $("p-comment").focus(); }
+  else if (key === "c" && i != null) { if (!inside) open(i); $("p-comment").focus(); }
   else if (key === "Enter" && target === document.body && i != null) open(i);
   else if (key === "s") save();
-  else if (key === "/") { if ($("panel").open) $("panel").close(); $("f-text").focus(); $("f-text").select(); }
+  else if (key === "/") { if (inside) $("panel").close(); $("f-text").focus(); $("f-text").select(); }
   else return;
   event.preventDefault();
 });

@@ -154,7 +154,7 @@ def _pattern(path: str, scan: str) -> str:
 
 
 def _captions() -> dict[str, str]:
-    """What the participants' reports call each kind of picture."""
+    """Name each kind of picture as the participants' reports do."""
     spec = (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
     parts = yaml.safe_load(spec)
     return {part["figure"]: part["subtitle"] for part in parts if "figure" in part}

@@ -116,7 +116,7 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[SitePictures], list[
         What is not shown and why, one sentence each.
     """
     scans = kept(group)
-    scans = scans[[bool(group.volumes.get(scan, {}).get("preproc")) for scan in scans["scan"]]]
+    scans = scans[_having(group, scans, "preproc")]
     plan = _plan(group, scans, out)
     if plan is None:
         return [], ["No images on the template grid were found, so there is nothing to show."]
@@ -181,9 +181,13 @@ def _plan(group: Group, scans: pd.DataFrame, out: Path) -> _Plan | None:
     return None
 
 
+def _having(group: Group, scans: pd.DataFrame, volume: str) -> np.ndarray:
+    return np.array([volume in group.volumes.get(scan, {}) for scan in scans["scan"]], bool)
+
+
 def _some(group: Group, scans: pd.DataFrame, n: int) -> pd.DataFrame:
     """Choose scans evenly, of those that were harmonized if any were."""
-    mapped = scans[["harmonized" in group.volumes[scan] for scan in scans["scan"]]]
+    mapped = scans[_having(group, scans, "harmonized")]
     scans = mapped if len(mapped) else scans
     return scans.iloc[np.unique(np.linspace(0, len(scans) - 1, n).round().astype(int))]
 

@@ -1,0 +1,194 @@
+"""The dataset's report says what is in the data, escapes it, and fetches nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_group import RATINGS, REFERENCE, made_up_group, write_volumes
+from sklearn.metrics import roc_auc_score
+
+from bids_harmony.reports.group import page_data, script_json, write_group_report
+from bids_harmony.reports.group_images import dataset_pictures
+from bids_harmony.reports.group_tables import (
+    age_rows,
+    probability_tables,
+    site_rows,
+    status_rows,
+)
+
+NASTY = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Collects a page's addresses, script elements and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.scripts: list[dict[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "script":
+            self.scripts.append(found)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_sites_as_in_the_papers_tables() -> None:
+    group = made_up_group(9)
+    group.scans["age"] = [20.0, 30, np.nan, 40, 50, 60, 60, 70, 80]
+    group.scans.loc[0, "model"] = "Trio"
+    group.scans["repetition_time"] = 2.3
+    rows = {row["site"]: row for row in site_rows(group.scans)}
+    assert list(rows) == ["A", "B", REFERENCE, "All sites"]
+    assert (rows[REFERENCE]["n"], rows["All sites"]["n"]) == (3, 9)
+    assert (rows[REFERENCE]["age"], rows[REFERENCE]["ages"]) == ("40.0", "20 to 60")
+    assert rows["B"]["ages"] == "60 to 80, unknown for 1"
+    assert rows[REFERENCE]["scanner"] == "Siemens (2), Siemens Trio (1)"
+    assert (rows["A"]["field"], rows["A"]["protocol"]) == ("3 T", "TR 2.3 s")
+    assert rows["A"]["voxel"] == "1 × 1 × 1 mm"
+    assert rows["All sites"]["diagnosis"] == "control (6), schizophrenia (3)"
+
+
+def test_statuses_flags_and_ratings_are_counted() -> None:
+    group = made_up_group(60)
+    group.scans.loc[[0, 3], "rating"] = ["reject", "disputed"]
+    total = status_rows(group)[-1]
+    assert (total["n"], total["pass"], total["warn"], total["error"]) == (60, 56, 3, 1)
+    assert (total["flagged"], total["reject"], total["disputed"]) == (3, 1, 1)
+
+
+def test_figures_of_brain_age() -> None:
+    group = made_up_group(300)
+    group.scans.loc[3, "rating"] = "reject"
+    row = {row["site"]: row for row in age_rows(group)}["A"]
+    here = group.scans[(group.scans["site"] == "A")].dropna(subset=["brain_age_raw"])
+    error = here["brain_age_raw"] - here["age"]
+    value, (low, high) = row["raw"]["bias"]
+    half = 1.96 * error.std() / np.sqrt(len(error))
+    assert value == pytest.approx(error.mean())
+    assert (low, high) == pytest.approx((value - half, value + half), abs=0.15)
+    assert row["raw"]["mae"][0] == pytest.approx(error.abs().mean())
+    r = np.corrcoef(here["brain_age_raw"], here["age"])[0, 1]
+    assert row["raw"]["r"][0] == pytest.approx(r)
+    assert row["change"]["mae"][0] < 0
+    assert row["change"]["mae"][1][1] < 0
+    rejected = {row["site"]: row for row in age_rows(group)}[REFERENCE]["n"]
+    assert rejected == len(group.scans[group.scans["site"] == REFERENCE].dropna(
+        subset=["brain_age_raw"])) - 1  # fmt: skip
+
+
+def test_scans_of_one_person_are_drawn_together() -> None:
+    """Ten scans of each person say no more than one, so the interval must not shrink."""
+    one = made_up_group(30, (REFERENCE,))
+    many = replace(one, scans=pd.concat([one.scans] * 10, ignore_index=True))
+    few, more = age_rows(one)[0]["raw"]["mae"][1], age_rows(many)[0]["raw"]["mae"][1]
+    assert more == pytest.approx(few)
+
+
+def test_too_few_scans_have_no_interval() -> None:
+    group = made_up_group(6)
+    row = {row["site"]: row for row in age_rows(group)}["A"]
+    assert (row["n"], row["raw"]["r"], row["raw"]["mae"][1]) == (2, (None, None), None)
+
+
+def test_separation_of_diagnoses() -> None:
+    group = made_up_group(200)
+    column = "schizophrenia_probability_raw"
+    group.scans[column] = group.scans[column].round(1)
+    (table,) = probability_tables(group)
+    known = group.scans.dropna(subset=[column])
+    expected = roc_auc_score(known["diagnosis"] == "schizophrenia", known[column])
+    (row,) = table["separation"]
+    assert (row["diagnosis"], row["controls"]) == ("schizophrenia", "control")
+    value, (low, high) = row["raw"]
+    assert value == pytest.approx(expected)
+    assert low < value < high
+    assert table["simulated"]
+
+
+def test_pictures_of_the_dataset(tmp_path: Path) -> None:
+    group = made_up_group(8, (REFERENCE, "A"))
+    write_volumes(group, tmp_path, list(group.scans["scan"]))
+    broken = tmp_path / group.volumes["sub-00001"]["harmonized"]
+    broken.write_bytes(broken.read_bytes()[:100])
+    pictures, notes = dataset_pictures(group, tmp_path)
+    assert [(p.site, p.n, p.n_all) for p in pictures] == [(REFERENCE, 4, 4), ("A", 3, 4)]
+    assert len(notes) == 1
+    assert "sub-00001" in notes[0]
+    assert set(pictures[1].pictures) == {"slices", "histograms", "maps"}
+    # The sites look alike, and the made-up harmonization brightens by a tenth.
+    brain = pictures[1].distances[0]
+    assert brain["tissue"] == "whole brain"
+    assert brain["before"] < 0.01 < brain["after"]
+
+
+def test_pictures_without_a_reference_or_without_images(tmp_path: Path) -> None:
+    group = made_up_group(3, ("A",))
+    assert dataset_pictures(group, tmp_path)[0] == []
+    assert "no images" in write_group_report(group, tmp_path).read_text().lower()
+    write_volumes(group, tmp_path, list(group.scans["scan"]))
+    pictures, notes = dataset_pictures(group, tmp_path)
+    assert [p.distances for p in pictures] == [[]]
+    assert f"reference site {REFERENCE}" in notes[0]
+
+
+def test_page_escapes_what_it_shows_and_fetches_nothing(tmp_path: Path) -> None:
+    group = made_up_group(40, (REFERENCE, NASTY))
+    group.scans.loc[1, "error"] = NASTY
+    group.scans.loc[2, "diagnosis"] = NASTY
+    ratings = pd.DataFrame([("sub-00001", NASTY, "2026-01-01T00:00:00Z", "unsure", NASTY)],
+                           columns=list(RATINGS))  # fmt: skip
+    path = write_group_report(replace(group, ratings=ratings), tmp_path)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert path.name == "group_T1w.html"
+    assert text.count("<script>alert") == 0
+    assert NASTY in page.text
+    assert len(page.scripts) == 3
+    assert not any("src" in script for script in page.scripts)
+    assert all(a.startswith(("#", "data:image/png;base64,")) for a in page.addresses)
+    start = text.index('id="data">') + len('id="data">')
+    data = json.loads(text[start : text.index("</script>", start)])
+    assert data["ratings"][0][4] == NASTY
+    assert "Trained on simulated labels" in text
+
+
+def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    group = made_up_group(24)
+    write_volumes(group, tmp_path, ["sub-00000", "sub-00001"])
+    first = write_group_report(group, tmp_path).read_bytes()
+    assert write_group_report(group, tmp_path).read_bytes() == first
+
+
+def test_page_without_a_bundle_and_without_scans(tmp_path: Path) -> None:
+    group = made_up_group(5)
+    bare = replace(group, bundle=None, targets=(), scans=group.scans.drop(
+        columns=[c for c in group.scans if c.startswith(("brain_age", "schizo"))]))  # fmt: skip
+    text = write_group_report(bare, tmp_path).read_text(encoding="utf-8")
+    assert "no model bundle was used" in text
+    empty = replace(bare, scans=bare.scans.iloc[:0], flags={}, figures={})
+    assert "No scans were found" in write_group_report(empty, tmp_path).read_text(encoding="utf-8")
+
+
+def test_data_are_compact() -> None:
+    group = made_up_group(100)
+    group.scans.loc[0, "noise"] = 1.23456789
+    data = page_data(group)
+    assert data["numbers"]["noise"][0] == 1.2346
+    assert data["numbers"]["noise"][49] is None
+    assert data["texts"]["diagnosis"]["levels"] == ["control", "schizophrenia"]
+    assert data["patterns"] == ["{p}/figures/{s}_desc-brainmask_T1w.png"]
+    assert list(data["flags"]) == [0, 20, 40, 60, 80]
+    assert len(script_json(data)) < 100 * 700 + 15_000
