@@ -12,6 +12,7 @@ import pytest
 from test_train_command import preprocessed_dataset
 
 from bids_harmony.cli.run import main
+from bids_harmony.evaluation import statistics, summaries
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"scale": {"fluid_grey_white": [90, 500, 800]}}))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((statistics, "N_BOOTSTRAP"), (statistics, "N_PERMUTATIONS"),
+                         (summaries, "N_BOOTSTRAP"), (summaries, "N_PROBES")):  # fmt: skip
+        monkeypatch.setattr(module, name, 5)
 
 
 def evaluate(root: Path, *options: str) -> int:
