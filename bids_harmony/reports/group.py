@@ -36,6 +36,8 @@ TEXTS = ("participant_id", "session_id", "site", "sex", "diagnosis", "manufactur
          "qc_status", "error", "harmonization_status", "rating")  # fmt: skip
 NUMBERS = ("age", "field_strength", "outlier_rank", "outlier_score")
 DIGITS = 5
+#: Kinds of pictures in the order in which a rater wants them; unknown ones come after.
+PICTURES = ("brainmask", "norm", "harmonized", "histogram", "qc", "predictions")
 
 
 def write_group_report(group: Group, out: Path) -> Path:
@@ -120,7 +122,8 @@ def page_data(group: Group) -> dict[str, Any]:
     paths: dict[str, int] = {}
     pictures = {
         place[scan]: [
-            paths.setdefault(_pattern(path, scan), len(paths)) for path in group.figures[scan]
+            paths.setdefault(_pattern(path, scan), len(paths))
+            for path in sorted(group.figures[scan], key=_order)
         ]
         for scan in scans["scan"]
         if group.figures.get(scan)
@@ -151,6 +154,11 @@ def _pattern(path: str, scan: str) -> str:
     """
     subject = scan.split("_")[0]
     return path.replace(f"/{scan}_", "/{s}_").replace(f"{subject}/", "{p}/", 1)
+
+
+def _order(path: str) -> int:
+    kinds = [f"_desc-{kind}_" in path for kind in PICTURES]
+    return kinds.index(True) if any(kinds) else len(kinds)
 
 
 def _captions() -> dict[str, str]:
