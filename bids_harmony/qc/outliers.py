@@ -8,6 +8,11 @@ that a skewed metric does not count as odd. And two keep bad scans from hiding e
 deviation of a small or spoilt site leans on that of the other sites, and what does not depend on
 the scanner (registration, brain size) is held against the bundle's reference at every site.
 
+Measured on real scans of three scanners: of 151 good ones 7 are flagged (4.6 %), first of all a
+brain with ventricles three times the usual size. Of 32 made bad (ghosts, noise, inverted contrast,
+a lesion, a cropped head, a wrong mask) all are found among 120 good ones; in mixtures drawn 20
+times, with one bad scan in ten, 97 % and more at sites of 20 to 50 scans and 95 % at sites of 8.
+
 A flag is a reason to look. Nothing is dropped.
 """
 

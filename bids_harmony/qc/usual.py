@@ -20,6 +20,10 @@ Z_LIMIT = 3.5
 MIN_SITE = 10
 #: A site's deviation counts as much as that of all sites together when it has this many scans.
 PRIOR_SCANS = 20
+#: Deviations on one side are at most this many times those on both sides; an exponential
+#: distribution's are 1.4 times. Where a third of a site's scans are bad in the same way, they are
+#: most of one side and would set the measure.
+MOST_SKEW = 2.0
 #: Scans per metric that the minimum covariance determinant asks for.
 PER_METRIC = 5
 #: Beyond this a value counts as this far when covariances are estimated without enough scans.
@@ -78,17 +82,21 @@ def usual_at_sites(
         if len(where) >= MIN_SITE // 2:
             off[where] = values[where] - middles[name]
     known = _reference_spread(metrics, reference)
-    pooled = [_lean(_spread(side), np.isfinite(off).sum(axis=0), known) for side in _sides(off)]
+    pooled = [
+        _lean(side, np.isfinite(off).sum(axis=0), known) for side in _spreads_below_and_above(off)
+    ]
     for name, where in places.items():
         here = values[where]
         n = np.isfinite(here).sum(axis=0)
-        own = [_spread(side) for side in _sides(here - middles[name])]
+        own = _spreads_below_and_above(here - middles[name])
         below, above = (_lean(a, n, b) for a, b in zip(own, pooled, strict=True))
         yield Site(name, here, metrics, middles[name], below, above)
 
 
-def _sides(off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.where(off <= 0, -off, np.nan), np.where(off >= 0, off, np.nan)
+def _spreads_below_and_above(off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    most = MOST_SKEW * _spread(np.abs(off))
+    below, above = np.where(off <= 0, -off, np.nan), np.where(off >= 0, off, np.nan)
+    return np.minimum(_spread(below), most), np.minimum(_spread(above), most)
 
 
 def _spread(off: np.ndarray) -> np.ndarray:
@@ -169,11 +177,14 @@ def relative_distances(z: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, n
 
 def _covariance(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Middle and inverse covariance, by the robust method that the number of scans allows."""
+    from sklearn import config_context
     from sklearn.covariance import OAS, MinCovDet
 
     n, p = z.shape
     if n >= PER_METRIC * p:
-        with warnings.catch_warnings():
+        # Its many small steps spend more time on checking their arguments than on anything else.
+        quick = config_context(assume_finite=True, skip_parameter_validation=True)
+        with quick, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             robust = MinCovDet(random_state=0).fit(z)
         if np.linalg.matrix_rank(robust.covariance_) == p:

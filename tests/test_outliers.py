@@ -1,0 +1,149 @@
+"""Which scans of a dataset are flagged, and that good ones are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_scans import USUAL, made_metrics, made_row, made_site, outliers_of
+
+from bids_harmony.qc.outliers import MOST
+from bids_harmony.qc.verdict import reference_statistics
+
+
+def odd(site: str = "A", scan: str = "sub-odd", seed: int = 7, **values: float | None):
+    return made_row(scan, site, made_metrics(np.random.default_rng(seed), **values))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    rng = np.random.default_rng(3)
+    return reference_statistics({s: [made_metrics(rng) for _ in range(60)] for s in "XY"})
+
+
+@pytest.mark.parametrize("n", [40, 120])
+def test_few_good_scans_are_flagged(n: int) -> None:
+    rows = [row for s in range(5) for row in made_site(f"S{s}", n, seed=s, snr_wm=2.0 * s)]
+    assert len(outliers_of(rows).flags) <= 0.03 * len(rows)
+
+
+def test_reasons_say_value_site_and_distance() -> None:
+    rows = [*made_site("A", 40), odd(template_ncc=0.5, noise=0.05)]
+    found = outliers_of(rows)
+    flags = {flag.metric: flag for flag in found.flags["sub-odd"]}
+    assert set(flags) >= {"template_ncc", "noise"}
+    text = flags["template_ncc"].text
+    assert text.startswith(
+        "Correlation with the template 0.5 is far below what is usual at A: 0.7"
+    )
+    assert "robust z -" in text
+    sizes = [flag.size for flag in found.flags["sub-odd"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 1 < sizes[0] <= MOST
+    assert found.score[-1] == max(found.score) == sizes[0]
+
+
+def test_the_good_side_of_a_metric_is_no_reason() -> None:
+    rows = [*made_site("A", 40), odd(template_ncc=0.95)]
+    assert "template_ncc" not in {f.metric for f in outliers_of(rows).flags.get("sub-odd", ())}
+
+
+@pytest.mark.parametrize("n", [40, 120])
+def test_metrics_that_do_not_go_together_are_seen(n: int) -> None:
+    # Each metric is within two deviations; their shared cause never does this.
+    signs = np.resize([1, -1], len(USUAL))
+    values = {
+        name: middle + 2.2 * spread * sign
+        for sign, (name, (middle, spread)) in zip(signs, USUAL.items(), strict=True)
+    }
+    found = outliers_of([*made_site("A", n), odd(**values)])
+    (flag,) = found.flags["sub-odd"]
+    assert flag.metric == "multivariate"
+    assert "other scans of A" in flag.text
+
+
+def test_many_bad_scans_of_a_site_do_not_hide_each_other() -> None:
+    rows = [*made_site("A", 28), *made_site("B", 40)]
+    rows += [odd("A", f"sub-bad{i}", i, template_dice=0.88, noise=0.04) for i in range(12)]
+    found = outliers_of(rows)
+    assert {f"sub-bad{i}" for i in range(12)} <= set(found.flags)
+    assert len(found.flags) <= 14
+
+
+def test_a_skewed_metric_flags_few() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        made_row(f"sub-{i}", "A", {"centroid_offset_mm": float(rng.gamma(4.0))})
+        for i in range(400)
+    ]
+    assert len(outliers_of(rows).flags) <= 0.03 * len(rows)
+
+
+def test_a_small_site_leans_on_the_others_and_the_reference(reference) -> None:
+    rows = [*made_site("A", 60), *made_site("B", 7, seed=2), odd("B", noise=0.04)]
+    assert "noise" in {f.metric for f in outliers_of(rows).flags["sub-odd"]}
+    small = rows[60:]
+    found = outliers_of(small, reference)
+    assert "noise" in {f.metric for f in found.flags["sub-odd"]}
+    assert len(found.flags) <= 2
+
+
+def test_a_lone_scan_is_held_against_the_reference(reference) -> None:
+    (flag,) = outliers_of([odd(snr_wm=5.0)], reference).flags["sub-odd"]
+    assert flag.metric == "snr_wm"
+    assert "below the bundle's reference" in flag.text
+    assert outliers_of([odd(snr_wm=5.0)]).flags == {}
+
+
+def test_what_a_whole_site_shows_is_said_once_and_flags_nobody(reference) -> None:
+    found = outliers_of(made_site("NEW", 8, noise=0.02), reference)
+    assert len(found.flags) <= 1
+    assert any("8 of 8 scans of NEW" in note and "Noise" in note for note in found.notes)
+
+
+def test_a_large_site_of_bad_registrations_is_still_seen(reference) -> None:
+    rows = made_site("A", 30)
+    bad = [
+        replace(row, values={**row.values, "scan": f"sub-bad{i}", "template_dice": 0.88 + i / 1e4})
+        for i, row in enumerate(made_site("A", 14, seed=1))
+    ]
+    assert {f"sub-bad{i}" for i in range(14)} <= set(outliers_of([*rows, *bad], reference).flags)
+
+
+def test_failed_scans_and_failed_maps_are_flagged_and_disturb_nobody() -> None:
+    rows = made_site("A", 20)
+    before = outliers_of(rows)
+    failed = made_row("sub-f", "A", {}, "error", error="No brain.")
+    guard = replace(rows[0], guard_reasons=("ventricles grew",))
+    guard.values["harmonization_status"] = "fail"
+    lost = replace(rows[1], problem="The predictions cannot be read")
+    old = replace(rows[2], values={**rows[2].values, "brain_age_raw": 140.0})
+    found = outliers_of([guard, lost, old, *rows[3:], failed])
+    assert found.flags["sub-f"][0].text == "It failed: No brain."
+    assert found.score[-1] == MOST
+    metrics = {scan: {flag.metric for flag in found.flags[scan]} for scan in found.flags}
+    assert "guard" in metrics["sub-A000"]
+    assert "ventricles grew" in found.flags["sub-A000"][0].text
+    assert "predictions" in metrics["sub-A001"]
+    assert "brain_age_raw" in metrics["sub-A002"]
+    assert np.array_equal(found.score[3:20], before.score[3:])
+
+
+def test_a_metric_that_is_missing_where_others_have_it_is_a_reason() -> None:
+    flags = outliers_of([*made_site("A", 20), odd(snr_wm=None)]).flags["sub-odd"]
+    assert [f.metric for f in flags] == ["snr_wm"]
+    assert "could not be computed" in flags[0].text
+    rows = [made_row(f"sub-{i}", "A", {"fber": None}) for i in range(12)]
+    assert outliers_of(rows).flags == {}
+
+
+def test_identical_scans_and_sites_without_numbers_are_no_trouble(reference) -> None:
+    metrics = made_metrics(np.random.default_rng(0))
+    same = [made_row(f"sub-s{i}", "SAME", metrics) for i in range(12)]
+    none = [made_row(f"sub-n{i}", "NONE", dict.fromkeys(metrics)) for i in range(3)]
+    for rows in (same, none, [*same, *none], [*made_site("A", 30), *same, *none], []):
+        for known in (None, reference):
+            found = outliers_of(rows, known)
+            assert not {scan for scan in found.flags if scan[:5] in ("sub-s", "sub-n")}
+            assert np.isfinite(found.score).all()
