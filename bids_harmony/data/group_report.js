@@ -325,7 +325,8 @@ const shake = i => ((i * 0.6180339887) % 1 - 0.5) * 0.62;     // the same at eve
 // Strips: one panel for each column, one strip for each level; coloured by status.
 function strips(div, columns, levels, codes, rows, ringed) {
   const traces = [], shapes = [], annotations = [], narrow = div.clientWidth < 700, panels = columns.length;
-  const layout = {height: (narrow ? panels : 1) * (90 + Math.max(3, levels.length) * 42), shapes, annotations, legend: {orientation: "h", y: 1, yanchor: "bottom", x: 0}};
+  const height = (narrow ? panels : 1) * (90 + Math.max(3, levels.length) * 42), gap = 75 / height;
+  const layout = {height, shapes, annotations, legend: {orientation: "h", y: 1, yanchor: "bottom", x: 0}};
   columns.forEach(([column, title, range], p) => {
     const suffix = p ? String(p + 1) : "", axes = {xaxis: "x" + suffix, yaxis: "y" + suffix};
     const here = rows.filter(i => number(column, i) != null), of = code => here.filter(i => codes[i] === code);
@@ -343,9 +344,9 @@ function strips(div, columns, levels, codes, rows, ringed) {
       if (values.length) { const middle = quantile(values, 0.5); shapes.push({type: "line", x0: middle, x1: middle, y0: code - 0.4, y1: code + 0.4, xref: axes.xaxis, yref: axes.yaxis, line: {color: "#1d2733", width: 3}}); }
     });
     const at = p / panels, width = 1 / panels;
-    layout["xaxis" + suffix] = {...AXIS, title: {text: plain(title)}, anchor: axes.yaxis, domain: narrow ? [0, 1] : [at + (p ? 0.02 : 0), at + width - 0.01], ...(range ? {range} : {})};
+    layout["xaxis" + suffix] = {...AXIS, title: {text: plain(title), font: {size: 13}}, anchor: axes.yaxis, domain: narrow ? [0, 1] : [at + (p ? 0.02 : 0), at + width - 0.01], ...(range ? {range} : {})};
     layout["yaxis" + suffix] = {...AXIS, anchor: axes.xaxis, showgrid: false, range: [levels.length - 0.5, -0.5], tickvals: levels.map((_, c) => c), showticklabels: !p || narrow,
-      ticktext: levels.map((name, c) => plain(name.length > 24 ? name.slice(0, 23) + "…" : name) + `<br>n = ${of(c).length}`), domain: narrow ? [1 - (at + width) + (panels > 1 ? 0.1 : 0), 1 - at] : [0, 1]};
+      ticktext: levels.map((name, c) => plain(name.length > 24 ? name.slice(0, 23) + "…" : name) + `<br>n = ${of(c).length}`), domain: narrow && panels > 1 ? [1 - at - width + (p + 1 < panels ? gap : 0), 1 - at] : [0, 1]};
   });
   draw(div, traces, layout);
 }
@@ -375,8 +376,8 @@ function showAges() {
       if (here.length) traces.push(points(here, here.map(i => number("age", i)), here.map(i => number("brain_age_" + kind, i)),
         [COLOURS[code % 8], SYMBOLS[(code + Math.floor(code / 8)) % 8]], {both: true, trace: {name: plain(site) + ` (n = ${here.length})`, legendgroup: String(code), showlegend: !p, xaxis: "x" + suffix, yaxis: "y" + suffix}}));
     });
-    layout["xaxis" + suffix] = {...AXIS, title: {text: "age (years)"}, range: [low, high], anchor: "y" + suffix, domain: narrow ? [0, 1] : p ? [0.54, 1] : [0, 0.46]};
-    layout["yaxis" + suffix] = {...AXIS, title: {text: `brain age, ${kind} (years)`}, range: [low, high], anchor: "x" + suffix, domain: !narrow ? [0, 1] : p ? [0, 0.43] : [0.57, 1]};
+    layout["xaxis" + suffix] = {...AXIS, title: {text: "age (years)", font: {size: 13}}, range: [low, high], anchor: "y" + suffix, domain: narrow ? [0, 1] : p ? [0.54, 1] : [0, 0.46]};
+    layout["yaxis" + suffix] = {...AXIS, title: {text: `brain age, ${kind} (years)`, font: {size: 13}}, range: [low, high], anchor: "x" + suffix, domain: !narrow ? [0, 1] : p ? [0, 0.43] : [0.57, 1]};
     layout.shapes.push({type: "line", x0: low, y0: low, x1: high, y1: high, xref: "x" + suffix, yref: "y" + suffix, line: {color: "#1d2733", dash: "dot", width: 1}});
   });
   draw(div, traces, layout);
@@ -385,7 +386,7 @@ function showProbability(div) {
   const levels = [...D.texts.diagnosis.levels], codes = D.texts.diagnosis.codes.map(c => c < 0 ? levels.length : c), name = div.dataset.target;
   if (codes.some(c => c === levels.length)) levels.push("unknown");
   const label = D.targets.find(t => t.name === name)?.simulated ? "probability (simulated labels)" : "probability";
-  strips(div, ["raw", "harmonized"].map(kind => [`${name}_${kind}`, `${label}, ${kind}`, [-0.02, 1.02]]), levels, codes, usable);
+  strips(div, ["raw", "harmonized"].map(kind => [`${name}_${kind}`, `${kind}: ${label}`, [-0.02, 1.02]]), levels, codes, usable);
 }
 const groups = new Map();
 D.metrics.forEach(m => { if (!groups.has(m.group)) groups.set(m.group, []); groups.get(m.group).push([m.name, m.label]); });
