@@ -63,7 +63,7 @@ def outliers_of(rows: list[ScanRow], reference: Any = None) -> Outliers:
     return find_outliers(scan_table(rows)[0], rows, reference)
 
 
-def write_scan(out: Path, key: str, site: str, metrics: Any, **record: Any) -> Path:
+def write_scan(out: Path, key: str, site: str | None, metrics: Any, **record: Any) -> Path:
     """Write a scan's record, and its predictions where it was predicted from."""
     subject = key.split("_")[0]
     session = next((part for part in key.split("_") if part.startswith("ses-")), "")
