@@ -22,19 +22,17 @@ from bids_harmony.cli.arguments import (
 from bids_harmony.cli.evaluate_options import add_evaluate_options
 from bids_harmony.cli.group_options import add_group_options
 from bids_harmony.cli.train_options import add_training_options
-from bids_harmony.config import CHOICES, RunConfig
+from bids_harmony.config import CHOICES, LEVELS, RunConfig
 
 PROGRAM = "bids_harmony"
 FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
-#: Levels of this version; the others are planned (design.md §1).
-AVAILABLE = ("participant", "group", "train", "evaluate")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; its results hold only what the user wrote (defaults are RunConfig's)."""
     parser = Parser(
         prog=PROGRAM,
-        usage=FORM.replace("participant", "{" + ",".join(AVAILABLE) + "}"),
+        usage=FORM.replace("participant", "{" + ",".join(LEVELS) + "}"),
         description="Harmonize T1-weighted brain scans to one reference site, and predict brain "
         "age and schizophrenia probability there. Research use only: not a diagnosis.",
         epilog="Options may be written with hyphens or underscores. Exit codes: 0 all scans done, "

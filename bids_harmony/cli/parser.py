@@ -17,7 +17,7 @@ from typing import Any
 
 from bids_harmony.cli.arguments import ArgumentSyntaxError, parse_path
 from bids_harmony.cli.checks import check_config
-from bids_harmony.cli.options import AVAILABLE, FORM, PROGRAM, build_parser
+from bids_harmony.cli.options import FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import EvaluateOptions
@@ -79,11 +79,6 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     options |= {
         name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
     }
-    if (level := options["level"]) in LEVELS and level not in AVAILABLE:
-        raise UsageError(
-            f"The {level} level is not part of this version.",
-            f"Levels that are: {', '.join(AVAILABLE)}.",
-        )
     if filter_file := options.pop("bids_filter_file", None):
         from bids_harmony.bids_filters import read_filters
 
@@ -102,7 +97,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         evaluate=replace(config.evaluate, **tried),
     )
     warnings = check_config(config, old_run="run_uuid" in given)
-    options_idle, why = IDLE.get(level, (frozenset(), ""))
+    options_idle, why = IDLE[config.level]
     if idle := sorted(options_idle & set(given)):
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         warnings.append(f"{why}: it takes no {names}.")
