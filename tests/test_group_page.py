@@ -153,6 +153,7 @@ def test_rating_with_keys_alone(page: Any, tmp_path: Path) -> None:
 
 def test_a_second_rater_keeps_the_firsts_ratings(browser: Any, tmp_path: Path) -> None:
     first = [("sub-00000", "ann", "2026-01-01T10:00:00Z", "accept", "fine"),
+             ("sub-00000", "ann", "2026-01-02T10:00:00Z", "maybe", "no verdict of ours"),
              ("sub-00005", "ann", "2026-01-01T10:01:00Z", "reject", "")]  # fmt: skip
     ratings = pd.DataFrame(first, columns=list(RATINGS))
     path = write_group_report(replace(made_up_group(40), ratings=ratings), tmp_path)
@@ -169,7 +170,7 @@ def test_a_second_rater_keeps_the_firsts_ratings(browser: Any, tmp_path: Path) -
         page.select_option("#f-rating", "disputed")
         assert scans_in(page) == ["sub-00000"]
         merged, _ = read_ratings([saved(page, tmp_path / "saved.tsv")])
-    assert len(merged) == 3
+    assert len(merged) == 4
     assert {k: v.verdict for k, v in merge_ratings(merged).items()} == {
         "sub-00000": "disputed", "sub-00005": "reject",
     }  # fmt: skip

@@ -30,7 +30,7 @@ const line = value => String(value ?? "").replace(/[\s\x1c-\x1e\x85]+/g, " ").tr
 const held = new Map();                                      // scan -> rater -> newest row
 const hold = row => { if (!held.has(row.scan)) held.set(row.scan, new Map()); held.get(row.scan).set(row.rater, row); };
 const earlier = D.ratings.map(([scan, rater, time, verdict, comment]) => ({scan, rater, time, verdict, comment}));
-earlier.forEach(hold);
+earlier.filter(r => !r.verdict || VERDICTS.includes(r.verdict)).forEach(hold);
 const fresh = new Map();                                     // scan and rater -> row not in the page's own ratings
 let rater = line(store.get("bids_harmony.rater")), saved = true;
 (() => {
@@ -315,6 +315,7 @@ function library() {
   return window.Plotly;
 }
 function draw(div, traces, layout) {
+  div.querySelector(".wait")?.remove();
   div.style.minHeight = layout.height + "px";
   library().react(div, traces, {...LAYOUT, ...layout}, CONFIG);
   div.removeAllListeners?.("plotly_click");
@@ -368,7 +369,7 @@ function showAges() {
   const rows = usable.filter(i => number("age", i) != null && kinds.every(k => number("brain_age_" + k, i) != null));
   const all = rows.flatMap(i => [number("age", i), ...kinds.map(k => number("brain_age_" + k, i))]);
   const low = all.reduce((a, b) => Math.min(a, b), Infinity) - 3, high = all.reduce((a, b) => Math.max(a, b), -Infinity) + 3;
-  const layout = {height: narrow ? 900 : 520, shapes: [], legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0}};
+  const layout = {height: (narrow ? 880 : 500) + 20 * Math.ceil(sites.levels.length / (narrow ? 2 : 6)), shapes: [], legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0}};
   kinds.forEach((kind, p) => {
     const suffix = p ? "2" : "";
     sites.levels.forEach((site, code) => {
@@ -404,7 +405,7 @@ if ($("ages")) charts.set($("ages"), showAges);
 if (groups.size) charts.set($("strips"), showMetric);
 const drawChart = div => { const chart = charts.get(div); charts.delete(div); chart?.(); };
 const watcher = new IntersectionObserver(entries => entries.forEach(e => { if (e.isIntersecting) { watcher.unobserve(e.target); drawChart(e.target); } }), {rootMargin: "300px"});
-charts.forEach((_, div) => watcher.observe(div));
+charts.forEach((_, div) => { div.append(el("p", "The chart is being drawn …", {className: "small wait"})); watcher.observe(div); });
 addEventListener("beforeprint", () => [...charts.keys()].forEach(drawChart));
 
 showRater(); filter(); fromAddress();
