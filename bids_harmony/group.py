@@ -73,7 +73,13 @@ def run_group(config: RunConfig) -> int:
         say(f"group_T1w.html, .tsv and .json and group_predictions.tsv would be in {out}.")
         return EXIT_OK
     say(f"Reading the records of {counted(len(paths), 'scan')}.")
-    group, notes = build_group(paths, out, ratings, qc_reference(config))
+    reference, digest = qc_reference(config)
+    group, notes = build_group(paths, out, ratings, reference)
+    if group.bundle and digest and group.bundle.get("sha256") != digest:
+        notes.append(
+            f"Scans made with the bundle {group.bundle.get('name')} are held against the "
+            f"reference of another (--bundle {config.bundle})."
+        )
     for problem in (*problems, *notes):
         say(f"Warning: {problem}")
     write_tables(group, out)
@@ -87,14 +93,17 @@ def run_group(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def qc_reference(config: RunConfig) -> dict[str, Any] | None:
-    """Read the statistics of the scans the bundle was trained on; None for ``--bundle none``."""
+def qc_reference(config: RunConfig) -> tuple[dict[str, Any] | None, str]:
+    """Read the statistics of the scans the bundle was trained on, and the bundle's SHA-256.
+
+    None and an empty text for ``--bundle none``.
+    """
     if config.bundle == "none":
-        return None
+        return None, ""
     from bids_harmony.models.bundle import load_bundle
 
     bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
-    return dict(bundle.qc_reference()["metrics"])
+    return dict(bundle.qc_reference()["metrics"]), bundle.sha256
 
 
 def build_group(
@@ -114,7 +123,7 @@ def build_group(
     ratings : pandas.DataFrame
         Of :func:`bids_harmony.qc.ratings.read_ratings`.
     reference : mapping or None
-        Of :func:`qc_reference`.
+        The bundle's, of :func:`qc_reference`.
 
     Returns
     -------
@@ -134,8 +143,8 @@ def build_group(
     notes = list(outliers.notes)
     if bundle and bundle["n_scans_other"]:
         notes.append(
-            f"{counted(bundle['n_scans_other'], 'scan')} of {len(rows)} were made with another "
-            f"bundle than {bundle['name']} {bundle['version']}: their predictions differ in kind."
+            f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
+            f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
         )
     if unknown := sorted(set(ratings["scan"]) - set(table["scan"]) - {""}):
         shown = ", ".join(unknown[:WORST]) + (", ..." if len(unknown) > WORST else "")

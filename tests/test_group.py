@@ -145,6 +145,19 @@ def test_ratings_are_kept_merged_and_shown(
     assert (out / "qc_ratings.tsv").read_bytes() == kept
 
 
+def test_numbers_of_different_bundles_are_not_taken_for_the_same(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {**BUNDLE, "name": "c", "sha256": "1"}
+    write_scan(out, "sub-40", "A", made_metrics(np.random.default_rng(1)), bundle=other)
+    assert group(bids, out) == 0
+    told = capsys.readouterr().out
+    assert "1 of 27 scans come from another bundle than b 1" in told
+    assert "the bundle b are held against the reference of another (--bundle default)" in told
+    assert group(bids, out, "--bundle", "none") == 0
+    assert "held against" not in capsys.readouterr().out
+
+
 def test_without_records_there_is_nothing_to_show(
     bids: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
