@@ -93,7 +93,7 @@ def simulate_dataset(
     travelling : bool
         Scan every head at every site, one session per site.
     confound : float
-        Years by which site 1's heads are older on average than the others', -40 to 40.
+        Years by which site 1's heads are older on average than the others', -30 to 30.
     pathology : float
         Share of heads, 0 to 1, with a lesion, a resection or strong atrophy.
     bad : float

@@ -50,9 +50,11 @@ TISSUES = (*FREESURFER, "fat")
 #: The brain's tissues; what lies around them is named as in :class:`Tissue`.
 INNER = ("gm", "wm", "ventricle", "csf")
 #: Gaps of this width (mm) between gyri belong to the brain mask.
-SULCUS_MM = 5.0
+SULCUS_MM = 8.0
 #: Volumes (ml) that a whole head has at least.
 MIN_ML = {"gm": 150.0, "wm": 150.0, "ventricle": 1.0, "air": 100.0}
+#: Depth (mm) of the fat below the skin, where labels do not tell it from muscle.
+FAT_MM = 5
 #: Blur (standard deviation, mm) that makes partial volumes of sharp labels.
 PARTIAL_MM = 0.7
 #: Threads that need the same anatomy wait for the one that builds it.
@@ -98,6 +100,8 @@ def read_table(folder: Path) -> dict[int, str]:
         table = {int(row["index"]): row["tissue"].strip().lower() for row in rows}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{path} cannot be read as a table of labels.", remedy) from error
+    if not table:
+        raise UsageError(f"{path} has no label.", remedy)
     if unknown := sorted(set(table.values()) - set(TISSUES)):
         raise UsageError(f"{path} names an unknown tissue, {unknown[0]}.", remedy)
     return table
@@ -133,7 +137,9 @@ def _read_map(path: Path, table: Mapping[int, str]) -> tuple[np.ndarray, np.ndar
 def load_anatomy(path: Path) -> Atlas:
     """Build an atlas from a label map; the last few are kept.
 
-    The brain is moved to the template's place and brought to its volume; its proportions stay.
+    The brain is moved to the template's place and brought to its volume; its proportions, folds
+    and ventricles stay those of the person, who had an age: what a head's own age adds comes on
+    top of that.
     """
     with _BUILDING:
         return _build(path)
@@ -161,6 +167,7 @@ def _build(path: Path) -> Atlas:
     brain = signed_distance(on_lattice(mask.astype(np.float32), ORIGIN) > 0.5)
     wet = on_lattice(is_a["ventricle"].astype(np.float32), ORIGIN) > 0.5
     ventricle = signed_distance(wet)
+    fat = is_a["soft"] & ndimage.binary_dilation(is_a["skin"], iterations=FAT_MM)
     around = np.array(
         [
             Tissue.BRAIN if name in INNER else SOFT if name == "soft" else Tissue[name.upper()]
@@ -173,7 +180,7 @@ def _build(path: Path) -> Atlas:
         tissue_origin=tissue_origin,
         brain=brain,
         ventricle=ventricle,
-        around=Mapped(around[tissues]),
+        around=Mapped(np.where(fat, np.uint8(Tissue.FAT), around[tissues])),
         pull=ventricle_pull(ventricle),
         diagnosis=diagnosis_weight(),
     )

@@ -15,7 +15,7 @@ from bids_harmony.simulation.pathology import KINDS as PATHOLOGIES
 from bids_harmony.simulation.scanner import Scanner
 
 #: Largest difference of mean ages between sites (years) that leaves every site all ages.
-MAX_CONFOUND = 40.0
+MAX_CONFOUND = 30.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def plan_subjects(
     travelling : bool
         Every head is scanned at every site.
     confound : float
-        Years by which the first site's heads are older on average than the others', -40 to 40.
+        Years by which the first site's heads are older on average than the others', -30 to 30.
         Ages still span 18 to 85 years everywhere; they crowd at one end.
     """
     groups = (
