@@ -11,6 +11,7 @@ from torch import nn
 from training_data import balls
 
 from bids_harmony.anat.intensity import Levels, map_levels
+from bids_harmony.evaluation.combat import combat
 from bids_harmony.evaluation.prepare import matching, prepare, unscale, weights_digest
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import volume_of
@@ -73,3 +74,17 @@ def test_a_network_is_named_by_its_weights() -> None:
     torch.manual_seed(0)
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     assert weights_digest(one) == weights_digest(one) != weights_digest(other)
+
+
+def test_combat_takes_a_site_to_the_references_tone() -> None:
+    data = balls({"REF": 8, "A": 8})
+    change = combat(data, np.array([*range(6), *range(8, 14)]), "REF", 0)
+    assert change is not None
+    (own, mask), (unseen, _) = volume_of(data, 7), volume_of(data, 15)
+    assert change(7, own, mask) is own  # the reference stays as it is
+    found = change(15, unseen, mask)
+    shell = (own > 0.45) & (own < 0.65)  # grey matter at the reference
+    assert unseen[shell].mean() == pytest.approx(0.75, abs=0.02)
+    assert found[shell].mean() == pytest.approx(0.55, abs=0.04)
+    assert (found[~mask] == 0).all()
+    assert combat(data, np.array([0, 1, 2, 3, 8, 9]), "REF", 0) is None  # two scans are too few

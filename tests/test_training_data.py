@@ -289,7 +289,7 @@ def test_preprocessed_scans_are_found_with_what_is_known_of_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fit_filter": "age > 60"}, "has 1 scans to fit on"),
+        ({"fit_filter": "age > 60"}, "has 1 scan to fit on"),
         ({"fit_filter": "site == 'REF'"}, "no site besides REF"),
         ({"fit_filter": "height > 3"}, "cannot be understood"),
         ({}, "differ too much from the reference"),

@@ -11,8 +11,8 @@ COLUMNS = {
     "target": "What is predicted",
     "test_site": "Site of the scans that are tested; several joined by + together",
     "way": "How scans were prepared: none (over the 98th percentile of the brain), "
-    "tissue_scaling (fluid, grey and white matter to fixed values), histogram_matching and "
-    "harmonized (both after tissue scaling)",
+    "tissue_scaling (fluid, grey and white matter to fixed values); and after that "
+    "histogram_matching, combat or harmonized",
     "n_scans": "Scans tested",
     "n_persons": "Persons these scans are of",
     "n_cases": "Scans of class 1",
@@ -58,10 +58,11 @@ COLUMNS = {
             ("none", "unharmonized ones"),
             ("tissue_scaling", "tissue-scaled ones"),
             ("histogram_matching", "histogram-matched ones"),
+            ("combat", "those of ComBat"),
         )
     },
     **{
         f"p_over_{way}": f"Two-sided p of gain_over_{way}, by exchanging the ways within persons"
-        for way in ("none", "tissue_scaling", "histogram_matching")
+        for way in ("none", "tissue_scaling", "histogram_matching", "combat")
     },
 }

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from bids_harmony.evaluation.combat import combat
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.prepare import (
-    FROM_SCALED,
+    COMBAT,
     HARMONIZED,
     MATCHED,
     NONE,
+    SCALED,
     WAYS,
     Change,
     mapping,
@@ -93,7 +95,8 @@ class Prepared:
     Attributes
     ----------
     sets : dict of str to TrainingSet
-        By way; ``none`` is missing where scans' records do not say how they were scaled.
+        By way; ``none`` is missing where scans' records do not say how they were scaled, and
+        ``combat`` where it cannot be fitted.
     test : numpy.ndarray
         Numbers of the scans to test on.
     split : numpy.ndarray
@@ -126,6 +129,9 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         MATCHED: (matching(looks.quantiles), f"matched {looks.quantiles.tolist()}"),
         HARMONIZED: (mapping(network, data), f"mapped {weights_digest(network)}"),
     }
+    if unit.left_out is None:  # of a site it was not fitted on ComBat knows nothing
+        fitted = np.flatnonzero((seen != TEST) & study.fit)
+        changes[COMBAT] = (combat(data, fitted, reference, unit.seed), f"combat {fitted.tolist()}")
     # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
     learnt = (split != TEST) & np.isin(data.sites, unit.train_sites)
     elsewhere = np.union1d(test, np.flatnonzero(learnt & (data.sites != reference)))
@@ -136,7 +142,7 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         if change is not None:
             scans = everything if way == NONE else elsewhere
             sets[way] = prepare(data, scans.tolist(), change, what, study.work_dir)
-        elif way in FROM_SCALED:
+        elif way == SCALED:
             sets[way] = data
     return Prepared(sets, test, split, step, overlap)
 

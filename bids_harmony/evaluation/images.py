@@ -44,7 +44,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     rows = []
     for scan in map(int, prepared.test):
         before, mask = volume_of(data, scan)
-        for way in FROM_SCALED:
+        for way in (way for way in FROM_SCALED if way in prepared.sets):
             after = before if way == SCALED else volume_of(prepared.sets[way], scan)[0]
             limits = moved_limits(before[mask], after[mask], grey)
             if way == SCALED:
@@ -97,6 +97,7 @@ def measure_pairs(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
             for i in scans
             if data.sites[i] != reference
             for way in FROM_SCALED
+            if way in prepared.sets
         ]
         for scan, way, prepared_data in pairs:
             rows.append(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bids_harmony.evaluation.prepare import HARMONIZED, MATCHED, NONE, SCALED, WAYS
+from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, MATCHED, NONE, SCALED, WAYS
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_text
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), with their shapes.
 STYLE = {NONE: ("#999999", "s"), SCALED: ("#E69F00", "D"), MATCHED: ("#56B4E9", "^"),
-         HARMONIZED: ("#0072B2", "o")}  # fmt: skip
+         COMBAT: ("#009E73", "v"), HARMONIZED: ("#0072B2", "o")}  # fmt: skip
+SITES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#F0E442", "v"))
 LABELS = {NONE: "none", SCALED: "tissue scaling", MATCHED: "histogram matching",
-          HARMONIZED: "harmonized"}  # fmt: skip
+          COMBAT: "ComBat", HARMONIZED: "harmonized"}  # fmt: skip
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
 
 
@@ -94,7 +95,7 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
         axes.axhline(0.5, color="#999999", lw=0.8)
     else:
         axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize="small", ncols=2)
+    axes.legend(frameon=False, fontsize="small", ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -112,7 +113,7 @@ def _scatter(rows: pd.DataFrame) -> Figure:
         sites = sorted(rows["test_site"].unique())
         for k, site in enumerate(sites):
             part = rows[(rows["way"] == way) & (rows["test_site"] == site)]
-            colour, marker = list(STYLE.values())[-1 - k % len(STYLE)]
+            colour, marker = SITES[k % len(SITES)]
             axes.plot(part["truth"], part["predicted"], marker, color=colour, ms=3, label=site)
         axes.set_title(LABELS[way], fontsize="medium")
         axes.set_xlabel("true")

@@ -2,8 +2,9 @@
 
 ``none`` is what most programs hand to a predictor: the stripped, registered scan over its 98th
 percentile. ``tissue_scaling`` is what the bundle's contract makes of it
-(:mod:`bids_harmony.anat.intensity`), and what the other two start from: ``histogram_matching``,
-the published comparator, and ``harmonized``, the forward map.
+(:mod:`bids_harmony.anat.intensity`), and what the others start from: ``histogram_matching``, the
+published comparator, ``combat`` (:mod:`bids_harmony.evaluation.combat`) and ``harmonized``, the
+forward map.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import match_histogram, volume_of
 
 NONE, SCALED, MATCHED, HARMONIZED = "none", "tissue_scaling", "histogram_matching", "harmonized"
-WAYS = (NONE, SCALED, MATCHED, HARMONIZED)
+COMBAT = "combat"
+WAYS = (NONE, SCALED, MATCHED, COMBAT, HARMONIZED)
 #: Ways whose scans a predictor trained on tissue-scaled reference scans understands.
-FROM_SCALED = (SCALED, MATCHED, HARMONIZED)
+FROM_SCALED = (SCALED, MATCHED, COMBAT, HARMONIZED)
 #: Of the brain's intensities; ``none`` divides by it.
 PERCENTILE = 98
 

@@ -15,7 +15,7 @@ from bids_harmony import __version__
 from bids_harmony.evaluation.columns import COLUMNS
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.plots import draw_figures
-from bids_harmony.evaluation.prepare import HARMONIZED, MATCHED, NONE, SCALED
+from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, MATCHED, NONE, SCALED
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_json, write_text
 from bids_harmony.training.config import TrainOptions
@@ -26,10 +26,12 @@ SPOKEN = {
     NONE: "no harmonization",
     SCALED: "tissue scaling alone",
     MATCHED: "histogram matching",
+    COMBAT: "ComBat",
     HARMONIZED: "harmonized",
 }
 #: Below this many persons a cell's figures are called rough.
 FEW = 20
+CELL_ON_PAGE = ["train_sites", "test_site", "n_source"]
 #: Harmonization that moves a difference between persons further than this is spoken of.
 KEPT = (0.9, 1.1)
 
@@ -93,7 +95,7 @@ def write_findings(findings: Findings, out: Path) -> Path:
     found, unknown = speak(findings)
     figures = draw_figures(findings, folder / "figures")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["shown"] = shown_number
+    environment.filters |= {"shown": shown_number, "p_value": shown_p}
     template = files("bids_harmony.data").joinpath("evaluation.html").read_text("utf-8")
     page = out / "evaluation.html"
     html = environment.from_string(template).render(
@@ -105,6 +107,7 @@ def write_findings(findings: Findings, out: Path) -> Path:
         figures=figures,
         tables=page_tables(findings),
         columns=COLUMNS,
+        gains=" or ".join(sorted({PRIMARY[binary] for binary in findings.binary.values()})),
     )
     write_text(page, html)
     return page
@@ -130,8 +133,13 @@ def shown_number(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.4f}"
+        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
     return str(value)
+
+
+def shown_p(value: float) -> str:
+    """Write a p value for a reader."""
+    return "–" if np.isnan(value) else "< 0.002" if value < 0.002 else f"{value:.3f}"
 
 
 def page_tables(findings: Findings) -> list[dict[str, Any]]:
@@ -140,15 +148,18 @@ def page_tables(findings: Findings) -> list[dict[str, Any]]:
     names = {False: ("mae", "bias", "r"), True: ("auc", "balanced_accuracy")}
     shown = []
     for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
+        rows = []
+        for _, cell in part.groupby(CELL_ON_PAGE, dropna=False, sort=False):
+            (ours,) = cell[cell["way"] == HARMONIZED].to_dict("records")
+            for row in cell.to_dict("records"):
+                if (way := row["way"]) != HARMONIZED:
+                    row["p"] = ours[f"p_over_{way}"]
+                    row |= {f"gain{end}": ours[f"gain_over_{way}{end}"]
+                            for end in ("", "_low", "_high")}  # fmt: skip
+                rows.append(row)
         figures = names[findings.binary[str(target)]]
         shown.append(
-            {
-                "experiment": experiment,
-                "target": target,
-                "figures": figures,
-                "rows": part.to_dict("records"),
-                "gain": PRIMARY[findings.binary[str(target)]],
-            }
+            {"experiment": experiment, "target": target, "figures": figures, "rows": rows}
         )
     return shown
 
@@ -185,9 +196,16 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
     ours = next(row for row in rows if row["way"] == HARMONIZED)
     verdicts = []
     for way in (row["way"] for row in rows if row["way"] != HARMONIZED):
-        low, high = ours[f"gain_over_{way}_low"], ours[f"gain_over_{way}_high"]
-        word = "better than" if low > 0 else "worse than" if high < 0 else "not clearly other than"
-        verdicts.append(f"{word} {SPOKEN[way]} (p = {ours[f'p_over_{way}']:.3f})")
+        gain, low, high = (ours[f"gain_over_{way}{end}"] for end in ("", "_low", "_high"))
+        amount = f"by {abs(gain):.2f} "
+        word = (
+            f"better {amount}than"
+            if low > 0
+            else f"worse {amount}than"
+            if high < 0
+            else "not clearly other than"
+        )
+        verdicts.append(f"{word} {SPOKEN[way]} (p {shown_p(ours[f'p_over_{way}'])})")
     return (
         f"{ours['target']} at {ours['test_site']} ({ours['n_persons']} persons), {what}: "
         f"{values}. "
@@ -261,6 +279,10 @@ def _limits(findings: Findings) -> list[str]:
             )
     if findings.evaluate.n_seeds == 1:
         unknown.append("Everything was trained once: how much chance moves is not known.")
+    if COMBAT not in set(table["way"]):
+        unknown.append(
+            "ComBat could not be tried: it wants neuroCombat and three scans of a site."
+        )
     if NONE not in set(table["way"]):
         unknown.append("Scans without tissue scaling could not be had.")
     return unknown

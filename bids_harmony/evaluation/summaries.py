@@ -52,7 +52,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
     found = []
     for site in sorted(set(first["site"]) - {reference}):
         before = np.nan
-        for way in FROM_SCALED:
+        for way in _ways(first):
             here = first[(first["site"] == site) & (first["way"] == way)]
             wanted = at_ages(
                 list(home["quantiles"]), home["age"].to_numpy(), here["age"].to_numpy()
@@ -73,6 +73,11 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(found)
+
+
+def _ways(rows: pd.DataFrame) -> list[str]:
+    """Ways that are there; the first is tissue scaling."""
+    return [way for way in FROM_SCALED if way in set(rows["way"])]
 
 
 def _probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> tuple[float, float]:
@@ -123,7 +128,7 @@ def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> p
             persons = ways[SCALED].loc[known, "participant"].to_numpy()
             for name in ANATOMY:
                 before = ways[SCALED].loc[known, name].to_numpy(float)
-                for way in FROM_SCALED[1:]:
+                for way in _ways(first)[1:]:
                     after = ways[way].loc[known, name].to_numpy(float)
                     found.append(
                         {"site": site, "way": way, "measure": name, "effect": effect}

@@ -1,0 +1,89 @@
+"""ComBat voxel by voxel, the usual statistical comparator (Johnson 2007; Fortin 2017).
+
+Fitted on the training scans of all sites by neuroCombat, without covariates: those of a tested
+scan are what is to be predicted. A scan of a site is then taken from the site's distribution to
+the reference's, so that reference scans, and with them the predictors, stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+
+from bids_harmony.evaluation.prepare import Change
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.evaluate import volume_of
+
+#: Scans of a site that are fitted on at most, as all voxels of all of them are in memory; and the
+#: fewest, below which ComBat's spread of a site means nothing.
+MOST, LEAST = 60, 3
+#: Share of the scans whose brain must hold a voxel.
+COMMON = 0.5
+
+
+def available() -> bool:
+    """Whether neuroCombat is installed (``pip install bids_harmony[evaluate]``)."""
+    return find_spec("neuroCombat") is not None
+
+
+def combat(data: TrainingSet, among: np.ndarray, reference: str, seed: int) -> Change | None:
+    """Fit ComBat.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    among : numpy.ndarray
+        Numbers of the scans to fit on.
+    reference : str
+        Site whose distribution the others are given.
+    seed : int
+        Of the choice of scans where there are many.
+
+    Returns
+    -------
+    callable or None
+        See :data:`bids_harmony.evaluation.prepare.Change`; scans of sites that were not fitted,
+        and voxels outside the common brain, stay as they are. None where neuroCombat is missing
+        or no site besides the reference has enough scans.
+    """
+    rng = np.random.default_rng(seed)
+    by_site = {
+        str(site): np.sort(rng.permutation(data.site_scans(str(site), among))[:MOST])
+        for site in np.unique(data.sites[among])
+    }
+    by_site = {site: scans for site, scans in by_site.items() if len(scans) >= LEAST}
+    if not available() or reference not in by_site or len(by_site) < 2:
+        return None
+    scans = np.concatenate(list(by_site.values()))
+    shown = np.zeros(data.shape, np.int32)
+    for scan in scans:
+        shown += volume_of(data, int(scan))[1]
+    common = shown >= COMMON * len(scans)
+    values = np.stack([volume_of(data, int(scan))[0][common] for scan in scans], axis=1)
+    from neuroCombat import neuroCombat
+
+    labels = np.repeat(list(by_site), [len(part) for part in by_site.values()])
+    with contextlib.redirect_stdout(io.StringIO()):
+        fitted = neuroCombat(values, pd.DataFrame({"site": labels}), "site")["estimates"]
+    sites = [str(site) for site in fitted["batches"]]
+    mean, spread = fitted["stand.mean"][:, 0], np.sqrt(fitted["var.pooled"][:, 0])
+    shift, scale = fitted["gamma.star"], np.sqrt(fitted["delta.star"])
+    home = sites.index(reference)
+
+    def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        site = str(data.sites[scan])
+        if site not in sites or site == reference:
+            return volume
+        own = sites.index(site)
+        standard = (volume[common] - mean) / spread
+        standard = (standard - shift[own]) / scale[own] * scale[home] + shift[home]
+        out = volume.copy()
+        out[common] = np.clip(standard * spread + mean, 1e-3, 2.0)
+        return np.where(mask, out, 0).astype(np.float32)
+
+    return change
