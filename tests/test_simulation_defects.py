@@ -111,9 +111,13 @@ def test_a_wrong_orientation_turns_the_header_and_leaves_the_data(
     defect = Defect("wrong-orientation", 50.0, 0, 1, 2)
     scan, mask, severity = scan_badly(head, scanner, 1, defect)
     np.testing.assert_array_equal(np.asarray(scan.dataobj), np.asarray(good[0].dataobj))
-    turn = scan.affine[:3, :3] @ np.linalg.inv(good[0].affine[:3, :3])
-    angle = np.degrees(np.arccos((np.trace(turn) - 1) / 2))
-    assert severity == pytest.approx(angle, abs=1e-3) == 50.0
+    zooms, right = np.array(nib.affines.voxel_sizes(scan.affine)), good[0].header.get_zooms()
+    turn = (scan.affine[:3, :3] / zooms) @ np.linalg.inv(good[0].affine[:3, :3] / right)
+    assert np.degrees(np.arccos((np.trace(turn) - 1) / 2)) == pytest.approx(severity) == 50.0
+    # One axis is stretched and another shrunk as much.
+    low, same, high = sorted(zooms / right)
+    assert high > 1.5
+    assert (low * high, same) == pytest.approx((1.0, 1.0))
     np.testing.assert_array_equal(mask.affine, scan.affine)
     np.testing.assert_allclose(scan.get_qform(), scan.get_sform(), atol=1e-3)
 

@@ -22,7 +22,8 @@ KINDS: dict[str, str] = {
     "cropped": "The field of view cuts the brain. Severity: share of the brain that is lost.",
     "noise": "Noise hides the anatomy. Severity: its standard deviation over white matter's "
     "signal.",
-    "wrong-orientation": "The header turns the head. Severity: angle, degrees.",
+    "wrong-orientation": "The header confuses two axes: it turns the head and gives it the wrong "
+    "proportions. Severity: angle, degrees.",
     "wrong-mask": "The mask in derivatives/masks is wrong; the scan is good. Severity: voxels "
     "missing or too many over the brain's.",
     "lesion": "The brain has a lesion. Severity: its volume, mL.",
@@ -37,6 +38,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "wrong-mask": (0.3, 0.5),
     "lesion": (0.0, 0.0),
 }
+
+
+#: Ratio of slice thickness to pixel size where a header confuses them.
+SWAPPED = (1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -193,12 +198,22 @@ def _without_end(
 
 
 def turn_header(img: nib.Nifti1Image, defect: Defect) -> nib.Nifti1Image:
-    """Turn the head about the middle of the field of view, in the header alone."""
-    middle = nib.affines.apply_affine(img.affine, (np.array(img.shape) - 1) / 2)
-    turn = np.eye(4)
-    turn[:3, :3] = rotation(defect.axis, np.deg2rad(defect.end * defect.amount))
-    turn[:3, 3] = middle - turn[:3, :3] @ middle
-    turned = nib.Nifti1Image(np.asarray(img.dataobj), turn @ img.affine, img.header)
+    """Confuse two axes of the head, in the header alone.
+
+    The head is turned about the middle of the field of view, and what are thick slices are taken
+    for pixels: one axis is stretched and the other shrunk as much. Rotations alone are no reason
+    to reject a scan: registration undoes them.
+    """
+    rng = np.random.default_rng(defect.seed)
+    thickness = rng.uniform(*SWAPPED)
+    stretch = np.insert([thickness, 1.0 / thickness], defect.axis, 1.0)
+    stored = nib.io_orientation(img.affine)[:, 0].astype(int)
+    turn = rotation(defect.axis, np.deg2rad(defect.end * defect.amount))
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ img.affine[:3, :3] @ np.diag(stretch[stored])
+    middle = (np.array(img.shape) - 1) / 2
+    affine[:3, 3] = nib.affines.apply_affine(img.affine, middle) - affine[:3, :3] @ middle
+    turned = nib.Nifti1Image(np.asarray(img.dataobj), affine, img.header)
     turned.set_qform(turned.affine, 1)
     turned.set_sform(turned.affine, 1)
     return turned

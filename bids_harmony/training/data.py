@@ -28,8 +28,8 @@ class TrainingSet:
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``levels`` (of fluid, grey and
-        white matter before scaling), and the dataset's other columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``levels`` (of fluid, grey
+        and white matter before scaling), and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
     filled : numpy.ndarray
