@@ -96,6 +96,10 @@ def test_tables_agree_and_say_that_all_is_simulated(small: Path) -> None:
     total = truth["gm_ml"] + truth["wm_ml"] + truth["csf_ml"]
     np.testing.assert_allclose(total, truth["brain_ml"], atol=0.01)
     assert (truth["ventricle_ml"] < truth["csf_ml"]).all()
+    for stem in ("participants", "scans", "sites"):
+        table = pd.read_csv(small / "derivatives" / "truth" / f"{stem}.tsv", sep="\t")
+        about = json.loads((small / "derivatives" / "truth" / f"{stem}.json").read_text())
+        assert set(table.columns) - {"participant_id"} == set(about)
     described = json.loads((small / "participants.json").read_text())
     assert "imulated" in described["diagnosis"]["Description"]
     assert "no person was scanned" in (small / "README").read_text()

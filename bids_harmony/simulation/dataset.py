@@ -102,7 +102,7 @@ def simulate_dataset(
         Names of :data:`bids_harmony.simulation.defects.KINDS` that bad scans are of, evenly.
     anatomies : path-like, optional
         Folder of label maps (:mod:`bids_harmony.simulation.labelmaps`) that heads are made from
-        in turn, instead of nilearn's template.
+        in turn, instead of nilearn's template; each takes 15 s of CPU and up to 0.7 GB to read.
     nprocs : int
         Heads made at the same time (threads: nearly all time is spent outside the interpreter's
         lock), about 0.3 GB each.
@@ -349,7 +349,9 @@ def _write_root(job: Job, subjects: list[Subject]) -> None:
         truth |= describe.ANATOMY_COLUMN
     _write_json(out / TRUTH / "participants.json", truth)
     _write_json(out / TRUTH / "scans.json", describe.SCAN_COLUMNS)
-    (out / TRUTH / ".bidsignore").write_text("sites.tsv\nscans.tsv\nscans.json\n")
+    _write_json(out / TRUTH / "sites.json", describe.SITE_COLUMNS)
+    names = (f"{stem}.{end}\n" for stem in ("sites", "scans") for end in ("tsv", "json"))
+    (out / TRUTH / ".bidsignore").write_text("".join(names))
     _write_tsv(
         out / "participants.tsv", [describe.participant_row(s, travelling) for s in subjects]
     )

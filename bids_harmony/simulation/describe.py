@@ -74,6 +74,32 @@ PATHOLOGY_COLUMNS: dict[str, Any] = {
 ANATOMY_COLUMN: dict[str, Any] = {
     "anatomy": {"Description": "Label map that the head is a deformation of."}
 }
+SITE_COLUMNS: dict[str, Any] = {
+    name: {"Description": text} | ({"Units": unit} if unit else {})
+    for name, text, unit in (
+        ("site", "Site label.", ""),
+        ("model", "Made-up scanner model.", ""),
+        ("field_strength", "Field strength.", "T"),
+        ("inversion_ms", "Inversion time to the centre of the readout train.", "ms"),
+        ("repetition_ms", "Time between inversions.", "ms"),
+        ("spacing_ms", "Time between excitations.", "ms"),
+        ("echo_ms", "Echo time.", "ms"),
+        ("flip_deg", "Excitation angle.", "degree"),
+        ("train", "Excitations per inversion.", ""),
+        ("voxel_mm", "Voxel size left-right, front-back, up-down.", "mm"),
+        ("fov_mm", "Field of view along the same axes.", "mm"),
+        ("orientation", "Direction of the stored axes.", ""),
+        ("tilt_deg", "Rotation of the field of view about the left-right axis.", "degree"),
+        ("blur_mm", "Full width at half maximum of the blur beyond the voxel.", "mm"),
+        ("bias", "Coefficients of the log receive field's polynomials.", ""),
+        ("noise", "Standard deviation of each channel's noise over white matter's signal.", ""),
+        ("wm_level", "Stored value of white matter.", ""),
+        ("stripped", "Whether scans come without skull.", ""),
+        ("gm_to_wm", "Signal of grey matter over white matter's.", ""),
+        ("csf_to_wm", "Signal of CSF over white matter's.", ""),
+        ("fat_to_wm", "Signal of fat over white matter's.", ""),
+    )
+}
 SCAN_COLUMNS: dict[str, Any] = {
     "filename": {"Description": "The scan in the raw dataset."},
     "site": PARTICIPANT_COLUMNS["site"],
