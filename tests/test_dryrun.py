@@ -127,3 +127,9 @@ def test_command_prints_the_list_and_writes_nothing(
     assert main(argv) == 66
     assert "--participant-label 05" in capsys.readouterr().err
     assert sorted(root.parent.rglob("*")) == before
+
+
+def test_evaluation_plan(root: Path) -> None:
+    text = show(root, level="evaluate")
+    assert line(text, "tested") == "tested 3 parts of the participants in turn, 1 time"
+    assert "sites" in line(text, "evaluate")

@@ -71,6 +71,15 @@ def _plan(config: RunConfig) -> list[list[str]]:
             ["targets", ", ".join(options.targets)],
             ["fitted on", options.fit_filter or "all of them that quality control lets pass"],
         ]
+    if config.level == "evaluate":
+        tried = config.evaluate
+        return [
+            ["evaluate", f"{', '.join(tried.experiments)}, to {config.output_dir}"],
+            ["scans", f"those preprocessed before in {config.output_dir}"],
+            ["reference", config.train.reference_site or "the site with most scans"],
+            ["tested", f"{tried.cv_folds} parts of the participants in turn, "
+             f"{counted(tried.n_seeds, 'time')}"],
+        ]  # fmt: skip
     contract, models = Contract(), "nothing: --bundle none (preprocessing and quality only)"
     if config.bundle != "none":
         from bids_harmony.models.bundle import load_bundle

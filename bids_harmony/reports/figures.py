@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +19,25 @@ from bids_harmony.qc.verdict import (
     reference_range,
     spoken_unit,
 )
+from bids_harmony.reports.drawing import (
+    BLUE,
+    HARMONIZED,
+    N_COLOURS,
+    RAW,
+    REFERENCE,
+    SKY,
+    VERMILION,
+    new_figure,
+    palette_of,
+    plain_axes,
+    save_png,
+)
 from bids_harmony.reports.mosaic import AXES, Layout, layout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bids_harmony.anat.template import Template
-
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
-ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
-RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
-WIDTH = 9.6
-DPI = 110
-#: Colours of pictures of brains, which would be four times larger in full colour.
-N_COLOURS = 64
 
 
 def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: str | Path) -> Path:
@@ -54,7 +58,7 @@ def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: str | P
     figure, axes = _canvas(plan, data / top, image.affine)
     outline, _ = plan.canvas(inside.astype(np.float32))
     axes.contour(outline, levels=[0.5], colors=[VERMILION], linewidths=0.9)
-    return _save(figure, out_file, N_COLOURS)
+    return save_png(figure, out_file, N_COLOURS)
 
 
 def registration_figure(
@@ -81,7 +85,7 @@ def registration_figure(
         axes.contour(plan.canvas(smooth)[0], levels=[0.45], colors=[VERMILION], linewidths=0.7)
     outline, _ = plan.canvas(template.mask.astype(np.float32))
     axes.contour(outline, levels=[0.5], colors=[SKY], linewidths=0.9)
-    return _save(figure, out_file, N_COLOURS)
+    return save_png(figure, out_file, N_COLOURS)
 
 
 def harmonization_figure(
@@ -105,7 +109,7 @@ def harmonization_figure(
     difference = np.where(mask, after - before, 0)
     limit = max(float(np.percentile(np.abs(difference[mask]), 99)), 0.02) if mask.any() else 1.0
     top = _window_top(np.maximum(before, after), mask)
-    figure, grid = _figure(len(rows), _ratio(plan) * len(rows) + 0.02)
+    figure, grid = new_figure(len(rows), _ratio(plan) * len(rows) + 0.02)
     for axes, name in zip(grid, rows, strict=True):
         volume = {"Before": before, "After": after, "Difference": difference}[name]
         canvas, places = plan.canvas(volume)
@@ -123,7 +127,7 @@ def harmonization_figure(
         if name == "Before":
             _label(axes, places, raw.affine, plan)
         axes.set_ylabel(name, fontsize=9)
-    return _save(figure, out_file, _palette("gray", "PuOr_r"))
+    return save_png(figure, out_file, palette_of("gray", "PuOr_r"))
 
 
 def histogram_figure(
@@ -150,7 +154,7 @@ def histogram_figure(
     reference_name : str
         Name of the reference site.
     """
-    figure, (axes,) = _figure(1, 0.3)
+    figure, (axes,) = new_figure(1, 0.3)
     if reference is not None:
         axes.stairs(
             reference["density"], reference["edges"], fill=True, color=REFERENCE, alpha=0.45,
@@ -169,8 +173,8 @@ def histogram_figure(
     axes.set_yticks([])
     axes.set_xlim(0, 1.6)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    _plain(axes)
-    return _save(figure, out_file)
+    plain_axes(axes)
+    return save_png(figure, out_file)
 
 
 def prediction_figure(
@@ -190,7 +194,7 @@ def prediction_figure(
     """
     slices = brain_age["per_slice"]
     z = np.asarray(slices["z_mm"], dtype=float)
-    figure, (left, right) = _figure((1, 2), 0.34, width_ratios=(3, 1), sharey=True)
+    figure, (left, right) = new_figure((1, 2), 0.34, width_ratios=(3, 1), sharey=True)
     kinds = (
         (0, "raw", "interval_90_raw", RAW, "s"),
         (1, "harmonized", "interval_90", HARMONIZED, "o"),
@@ -212,7 +216,7 @@ def prediction_figure(
     for axes in (left, right):
         if age is not None:
             axes.axhline(age, color="black", lw=1, ls=":")
-        _plain(axes)
+        plain_axes(axes)
     if age is not None:
         left.annotate(
             f"chronological age {age:g}", (float(z.min()), age), xytext=(2, 3),
@@ -225,7 +229,7 @@ def prediction_figure(
     right.set_xticks([0, 1], ["raw", "harmonized"])
     right.tick_params(labelleft=False)
     right.set_title("median and 90 % interval", fontsize=9)
-    return _save(figure, out_file)
+    return save_png(figure, out_file)
 
 
 def metrics_figure(
@@ -257,7 +261,7 @@ def metrics_figure(
     ]
     if not rows:
         return None
-    figure, (axes,) = _figure(1, 0.04 + 0.0235 * len(rows))
+    figure, (axes,) = new_figure(1, 0.04 + 0.0235 * len(rows))
     axes.set_xlim(-2.4, 3.0)
     axes.set_ylim(len(rows) - 0.4, -0.9)
     axes.axvspan(-1, 1, color="0.93", lw=0)
@@ -280,7 +284,7 @@ def metrics_figure(
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return _save(figure, out_file)
+    return save_png(figure, out_file)
 
 
 def _window_top(data: np.ndarray, mask: np.ndarray) -> float:
@@ -297,7 +301,7 @@ def _ratio(plan: Layout) -> float:
 
 def _canvas(plan: Layout, volume: np.ndarray, affine: np.ndarray) -> tuple[Figure, Any]:
     canvas, places = plan.canvas(volume)
-    figure, (axes,) = _figure(1, canvas.shape[0] / canvas.shape[1], bare=True)
+    figure, (axes,) = new_figure(1, canvas.shape[0] / canvas.shape[1], bare=True)
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
     _label(axes, places, affine, plan, colour="white")
     return figure, axes
@@ -323,71 +327,3 @@ def _label(
         if AXES[name] in first:
             x, y = first[AXES[name]]
             axes.text(x + 2, y + 17, "L", color=colour, fontsize=6.5, va="top")
-
-
-def _figure(
-    shape: int | tuple[int, int], ratio: float, *, bare: bool = False, **grid: Any
-) -> tuple[Figure, list[Any]]:
-    """Make a figure without touching matplotlib's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows, columns = (shape, 1) if isinstance(shape, int) else shape
-    figure = Figure(
-        figsize=(WIDTH, WIDTH * ratio), dpi=DPI, layout=None if bare else "constrained"
-    )
-    FigureCanvasAgg(figure)
-    if bare:
-        axes = [figure.add_axes((0, 0, 1, 1))]
-        axes[0].set_axis_off()
-        figure.set_facecolor("black")
-        return figure, axes
-    all_axes = figure.subplots(rows, columns, squeeze=False, **grid).ravel().tolist()
-    if rows > 1:
-        for axes_ in all_axes:
-            axes_.set_xticks([])
-            axes_.set_yticks([])
-            for spine in axes_.spines.values():
-                spine.set_visible(False)
-    return figure, all_axes
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.grid(axis="y", color="0.92", lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def _palette(*colormaps: str) -> Any:
-    """Palette of evenly spaced colours of some colour maps, so that rare ones are kept too."""
-    from matplotlib import colormaps as known
-    from PIL import Image
-
-    places = np.linspace(0, 1, 256 // len(colormaps))
-    colours = np.concatenate([known[name](places)[:, :3] for name in colormaps])
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.round(colours * 255).astype(np.uint8).ravel().tolist())
-    return palette
-
-
-def _save(figure: Figure, out_file: str | Path, colours: Any = None) -> Path:
-    """Write a small PNG without metadata.
-
-    ``colours`` is a number of colours to choose, a palette, or None to keep them all, as charts
-    need.
-    """
-    from PIL import Image
-
-    canvas: Any = figure.canvas
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    if isinstance(colours, int):
-        picture = picture.quantize(colours, dither=Image.Dither.NONE)
-    elif colours is not None:
-        picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    out = Path(out_file)
-    out.write_bytes(buffer.getvalue())
-    return out

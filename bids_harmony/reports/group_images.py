@@ -22,14 +22,14 @@ from nibabel.filebasedimages import ImageFileError
 
 from bids_harmony.contract import Contract
 from bids_harmony.qc.harmonization import N_BINS, TOP, histogram_distance, tissue_limits
-from bids_harmony.reports.figures import (
+from bids_harmony.reports.drawing import (
     HARMONIZED,
     RAW,
     REFERENCE,
-    _figure,
-    _palette,
-    _plain,
-    _save,
+    new_figure,
+    palette_of,
+    plain_axes,
+    save_png,
 )
 from bids_harmony.reports.group_tables import kept
 from bids_harmony.reports.mosaic import Layout, layout
@@ -254,7 +254,7 @@ def _draw(site: str, looks: _Looks, reference: _Looks | None, n_all: int, scratc
     }  # fmt: skip
     pictures = {}
     for name, (figure, colours) in drawn.items():
-        path = _save(figure, Path(scratch) / f"{name}.png", colours)
+        path = save_png(figure, Path(scratch) / f"{name}.png", colours)
         pictures[name] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return SitePictures(site, len(looks.names), n_all, pictures, _distances(densities))
 
@@ -289,7 +289,7 @@ def _slices(looks: _Looks, reference: _Looks | None) -> tuple[Any, Any]:
         below = [_caption(reference, i) for i in nearest]
     height, width = rows["before"][0].shape
     blank = np.zeros((height, width), np.float32)
-    figure, grid = _figure(len(rows), height / (width * SHOWN) * len(rows) + 0.03)
+    figure, grid = new_figure(len(rows), height / (width * SHOWN) * len(rows) + 0.03)
     for axes, (kind, panels) in zip(grid, rows.items(), strict=True):
         canvas = np.hstack([*panels, *[blank + BRIGHTEST] * (SHOWN - len(panels))])
         axes.imshow(canvas, cmap="gray", vmin=0, vmax=BRIGHTEST, interpolation="bilinear")
@@ -298,7 +298,7 @@ def _slices(looks: _Looks, reference: _Looks | None) -> tuple[Any, Any]:
         for i, text in enumerate(texts):
             axes.text(i * width + 4, 3, text, color="white", fontsize=6.5, va="top",
                       parse_math=False)  # fmt: skip
-    return figure, _palette("gray")
+    return figure, palette_of("gray")
 
 
 def _caption(looks: _Looks, i: int) -> str:
@@ -318,7 +318,7 @@ def _nearest(ages: Sequence[float], among: Sequence[float]) -> list[int]:
 
 
 def _histograms(densities: dict[str, np.ndarray]) -> tuple[Any, Any]:
-    figure, grid = _figure((1, len(TISSUES)), 0.26)
+    figure, grid = new_figure((1, len(TISSUES)), 0.26)
     edges = np.linspace(0, TOP, N_BINS + 1)
     for k, (axes, tissue) in enumerate(zip(grid, TISSUES, strict=True)):
         if "reference" in densities:
@@ -331,7 +331,7 @@ def _histograms(densities: dict[str, np.ndarray]) -> tuple[Any, Any]:
         axes.set_xlim(edges[here.min()] - 0.04, edges[here.max() + 1] + 0.04)
         axes.set_title(tissue, fontsize=9)
         axes.set_yticks([])
-        _plain(axes)
+        plain_axes(axes)
     grid[1].set_xlabel("scaled intensity (fluid 0, white matter 1)", fontsize=8)
     grid[0].set_ylabel("density", fontsize=8)
     grid[0].legend(frameon=False, fontsize=8)
@@ -354,7 +354,7 @@ def _maps(means: dict[str, np.ndarray], spreads: dict[str, np.ndarray]) -> tuple
         columns.append(("standard deviation", spreads, "cividis", (0, max(top, 0.02))))
     height, width = means["before"].shape
     ratio = height * len(rows) / (width * len(columns) * 1.08) + 0.07
-    figure, cells = _figure((len(rows), len(columns)), ratio)
+    figure, cells = new_figure((len(rows), len(columns)), ratio)
     grid = np.array(cells, dtype=object).reshape(len(rows), len(columns))
     for (i, kind), (j, (title, values, colours, (low, high))) in (
         (row, column) for row in enumerate(rows) for column in enumerate(columns)
@@ -374,4 +374,4 @@ def _maps(means: dict[str, np.ndarray], spreads: dict[str, np.ndarray]) -> tuple
             bar = figure.colorbar(shown, ax=grid[:, j].tolist(), location="bottom",
                                   fraction=0.03, pad=0.02, aspect=40)  # fmt: skip
             bar.ax.tick_params(labelsize=7)
-    return figure, _palette("gray", "PuOr_r", "cividis")
+    return figure, palette_of("gray", "PuOr_r", "cividis")
