@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from work_folder import read_scans
 
-from bids_harmony.bids import find_scans
-from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
@@ -21,7 +20,6 @@ from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import Engine
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
 from bids_harmony.training.presets import ABLATIONS, FAST
-from bids_harmony.training.run import find_training_scans
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TRAIN, split_subjects
 
@@ -120,14 +118,10 @@ def main() -> int:
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
-    config = RunConfig(
-        bids_dir=(given.work / "bids").resolve(), output_dir=(given.work / "out").resolve()
-    )
-    scans, _ = find_training_scans(config.output_dir, find_scans(config).scans, config)
-    data = open_training_set(scans, given.work / "work", threads=given.threads)
+    data = open_training_set(read_scans(given.work), given.work / "work", threads=given.threads)
     rows = ablate(
         data, given.reference_site, given.parts, given.seeds,
-        Plan(given.steps, given.epoch_steps), given.work / "work", options=config.train,
+        Plan(given.steps, given.epoch_steps), given.work / "work", options=TrainOptions(),
         engine=Engine(given.device, threads=given.threads), say=print,
     )  # fmt: skip
     write_json(given.work / "ablation.json", rows)

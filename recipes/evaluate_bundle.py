@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from work_folder import read_scans
 
-from bids_harmony.bids import find_scans
-from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.training.cache import open_training_set
@@ -31,7 +30,6 @@ from bids_harmony.training.fabric import Engine
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
 from bids_harmony.training.presets import PRESETS
-from bids_harmony.training.run import find_training_scans
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, make_folds
 from bids_harmony.training.stored import as_stored
@@ -215,11 +213,9 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     bundle = load_bundle(options.bundle or options.work / "out" / "models" / "default")
-    config = RunConfig(
-        bids_dir=(options.work / "bids").resolve(), output_dir=(options.work / "out").resolve()
+    data = open_training_set(
+        read_scans(options.work), options.work / "work", threads=options.threads
     )
-    scans, _ = find_training_scans(config.output_dir, find_scans(config).scans, config)
-    data = open_training_set(scans, options.work / "work", threads=options.threads)
     split = split_from(bundle, data)
     counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, TEST)}
     print(f"{bundle.name} {bundle.version} on {len(data)} scans {counts}")

@@ -23,9 +23,8 @@ from truth_figures import (
     pair_figures,
     show,
 )
+from work_folder import read_scans
 
-from bids_harmony.bids import find_scans
-from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
 from bids_harmony.models.apply import map_volume
 from bids_harmony.simulation.dataset import TRUTH, simulate_dataset
@@ -36,7 +35,6 @@ from bids_harmony.training.evaluate import measure_looks, volume_of
 from bids_harmony.training.fabric import Engine
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
 from bids_harmony.training.overlap import covariate_overlap
-from bids_harmony.training.run import find_training_scans
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TEST, TRAIN, split_subjects
 
@@ -57,12 +55,6 @@ def simulate(folder: Path, n: int, travelling: bool, nprocs: int) -> None:
     command = [sys.executable, "-m", "bids_harmony", str(bids), str(out), "participant"]
     options = ["--bundle", "none", "--nprocs", str(nprocs), "--work-dir", str(folder / "work")]
     subprocess.run([*command, *options], check=True)
-
-
-def read_scans(folder: Path) -> list[TrainScan]:
-    """Find the preprocessed scans of a dataset of :func:`simulate`."""
-    config = RunConfig(bids_dir=(folder / "bids").resolve(), output_dir=(folder / "out").resolve())
-    return find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
 
 
 def older_reference(data: TrainingSet) -> np.ndarray:
