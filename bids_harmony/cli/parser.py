@@ -37,12 +37,17 @@ RECORDED = frozenset((
     "sex_column", "diagnosis_column", "random_seed", "sloppy", "device", "use_plugin",
     "stop_on_first_crash", "write_graph", "resource_monitor",
 ))  # fmt: skip
+#: Options of training that make a bundle, which evaluate does not.
+BUNDLE_ONLY = frozenset({"add_site", "model_name", "holdout", "force"})
 #: By level, the options that mean nothing there, and why.
 IDLE = {
     "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
     "group": (PARTICIPANT_ONLY | RECORDED, "group reads what participant recorded of all scans"),
     "train": (PARTICIPANT_ONLY, "training uses what was preprocessed before"),
-    "evaluate": (PARTICIPANT_ONLY, "evaluation uses what was preprocessed before"),
+    "evaluate": (
+        PARTICIPANT_ONLY | BUNDLE_ONLY,
+        "evaluation uses what was preprocessed before and makes no bundle",
+    ),
 }
 
 
@@ -98,7 +103,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     )
     warnings = check_config(config, old_run="run_uuid" in given)
     options_idle, why = IDLE[config.level]
-    if idle := sorted(options_idle & set(given)):
+    if idle := sorted(options_idle & {*given, *trained}):
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         warnings.append(f"{why}: it takes no {names}.")
     for warning in warnings:
