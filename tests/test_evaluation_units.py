@@ -9,8 +9,15 @@ from training_heads import people, table
 
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import EvaluateOptions
-from bids_harmony.evaluation.units import Unit, plan_units, split_of, subject_folds
+from bids_harmony.evaluation.units import (
+    Unit,
+    plan_units,
+    split_of,
+    subject_folds,
+    trainable_sites,
+)
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.targets import Target
 
 AGES = [float(age) for age in range(20, 60, 2)]
 
@@ -74,6 +81,20 @@ def test_units_of_every_experiment() -> None:
     assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
     some = EvaluateOptions(("unseen",), unseen_sites=("C",))
     assert {unit.left_out for unit in plan_units(data, some, "A", 7)} == {"C"}
+
+
+def test_a_site_with_few_persons_does_not_train_alone() -> None:
+    data = people(table({"A": AGES, "B": AGES[:5]}))
+    data.table["subject"] = [str(i) for i in range(len(data))]
+    nothing = np.full(len(data), np.nan)
+    age = Target("age", "brain_age", data.ages)
+    assert trainable_sites(data, [age], 2, 2) == ["A", "B"]
+    assert trainable_sites(data, [age], 2, 3) == ["A"]
+    assert trainable_sites(data, [age, Target("bmi", "bmi", nothing)], 2, 2) == []
+    ill = np.array([1.0] * 3 + [0.0] * (len(data) - 3))
+    assert trainable_sites(data, [Target("ill", "ill", ill, ("no", "yes"))], 3, 2) == ["A"]
+    units = plan_units(data, EvaluateOptions(("rotations",)), "A", 0, ["A"])
+    assert {unit.train_sites for unit in units} == {("A",)}
 
 
 def test_sites_that_cannot_be_left_out_are_refused() -> None:

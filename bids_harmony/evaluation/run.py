@@ -31,7 +31,7 @@ from bids_harmony.evaluation.summaries import (
     image_table,
     travelling_table,
 )
-from bids_harmony.evaluation.units import Unit, plan_units
+from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
 from bids_harmony.participant import say as tell
 from bids_harmony.training.cache import open_training_set
@@ -68,7 +68,20 @@ def run_evaluate(config: RunConfig) -> int:
         0.
     """
     study, reference, seed = read_study(config, tell)
-    units = plan_units(study.data, study.options, reference, seed)
+    trainable = trainable_sites(
+        study.data, study.targets, study.options.cv_folds, study.train.folds
+    )
+    if reference not in trainable:
+        raise UsageError(
+            f"The reference site {reference} keeps too few persons to train on.",
+            f"Choose fewer --folds ({study.train.folds}), more --cv-folds "
+            f"({study.options.cv_folds}), another --reference-site or other --target.",
+        )
+    few = sorted(set(study.data.sites.tolist()) - set(trainable))
+    if few and "rotations" in study.options.experiments:
+        tell(f"Too few persons to train at: {', '.join(few)}. They are tested, and may join "
+             "another training site.")  # fmt: skip
+    units = plan_units(study.data, study.options, reference, seed, trainable)
     tell(f"{counted(len(units), 'unit')} of training and testing:")
     for unit in units:
         tell(f"  {unit}")

@@ -17,6 +17,7 @@ from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import SIZES, EvaluateOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import TEST, make_folds, split_subjects
+from bids_harmony.training.targets import Target
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Unit:
 
 
 def plan_units(
-    data: TrainingSet, options: EvaluateOptions, reference: str, seed: int
+    data: TrainingSet,
+    options: EvaluateOptions,
+    reference: str,
+    seed: int,
+    trainable: Sequence[str] | None = None,
 ) -> list[Unit]:
     """List the units of all experiments asked for, those of one fold together.
 
@@ -72,6 +77,9 @@ def plan_units(
         Reference site of all experiments but ``rotations``, which tries every site.
     seed : int
         The first; repetitions take the next ones.
+    trainable : sequence of str, optional
+        Sites with enough scans to be the first to train at, of :func:`trainable_sites`; all when
+        None.
 
     Raises
     ------
@@ -96,7 +104,7 @@ def plan_units(
         if "sites" in options.experiments:
             units.append(Unit("sites", *at, (reference,), tuple(sites)))
         if "rotations" in options.experiments:
-            for trained in _rotations(sites):
+            for trained in _rotations(sites, sites if trainable is None else trainable):
                 tested = tuple(site for site in sites if site not in trained)
                 units.append(Unit("rotations", *at, trained, tested))
         if "unseen" in options.experiments:
@@ -113,10 +121,44 @@ def plan_units(
     return units
 
 
-def _rotations(sites: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every site, and every ordered pair that leaves a site to test on."""
-    pairs = list(itertools.permutations(sites, 2)) if len(sites) > 2 else []
-    return [*((site,) for site in sites), *pairs]
+def _rotations(sites: Sequence[str], first: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every site, and every ordered pair that leaves a site to test on; ``first`` may begin."""
+    pairs = itertools.permutations(sites, 2) if len(sites) > 2 else ()
+    return [(site,) for site in first] + [pair for pair in pairs if pair[0] in first]
+
+
+def trainable_sites(
+    data: TrainingSet, targets: Sequence[Target], n_folds: int, n_networks: int
+) -> list[str]:
+    """List the sites that keep enough persons to train a predictor of every target.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    targets : sequence of Target
+        What is predicted.
+    n_folds : int
+        Parts of the persons, one of which is always tested.
+    n_networks : int
+        Networks of an ensemble: each wants a fold of its own of the persons, of each class.
+    """
+    people = data.table["subject"].to_numpy(dtype=str)
+    found = []
+    for site in sorted(set(data.sites.tolist())):
+        groups = [
+            people[(data.sites == site) & known]
+            for target in targets
+            for known in (
+                [target.values == k for k in (0, 1)] if target.binary
+                else [np.isfinite(target.values)]
+            )
+        ]  # fmt: skip
+        # A fold may take a person more than its share.
+        kept = [len(set(group)) - -(-len(set(group)) // n_folds) for group in groups]
+        if min(kept, default=0) >= n_networks:
+            found.append(site)
+    return found
 
 
 def subject_folds(
