@@ -60,6 +60,8 @@ def scans_in(page: Any) -> list[str]:
 def name_rater(page: Any, name: str) -> None:
     page.fill("#who-name", name)
     page.keyboard.press("Enter")
+    # The verdict follows the dialog's closing, which the browser tells in its own time.
+    page.locator("#rater", has_text=name).wait_for()
 
 
 def saved(page: Any, to: Path) -> Path:

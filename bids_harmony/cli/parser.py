@@ -95,6 +95,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     nprocs = options.setdefault("nprocs", available_cpus())
     options.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
     config = RunConfig(**options)
+    said = {*given, *trained}
     trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
     config = replace(
         config,
@@ -103,7 +104,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     )
     warnings = check_config(config, old_run="run_uuid" in given)
     options_idle, why = IDLE[config.level]
-    if idle := sorted(options_idle & {*given, *trained}):
+    if idle := sorted(options_idle & said):
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         warnings.append(f"{why}: it takes no {names}.")
     for warning in warnings:
