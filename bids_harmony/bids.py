@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SESSION = re.compile(r"/ses-([^/]+)/anat/[^/]+$")
 #: Images that hold no magnitude.
 NOT_MAGNITUDE = ("phase", "real", "imag")
+#: Bytes of a key that leave room in a file's name (255) for what outputs add to it.
+MAX_KEY = 180
 PARTS = (None, "mag", *NOT_MAGNITUDE)
 
 
@@ -209,6 +211,8 @@ def _select(
             skipped.append(Skipped(what, f"its {wrong[0]}- is not a number"))
         elif entities.get("part") not in PARTS:
             skipped.append(Skipped(what, f"part- is one of {', '.join(filter(None, PARTS))}"))
+        elif len(name["key"]) > MAX_KEY:
+            skipped.append(Skipped(what, "its name is too long for the names of its outputs"))
         elif (entities.get("sub"), entities.get("ses")) != folders.groups():
             skipped.append(Skipped(what, "its name and its folders name different sub- or ses-"))
         elif (
@@ -299,8 +303,9 @@ def _describe_all(
 
 
 def _printable(name: str) -> str:
-    """Make a file name that is not UTF-8 fit for a table or a report."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """Make a name that is not UTF-8 or commands the terminal fit for a table or a report."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _why_none(folder: Path, config: RunConfig) -> str:

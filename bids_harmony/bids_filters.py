@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_harmony.bids_sidecars import ENTITIES
-from bids_harmony.errors import UsageError
+from bids_harmony.errors import UsageError, mount_hint
 
 #: Queries a filter file shared with other BIDS Apps may hold; all but t1w have no effect here.
 QUERIES = (
@@ -49,7 +49,8 @@ def read_filters(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(
-            f"The filter file {path} cannot be read ({error.strerror}).", "Check its path."
+            f"The filter file {path} cannot be read ({error.strerror}).",
+            f"Check its path.{mount_hint()}",
         ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"JSON syntax error in {path}: {error}.", "Correct the file.") from error

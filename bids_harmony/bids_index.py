@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_harmony.errors import NoInputError, UsageError
+from bids_harmony.errors import NoInputError, UsageError, mount_hint
+from bids_harmony.files import why_unread
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -40,7 +41,8 @@ def list_subjects(root: Path) -> list[str]:
             f"{root} holds no sub-* folder.", f"Did you mean {' or '.join(map(str, inside[:3]))}?"
         )
     raise NoInputError(
-        f"{root} holds no sub-* folder.", "Give the root of a BIDS dataset as the first argument."
+        f"{root} holds no sub-* folder.",
+        f"Give the root of a BIDS dataset as the first argument.{mount_hint()}",
     )
 
 
@@ -67,7 +69,9 @@ def check_description(root: Path) -> list[str]:
     path = root / "dataset_description.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            return [f"dataset_description.json cannot be read ({why_unread(path, error)})."]
         return ["dataset_description.json is missing: the folder is not a valid BIDS dataset."]
     except (OSError, ValueError, RecursionError) as error:
         return [f"dataset_description.json cannot be read ({error})."]

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bids_harmony.files import why_unread
+
 #: Entities a T1w name may have (BIDS 1.10), in the order of the standard.
 ENTITIES = {
     "sub": "subject",
@@ -96,7 +98,7 @@ class Folders:
                 content = json.loads(path.read_text(encoding="utf-8-sig"))
                 self._json[path] = content if isinstance(content, dict) else "not a JSON object"
             except OSError as error:
-                self._json[path] = error.strerror or str(error)
+                self._json[path] = why_unread(path, error)
             except (ValueError, RecursionError) as error:
                 self._json[path] = str(error)
         return self._json[path]
@@ -144,7 +146,7 @@ def _is_plain(value: Any) -> bool:
     """Tell whether a value is there and can be written into JSON (NaN and the like cannot)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return value is not None
 
@@ -164,7 +166,7 @@ def site_label(facts: Mapping[str, Any]) -> str | None:
         words.append(model)
     try:
         tesla = float(facts.get("MagneticFieldStrength", "nan"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         tesla = float("nan")
     tesla = tesla / 10_000 if tesla > 100 else tesla  # some converters write gauss
     if 0 < tesla <= 100:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_harmony.errors import UsageError
+from bids_harmony.files import why_unread
 
 MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
 MAX_AGE = 120.0
@@ -106,7 +107,9 @@ def read_table(path: Path, id_column: str) -> Table:
     try:
         text, notes = _decode(path.read_bytes())
     except (OSError, UnicodeError) as error:
-        return Table(name, warnings=(f"{where} cannot be read ({_brief(error)}): not used.",))
+        return Table(
+            name, warnings=(f"{where} cannot be read ({why_unread(path, error)}): not used.",)
+        )
     # Not splitlines(), which also splits at characters that names and sites may contain.
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not lines or "\0" in text:
@@ -315,7 +318,7 @@ def _units(dictionary: Path) -> dict[str, str]:
     """Units of the columns in a table's data dictionary, where it has a readable one."""
     try:
         entries = json.loads(dictionary.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, Mapping):
         return {}
@@ -323,9 +326,3 @@ def _units(dictionary: Path) -> dict[str, str]:
         name: entry.get("Units") for name, entry in entries.items() if isinstance(entry, Mapping)
     }
     return {name: unit for name, unit in units.items() if isinstance(unit, str)}
-
-
-def _brief(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -106,7 +106,7 @@ class RunConfig:
     work_dir : pathlib.Path
         Intermediate files, kept so that a run can continue.
     clean_workdir : bool
-        Delete the intermediate files after success.
+        Delete the intermediate files of each scan that is done.
     run_uuid : str
         Name of the run's folder under ``logs/``.
     reports_only, dry_run : bool
@@ -240,7 +240,7 @@ def decode_options(text: str, source: str) -> dict[str, Any]:
     remedy = "Use a logs/<run_uuid>/bids_harmony.json that this version wrote, or correct it."
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not valid JSON ({error}).", remedy) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{source} does not hold a JSON object.", remedy)

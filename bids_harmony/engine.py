@@ -1,11 +1,22 @@
-"""Run the graph: nipype's MultiProc with survivors after a killed worker, and progress."""
+"""Run the graph: nipype's MultiProc with survivors after a killed worker, and progress.
+
+Its plugin for Slurm is mended in :mod:`bids_harmony.slurm`.
+"""
 
 from __future__ import annotations
 
+import errno
 import gc
+import gzip
 import logging
+import multiprocessing
+import os
 import re
+import shutil
+import threading
 import time
+import traceback
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nipype.pipeline.plugins import base as scheduler
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+from bids_harmony.errors import MissingProgramError, UsageError, machine_error
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -22,6 +36,17 @@ KILLED = (
     "bids_harmony.errors.ScanError: The process that ran {name} was killed, most likely because "
     "memory ran out. Lower --nprocs, or give the job more memory."
 )
+
+
+# A clock that is set back would put nipype's scheduler to sleep for as long.
+scheduler.time = time.monotonic
+
+
+class QuietFileHandler(logging.FileHandler):
+    """A log file that may fail: on a full disk each message would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing."""
 
 
 class SurvivingMultiProcPlugin(MultiProcPlugin):
@@ -35,12 +60,24 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
     pool: ProcessPoolExecutor
 
+    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self._pools: list[ProcessPoolExecutor] = []
+        self._stopped = False
+        # No worker has started in nipype's own pool yet.
+        self.pool = self._new_pool(self.processors)
+
+    def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=_end_with_parent)
+        self._pools.append(pool)
+        return pool
+
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         try:
             self._start(self.pool, self._taskid, node, updatehash, retry=True)
         except BrokenProcessPool:
-            self.pool = ProcessPoolExecutor(max_workers=self.processors)
+            self.pool = self._new_pool(self.processors)
             self._start(self.pool, self._taskid, node, updatehash, retry=True)
         return int(self._taskid)
 
@@ -50,8 +87,10 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
     def stop(self) -> None:
         """End the workers at once, without waiting for what they do."""
-        _end_workers(self.pool)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self._stopped = True
+        for pool in self._pools:
+            _end_workers(pool)
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(
         self, pool: ProcessPoolExecutor, taskid: int, node: Any, updatehash: bool, *, retry: bool
@@ -63,15 +102,21 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             error = future.exception()
             if error is None:
                 self._taskresult[taskid] = future.result()
+            elif self._stopped:
+                return
             elif retry and isinstance(error, BrokenProcessPool):
                 # The pool fails its tasks before it ends the workers that still run them.
                 _end_workers(pool)
-                own_pool = ProcessPoolExecutor(max_workers=1)
+                own_pool = self._new_pool(1)
                 self._start(own_pool, taskid, node, updatehash, retry=False)
                 own_pool.shutdown(wait=False)
+                if self._stopped:  # A signal to all processes ends workers before it comes here.
+                    _end_workers(own_pool)
             else:
                 killed = isinstance(error, BrokenProcessPool)
-                text = KILLED.format(name=node.name) if killed else repr(error)
+                # With what happened in the worker before: nipype's own errors often follow one.
+                whole = "".join(traceback.format_exception(error))
+                text = KILLED.format(name=node.name) if killed else whole
                 self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
 
         future.add_done_callback(finished)
@@ -83,6 +128,18 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
         process.join(10)
 
 
+def _end_with_parent() -> None:
+    """Make a worker end when the process that started it was killed, whatever it is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | None:
     """Run a graph to its end; return what nipype raises there for nodes that failed."""
     chosen = plugin(config, progress)
@@ -91,34 +148,90 @@ def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | No
     gc.freeze()
     try:
         workflow.run(**chosen)
-    except KeyboardInterrupt:
-        if hasattr(chosen["plugin"], "stop"):
-            chosen["plugin"].stop()
-        raise
     except Exception as error:  # noqa: BLE001
         # Once for all nodes; each has its crash file.
         return error
     finally:
+        # Also where nipype gave up midway, as where it could not write a crash file.
+        if hasattr(chosen["plugin"], "stop"):
+            chosen["plugin"].stop()
         gc.unfreeze()
     return None
 
 
-def plugin(config: RunConfig, progress: Any) -> dict[str, Any]:
-    """Choose nipype's execution plugin and its arguments."""
-    if config.use_plugin is not None:
-        import yaml
+def discard_damaged(folder: Path) -> None:
+    """Remove a scan's work folder where nipype could not read a result it left there.
 
-        values = yaml.safe_load(config.use_plugin.read_text())
-        values.setdefault("plugin_args", {})["status_callback"] = progress
-        return dict(values)
-    args: dict[str, Any] = {
-        "n_procs": config.nprocs,
-        "raise_insufficient": False,
-        "status_callback": progress,
-    }
+    Nipype would stop the whole run at such a file, as a full disk or a lost machine leaves it.
+    """
+    for path in folder.rglob("*.pklz"):
+        try:
+            with gzip.open(path) as file:
+                while file.read(2**20):
+                    pass
+        except (OSError, EOFError, zlib.error):
+            shutil.rmtree(folder)
+            return
+
+
+def plugin(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """Choose nipype's execution plugin and its arguments.
+
+    Raises
+    ------
+    UsageError, MissingProgramError
+        See :func:`read_plugin_file`.
+    """
+    name, given = "MultiProc", dict[str, Any]()
+    if config.use_plugin is not None:
+        name, given = read_plugin_file(config.use_plugin)
+    if name == "SLURM":
+        from bids_harmony.slurm import SlurmPlugin
+
+        return {"plugin": SlurmPlugin({**given, "status_callback": progress}, progress.say)}
+    args: dict[str, Any] = {"status_callback": progress}
+    if name not in ("MultiProc", "LegacyMultiProc"):
+        return {"plugin": name, "plugin_args": given | args}
+    args |= {"n_procs": config.nprocs, "raise_insufficient": False}
     if config.mem_gb is not None:
         args["memory_gb"] = config.mem_gb
-    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args)}
+    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args | given)}
+
+
+def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read ``--use-plugin``: nipype's name of a plugin, and its arguments.
+
+    Raises
+    ------
+    UsageError
+        When the file is not YAML of this form, or nipype has no such plugin, or one that hands
+        the graph over and does not see how it ends.
+    MissingProgramError
+        When Slurm is asked for and ``sbatch`` is not there.
+    """
+    import yaml
+    from nipype.pipeline import plugins
+
+    remedy = "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`."
+    try:
+        values = yaml.safe_load(path.read_text())
+        name, args = values["plugin"], values.get("plugin_args") or {}
+        known = hasattr(plugins, f"{name}Plugin")
+    except (OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"The plugin file {path} cannot be used.", remedy) from error
+    if not known or not isinstance(args, dict):
+        raise UsageError(f"The plugin file {path} names no plugin of nipype ({name}).", remedy)
+    if name.endswith("Graph"):
+        raise UsageError(
+            f"The plugin {name} of {path} submits jobs and does not see how they end.",
+            f"Use {name.removesuffix('Graph')}.",
+        )
+    if name == "SLURM" and shutil.which("sbatch") is None:
+        raise MissingProgramError(
+            f"{path} asks for Slurm, and sbatch is not on PATH.",
+            "Run the command where jobs can be submitted, outside the container.",
+        )
+    return name, args
 
 
 def nipype_settings(config: RunConfig) -> dict[str, str]:
@@ -136,7 +249,7 @@ def nipype_settings(config: RunConfig) -> dict[str, str]:
 def start_log(config: RunConfig) -> None:
     """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
     config.log_dir.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(config.log_dir / "execution.log")
+    handler = QuietFileHandler(config.log_dir / "execution.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logger = logging.getLogger(name)
@@ -206,6 +319,11 @@ def failure_text(crash: str) -> tuple[str, str]:
     if known:
         cause, _, remedy = known[-1].strip().partition(". ")
         return (cause.rstrip(".") + ".", remedy)
+    refused = re.findall(r"\[Errno (\d+)\][^\n']*(?:'([^'\n]+)')?", crash)
+    if not refused and re.search(r"^\s*(?:\w+\.)*_?\w*MemoryError\b", crash, re.MULTILINE):
+        refused = [(str(errno.ENOMEM), "")]
+    if refused and (error := machine_error(int(refused[-1][0]), refused[-1][1])):
+        return (error.cause, error.remedy)
     raised = re.findall(
         r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", crash, re.MULTILINE
     )
@@ -229,6 +347,8 @@ class Progress:
         Scans of the run that ended before.
     total : int
         Scans of the run.
+    on_done : callable, optional
+        Called with the workflow name of each scan that is done.
     """
 
     def __init__(
@@ -239,8 +359,9 @@ class Progress:
         *,
         done: int,
         total: int,
+        on_done: Callable[[str], None] | None = None,
     ) -> None:
-        self.names, self.last_node, self.say = names, last_node, say
+        self.names, self.last_node, self.say, self.on_done = names, last_node, say, on_done
         self.done, self.total = done, total
         self.ended: set[str] = set()
         self.started: dict[str, float] = {}
@@ -261,6 +382,8 @@ class Progress:
         self.done += 1
         seconds = time.monotonic() - begin
         self.say(f"[{self.done}/{self.total}] {self.names[scan]}: {word} ({seconds:.0f} s)")
+        if word == "done" and self.on_done is not None:
+            self.on_done(scan)
 
 
 def scan_of(parts: Iterable[str], names: Iterable[str]) -> str | None:

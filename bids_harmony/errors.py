@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 EXIT_OK = 0
 EXIT_SCAN_FAILED = 1
 EXIT_USAGE = 2
@@ -9,6 +12,36 @@ EXIT_NO_INPUT = 66
 EXIT_SOFTWARE = 70
 EXIT_BUNDLE = 78
 EXIT_MISSING_PROGRAM = 127
+
+#: Set by our image, as by fMRIPrep's, and by Apptainer and Singularity in every container.
+CONTAINER_VARIABLES = (
+    "IS_DOCKER_8395080871",
+    "APPTAINER_CONTAINER",
+    "SINGULARITY_CONTAINER",
+    "APPTAINER_NAME",
+    "SINGULARITY_NAME",
+)
+
+
+def mount_hint(*, write: bool = False) -> str:
+    """Say, in a container, why a path that is there on the host may fail; else nothing.
+
+    Parameters
+    ----------
+    write : bool
+        Whether the path is there and cannot be written.
+    """
+    if not any(name in os.environ for name in CONTAINER_VARIABLES):
+        return ""
+    if write:
+        return (
+            " In a container, mount a folder of yours there and run it as yourself "
+            "(docker -v HOST:CONTAINER --user $(id -u):$(id -g), apptainer -B HOST:CONTAINER)."
+        )
+    return (
+        " In a container only mounted folders are seen: bind it "
+        "(docker -v HOST:CONTAINER, apptainer -B HOST:CONTAINER)."
+    )
 
 
 class HarmonyError(Exception):
@@ -62,3 +95,33 @@ class ScanError(HarmonyError):
     """One scan cannot be used; the others go on."""
 
     exit_code = EXIT_SCAN_FAILED
+
+
+#: What a machine refuses, by errno: cause and remedy. Bugs raise other errors.
+_MACHINE = {
+    errno.ENOSPC: ("The disk is full", "Free some space; the same command continues."),
+    errno.EDQUOT: ("The disk quota is used up", "Free some space; the same command continues."),
+    errno.EFBIG: ("A file may not become so large", "Raise the limit (ulimit -f), or move it."),
+    errno.EROFS: ("The disk is read-only", "Give a folder that can be written."),
+    errno.EACCES: ("Access is denied", "Change the permissions, or give another folder."),
+    errno.EIO: ("The disk does not answer", "Look after the disk; the same command continues."),
+    errno.ESTALE: ("The network disk went away", "Mount it again; the same command continues."),
+    errno.EMFILE: ("Too many files are open", "Raise the limit (ulimit -n), or lower --nprocs."),
+    errno.ENOMEM: ("Memory ran out", "Lower --nprocs, or give the job more memory."),
+}
+
+
+def machine_error(number: int | None, path: str | None = None) -> HarmonyError | None:
+    """Say what the machine refused; None for an errno that means something else.
+
+    Parameters
+    ----------
+    number : int or None
+        An ``OSError``'s errno.
+    path : str or None
+        The file, where the error names one.
+    """
+    if number not in _MACHINE:
+        return None
+    cause, remedy = _MACHINE[number]
+    return HarmonyError(f"{cause}: {path}." if path else f"{cause}.", remedy)

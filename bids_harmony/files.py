@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,7 +34,57 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def why_unread(path: Path, error: Exception) -> str:
+    """Say in a few words why a file cannot be read.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; in a DataLad dataset a link, whose content may not have been fetched.
+    error : Exception
+        What reading it raised.
+    """
+    if path.is_symlink() and not path.exists():
+        return "its content is not present; run `datalad get` on it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def claim(path: Path, names: Iterable[str]) -> tuple[IO[bytes], str | None]:
+    """Claim names for this process, for as long as the returned file is open.
+
+    A name is a locked byte of one file, so that ten thousand cost no more than one. The locks end
+    with the process, however it ends. Where the disk knows no locks, everything is claimed.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, made where there is none.
+    names : iterable of str
+        What to claim.
+
+    Returns
+    -------
+    file : file object
+        Keep it.
+    taken : str or None
+        A name that another process has claimed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    for name in names:
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except (BlockingIOError, PermissionError):
+            return file, name
+        except OSError:
+            break
+    return file, None

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids import counted
+from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK
 from bids_harmony.files import write_json, write_text
 from bids_harmony.outputs import BIDSIGNORE
-from bids_harmony.participant import say
 from bids_harmony.qc.collect import (
     STATUSES,
     Group,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) 
                 }
             ],
             # Resolves the `bids:raw:` URIs in the sidecars.
-            "DatasetLinks": {"raw": str(bids_dir)},
+            "DatasetLinks": {"raw": _link(bids_dir, out)},
             **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
             "HowToAcknowledge": f"Please cite the method: {URL}",
         },
@@ -156,10 +157,16 @@ def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) 
     write_json(out / "scans.json", scans_dictionary(targets))
 
 
+def _link(bids_dir: Path, out: Path) -> str:
+    """Say where the raw dataset is: within one DataLad dataset the same in each of its clones."""
+    shared = Path(os.path.commonpath([bids_dir, out]))
+    return os.path.relpath(bids_dir, out) if (shared / ".git").exists() else str(bids_dir)
+
+
 def _raw_description(bids_dir: Path) -> dict[str, Any]:
     try:
         values = json.loads((bids_dir / "dataset_description.json").read_text("utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -168,7 +175,7 @@ def load_record(path: Path) -> dict[str, Any] | None:
     """Read a per-scan JSON, or return None where there is none that can be read."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 

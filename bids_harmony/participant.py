@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,22 +9,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bids_harmony import __version__
 from bids_harmony.bids import Scan, find_scans
+from bids_harmony.console import say
 from bids_harmony.contract import Contract
+from bids_harmony.done import is_complete, record_times, report_is_new
 from bids_harmony.errors import (
     EXIT_NO_INPUT,
     EXIT_OK,
     EXIT_SCAN_FAILED,
+    ScanError,
     UsageError,
 )
-from bids_harmony.files import sha256_of, write_json, write_text
-from bids_harmony.outputs import load_record, scan_file, write_dataset_files, write_scans_tables
+from bids_harmony.files import claim, write_json, write_text
+from bids_harmony.outputs import scan_file, write_dataset_files, write_scans_tables
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+    from bids_harmony.engine import Failure
     from bids_harmony.models.bundle import Bundle
 
 #: Scans per nipype graph: its scheduler slows down with the square of the number of nodes.
@@ -70,7 +73,11 @@ def run_participant(config: RunConfig) -> int:
         f"{inventory.size}: {len(todo)} to process, {len(kept)} done before, "
         f"{len(inventory.skipped)} skipped."
     )
+    claims = claim_scans(config, todo)
     outcomes = [Outcome(s.key, "kept", "done before") for s in kept]
+    if config.clean_workdir:
+        for scan in kept:  # a run that was killed at a scan's end left its files behind
+            shutil.rmtree(scan_work_folder(config, scan.wf_name), ignore_errors=True)
     for chunk in chunks(todo):
         outcomes += run.process(chunk, facts, done=len(outcomes), total=len(inventory.scans))
         run.report(subjects_of(chunk))
@@ -81,11 +88,45 @@ def run_participant(config: RunConfig) -> int:
         run.report(s for s in subjects_of(kept) if not report_is_new(out, s))
     outcomes += [Outcome(s.what, "skipped", s.why) for s in inventory.skipped]
     print_table(outcomes)
-    failed = any(o.status == "failed" for o in outcomes)
-    if config.clean_workdir and not failed:
-        shutil.rmtree(config.work_dir / "harmony_wf", ignore_errors=True)
+    for file in claims:
+        file.close()
     say(f"Reports: {out}/sub-*.html")
-    return EXIT_SCAN_FAILED if failed else EXIT_OK
+    return EXIT_SCAN_FAILED if any(o.status == "failed" for o in outcomes) else EXIT_OK
+
+
+def work_folder(config: RunConfig) -> Path:
+    """Folder of the intermediate files; another version's are never taken for this one's."""
+    return config.work_dir / f"bids_harmony-{__version__}"
+
+
+def scan_work_folder(config: RunConfig, scan: str) -> Path:
+    """Folder of one scan's intermediate files, by the name of its workflow."""
+    return work_folder(config) / "harmony_wf" / scan
+
+
+def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
+    """Keep other runs away from the scans that are to be processed.
+
+    Returns
+    -------
+    list of file object
+        Closing them, or the end of the process, lets others in.
+
+    Raises
+    ------
+    UsageError
+        When another run is working on one of the scans.
+    """
+    files = []
+    for folder in (config.work_dir, config.output_dir / "logs"):
+        file, taken = claim(folder / ".bids_harmony.lock", (scan.key for scan in scans))
+        files.append(file)
+        if taken is not None:
+            raise UsageError(
+                f"Another run is working on {taken} in {folder}.",
+                "Wait for its end, or give this run folders of its own.",
+            )
+    return files
 
 
 def prepare(config: RunConfig) -> Run:
@@ -102,9 +143,11 @@ def prepare(config: RunConfig) -> Run:
     """
     bundle = None
     if config.bundle != "none":
-        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.models.bundle import check_weights, load_bundle
 
         bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+        if config.bundle != "default":
+            check_weights(bundle)
     contract = Contract() if bundle is None else bundle.contract
     skull_strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     registration = contract.registration if config.registration == "auto" else config.registration
@@ -228,6 +271,7 @@ class Run:
         """Run the graph of some scans; every failure ends up in its scan's record."""
         from bids_harmony.engine import (
             Progress,
+            discard_damaged,
             nipype_settings,
             read_failures,
             run_graph,
@@ -242,8 +286,13 @@ class Run:
         for path in records.values():
             # From here until its new record is written, the scan is not done.
             path.unlink(missing_ok=True)
+        # Nipype would read the whole of a file before the first node looks at it.
+        refused = {s.wf_name: why for s in scans if (why := refuse_file(s.path))}
+        opened = [s for s in scans if s.wf_name not in refused]
+        for scan in opened:
+            discard_damaged(scan_work_folder(config, scan.wf_name))
         workflow = init_harmony_wf(
-            scans=scans,
+            scans=opened,
             facts=facts,
             crash_dir=str(config.log_dir),
             execution=nipype_settings(config),
@@ -267,19 +316,28 @@ class Run:
             sloppy=config.sloppy,
             omp_nthreads=config.omp_nthreads,
         )
-        workflow.base_dir = str(config.work_dir)
+        workflow.base_dir = str(work_folder(config))
         workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
         start_log(config)
         if config.write_graph:
             workflow.write_graph(graph2use="colored", format="svg", simple_form=True)
-        names = {scan.wf_name: scan.key for scan in scans}
-        progress = Progress(names, RECORD_NODE, say, done=done, total=total)
-        crashed = run_graph(workflow, config, progress)
-        failures = {}
+        names = {scan.wf_name: scan.key for scan in opened}
+
+        def clean(scan: str) -> None:
+            # Only now: a scan that failed or was cut short goes on from these files.
+            if config.clean_workdir:
+                shutil.rmtree(scan_work_folder(config, scan), ignore_errors=True)
+
+        progress = Progress(
+            names, RECORD_NODE, say, done=done + len(refused), total=total, on_done=clean
+        )
+        crashed = run_graph(workflow, config, progress) if opened else None
+        failures: dict[str, Failure] = {}
         for subject in {scan.entities["subject"] for scan in scans}:
             failures.update(read_failures(config.log_dir / f"sub-{subject}"))
         if crashed is not None and not failures:
             raise crashed
+        failures |= refused
         outcomes = []
         for scan in scans:
             failure = failures.get(scan.wf_name)
@@ -297,43 +355,31 @@ class Run:
         """Rebuild the tables and reports of participants from what is on disk."""
         from bids_harmony.reports.participant import write_participant_report
 
+        out = self.config.output_dir
         for subject in subjects:
-            write_scans_tables(self.config.output_dir, subject)
-            write_participant_report(self.config.output_dir, subject)
+            read = None
+            # A job that works on another session may end it meanwhile, and have reported it.
+            while read != (there := record_times(out, subject)):
+                read = there
+                write_scans_tables(out, subject)
+                write_participant_report(out, subject)
+
+
+def refuse_file(path: Path) -> Failure | None:
+    """Say why a file need not be opened; None where it must be."""
+    from bids_harmony.anat.check import check_file
+    from bids_harmony.engine import Failure
+
+    try:
+        check_file(path)
+    except ScanError as error:
+        return Failure(error.cause, error.remedy, None)
+    return None
 
 
 def subjects_of(scans: Iterable[Scan]) -> list[str]:
     """List the participants of some scans."""
     return sorted({scan.entities["subject"] for scan in scans})
-
-
-def report_is_new(out: Path, subject: str) -> bool:
-    """Tell whether a participant's report was written after all its records."""
-    report = out / f"sub-{subject}.html"
-    records = (out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")
-    return report.exists() and all(
-        record.stat().st_mtime_ns <= report.stat().st_mtime_ns for record in records
-    )
-
-
-def is_complete(out: Path, scan: Scan, facts: dict[str, Any]) -> bool:
-    """Tell whether a scan was done before, from the same input with the same settings.
-
-    Its record is written last, so a record means that every output was there; all must be there
-    still, and the input's content and everything in ``facts`` must be the same.
-    """
-    record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
-    if record is None or record.get("status") == "error":
-        return False
-    expected = json.loads(json.dumps(facts))
-    if any(record.get(k) != v for k, v in expected.items() if k != "warnings"):
-        return False
-    if not all((out / path).exists() for path in record.get("outputs", [])):
-        return False
-    try:
-        return bool(record.get("input_sha256") == sha256_of(scan.path))
-    except OSError:
-        return False
 
 
 def chunks(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
@@ -347,11 +393,6 @@ def chunks(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
         chunk.append(scan)
     if chunk:
         yield chunk
-
-
-def say(text: str) -> None:
-    """Print a line of progress at once."""
-    print(text, flush=True)
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:

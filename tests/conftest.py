@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+# Behind a shell's `&` Ctrl-C is ignored, also by what is started here; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ[_name] = "1"
 os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
@@ -46,7 +49,7 @@ def dataset(tmp_path: Path) -> Path:
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """BIDS_DIR and OUTPUT_DIR; the current folder is elsewhere, for ./work."""
-    from bids_harmony.cli.checks import CONTAINER_VARIABLES
+    from bids_harmony.errors import CONTAINER_VARIABLES
 
     for name in CONTAINER_VARIABLES:
         monkeypatch.delenv(name, raising=False)

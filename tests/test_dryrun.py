@@ -98,6 +98,8 @@ def test_earlier_results_are_seen(root: Path) -> None:
         record = root.parent / f"out/{key}/anat/{key}_desc-harmony_qc.json"
         record.parent.mkdir(parents=True)
         record.write_text(json.dumps({"status": status}))
+    assert "done before but for its report" in line(show(root, bundle="none"), "sub-01 ")
+    (root.parent / "out/sub-01.html").touch()
     text = show(root, bundle="none")
     assert "done before, kept if nothing changed" in line(text, "sub-01 ")
     assert "failed before" in line(text, "sub-03")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from bids_harmony.config import RunConfig
 from bids_harmony.engine import (
     Progress,
     SurvivingMultiProcPlugin,
     failure_text,
     read_failures,
+    run_graph,
 )
 
 
@@ -117,6 +123,49 @@ def test_killed_worker_costs_only_its_own_scan(tmp_path: Path) -> None:
     assert list(failures) == ["sub_02_wf"]
     assert "killed" in failures["sub_02_wf"].cause
     assert "--nprocs" in failures["sub_02_wf"].remedy
+
+
+def interrupted(tmp_path: Path) -> None:
+    """Run two long scans as the command does, as the leader of a group of processes."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    steps = [(write_mark, {"path": str(tmp_path / "mark"), "seconds": 60.0})]
+    workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
+    workflow.add_nodes([scan_wf(f"sub_0{i}_wf", tmp_path / "crash", *steps) for i in (1, 2)])
+    workflow.config["execution"]["poll_sleep_duration"] = "0.05"
+    for node in workflow._get_all_nodes():
+        node.config = workflow.config
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path, nprocs=2)
+    try:
+        run_graph(workflow, config, Progress({}, "step0", print, done=0, total=2))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path) -> None:
+    """As a cluster ends a job: the workers are hit before this process can stop them."""
+    run = multiprocessing.get_context("fork").Process(target=interrupted, args=(tmp_path,))
+    run.start()
+    end = time.monotonic() + 60
+    while len(list((tmp_path / "work").rglob("*_unfinished.json"))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGTERM)
+    run.join(10)
+    assert run.exitcode == 130
+    end = time.monotonic() + 5  # one that was killed may not be gone yet
+    while is_alive(run.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not is_alive(run.pid)
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,10 @@ def test_another_run_with_one_process_writes_the_same_bytes(
 ) -> None:
     result = harmony(
         bids, tmp_path / "out", "participant", "-w", tmp_path / "work", "--nprocs", 1,
-        "--output-spaces", "T1w",
+        "--output-spaces", "T1w", "--clean-workdir",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
+    assert not list((tmp_path / "work").rglob("sub_*"))
     first, second = tree(done[0]), tree(tmp_path / "out")
     assert sorted(first) == sorted(second)
     assert [name for name in first if first[name] != second[name]] == []
@@ -192,19 +193,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         sys.executable, "-m", "bids_harmony", str(bids), str(out), "participant", "-w", str(work),
         "--nprocs", "2", "--output-spaces", "T1w",
     ]  # fmt: skip
-    # SIGKILL takes the whole group, as a cluster's out-of-time does; SIGTERM the command alone.
-    for seconds, how in ((9, signal.SIGKILL), (14, signal.SIGTERM), (19, signal.SIGKILL)):
+    moments = np.random.default_rng(int(os.environ.get("FAULT_SEED", 0)))
+    kills = 0
+    while kills < int(os.environ.get("FAULT_KILLS", 3)):
         run = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
-            run.wait(timeout=seconds)
+            run.wait(timeout=moments.uniform(1, 25))
+            # Done before its time had come: all over again.
+            assert run.returncode == 0
+            shutil.rmtree(out)
+            shutil.rmtree(work)
             continue
-        if how == signal.SIGKILL:
-            os.killpg(run.pid, how)
-        else:
-            run.terminate()
+        # The whole group, as a cluster's out-of-time does.
+        os.killpg(run.pid, signal.SIGKILL)
         assert run.wait(timeout=60) != 0
+        kills += 1
         for path in out.rglob("*.nii.gz"):
             nib.load(path).get_fdata()
         for path in out.rglob("*.json"):

@@ -42,6 +42,8 @@ def measure(template, image, mask=None, matrix=None):
         template=np.asarray(template.t1w.dataobj),
         template_mask=template.mask,
         template_zoom=2.0,
+        scaled=image / 1000,
+        scaled_mask=mask,
         transform=np.eye(3) if matrix is None else matrix,
     )
 
@@ -65,6 +67,15 @@ def test_every_metric_is_described_and_every_description_is_used(template, good,
 def test_metrics_are_plain_json_and_repeatable(template, head, good):
     assert json.dumps(measure(template, head)) == json.dumps(good)
     assert all(type(v) is float for v in good.values())
+
+
+def test_a_lesion_on_one_side_is_an_asymmetry(template, head, good):
+    ball = np.zeros(head.shape, bool)
+    ball[70:82, 60:72, 45:57] = True  # 14 ml
+    assert measure(template, np.where(ball, 350, head))["asymmetry"] > 1.5 * good["asymmetry"]
+    assert measure(template, head, mask=np.zeros_like(template.mask))["asymmetry"] is None
+    mirrored = measure(template, head[::-1], mask=template.mask[::-1])
+    assert mirrored["asymmetry"] == pytest.approx(good["asymmetry"], rel=1e-3)
 
 
 def test_brain_volume_and_identity_geometry(template, good):

@@ -89,7 +89,11 @@ def init_outputs_wf(
     }
     sources: dict[str, Any] = {"Sources": [source_uri]}
     n_sinks = 6 if bundle is None else 8 + native
-    written = pe.Node(niu.Merge(n_sinks), name="written", run_without_submitting=True)
+    # Run every time: nipype tells its inputs by their content, and would give the names of
+    # another output folder that the work folder served before.
+    written = pe.Node(
+        niu.Merge(n_sinks), name="written", run_without_submitting=True, overwrite=True
+    )
 
     def sink(name: str, number: int, **settings: Any) -> pe.Node:
         is_image = settings["suffix"] != "xfm" and settings.get("datatype") != "figures"

@@ -23,6 +23,9 @@ MAX_NONFINITE = 0.01
 MAX_VALUE = 1e15
 #: Share of voxels below 0 that interpolation's ringing can explain.
 MAX_NEGATIVE = 0.01
+#: Bytes that may follow an image in its file: some programs write something there.
+MAX_SURPLUS = 2**24
+MAX_FILE = 8 * MAX_VOXELS + MAX_SURPLUS
 AFFINE_TOLERANCE_MM = 1.0
 
 
@@ -51,13 +54,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     """
     path = Path(path)
     name = path.name
-    if not path.exists():
-        if path.is_symlink():
-            raise ScanError(
-                f"{name} is a broken link: its content is not present.",
-                "If the dataset is a DataLad or git-annex dataset, run `datalad get` on it.",
-            )
-        raise ScanError(f"{name} does not exist.", "Check the dataset.")
+    check_file(path)
     try:
         img = nib.load(path)
         shape = tuple(int(n) for n in img.shape)
@@ -66,11 +63,13 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
                 f"{name} claims {' x '.join(map(str, shape))} voxels.",
                 "Check how it was converted: no T1w scan is this large.",
             )
+        _check_integrity(path, _claimed_bytes(img))
         data = np.asanyarray(img.dataobj)
-        _check_integrity(path)
     except ScanError:
         raise
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (
+        ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
+    ) as error:  # fmt: skip
         raise ScanError(
             f"{name} cannot be read ({_first_line(error)}).",
             "The file is damaged, incomplete or not a NIfTI image: convert or download it again.",
@@ -145,12 +144,56 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     return ras, record
 
 
-def _check_integrity(path: Path) -> None:
-    """Read a gzip file to its end, where its checksum is: nibabel stops before."""
+def check_file(path: Path) -> None:
+    """Refuse what is seen without opening the file: nothing there, no file, far too large.
+
+    Raises
+    ------
+    ScanError
+    """
+    name = path.name
+    if not path.exists():
+        if path.is_symlink():
+            raise ScanError(
+                f"{name} is a broken link: its content is not present.",
+                "If the dataset is a DataLad or git-annex dataset, run `datalad get` on it.",
+            )
+        raise ScanError(f"{name} does not exist.", "Check the dataset.")
+    if not path.is_file():
+        # Reading a pipe would wait for ever.
+        raise ScanError(f"{name} cannot be read (it is not a file).", "Check the dataset.")
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise ScanError(
+            f"{name} has {size / 1e9:.1f} GB, which no T1w scan has.",
+            "Check how it was converted.",
+        )
+
+
+def _claimed_bytes(img: Any) -> float:
+    """Bytes that the file of an image has by its header."""
+    itemsize = img.get_data_dtype().itemsize
+    return float(getattr(img.dataobj, "offset", 0) + itemsize * np.prod(img.shape, dtype=float))
+
+
+def _check_integrity(path: Path, claimed: float) -> None:
+    """Read a gzip file to its end, where its checksum is: nibabel stops before.
+
+    Raises
+    ------
+    ScanError
+        When the file goes on for much longer than its header claims.
+    """
     if path.suffix == ".gz":
+        n_bytes = 0
         with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+            while part := file.read(2**20):
+                n_bytes += len(part)
+                if n_bytes > claimed + MAX_SURPLUS:
+                    raise ScanError(
+                        f"{path.name} unpacks to more than the {claimed / 1e6:.1f} MB of its "
+                        "header.",
+                        "The file is damaged or not what it seems: convert or download it again.",
+                    )
 
 
 def _usable_affine(

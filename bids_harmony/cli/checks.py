@@ -8,16 +8,9 @@ import re
 from pathlib import Path
 
 from bids_harmony.config import RunConfig
-from bids_harmony.errors import UsageError
+from bids_harmony.errors import UsageError, mount_hint
 
 NAME = "bids_harmony"
-CONTAINER_VARIABLES = (
-    "IS_DOCKER_8395080871",
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-    "APPTAINER_NAME",
-    "SINGULARITY_NAME",
-)
 
 
 def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
@@ -147,19 +140,10 @@ def _exists(path: Path | None, what: str, *, folder: bool) -> None:
     if path is None:
         return
     if not path.exists():
-        raise UsageError(f"{what} does not exist: {path}.", f"Correct the path.{_hint()}")
+        raise UsageError(f"{what} does not exist: {path}.", f"Correct the path.{mount_hint()}")
     if path.is_dir() != folder:
         kind = "folder" if folder else "file"
         raise UsageError(f"{what} is not a {kind}: {path}.", f"Give a {kind}.")
-
-
-def _hint() -> str:
-    if any(name in os.environ for name in CONTAINER_VARIABLES):
-        return (
-            " In a container only mounted folders are seen: bind it "
-            "(docker -v HOST:CONTAINER, apptainer -B HOST:CONTAINER)."
-        )
-    return ""
 
 
 def _check_writable(path: Path, what: str) -> None:
@@ -170,5 +154,5 @@ def _check_writable(path: Path, what: str) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(
             f"{what} {path} cannot be written: no permission for {there}.",
-            f"Change its permissions or give another folder.{_hint()}",
+            f"Change its permissions or give another folder.{mount_hint(write=True)}",
         )

@@ -110,6 +110,7 @@ def _plan(config: RunConfig) -> list[list[str]]:
 
 def _row(scan: Scan, config: RunConfig) -> list[str]:
     """One scan's line."""
+    from bids_harmony.done import report_is_new
     from bids_harmony.outputs import load_record, scan_file
 
     pipelines = {path: name for name, path in config.derivatives.items()}
@@ -121,8 +122,13 @@ def _row(scan: Scan, config: RunConfig) -> list[str]:
         notes.insert(0, "the file is empty")
     record = load_record(scan_file(config.output_dir, scan.entities, scan.key, "qc"))
     if record is not None:
-        failed = record.get("status") == "error"
-        notes.insert(0, "failed before" if failed else "done before, kept if nothing changed")
+        if record.get("status") == "error":
+            note = "failed before"
+        elif report_is_new(config.output_dir, scan.entities["subject"]):
+            note = "done before, kept if nothing changed"
+        else:
+            note = "done before but for its report"
+        notes.insert(0, note)
     return [
         scan.key,
         scan.site + (" (sidecar)" if scan.site_source == "sidecar" else ""),

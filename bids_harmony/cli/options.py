@@ -259,7 +259,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="intermediate files, from which a run that was stopped continues (default: ./work)",
     )
     add_option(
-        group, "--clean-workdir", action="store_true", help="delete them when all scans are done"
+        group, "--clean-workdir", action="store_true", help="delete a scan's as soon as it is done"
     )
 
 

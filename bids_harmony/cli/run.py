@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_harmony.cli.parser import parse_args
-from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError
+from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError, machine_error
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -49,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("Interrupted.", "The same command continues where it stopped.")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        if refused := machine_error(number, getattr(error, "filename", None)):
+            complain(refused.cause, refused.remedy)
+            return refused.exit_code
         where = write_crash(config)
         complain(
             f"Internal error ({type(error).__name__}: {error}).",

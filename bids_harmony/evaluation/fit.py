@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from bids_harmony.evaluation.combat import combat
@@ -36,7 +35,7 @@ from bids_harmony.training.cache import locked
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import measure_looks
-from bids_harmony.training.fabric import Engine
+from bids_harmony.training.fabric import Engine, one_device
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
 from bids_harmony.training.overlap import covariate_overlap
@@ -198,14 +197,13 @@ def fit_predictors(
     sites = prepared.table["site"].replace(dict.fromkeys(others, first))
     options = replace(study.train, targets=tuple(t.column for t in study.targets), seed=unit.seed)
     recipe = PREDICTORS[options.predictor]
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     shared = f"{unit.seed}-{unit.fold}-{'-'.join(unit.train_sites)}"
     with locked(study.work_dir / f".predictors-{shared}.lock"):
         return train_predictors(
             replace(prepared, table=prepared.table.assign(site=sites)),
             split, study.fit, first, options,
             replace(recipe, steps=options.predictor_steps or recipe.steps),
-            study.work_dir, device=device, say=study.say,
+            study.work_dir, device=one_device(options.device), say=study.say,
         )  # fmt: skip
 
 

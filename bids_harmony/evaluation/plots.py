@@ -14,6 +14,16 @@ import pandas as pd
 from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, MATCHED, NONE, SCALED, WAYS
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_text
+from bids_harmony.reports.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +31,10 @@ if TYPE_CHECKING:
 
     from bids_harmony.evaluation.report import Findings
 
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), with their shapes.
-STYLE = {NONE: ("#999999", "s"), SCALED: ("#E69F00", "D"), MATCHED: ("#56B4E9", "^"),
-         COMBAT: ("#009E73", "v"), HARMONIZED: ("#0072B2", "o")}  # fmt: skip
-SITES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#F0E442", "v"))
+#: Shapes too tell apart what is drawn.
+STYLE = {NONE: (GREY, "s"), SCALED: (ORANGE, "D"), MATCHED: (SKY, "^"), COMBAT: (GREEN, "v"),
+         HARMONIZED: (BLUE, "o")}  # fmt: skip
+SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
 LABELS = {NONE: "none", SCALED: "tissue scaling", MATCHED: "histogram matching",
           COMBAT: "ComBat", HARMONIZED: "harmonized"}  # fmt: skip
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
@@ -92,7 +102,7 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
     axes.set_xticks(range(len(sites)), labels)
     axes.set_ylabel(UNITS[name])
     if name == "auc":
-        axes.axhline(0.5, color="#999999", lw=0.8)
+        axes.axhline(0.5, color=GREY, lw=0.8)
     else:
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize="small", ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
@@ -109,7 +119,7 @@ def _scatter(rows: pd.DataFrame) -> Figure:
     low = float(min(rows["truth"].min(), rows["predicted"].min()))
     high = float(max(rows["truth"].max(), rows["predicted"].max()))
     for axes, way in zip(panels, ways, strict=True):
-        axes.plot((low, high), (low, high), color="#999999", lw=0.8)
+        axes.plot((low, high), (low, high), color=GREY, lw=0.8)
         sites = sorted(rows["test_site"].unique())
         for k, site in enumerate(sites):
             part = rows[(rows["way"] == way) & (rows["test_site"] == site)]

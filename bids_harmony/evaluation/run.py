@@ -18,12 +18,13 @@ import pandas as pd
 import torch
 
 from bids_harmony import __version__
-from bids_harmony.bids import counted, find_scans
+from bids_harmony.bids import counted
+from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, UsageError
 from bids_harmony.evaluation.fit import Study, predict_unit, prepare_unit
 from bids_harmony.evaluation.images import measure_pairs, measure_scans
 from bids_harmony.evaluation.prepare import unscale
-from bids_harmony.evaluation.report import Findings, write_findings
+from bids_harmony.evaluation.report import FOLDER, Findings, write_findings
 from bids_harmony.evaluation.statistics import tabulate
 from bids_harmony.evaluation.summaries import (
     agreement_table,
@@ -33,19 +34,17 @@ from bids_harmony.evaluation.summaries import (
 )
 from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
-from bids_harmony.participant import say as tell
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fit_filter import select_scans
-from bids_harmony.training.inputs import common_contract, find_training_scans, without_rejected
+from bids_harmony.training.inputs import read_scans, without_rejected
 from bids_harmony.training.run import choose_reference
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-FOLDER = "evaluation"
 #: With ``--sloppy``: minutes instead of hours, to see that everything runs; its figures mean
 #: little.
 SLOPPY: dict[str, Any] = {
@@ -67,7 +66,7 @@ def run_evaluate(config: RunConfig) -> int:
     int
         0.
     """
-    study, reference, seed = read_study(config, tell)
+    study, reference = read_study(config, tell)
     trainable = trainable_sites(
         study.data, study.targets, study.options.cv_folds, study.train.folds
     )
@@ -81,7 +80,7 @@ def run_evaluate(config: RunConfig) -> int:
     if few and "rotations" in study.options.experiments:
         tell(f"Too few persons to train at: {', '.join(few)}. They are tested, and may join "
              "another training site.")  # fmt: skip
-    units = plan_units(study.data, study.options, reference, seed, trainable)
+    units = plan_units(study.data, study.options, reference, study.train.seed, trainable)
     tell(f"{counted(len(units), 'unit')} of training and testing:")
     for unit in units:
         tell(f"  {unit}")
@@ -94,7 +93,7 @@ def run_evaluate(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, str, int]:
+def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, str]:
     """Read the preprocessed scans, and settle reference site and targets.
 
     Returns
@@ -103,16 +102,8 @@ def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, st
         For all units.
     reference : str
         Reference site.
-    seed : int
-        The first.
     """
-    inventory = find_scans(config)
-    for warning in inventory.warnings:
-        say(f"Warning: {warning}")
-    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
-    for key in missing:
-        say(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
-    options = replace(config.train, contract=common_contract(scans, config.train.contract, say))
+    scans, options = read_scans(config, say)
     if config.sloppy:
         options = replace(options, **SLOPPY)
     options = options.shortened()
@@ -127,8 +118,7 @@ def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, st
     targets = choose_targets(data, options, reference, fit)
     say(f"{len(data)} scans of {len(np.unique(data.sites))} sites; reference {reference}; "
         f"targets {', '.join(target.name for target in targets)}")  # fmt: skip
-    study = Study(data, targets, options, config.evaluate, config.work_dir / FOLDER, say)
-    return study, reference, options.seed
+    return Study(data, targets, options, config.evaluate, config.work_dir / FOLDER, say), reference
 
 
 def choose_targets(

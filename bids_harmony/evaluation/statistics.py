@@ -68,7 +68,7 @@ def _cell(rows: pd.DataFrame, binary: bool, seed: int) -> list[dict[str, Any]]:
     }
     one = rows[rows["way"] == next(iter(by_way))].drop_duplicates("scan").sort_values("scan")
     truth, persons = one["truth"].to_numpy(), one["participant"].to_numpy()
-    draws = list(_drawn_persons(persons, N_BOOTSTRAP, np.random.default_rng(seed)))
+    draws = list(drawn_persons(persons, N_BOOTSTRAP, np.random.default_rng(seed)))
     found: list[dict[str, Any]] = []
     drawn: dict[str, np.ndarray] = {}
     for way, predicted in by_way.items():
@@ -108,8 +108,8 @@ def _mean(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> dict[st
     return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 
 
-def _drawn_persons(persons: np.ndarray, n: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw persons with all their scans."""
+def drawn_persons(persons: np.ndarray, n: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw persons with all their scans, ``n`` times: indices of scans."""
     labels, inverse = np.unique(persons, return_inverse=True)
     scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
     return [

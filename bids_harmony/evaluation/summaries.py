@@ -10,7 +10,7 @@ import pandas as pd
 
 from bids_harmony.evaluation.images import ANATOMY
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
-from bids_harmony.evaluation.statistics import N_BOOTSTRAP, icc
+from bids_harmony.evaluation.statistics import N_BOOTSTRAP, drawn_persons, icc
 from bids_harmony.qc.style import FEATURES
 from bids_harmony.training.evaluate import LEAST_DRAWN
 from bids_harmony.training.select import at_ages, site_probe
@@ -145,13 +145,8 @@ def _ratio(
     measure: Callable[[np.ndarray, np.ndarray], float],
     seed: int,
 ) -> dict[str, Any]:
-    labels, inverse = np.unique(persons, return_inverse=True)
-    scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
-    rng = np.random.default_rng(seed)
-    drawn = np.full((N_BOOTSTRAP, 2), np.nan)
-    for k in range(N_BOOTSTRAP):
-        d = np.concatenate([scans_of[i] for i in rng.integers(len(labels), size=len(labels))])
-        drawn[k] = measure(cause[d], before[d]), measure(cause[d], after[d])
+    draws = drawn_persons(persons, N_BOOTSTRAP, np.random.default_rng(seed))
+    drawn = np.array([(measure(cause[d], before[d]), measure(cause[d], after[d])) for d in draws])
     one, two = measure(cause, before), measure(cause, after)
     # Where the effect itself may well be none, a ratio of two of them means nothing.
     low, high = np.nanpercentile(drawn[:, 0], (2.5, 97.5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -19,6 +20,8 @@ from nipype.interfaces.base import (
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.contract import Contract
+from bids_harmony.errors import ScanError
+from bids_harmony.files import why_unread
 
 
 class TemplateInputSpec(BaseInterfaceInputSpec):
@@ -108,7 +111,7 @@ class BrainMask(SimpleInterface):
 
 class _ConformMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="RAS T1w whose grid is wanted")
-    in_mask = File(exists=True, mandatory=True, desc="mask of the same scan")
+    in_mask = File(mandatory=True, desc="mask of the same scan, perhaps not fetched yet")
     method = traits.Str(mandatory=True, desc="where the mask comes from")
 
 
@@ -122,7 +125,15 @@ class ConformMask(SimpleInterface):
         from bids_harmony.anat import brain
 
         img = nib.load(self.inputs.in_file)
-        mask = brain.conform_mask(nib.load(self.inputs.in_mask), img)
+        try:
+            given = nib.load(self.inputs.in_mask)
+        except (OSError, ImageFileError) as error:
+            path = Path(self.inputs.in_mask)
+            raise ScanError(
+                f"The brain mask {path.name} cannot be read ({why_unread(path, error)}).",
+                "Provide it, or leave --derivatives out.",
+            ) from error
+        mask = brain.conform_mask(given, img)
         brain.check_mask(mask, img)
         self._results["record"] = {"method": self.inputs.method}
         self._results["out_mask"] = save_mask(mask, img.affine, runtime)

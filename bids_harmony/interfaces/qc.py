@@ -52,6 +52,8 @@ class ScanMetrics(SimpleInterface):
             template=np.asarray(template.t1w.dataobj),
             template_mask=template.mask,
             template_zoom=float(template.t1w.header.get_zooms()[0]),
+            scaled=np.asarray(nib.load(self.inputs.preproc).dataobj),
+            scaled_mask=np.asarray(nib.load(self.inputs.preproc_mask).dataobj) > 0,
             transform=self.inputs.xfm,
         )
         check_registration(metrics, self.inputs.name)

@@ -12,6 +12,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
+from bids_harmony.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +34,8 @@ KEYS = frozenset(
         "targets", "metrics", "training", "licences", "intended_use", "files",
     }
 )  # fmt: skip
+#: Bytes that no honest file of a bundle exceeds: a larger one is not read.
+MAX_FILE, MAX_DESCRIPTION = 2**30, 2**24
 MAKE_AGAIN = "Copy the bundle again from where it was made, or train a new one."
 
 
@@ -124,6 +129,7 @@ def load_bundle(path: Path | None = None) -> Bundle:
     """
     folder = Path(path) if path is not None else DEFAULT_BUNDLE
     try:
+        _check_size(folder / "bundle.json", MAX_DESCRIPTION)
         raw = (folder / "bundle.json").read_bytes()
     except OSError as error:
         raise BundleError(
@@ -138,23 +144,62 @@ def load_bundle(path: Path | None = None) -> Bundle:
             f"The bundle {folder} holds files its bundle.json does not know: {sorted(extra)}.",
             "Remove them, or copy the bundle again from where it was made.",
         )
+    if odd := [name for name in info["networks"] if not name.isprintable()]:
+        raise BundleError(f"The bundle {folder} has a network named {odd[0]!r}.", MAKE_AGAIN)
     for name, digest in info["files"].items():
         file = folder / name
-        if name in {".", ".."} or Path(name).name != name or "\\" in name:
-            raise BundleError(f"The bundle {folder} names a file outside itself: {name}.")
+        if Path(name).name != name or "\\" in name or name == ".." or not name.isprintable():
+            raise BundleError(
+                f"The bundle {folder} names a file outside itself: {name!r}.", MAKE_AGAIN
+            )
         if not file.is_file():
             raise BundleError(f"The bundle {folder} lacks its file {name}.", MAKE_AGAIN)
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        _check_size(file, MAX_FILE)
+        if sha256_of(file) != digest:
             raise BundleError(
                 f"The file {name} of the bundle {folder} has been altered.", MAKE_AGAIN
             )
     return Bundle(folder.resolve(), hashlib.sha256(raw).hexdigest(), info, contract)
 
 
+def _check_size(file: Path, most: int) -> None:
+    if (size := file.stat().st_size) > most:
+        raise BundleError(
+            f"The file {file} claims {size / 1e9:.1f} GB, and {most / 1e9:.2g} GB is the most "
+            "that a bundle's may have.",
+            MAKE_AGAIN,
+        )
+
+
+def check_weights(bundle: Bundle) -> None:
+    """See that every network of a bundle can be loaded, in a process of its own.
+
+    The digests of :func:`load_bundle` say that files are as they were written, and not that a
+    network can be made of them. The caller does not load torch by this, and can still fork.
+
+    Raises
+    ------
+    BundleError
+        When weights are missing, are too many, have another shape or are not finite.
+    """
+    with ProcessPoolExecutor(max_workers=1) as pool:
+        try:
+            pool.submit(_load_and_forget, bundle).result()
+        except BrokenProcessPool as error:
+            raise BundleError(
+                f"The process that loaded the networks of {bundle.path} was killed.",
+                "Give the job more memory, or use another bundle.",
+            ) from error
+
+
+def _load_and_forget(bundle: Bundle) -> None:
+    bundle.networks()
+
+
 def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(
             f"The bundle.json of {folder} is not valid JSON ({error}).", MAKE_AGAIN
         ) from error
@@ -196,7 +241,7 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
                     raise ValueError(f"the digest of {file} is wrong")
                 members.append(build_network(config, load(data)).to(device))
         except (
-            SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError,
+            SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError,
         ) as error:  # fmt: skip
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BundleError(

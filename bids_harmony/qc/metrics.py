@@ -17,6 +17,10 @@ NMI_BINS = 32
 #: Scan and template are compared after smoothing (standard deviation) and after subtracting the
 #: mean of a surrounding cube (side).
 FINE_MM, COARSE_MM = 2.0, 40.0
+#: The halves of the brain are compared after smoothing (standard deviation): gyri differ, lobes
+#: hardly do. Of 2, 3 and 4 voxels of 2 mm and of the 99th and 99.9th percentile the pair that set
+#: a lesion of 54 ml farthest apart, by 10 robust deviations.
+HALVES_MM, HALVES_PERCENTILE = 6.0, 99.0
 #: Share of the largest slice a slice must reach to be compared with its neighbours.
 MIN_SLICE = 0.3
 MIN_VOXELS = 1000
@@ -36,6 +40,8 @@ def scan_metrics(
     template: np.ndarray,
     template_mask: np.ndarray,
     template_zoom: float,
+    scaled: np.ndarray,
+    scaled_mask: np.ndarray,
     transform: str | Path | np.ndarray,
 ) -> dict[str, float | None]:
     """Measure one scan, before and after registration, in about a second of CPU time.
@@ -56,6 +62,8 @@ def scan_metrics(
         Brain-only template T1w and its boolean brain mask, same grid.
     template_zoom : float
         Isotropic voxel size of the template grid in mm.
+    scaled, scaled_mask : numpy.ndarray
+        The scan on the template grid with white matter at 1 and fluid at 0, and its foreground.
     transform : path-like or numpy.ndarray
         ITK text transform from the scan to the template, or its 3 x 3 or 4 x 4 matrix.
 
@@ -75,6 +83,7 @@ def scan_metrics(
         registered, registered_mask, template, template_mask, template_zoom
     )
     values["centroid_offset_mm"] = _centroid_offset(registered_mask, template_mask, template_zoom)
+    values["asymmetry"] = asymmetry(scaled, scaled_mask, template_zoom)
     values |= intensity_metrics(native, native_mask, zooms)
     return {name: rounded(value) for name, value in values.items()}
 
@@ -177,6 +186,24 @@ def _band(image: np.ndarray, mask: np.ndarray, zoom: float) -> np.ndarray:
     fine = within(lambda x: ndimage.gaussian_filter(x, FINE_MM / zoom, truncate=3.0))
     coarse = within(lambda x: ndimage.uniform_filter(x, width, mode="constant"))
     return np.asarray(fine - coarse)
+
+
+def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None:
+    """Largest difference between the halves of a registered brain, after smoothing.
+
+    Lesions, cavities and one-sided shading raise it. The grid's first axis is taken to run from
+    left to right with the middle of the brain at its centre, as on every template grid.
+    """
+    both = mask & mask[::-1]
+    if int(both.sum()) < MIN_VOXELS:
+        return None
+    blurred = [
+        ndimage.gaussian_filter(x.astype(np.float32), HALVES_MM / zoom, truncate=3.0)
+        for x in (np.where(both, scaled, 0), both)
+    ]
+    smooth = blurred[0][both] / blurred[1][both]
+    mirrored = (blurred[0][::-1] / np.maximum(blurred[1][::-1], 1e-6))[both]
+    return float(np.percentile(np.abs(smooth - mirrored), HALVES_PERCENTILE))
 
 
 def intensity_metrics(

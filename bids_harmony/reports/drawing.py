@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
+GREEN, PURPLE, YELLOW, GREY = "#009E73", "#CC79A7", "#F0E442", "#999999"
 RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
 WIDTH = 9.6
 DPI = 110

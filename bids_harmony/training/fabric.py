@@ -101,6 +101,11 @@ class Engine:
             )
 
 
+def one_device(asked: str) -> str:
+    """Where a network that needs no more than one device trains: ``cpu`` or ``cuda``."""
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def started_outside() -> bool:
     """Whether ``srun`` or ``torchrun`` started this process as one of several."""
     if TorchElasticEnvironment.detect():

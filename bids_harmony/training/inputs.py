@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_harmony.bids import find_scans
+from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
-from bids_harmony.participant import say as tell
 from bids_harmony.qc import ratings
-from bids_harmony.training.config import TrainScan
+from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
@@ -21,6 +22,28 @@ if TYPE_CHECKING:
 
 #: Statuses of scans that are not trained on.
 REJECTED = ("fail", "error", ratings.REJECTED)
+
+
+def read_scans(
+    config: RunConfig, say: Callable[[str], None]
+) -> tuple[list[TrainScan], TrainOptions]:
+    """Find the dataset's preprocessed scans, saying what is odd with it and which are missing.
+
+    Returns
+    -------
+    scans : list of TrainScan
+        Scans with a preprocessed image.
+    options : TrainOptions
+        Those of ``config``, with the contract that the scans were made by.
+    """
+    inventory = find_scans(config)
+    for warning in inventory.warnings:
+        say(f"Warning: {warning}")
+    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
+    for key in missing:
+        say(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+    contract = common_contract(scans, config.train.contract, say)
+    return scans, replace(config.train, contract=contract)
 
 
 def find_training_scans(

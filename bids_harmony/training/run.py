@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bids_harmony.bids import counted, find_scans
+from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, load_bundle
-from bids_harmony.participant import say as tell
 from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.inputs import common_contract, find_training_scans, without_rejected
+from bids_harmony.training.inputs import (
+    common_contract,
+    find_training_scans,
+    read_scans,
+    without_rejected,
+)
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -44,13 +49,7 @@ def run_train(config: RunConfig) -> int:
     """
     if config.train.add_site:
         return run_add_site(config, config.train.add_site)
-    inventory = find_scans(config)
-    for warning in inventory.warnings:
-        tell(f"Warning: {warning}")
-    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
-    for key in missing:
-        tell(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
-    contract = common_contract(scans, config.train.contract, tell)
+    scans, options = read_scans(config, tell)
     licence = ""
     try:
         text = (config.bids_dir / "dataset_description.json").read_text(encoding="utf-8")
@@ -61,7 +60,7 @@ def run_train(config: RunConfig) -> int:
     bundle = train_bundle(
         scans,
         out,
-        replace(config.train, contract=contract),
+        options,
         work_dir=config.work_dir,
         licences=[licence] if licence else [],
         say=tell,
@@ -170,7 +169,7 @@ def train_bundle(
 
     from bids_harmony.training.cache import open_training_set
     from bids_harmony.training.data import scan_table
-    from bids_harmony.training.fabric import Engine, first_process
+    from bids_harmony.training.fabric import Engine, first_process, one_device
     from bids_harmony.training.finish import Trained, finish_bundle
     from bids_harmony.training.fit_filter import select_scans
     from bids_harmony.training.harmonizer import Plan, train_harmonizer
@@ -223,7 +222,7 @@ def train_bundle(
             options,
             replace(recipe, steps=options.predictor_steps or recipe.steps),
             work_dir,
-            device="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
+            device=one_device(options.device),
             say=say,
         )
 

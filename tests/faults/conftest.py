@@ -1,0 +1,27 @@
+"""What the tests of faults share: two simulated heads, and what comes of them undisturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import OPTIONS, harmony
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated heads of two sites, at 2 mm."""
+    from bids_harmony.simulation.dataset import simulate_dataset
+
+    out = tmp_path_factory.mktemp("heads") / "bids"
+    simulate_dataset(out, n_sites=2, n_subjects=1, seed=5, resolution=2.0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(heads: Path) -> Path:
+    """Outputs of both heads, processed without any fault."""
+    out = heads.parent / "out"
+    done = harmony(heads, out, "participant", "-w", heads.parent / "work", *OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out

@@ -1,0 +1,342 @@
+"""The table of faults: what goes wrong, what the software does and says, and who tries it.
+
+``python tests/faults/fault_table.py`` writes ``docs/faults.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+WORKS, REFUSED, ERROR, LEFT_OUT = "works", "refused", "scan fails", "left out"
+WARNING, FLAG, UNSEEN, RESUMES = "warning", "QC flag", "**not detectable**", "continues"
+
+INTRO = """\
+# When things go wrong
+
+What the software does with broken files, wrong scans and a failing machine. Every row is tried by
+the test named at its end (`tests/`); this page is made from the tests' own table
+(`python tests/faults/fault_table.py`).
+
+* **works**: used like any other.
+* **warning**: used, and said at the top of the log and in the scan's record.
+* **left out**: not used, and said with the reason at the end of the log.
+* **QC flag**: done, with the status `warn` and the reason in the table and the report.
+* **scan fails**: its record and report have the status `error` with the reason; the other scans
+  are done, and the exit code is 1.
+* **refused**: nothing is run.
+* **continues**: the same command goes on where it stopped, and ends with the same bytes.
+* **not detectable**: the software cannot tell. You must.
+
+Exit codes: 0 all done, 1 some scans failed, 2 usage, 66 no T1w, 70 the machine or an internal
+error, 78 bundle, 127 missing program, 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row.
+
+    Attributes
+    ----------
+    what : str
+        What is wrong.
+    then : str
+        What the software does: one of the words above.
+    says : str
+        What it says, as in the message; empty where there is nothing to say.
+    exit_code : int or None
+        Exit code of a run in which nothing else is wrong; None where a signal ends it.
+    tried : str
+        File and name of the test.
+    """
+
+    what: str
+    then: str
+    says: str
+    exit_code: int | None
+    tried: str
+
+
+def _rows(
+    tried: str, then: str, code: int | None, rows: dict[str, tuple[str, str]]
+) -> dict[str, Fault]:
+    return {key: Fault(what, then, says, code, tried) for key, (what, says) in rows.items()}
+
+
+_SCAN = "test_scan_faults.py::"
+_CHECK = "test_file_check.py::"
+_MACHINE = "test_machine_faults.py::"
+_BUNDLE = "test_bundle_faults.py::"
+_NAMES = "test_dataset_faults.py::"
+
+FAULTS: dict[str, dict[str, Fault]] = {
+    "Scans": {
+        **_rows(
+            _SCAN + "test_unusable_scans_fail_alone_with_their_reason", ERROR, 1,
+            {
+                "billions of voxels": ("header of 30000³ voxels", "claims 30000 x 30000 x 30000"),
+                "negative size": ("negative number of voxels", "cannot be read"),
+                "nan zoom": ("voxel size NaN", "impossible geometry"),
+                "zero zoom": ("voxel size 0", "impossible geometry"),
+                "infinite offset": ("data at an infinite place in the file", "cannot be read"),
+                "unknown datatype": ("unknown number format", "cannot be read"),
+                "overflowing slope": ("scale slope of 10³⁰", "NaN or infinite"),
+                "gzip bomb": ("gzip bomb: goes on behind its image", "unpacks to more than"),
+                "huge file": ("file of 32 GB", "which no T1w scan has"),
+                "plain named gz": ("uncompressed, named `.nii.gz`", "cannot be read"),
+                "gz named plain": ("compressed, named `.nii`", "cannot be read"),
+                "dicom": ("DICOM named `.nii`", "cannot be read"),
+                "mgh": ("FreeSurfer's `.mgz` named `.nii.gz`", "cannot be read"),
+                "named pipe": ("a pipe instead of a file", "it is not a file"),
+            },
+        ),
+        **_rows(
+            _CHECK + "test_unusable_files_are_refused_with_their_reason", ERROR, 1,
+            {
+                "truncated": ("truncated gzip file", "cannot be read"),
+                "corrupt": ("damaged gzip file", "cannot be read"),
+                "zero bytes": ("empty file", "cannot be read"),
+                "text": ("text instead of an image", "cannot be read"),
+                "folder": ("a folder named like a scan", "cannot be read"),
+                "broken link": ("annexed content that is not there", "broken link"),
+                "4-D": ("4-D series", "not a 3-D volume"),
+                "2-D": ("one slice", "not a 3-D volume"),
+                "colours": ("colour image", "not a grey-scale image"),
+                "all zeros": ("all voxels 0", "the same value"),
+                "NaN-laced": ("a quarter of the voxels NaN", "NaN or infinite"),
+                "micrometres": ("voxel size in µm", "impossible geometry"),
+                "NaN affine": ("NaN in the affine", "impossible geometry"),
+                "no sform and no qform": ("header without orientation", "neither sform nor qform"),
+            },
+        ),
+        **_rows(
+            _SCAN + "test_odd_scans_are_done_like_a_plain_one", WORKS, 0,
+            {
+                "big-endian": ("big-endian", ""),
+                "oblique by 40 degrees": ("oblique by 40°", ""),
+                "no slope": ("`scl_slope` 0, which means none", ""),
+                "negative zooms": ("negative voxel sizes beside a good sform", ""),
+                "left-handed": ("left-handed axes", ""),
+                "5-mm slices": ("5-mm slices", ""),
+                "0.4-mm slices": ("0.4-mm slices", ""),
+            },
+        ),
+        "few NaN": Fault(
+            "a few voxels NaN or infinite", WARNING, "were set to 0", 0,
+            _CHECK + "test_a_few_bad_voxels_are_replaced_and_counted",
+        ),
+        "two orientations": Fault(
+            "sform and qform disagree", WARNING, "disagree by", 0,
+            _CHECK + "test_conflicting_forms_are_noted_and_the_sform_wins",
+        ),
+    },
+    "Heads": {
+        "turned by 90 degrees": Fault(
+            "head turned by 90° against its header", FLAG, "Centroid offset", 0, "",
+        ),
+        "upside down": Fault(
+            "head upside down against its header", FLAG, "Correlation with the template", 0, "",
+        ),
+        "flipped left-right": Fault(
+            "left and right swapped in the header: a mirrored head is a head", UNSEEN, "", 0, "",
+        ),
+        "T2w named T1w": Fault("T2w named T1w", ERROR, "correlation with the template", 1, ""),
+        "knee": Fault("knee", ERROR, "correlation with the template", 1, ""),
+        "CT": Fault("CT in Hounsfield units", ERROR, "correlation with the template", 1, ""),
+        "infant": Fault(
+            "infant: small, grey and white matter inverted", ERROR, "volume ratio", 1, "",
+        ),
+        "tumour": Fault("tumour of 24 mL", FLAG, "Left-right asymmetry", 0, ""),
+    },
+    "Machine": {
+        "worker killed": Fault(
+            "worker killed by the kernel, once", WORKS, "", 0,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "worker killed again": Fault(
+            "worker killed by the kernel whenever it runs this scan", ERROR, "was killed", 1,
+            "test_engine.py::test_killed_worker_costs_only_its_own_scan",
+        ),
+        "SIGINT": Fault(
+            "Ctrl-C", RESUMES, "Interrupted.", 130,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "SIGTERM": Fault(
+            "SIGTERM, as at the end of a cluster's job", RESUMES, "Interrupted.", 130,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "main killed": Fault(
+            "SIGKILL of the command alone: its workers end too", RESUMES, "", None,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "all killed": Fault(
+            "SIGKILL of everything at random moments", RESUMES, "", None,
+            "test_participant.py::test_a_killed_run_goes_on_and_ends_with_the_same_bytes",
+        ),
+        "two runs": Fault(
+            "two runs on the same scan in one work or output folder", REFUSED,
+            "Another run is working on", 2,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "another version": Fault(
+            "work folder of another version", WORKS, "", 0,
+            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
+        ),
+        "another output folder": Fault(
+            "work folder that served another output folder", WORKS, "", 0,
+            _MACHINE + "test_a_full_disk_is_said_wherever_it_strikes_and_the_run_goes_on",
+        ),
+        "damaged work folder": Fault(
+            "half-written intermediate results", RESUMES, "", 0,
+            _MACHINE + "test_a_damaged_work_folder_is_computed_again",
+        ),
+        "output disk full": Fault(
+            "output disk full, at every kind of output", RESUMES, "The disk is full", 70,
+            _MACHINE + "test_a_full_disk_is_said_wherever_it_strikes_and_the_run_goes_on",
+        ),
+        "out of inodes": Fault(
+            "output disk out of inodes", RESUMES, "The disk is full", 70,
+            _MACHINE + "test_a_full_disk_is_said_wherever_it_strikes_and_the_run_goes_on",
+        ),
+        "work disk full": Fault(
+            "work disk full", RESUMES, "The disk is full", 1,
+            _MACHINE + "test_a_full_work_disk_fails_the_scan_and_the_run_goes_on",
+        ),
+        "quota": Fault(
+            "disk quota used up (the error alone is tried)", RESUMES, "disk quota is used up", 70,
+            _MACHINE + "test_what_a_machine_refuses_has_its_cause_and_remedy",
+        ),
+        "file size limit": Fault(
+            "limit on the size of files (`ulimit -f`)", RESUMES, "may not become so large", 70,
+            _MACHINE + "test_a_limit_on_the_size_of_files_is_said",
+        ),
+        "read-only": Fault(
+            "output folder on a read-only disk", REFUSED, "cannot be written", 2,
+            _MACHINE + "test_a_read_only_output_folder_is_refused",
+        ),
+        "no permission": Fault(
+            "output or work folder of someone else", REFUSED, "cannot be written", 2,
+            "test_parser_places.py::test_places_must_be_writable",
+        ),
+        "clock": Fault(
+            "clock that is set back again and again", WORKS, "", 0,
+            _MACHINE + "test_a_clock_that_is_set_back_changes_nothing",
+        ),
+        "memory limit": Fault(
+            "memory limit (`ulimit -v`) reached in a step", ERROR, "Memory ran out", 1,
+            _MACHINE + "test_what_a_machine_refuses_has_its_cause_and_remedy",
+        ),
+    },
+    "Bundles": _rows(
+        _BUNDLE + "test_a_damaged_bundle_is_refused_before_anything_runs", REFUSED, 78,
+        {
+            "flipped bit": ("flipped bit in the weights", "has been altered"),
+            "missing file": ("missing file", "lacks its file"),
+            "missing tensor": ("missing tensor, digests right", "do not fit"),
+            "pickle beside": ("a pickle beside the weights", "does not know"),
+            "pickle as weights": ("a pickle named as weights: never run", "do not fit"),
+            "name outside": ("`..` in a file's name", "outside itself"),
+            "10 GB file": ("weights of 10 GB", "claims 10.7 GB"),
+            "10 GB claimed": ("tensor that claims 10 GB, digests right", "do not fit"),
+            "10 GB description": ("`bundle.json` of 10 GB", "claims 10.7 GB"),
+            "nested description": ("`bundle.json` nested 100,000 deep", "not valid JSON"),
+        },
+    ),
+    "Names and tables": {
+        **_rows(
+            _NAMES + "test_names_that_are_not_bids_are_left_out_and_told", LEFT_OUT, 0,
+            {
+                "space": ("label with a space", "its name is not BIDS"),
+                "quotes": ("label with quotes", "its name is not BIDS"),
+                "HTML": ("label with HTML", "its name is not BIDS"),
+                "dots": ("label `..`", "its name is not BIDS"),
+                "look-alike": ("label of Unicode look-alikes", "its name is not BIDS"),
+                "terminal": ("label that commands the terminal", "its name is not BIDS"),
+                "long": ("label of 200 characters", "its name is too long"),
+            },
+        ),
+        "asked label": Fault(
+            "`--participant-label ../x`", REFUSED, "has no participant", 2,
+            _NAMES + "test_labels_that_lead_elsewhere_are_refused",
+        ),
+        **_rows(
+            "test_bids_tables.py::test_tables_as_spreadsheets_save_them", WARNING, 0,
+            {
+                "commas": ("`participants.tsv` separated by commas", "is separated by ','"),
+                "duplicates": ("`participants.tsv` with duplicate ids", "has several rows for"),
+                "ragged": ("`participants.tsv` with ragged rows", "too few or too many cells"),
+            },
+        ),
+        "BOM": Fault(
+            "`participants.tsv` with a byte order mark", WORKS, "", 0,
+            "test_bids_tables.py::test_tables_as_spreadsheets_save_them",
+        ),
+        "CRLF": Fault(
+            "CRLF, commas, a mark and a duplicate id in one table", WARNING,
+            "several rows for", 0, _NAMES + "test_a_table_from_a_spreadsheet_is_read",
+        ),
+        "HTML cells": Fault(
+            "HTML and scripts in cells and sidecars: shown as text in every report", WORKS, "", 0,
+            _NAMES + "test_text_of_tables_and_sidecars_runs_nothing_in_any_report",
+        ),
+        "broken sidecar": Fault(
+            "sidecar that is not JSON", WARNING, "its metadata is not used", 0,
+            "test_bids_broken.py::test_malformed_sidecar_concerns_its_scans_only",
+        ),
+        "many files": Fault(
+            "100,000 files: listed in bounded time and memory", WORKS, "", 0,
+            _NAMES + "test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory",
+        ),
+    },
+    "Anything at all": {
+        key: Fault(what, then, says, code, f"test_fuzz.py::{test}")
+        for key, (what, then, says, code, test) in {
+            "header": ("random bytes in a NIfTI header", ERROR, "", 1,
+                       "test_no_header_raises_anything_else_or_takes_memory"),
+            "sidecar": ("random JSON in a sidecar", WARNING, "", 0, "test_no_sidecar_stops_a_run"),
+            "table": ("random bytes in a table", WARNING, "", 0, "test_no_table_stops_a_run"),
+            "filter": ("random JSON in a filter file", REFUSED, "", 2,
+                       "test_filter_files_are_read_or_refused"),
+            "bundle": ("random bytes and values in a bundle", REFUSED, "", 78,
+                       "test_bundles_are_read_or_refused"),
+        }.items()
+    },
+}  # fmt: skip
+FAULTS["Heads"] = {
+    key: Fault(
+        f.what,
+        f.then,
+        f.says,
+        f.exit_code,
+        "test_wrong_heads.py::test_wrong_heads_end_as_the_table_says",
+    )
+    for key, f in FAULTS["Heads"].items()
+}
+
+
+def rows_of(tried: str) -> list[str]:
+    """Keys of the rows that a test tries."""
+    return [key for part in FAULTS.values() for key, row in part.items() if row.tried == tried]
+
+
+def page() -> str:
+    """``docs/faults.md``."""
+    parts = [INTRO]
+    for title, rows in FAULTS.items():
+        parts.append(
+            f"\n## {title}\n\n| what is wrong | what happens | it says | exit | test |\n"
+            "|---|---|---|---|---|\n"
+        )
+        for row in rows.values():
+            says = f"*{row.says}*" if row.says else ""
+            code = "" if row.exit_code is None else row.exit_code
+            parts.append(
+                f"| {row.what} | {row.then} | {says} | {code} | `{row.tried.split('::')[0]}` |\n"
+            )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,147 @@
+"""Files that stand where a T1w scan should: what is wrong with each is its function's name."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from t1w_images import affine, scan
+
+#: Byte offsets in a NIfTI-1 header, and the fields there.
+DIM, PIXDIM, VOX_OFFSET, SCALE = (40, "8h"), (76, "4f"), (108, "f"), (112, "2f")
+DATATYPE, FORMS = (70, "2h"), (252, "2h")
+MIB = bytes(2**20)
+
+
+def raw(*changes: tuple[tuple[int, str], tuple[float, ...]]) -> bytes:
+    """A good scan's bytes, with some fields of its header changed."""
+    content = bytearray(_good())
+    for (place, form), values in changes:
+        struct.pack_into("<" + form, content, place, *values)
+    return bytes(content)
+
+
+@cache
+def _good() -> bytes:
+    img = nib.Nifti1Image(scan(), affine())
+    img.set_qform(affine(), 1)
+    content: bytes = img.to_bytes()
+    return content
+
+
+def zipped(path: Path, *changes: tuple[tuple[int, str], tuple[float, ...]]) -> None:
+    path.write_bytes(gzip.compress(raw(*changes), 1))
+
+
+def billions_of_voxels(path: Path) -> None:
+    zipped(path, (DIM, (3, 30000, 30000, 30000, 1, 1, 1, 1)))
+
+
+def negative_size(path: Path) -> None:
+    zipped(path, (DIM, (3, -48, 56, 40, 1, 1, 1, 1)))
+
+
+def nan_zoom(path: Path) -> None:
+    zipped(path, (PIXDIM, (1, np.nan, 4, 4)), (FORMS, (1, 0)))
+
+
+def zero_zoom(path: Path) -> None:
+    zipped(path, (PIXDIM, (1, 0, 4, 4)), (FORMS, (1, 0)))
+
+
+def infinite_offset(path: Path) -> None:
+    zipped(path, (VOX_OFFSET, (np.inf,)))
+
+
+def unknown_datatype(path: Path) -> None:
+    zipped(path, (DATATYPE, (12345, 32)))
+
+
+def overflowing_slope(path: Path) -> None:
+    zipped(path, (SCALE, (1e30, 0)))
+
+
+def gzip_bomb(path: Path) -> None:
+    """Write a good scan with 256 MB of zeros behind it, in 1.5 MB."""
+    with gzip.open(path, "wb", 1) as file:
+        file.write(raw())
+        for _ in range(256):
+            file.write(MIB)
+
+
+def huge_file(path: Path) -> None:
+    """Write 32 GB of zeros that take no space."""
+    path = path.with_suffix("")
+    path.write_bytes(raw((DIM, (3, 2000, 2000, 2000, 1, 1, 1, 1)))[:352])
+    os.truncate(path, 352 + 4 * 2000**3)
+
+
+def plain_named_gz(path: Path) -> None:
+    path.write_bytes(raw())
+
+
+def gz_named_plain(path: Path) -> None:
+    path.with_suffix("").write_bytes(gzip.compress(raw(), 1))
+
+
+def dicom(path: Path) -> None:
+    path.with_suffix("").write_bytes(bytes(128) + b"DICM" + bytes(2000))
+
+
+def mgh(path: Path) -> None:
+    other = path.with_name("x.mgz")
+    nib.save(nib.MGHImage(scan(), affine()), other)
+    other.rename(path)
+
+
+def named_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+#: By row of the fault table.
+UNUSABLE: dict[str, Callable[[Path], None]] = {
+    f.__name__.replace("_", " "): f
+    for f in (
+        *(billions_of_voxels, negative_size, nan_zoom, zero_zoom, infinite_offset),
+        *(unknown_datatype, overflowing_slope, gzip_bomb, huge_file, plain_named_gz),
+        *(gz_named_plain, dicom, mgh, named_pipe),
+    )
+}
+
+
+def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
+    """A good scan in ways that are unusual and right, by row of the fault table."""
+    from nibabel.processing import resample_to_output
+
+    data = img.get_fdata(dtype=np.float32)
+    turned = np.eye(4)
+    turned[:3, :3] = [[1, 0, 0], [0, np.cos(0.7), -np.sin(0.7)], [0, np.sin(0.7), np.cos(0.7)]]
+    big = nib.Nifti1Header(endianness=">")
+    big.set_data_dtype(">i2")
+    no_slope = nib.Nifti1Image(data, img.affine)
+    no_slope.header["scl_slope"] = 0
+    negative = nib.Nifti1Image(data, img.affine)
+    negative.header["pixdim"][1:4] *= -1
+    ras = nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
+    mirrored = np.diag([-1.0, 1, 1, 1])
+    mirrored[0, 3] = data.shape[0] - 1
+    odd = {
+        "big-endian": nib.Nifti1Image(data.astype(">i2"), img.affine, big),
+        "oblique by 40 degrees": nib.Nifti1Image(data, turned @ img.affine),
+        "no slope": no_slope,
+        "negative zooms": negative,
+        "left-handed": nib.Nifti1Image(data[::-1].copy(), img.affine @ mirrored),
+        "5-mm slices": resample_to_output(ras, (2, 2, 5), order=1),
+        "0.4-mm slices": resample_to_output(ras, (2, 2, 0.4), order=1),
+    }
+    for name, made in odd.items():
+        if name != "negative zooms":
+            made.set_sform(made.affine, 1)
+            made.set_qform(made.affine, 1)
+    return odd

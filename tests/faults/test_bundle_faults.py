@@ -1,0 +1,104 @@
+"""Bundles that were damaged, mismade or made to do harm are refused before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import assert_sentences
+from fault_table import FAULTS
+from random_bundle import write_random_bundle
+from safetensors.torch import load, save
+
+from bids_harmony.cli.run import main
+
+WEIGHTS = "brain_age.safetensors"
+TEN_GIB = 10 * 2**30
+
+
+class Harm:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def flipped_bit(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def missing_tensor(folder: Path) -> None:
+    tensors = load((folder / WEIGHTS).read_bytes())
+    del tensors["head.weight"]
+    replace(folder, WEIGHTS, save(tensors))
+
+
+def claims_10_gib(folder: Path) -> None:
+    shape = [TEN_GIB // 4]
+    header = {"head.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, TEN_GIB]}}
+    text = json.dumps(header).encode()
+    replace(folder, WEIGHTS, struct.pack("<Q", len(text)) + text + bytes(64))
+
+
+def replace(folder: Path, name: str, content: bytes) -> None:
+    """Write a file with its right digest."""
+    (folder / name).write_bytes(content)
+    info = json.loads((folder / "bundle.json").read_text())
+    info["files"][name] = hashlib.sha256(content).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(info))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped bit": flipped_bit,
+    "missing file": lambda f: (f / WEIGHTS).unlink(),
+    "missing tensor": missing_tensor,
+    "pickle beside": lambda f: (f / "more.pkl").write_bytes(pickle.dumps(Harm(f.parent / "harm"))),
+    "pickle as weights": lambda f: replace(f, WEIGHTS, pickle.dumps(Harm(f.parent / "harm"))),
+    "name outside": lambda f: replace(f, "../x", b"x"),
+    "10 GB file": lambda f: os.truncate(f / WEIGHTS, TEN_GIB),
+    "10 GB claimed": claims_10_gib,
+    "10 GB description": lambda f: os.truncate(f / "bundle.json", TEN_GIB),
+    "nested description": lambda f: (f / "bundle.json").write_text("[" * 100_000),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_bundle(tmp_path_factory.mktemp("whole") / "bundle").path
+
+
+@pytest.mark.parametrize("row", DAMAGE)
+def test_a_damaged_bundle_is_refused_before_anything_runs(
+    dataset: Path, whole: Path, tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = FAULTS["Bundles"][row]
+    folder = tmp_path / "bundle"
+    shutil.copytree(whole, folder)
+    DAMAGE[row](folder)
+    out = tmp_path / "out"
+    argv = [str(dataset), str(out), "participant", "-w", str(tmp_path / "w")]
+    assert main([*argv, "--bundle", str(folder)]) == fault.exit_code
+    said = capsys.readouterr().err
+    assert_sentences(said)
+    assert fault.says in said
+    assert str(folder) in said
+    assert not out.exists()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_bundle_without_damage_passes_the_same_check(whole: Path) -> None:
+    from bids_harmony.models.bundle import check_weights, load_bundle
+
+    check_weights(load_bundle(whole))

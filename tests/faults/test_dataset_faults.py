@@ -1,0 +1,125 @@
+"""Names, tables and sizes of datasets that nobody should have made."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bids_dataset import find, write
+from command import COMMAND, assert_sentences, new_dataset
+from fault_table import FAULTS, rows_of
+
+from bids_harmony.cli.run import main
+
+ROWS = FAULTS["Names and tables"]
+HARM = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"
+LABELS = {
+    "space": "01 copy",
+    "quotes": "0'1\"",
+    "HTML": "<b onclick=x>",
+    "dots": "..",
+    "look-alike": "０１а",
+    "terminal": "\x1b[2J\n01",
+    "long": "a" * 200,
+}
+
+
+@pytest.mark.parametrize(
+    "row", rows_of("test_dataset_faults.py::test_names_that_are_not_bids_are_left_out_and_told")
+)
+def test_names_that_are_not_bids_are_left_out_and_told(
+    dataset: Path, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = LABELS[row]
+    write(dataset, f"sub-{label}/anat/sub-{label}_T1w.nii.gz", "x")
+    argv = [str(dataset), str(dataset.parent / "out"), "participant", "--dry-run"]
+    assert main([*argv, "--bundle", "none"]) == ROWS[row].exit_code
+    said = capsys.readouterr().out
+    assert "2 scans of 2 participants would be processed" in said
+    assert ROWS[row].says in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("label", ["../x", "..", "/etc", "01/../../x", "0 1", "<b>", "*", "０１"])
+def test_labels_that_lead_elsewhere_are_refused(
+    dataset: Path, label: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(dataset), str(dataset.parent / "out"), "participant", "--dry-run"]
+    fault = ROWS["asked label"]
+    assert main([*argv, "--participant-label", label]) == fault.exit_code
+    said = capsys.readouterr().err
+    assert_sentences(said)
+    assert fault.says in said
+
+
+def test_a_table_from_a_spreadsheet_is_read(dataset: Path) -> None:
+    text = "\ufeffparticipant_id,age,site\r\nsub-01,30,A\r\nsub-01,99,B\r\nsub-02,40,A\r\n"
+    write(dataset, "participants.tsv", text.encode())
+    inventory = find(dataset)
+    assert [(s.age, s.site) for s in inventory.scans] == [(30.0, "A"), (40.0, "A")]
+    assert any(ROWS["CRLF"].says in note for note in inventory.warnings)
+
+
+def test_text_of_tables_and_sidecars_runs_nothing_in_any_report(tmp_path: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here")
+    root = new_dataset(tmp_path / "bids")
+    cells = "\t".join([HARM] * 4)
+    write(
+        root, "participants.tsv", f"participant_id\tsite\tage\tsex\tdiagnosis\nsub-01\t{cells}\n"
+    )
+    write(root, "sub-01/anat/sub-01_T1w.json", f'{{"Manufacturer": "{HARM}"}}')
+    write(root, "sub-01/anat/sub-01_T1w.nii.gz", "no image")
+    out = tmp_path / "out"
+    argv = [str(root), str(out), "-w", str(tmp_path / "work"), "--bundle", "none"]
+    # The scan is broken: its report has the text all the same, and is there in a moment.
+    for level, code in (("participant", 1), ("group", 0)):
+        command = [*COMMAND, *argv[:2], level, *argv[2:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+    with api.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name in ("sub-01.html", "group_T1w.html"):
+            page = browser.new_page()
+            page.goto((out / name).as_uri())
+            page.wait_for_load_state("load")
+            if name == "group_T1w.html":
+                page.keyboard.press("j")
+                page.keyboard.press("Enter")
+            assert HARM in page.locator("body").inner_text()
+            assert page.evaluate("window.hit") is None
+        browser.close()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory(tmp_path: Path) -> None:
+    root = new_dataset(tmp_path / "bids")
+    names = [
+        *("anat/sub-{}_T1w.nii.gz", "anat/sub-{}_T1w.json", "anat/sub-{}_T2w.nii.gz"),
+        *(f"func/sub-{{}}_task-rest_run-{run}_bold.nii.gz" for run in range(6)),
+        "dwi/sub-{}_dwi.nii.gz",
+    ]
+    for n in range(10_000):
+        subject = root / f"sub-{n:05d}"
+        for folder in ("anat", "func", "dwi"):
+            (subject / folder).mkdir(parents=True)
+        for name in names:
+            (subject / name.format(f"{n:05d}")).write_text("{}")
+    before = time.monotonic()
+    command = [*COMMAND, root, tmp_path / "out", "participant", "--dry-run", "--bundle", "none"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - before
+    assert done.returncode == ROWS["many files"].exit_code, done.stderr
+    assert "10000 scans of 10000 participants would be processed" in done.stdout
+    # In kB, of the largest child so far.
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(f"{seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
+    assert memory < 1.0
+    assert seconds < 120

@@ -1,0 +1,184 @@
+"""Readers fed with anything at all: they read it or refuse it in a sentence, and stay small."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bids_dataset import write
+from faulty_scans import raw
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bids_harmony.anat.check import load_t1w
+from bids_harmony.bids_filters import matches, read_filters
+from bids_harmony.bids_sidecars import Folders, read_sidecars, site_label
+from bids_harmony.bids_tables import Columns, describe, read_table
+from bids_harmony.errors import BundleError, HarmonyError, ScanError, UsageError
+from bids_harmony.models.bundle import KEYS, load_bundle
+from bids_harmony.qc.ratings import merge_ratings, read_ratings
+
+#: What the readers may take beyond what the tests themselves have taken.
+ROOM = 1.5e9
+MANY = settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+DEEP = "[" * 100_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory() -> Iterator[None]:
+    """Refuse memory beyond :data:`ROOM`: what takes more raises MemoryError and fails its test."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (int(used + ROOM), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def check(error: HarmonyError) -> None:
+    """See that an error is said in one sentence, with its remedy."""
+    assert error.cause
+    assert error.remedy
+    assert "\n" not in str(error)
+
+
+@MANY
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 347), st.binary(min_size=1, max_size=4)), max_size=6
+    ),
+    keep=st.none() | st.integers(0, 1000),
+)
+@example(changes=[(40, b"\x03\x00\x58\x02\x58\x02\x58\x02")], keep=None)
+@example(changes=[(108, b"\x00\x00\x80\x7f")], keep=None)
+def test_no_header_raises_anything_else_or_takes_memory(
+    tmp_path: Path, changes: list[tuple[int, bytes]], keep: int | None
+) -> None:
+    content = bytearray(raw())
+    for place, new in changes:
+        content[place : place + len(new)] = new
+    path = tmp_path / "x_T1w.nii"
+    path.write_bytes(content[:keep])
+    try:
+        img, _ = load_t1w(path)
+    except ScanError as error:
+        check(error)
+    else:
+        assert img.ndim == 3
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(["Manufacturer", "MagneticFieldStrength", "x"]), JSON))
+@example({"MagneticFieldStrength": 10**400})
+def test_no_sidecar_stops_a_run(tmp_path: Path, content: dict[str, Any]) -> None:
+    scan = write(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    texts = [json.dumps(content), json.dumps(content)[:-1], json.dumps([content]), "\x00"]
+    for text in texts:
+        write(tmp_path, "sub-01/anat/sub-01_T1w.json", text.encode("utf-8", "surrogatepass"))
+        facts, warnings = read_sidecars(scan, tmp_path, Folders())
+        json.dumps(facts, allow_nan=False)
+        site_label(facts)
+        assert facts.keys() <= content.keys()
+        assert all("\n" not in line for line in warnings)
+
+
+@MANY
+@given(st.binary(max_size=300), st.sampled_from(["participant_id", "filename", "session_id"]))
+@example(b"participant_id\tage\n\t1e999\nsub-01\t" + b"9" * 5000, "participant_id")
+def test_no_table_stops_a_run(tmp_path: Path, content: bytes, column: str) -> None:
+    path = write(tmp_path, "participants.tsv", content)
+    for text in (content, f"{column}\tage\tsex\tsite\n".encode() + content):
+        path.write_bytes(text)
+        table = read_table(path, column)
+        for row in list(table.rows)[:5]:
+            person = describe([(table, row)], Columns())
+            assert person.age is None or 0 <= person.age <= 120
+        try:
+            merge_ratings(read_ratings([path])[0])
+        except UsageError as error:
+            check(error)
+
+
+@MANY
+@given(
+    JSON
+    | st.dictionaries(
+        st.sampled_from(["t1w", "bold", "T1W"]),
+        JSON | st.dictionaries(st.sampled_from(["run", "acquisition", "suffix", "session"]), JSON),
+    )
+)
+def test_filter_files_are_read_or_refused(tmp_path: Path, content: object) -> None:
+    text = json.dumps(content).encode("utf-8", "surrogatepass")
+    for raw_text in (text, text[:-1], b"\xff\xfe{"):
+        path = write(tmp_path, "filter.json", raw_text)
+        try:
+            filters = read_filters(path)
+        except UsageError as error:
+            check(error)
+        else:
+            matches("sub-01_run-1_T1w.nii.gz", {"sub": "01", "run": "1"}, filters)
+
+
+def test_json_nested_without_end_stops_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "sub-01/anat/sub-01_T1w.json", DEEP)
+    write(tmp_path, "participants.json", DEEP)
+    table = write(tmp_path, "participants.tsv", "participant_id\tage\nsub-01\t30\n")
+    scan = write(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    facts, (warning,) = read_sidecars(scan, tmp_path, Folders())
+    assert facts == {}
+    assert "cannot be read" in warning
+    assert read_table(table, "participant_id").rows == {
+        "01": {"participant_id": "sub-01", "age": "30"}
+    }
+    with pytest.raises(UsageError):
+        read_filters(write(tmp_path, "filter.json", DEEP))
+
+
+ENTRY = st.dictionaries(st.sampled_from(["kind", "files", "options", "x"]), JSON, max_size=3)
+INFO = st.fixed_dictionaries(
+    dict.fromkeys(KEYS - {"format", "contract", "networks"}, JSON)
+    | {
+        "format": st.just(1) | JSON,
+        "contract": JSON,
+        "networks": st.dictionaries(st.text(max_size=3), JSON | ENTRY, max_size=2),
+    }
+)
+
+
+@settings(MANY, max_examples=25)
+@given(INFO, st.binary(max_size=64))
+def test_bundles_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, info: dict[str, Any], weights: bytes
+) -> None:
+    from bids_harmony.contract import Contract
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "w").write_bytes(weights)
+        whole = {
+            **info, "files": {"w": hashlib.sha256(weights).hexdigest()},
+            "contract": Contract().to_dict(), "format": 1, "targets": {}, "sites": {},
+        }  # fmt: skip
+        for values in (info, whole):
+            text = json.dumps(values).encode("utf-8", "surrogatepass")
+            (folder / "bundle.json").write_bytes(text)
+            try:
+                bundle = load_bundle(folder)
+                bundle.networks()
+            except BundleError as error:
+                check(error)

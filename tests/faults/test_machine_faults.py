@@ -1,0 +1,287 @@
+"""A machine that fails: full and read-only disks, killed processes, clocks, other runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import (
+    OPTIONS,
+    assert_same,
+    assert_sentences,
+    assert_whole,
+    harmony,
+    record_of,
+    start,
+    tree,
+    with_startup,
+)
+from fault_table import FAULTS
+
+from bids_harmony import __version__
+from bids_harmony.cli.run import main
+from bids_harmony.engine import failure_text
+from bids_harmony.errors import machine_error
+
+ROWS = FAULTS["Machine"]
+FIRST = ("--participant-label", "01", *OPTIONS)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, 64 MB large until :func:`resize` says otherwise."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted here ({made.stderr.strip().splitlines()[0]})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def resize(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+def of_first(out: Path) -> dict[str, bytes]:
+    """Outputs of the first participant, and those of the dataset as a whole."""
+    return {name: content for name, content in tree(out).items() if "sub-02" not in name}
+
+
+def members(group: int) -> list[str]:
+    """Processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("OSError: [Errno 28] No space left on device: '/out/x.json'", "output disk full"),
+        ("OSError: [Errno 28] No space left on device", "work disk full"),
+        ("OSError: [Errno 122] Disk quota exceeded: '/out/x.json'", "quota"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3 GiB", "memory limit"),
+        ("MemoryError", "memory limit"),
+    ],
+)
+def test_what_a_machine_refuses_has_its_cause_and_remedy(text: str, row: str) -> None:
+    cause, remedy = failure_text(f"Traceback (most recent call last):\n  File x\n{text}\n\n")
+    assert ROWS[row].says in cause
+    assert remedy
+    assert ("/out/x.json" in cause) == ("/out/x.json" in text)
+    assert machine_error(errno.ENOENT) is None
+
+
+def test_a_read_only_output_folder_is_refused(
+    dataset: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resize(disk, "ro")
+    for out in (disk, disk / "new"):
+        argv = [str(dataset), str(out), "participant", "-w", str(dataset.parent / "work")]
+        assert main(argv) == ROWS["read-only"].exit_code
+        said = capsys.readouterr().err
+        assert_sentences(said)
+        assert ROWS["read-only"].says in said
+        assert str(disk) in said
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_wherever_it_strikes_and_the_run_goes_on(
+    heads: Path, undisturbed: Path, disk: Path, tmp_path: Path
+) -> None:
+    # What is computed is there already, for another output folder: what fails is what writes.
+    work, out = tmp_path / "work", disk / "out"
+    shutil.copytree(heads.parent / "work", work)
+    command = (heads, out, "participant", "-w", work, *FIRST)
+    wanted = of_first(undisturbed)
+    inodes = [f"nr_inodes={n}" for n in (3, 12)]
+    sizes = [f"nr_inodes=9999,size={n}k" for n in (8, 60, 400, 1500, 2300, 2700, 3300)]
+    written = []
+    for size in inodes + sizes:
+        if size == sizes[0]:
+            shutil.rmtree(out)
+        resize(disk, size)
+        done = harmony(*command)
+        said = done.stdout + done.stderr
+        assert done.returncode in (1, ROWS["output disk full"].exit_code), f"{size}: {said}"
+        assert "Traceback" not in said, size
+        assert ROWS["output disk full"].says in said, f"{size}: {said}"
+        assert "Free some space" in said
+        assert_whole(out)
+        written.append(sorted(name for name in tree(out) if not name.endswith(".html")))
+    # The disk was full before the first image, between images, and after the last.
+    images = [sum(name.endswith(".nii.gz") for name in names) for names in written]
+    assert images[0] == 0
+    assert max(images) >= 3
+    resize(disk, "size=64m,nr_inodes=9999")
+    done = harmony(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(wanted, of_first(out))
+
+
+@pytest.mark.slow
+def test_a_full_work_disk_fails_the_scan_and_the_run_goes_on(
+    heads: Path, undisturbed: Path, disk: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    resize(disk, "size=3m")
+    command = (heads, out, "participant", "-w", disk, *FIRST)
+    done = harmony(*command)
+    assert done.returncode == ROWS["work disk full"].exit_code, done.stdout + done.stderr
+    assert ROWS["work disk full"].says in record_of(out, "01")["error"]["cause"]
+    assert "Free some space" in record_of(out, "01")["error"]["remedy"]
+    resize(disk, "size=64m")
+    done = harmony(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(of_first(undisturbed), of_first(out))
+
+
+@pytest.mark.slow
+def test_a_limit_on_the_size_of_files_is_said(
+    heads: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    shutil.copytree(heads.parent / "work", work)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        done = harmony(heads, out, "participant", "-w", work, *FIRST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == ROWS["file size limit"].exit_code, done.stdout + done.stderr
+    assert_sentences(done.stderr)
+    assert ROWS["file size limit"].says in done.stderr
+    assert_whole(out)
+    done = harmony(heads, out, "participant", "-w", work, *FIRST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(of_first(undisturbed), of_first(out))
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_changes_nothing(
+    heads: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    # An hour at every twentieth look at it.
+    code = (
+        "import itertools, time\n"
+        "_now, _looks = time.time, itertools.count()\n"
+        "time.time = lambda: _now() - 3600 * (next(_looks) // 20)\n"
+    )
+    out = tmp_path / "out"
+    startup = with_startup(tmp_path / "startup", code)
+    done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST, **startup)
+    assert done.returncode == ROWS["clock"].exit_code, done.stdout + done.stderr
+    assert_same(of_first(undisturbed), of_first(out))
+    # Outputs from the future are kept, and those of the past too.
+    for path in out.rglob("*"):
+        os.utime(path, (time.time() + 1e6, time.time() + 1e6))
+    done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST)
+    assert done.returncode == 0
+    assert "1 kept" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_damaged_work_folder_is_computed_again(
+    heads: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    shutil.copytree(heads.parent / "work", work)
+    damaged = [*work.rglob("result_*.pklz")]
+    assert len(damaged) > 10
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = harmony(heads, out, "participant", "-w", work, *FIRST)
+    assert done.returncode == ROWS["damaged work folder"].exit_code, done.stdout + done.stderr
+    assert_same(of_first(undisturbed), of_first(out))
+
+
+@pytest.mark.slow
+def test_signals_end_a_run_at_once_and_the_next_one_goes_on(
+    heads: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    command = (heads, out, "participant", "-w", work, *OPTIONS)
+    other = with_startup(
+        tmp_path / "startup", "import bids_harmony\nbids_harmony.__version__ = '0.0.1'\n"
+    )
+
+    def wait_for(node: str, version: str = __version__) -> None:
+        """Wait until a step of the first scan is running or done."""
+        step = work / f"bids_harmony-{version}" / "harmony_wf" / "sub_01_wf" / node
+        for _ in range(1200):
+            if step.exists():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{step} was not reached")
+
+    def ended(run: subprocess.Popen[str], row: str, limit: float = 10) -> None:
+        """See that a run ends in time with its words and its code, and leaves no process."""
+        before = time.monotonic()
+        said, _ = run.communicate(timeout=60)
+        assert time.monotonic() - before < limit
+        if ROWS[row].exit_code is not None:
+            assert run.returncode == ROWS[row].exit_code, said
+            assert ROWS[row].says in said
+            assert "The same command continues" in said
+            assert "Traceback" not in said, said
+        for _ in range(50):
+            if not members(run.pid):
+                break
+            time.sleep(0.1)
+        assert members(run.pid) == []
+        if out.exists():
+            assert_whole(out)
+
+    # Another version's results are left lying in the work folder.
+    run = start(*command, **other)
+    wait_for("anat_wf/brain_mask_wf", "0.0.1")
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    ended(run, "SIGINT")
+
+    run = start(*command)
+    wait_for("anat_wf/check")
+    # Two runs: the second is sent away, and the first does not notice.
+    second = harmony(*command)
+    assert second.returncode == ROWS["two runs"].exit_code
+    assert ROWS["two runs"].says in second.stderr
+    assert_sentences(second.stderr)
+    elsewhere = harmony(heads, out, "participant", "-w", tmp_path / "other", *OPTIONS)
+    assert elsewhere.returncode == ROWS["two runs"].exit_code, elsewhere.stdout
+    assert run.poll() is None
+    run.terminate()
+    ended(run, "SIGTERM")
+
+    run = start(*command)
+    wait_for("anat_wf/affine_wf")
+    run.kill()
+    ended(run, "main killed")
+
+    run = start(*command)
+    wait_for("qc_wf")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert children
+    os.kill(int(children[0]), signal.SIGKILL)
+    said, _ = run.communicate(timeout=900)
+    assert run.returncode == ROWS["worker killed"].exit_code, said
+    assert_same(tree(undisturbed), tree(out))
+    assert {p.name for p in work.glob("bids_harmony-*")} == {
+        "bids_harmony-0.0.1", f"bids_harmony-{__version__}",
+    }  # fmt: skip
