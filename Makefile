@@ -4,8 +4,13 @@ VENV ?= .venv
 DEMO ?= demo
 NPROCS ?= $(shell nproc)
 BIN := $(VENV)/bin
+# Of the container: what builds and runs it, which image, and what else to say to the build.
+ENGINE ?= docker
+TARGET ?= full
+IMAGE ?= bids_harmony:$(TARGET)
+BUILD_OPTIONS ?=
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint docs pictures image smoke sif smoke-sif clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,9 +31,35 @@ lint: $(VENV)/.test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run .ci/smoke .ci/deploy container/trim.sh recipes/slurm/*.sh recipes/slurm/*.sbatch
+	$(BIN)/check-jsonschema --builtin-schema vendor.circle-ci .circleci/config.yml
 
-clean:  ## remove the environment and the demo
-	rm -rf $(VENV) $(DEMO)
+docs: $(VENV)/.docs  ## the pages, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
+
+pictures: $(VENV)/.test  ## draw the pages' pictures anew, from simulated heads
+	$(BIN)/python docs/make_pictures.py $(DEMO)/pictures
+
+image:  ## the container image; TARGET=slim leaves FSL out (docs/container.md)
+	$(ENGINE) build --target $(TARGET) --tag $(IMAGE) \
+		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_harmony/__init__.py) \
+		--build-arg REVISION=$$(git rev-parse HEAD) \
+		--build-arg SOURCE=$$(git config --get remote.origin.url | sed 's#//[^/@]*@#//#' | grep . || echo unknown) \
+		$(BUILD_OPTIONS) .
+
+smoke: $(VENV)/.test  ## try the image: simulated scans, no network, read-only, any user
+	ENGINE=$(ENGINE) IMAGE=$(IMAGE) VALIDATOR=$(BIN)/bids-validator-deno .ci/smoke all
+
+sif:  ## Apptainer's image, of the container image saved as image.tar
+	apptainer build --force --build-arg BOOTSTRAP=docker-archive --build-arg IMAGE=image.tar \
+		bids_harmony.sif Singularity.def
+
+smoke-sif: $(VENV)/.test  ## try Apptainer's image
+	ENGINE=apptainer VALIDATOR=$(BIN)/bids-validator-deno .ci/smoke all
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) $(DEMO) docs/_build smoke image.tar bids_harmony.sif
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,4 +70,8 @@ $(VENV)/.app: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@ $(VENV)/.app
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@ $(VENV)/.app
