@@ -23,7 +23,9 @@ from bids_harmony.training.presets import ABLATIONS, FAST
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TRAIN, split_subjects
 
-COLUMNS = ("score", "tissue_distance", "probe", "violation", "beyond")
+#: What is told of the chosen checkpoint, and of the last one whether or not it was chosen.
+CHOSEN = ("step", "score", "tissue_distance", "probe")
+LAST = ("tissue_distance", "probe", "violation")
 
 
 def ablate(
@@ -38,7 +40,7 @@ def ablate(
     engine: Engine,
     say: Callable[[str], None],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train with all parts, then without each, and score the chosen checkpoint.
+    """Train with all parts, then without each, and score the chosen and the last checkpoint.
 
     Parameters
     ----------
@@ -64,8 +66,8 @@ def ablate(
     Returns
     -------
     dict of str to list of dict
-        Per part, or ``nothing``, one row of
-        :func:`bids_harmony.training.select.choose_checkpoint` per seed.
+        Per part, or ``nothing``, one item per seed: ``seed``, and of
+        :func:`bids_harmony.training.select.choose_checkpoint` the rows ``chosen`` and ``last``.
     """
     chance = np.random.default_rng(options.seed)
     split = split_subjects(data, options.validation, options.holdout, chance)
@@ -83,23 +85,26 @@ def ablate(
                 data, split, reference, maps.steps, maps.candidate,
                 grey=options.contract.grey, seed=options.seed, say=say,
             )  # fmt: skip
-            row = next(row for row in table if row["step"] == step)
-            rows.setdefault(part, []).append(row | {"seed": seed})
+            chosen = next(row for row in table if row["step"] == step)
+            rows.setdefault(part, []).append({"seed": seed, "chosen": chosen, "last": table[-1]})
     return rows
 
 
 def show(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Write a Markdown table of means over seeds, with their range."""
+    """Write a Markdown table of means over seeds, with their range where they differ."""
+    names = [*(f"chosen: {name}" for name in CHOSEN), *(f"last: {name}" for name in LAST)]
     lines = [
-        f"| without | kept the anatomy | {' | '.join(COLUMNS)} |",
-        "|---" * (len(COLUMNS) + 2) + "|",
+        f"| without | kept the anatomy | {' | '.join(names)} |",
+        "|---" * (len(names) + 2) + "|",
     ]
     for part, found in rows.items():
         cells = []
-        for name in COLUMNS:
-            values = [row[name] for row in found]
-            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        kept = sum(row["eligible"] for row in found)
+        for which, columns in (("chosen", CHOSEN), ("last", LAST)):
+            for name in columns:
+                values = [row[which][name] for row in found]
+                spread = f" ({min(values):g} to {max(values):g})" if len(set(values)) > 1 else ""
+                cells.append(f"{round(float(np.mean(values)), 3):g}{spread}")
+        kept = sum(row["chosen"]["eligible"] for row in found)
         lines.append(f"| {part} | {kept} of {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -111,8 +116,8 @@ def main() -> int:
     parser.add_argument("--reference-site", default="IXI-HH")
     parser.add_argument("--parts", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--epoch-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--epoch-steps", type=int, default=250)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

@@ -1,0 +1,26 @@
+"""How the pages are built (``make docs``): from Markdown, offline, and a warning is an error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+from bids_harmony import __version__
+
+project = "bids_harmony"
+author = "The bids_harmony developers"
+project_copyright = "the bids_harmony developers, Apache-2.0"
+version = release = __version__
+
+extensions = ["myst_parser", "parser_options"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+
+html_theme = "furo"  # neither fonts nor scripts from elsewhere
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_title = f"bids_harmony {__version__}"
+html_copy_source = False
+html_show_sphinx = False

@@ -1,0 +1,135 @@
+"""The commands that README and docs show: found, marked, and taken apart.
+
+A block of commands is fenced as ``sh`` and one word more, which says how it is tested:
+
+``run``    executed by the quick tests
+``slow``   executed by the slow tests, over simulated heads
+``check``  not executed, as it needs Docker, a cluster, hours or the network
+
+Whatever the word, every command of this project in a block is parsed by the project's own parser,
+and the whole block by ``bash -n``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WAYS = ("run", "slow", "check")
+#: Fences that hold no commands to type.
+OTHER = {"text", "json", "yaml", "python", "toml", "dockerfile", "groovy", "tsv", "html", "ini"}
+FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+#: The program: by its name, as a module, or as an image or one of its tags.
+PROGRAM = re.compile(
+    r"(?:[\w.:/${}-]*/)?bids[_-]harmony(?P<simulate>-simulate)?(?:[:_-][\w.${}-]+)?(?:\.sif)?"
+)
+PUNCTUATION = set("();<>|&")
+NAMES = ("bids_harmony", "bids_harmony-simulate")
+#: Programs that take our name for a folder or a package.
+NO_RUNNERS = {"cat", "cd", "cp", "export", "git", "ls", "mkdir", "pip", "rm"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it is, what its fence says, and what it holds."""
+
+    page: str
+    line: int
+    info: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return self.info.split()
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def pages() -> list[Path]:
+    """README, the pages of docs/, and what else tells people what to type."""
+    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
+    return found + sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks_in(text: str, page: str) -> list[Block]:
+    """Find the fenced blocks of a page, directives left out."""
+    found = []
+    for match in FENCE.finditer(text):
+        if not match[3].startswith("{"):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page, line, match[3].strip(), match[4]))
+    return found
+
+
+def all_blocks() -> list[Block]:
+    """Find the fenced blocks of all pages."""
+    return [
+        block
+        for path in pages()
+        for block in blocks_in(path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
+    ]
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Take a script apart into simple commands, variables and substitutions replaced by ``1``.
+
+    >>> commands_in('A=1 srun x $N \\\\\\n  --y "$(nproc)" | tee f # so')
+    [['A=1', 'srun', 'x', '1', '--y', '1'], ['tee', 'f']]
+    """
+    text = re.sub(r"\\\n", " ", text)
+    while re.search(r"\$\([^()]*\)", text):
+        text = re.sub(r"\$\([^()]*\)", "1", text)
+    text = re.sub(r"\$\{[^}]*\}|\$[A-Za-z_]\w*|\$[0-9@?!#*]", "1", text)
+    found = []
+    for line in text.splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        command: list[str] = []
+        for word in lexer:
+            if word and set(word) <= PUNCTUATION:
+                found.append(command)
+                # What a redirection names is no argument; as a command of its own it is ignored.
+                command = []
+            else:
+                command.append(word)
+        found.append(command)
+    return [command for command in found if command]
+
+
+def own_arguments(command: list[str]) -> tuple[str, list[str]] | None:
+    """Name which of our programs a command runs, and with which arguments; None for others.
+
+    >>> own_arguments(['docker', 'run', '-v', '/a:/b', 'bids_harmony', '/b', '/o', 'group'])
+    ('bids_harmony', ['/b', '/o', 'group'])
+    >>> own_arguments(['docker', 'build', '-t', 'bids_harmony', '.'])
+    """
+    if command[:3] in (["python", "-m", "bids_harmony"], ["python3", "-m", "bids_harmony"]):
+        return "bids_harmony", command[3:]
+    if command[0] in NO_RUNNERS:
+        return None
+    engines = {"docker", "podman", "apptainer", "singularity"}
+    contained = next((i for i, word in enumerate(command) if word in engines), None)
+    start = 0
+    if contained is not None:
+        if not {"run", "exec"} & set(command[contained + 1 :]):
+            return None
+        start = contained + 1
+    for i in range(start, len(command)):
+        found = PROGRAM.fullmatch(command[i])
+        if found is None or (contained is None and found[0] not in NAMES):
+            continue
+        rest = command[i + 1 :]
+        # ``exec IMAGE PROGRAM ...``; an image with another entry point.
+        if contained is not None and rest and rest[0] in NAMES:
+            return rest[0], rest[1:]
+        if "--entrypoint" in command[:i]:
+            program = command[command.index("--entrypoint") + 1]
+            return (program, rest) if program in NAMES else None
+        if contained is not None and "exec" in command[start:i]:
+            return None
+        return "bids_harmony" + (found["simulate"] or ""), rest
+    return None
