@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,6 +36,9 @@ KILLED = (
     "bids_harmony.errors.ScanError: The process that ran {name} was killed, most likely because "
     "memory ran out. Lower --nprocs, or give the job more memory."
 )
+
+#: Processes of a pool, which forgets them when it is shut down, whether or not they ended.
+Workers = MutableMapping[int, Any] | None
 
 
 # A clock that is set back would put nipype's scheduler to sleep for as long.
@@ -62,14 +65,16 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
-        self._pools: list[ProcessPoolExecutor] = []
+        self._pools: list[tuple[ProcessPoolExecutor, Workers]] = []
         self._stopped = False
+        # Pools are made by the thread of a broken one too.
+        self._changing = threading.Lock()
         # No worker has started in nipype's own pool yet.
         self.pool = self._new_pool(self.processors)
 
     def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
         pool = ProcessPoolExecutor(max_workers=n_workers, initializer=_end_with_parent)
-        self._pools.append(pool)
+        self._pools.append((pool, pool._processes))
         return pool
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
@@ -87,14 +92,16 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
     def stop(self) -> None:
         """End the workers at once, without waiting for what they do."""
-        self._stopped = True
-        for pool in self._pools:
-            _end_workers(pool)
+        with self._changing:
+            self._stopped = True
+        for pool, workers in self._pools:
+            _end_workers(workers)
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(
         self, pool: ProcessPoolExecutor, taskid: int, node: Any, updatehash: bool, *, retry: bool
     ) -> None:
+        workers = pool._processes
         future = pool.submit(run_node, node, updatehash, taskid)
         self._task_obj[taskid] = future
 
@@ -102,17 +109,16 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             error = future.exception()
             if error is None:
                 self._taskresult[taskid] = future.result()
-            elif self._stopped:
-                return
             elif retry and isinstance(error, BrokenProcessPool):
-                # The pool fails its tasks before it ends the workers that still run them.
-                _end_workers(pool)
-                own_pool = self._new_pool(1)
-                self._start(own_pool, taskid, node, updatehash, retry=False)
-                own_pool.shutdown(wait=False)
-                if self._stopped:  # A signal to all processes ends workers before it comes here.
-                    _end_workers(own_pool)
-            else:
+                with self._changing:
+                    if self._stopped:
+                        return
+                    # The pool fails its tasks before it ends the workers that still run them.
+                    _end_workers(workers)
+                    own_pool = self._new_pool(1)
+                    self._start(own_pool, taskid, node, updatehash, retry=False)
+                    own_pool.shutdown(wait=False)
+            elif not self._stopped:
                 killed = isinstance(error, BrokenProcessPool)
                 # With what happened in the worker before: nipype's own errors often follow one.
                 whole = "".join(traceback.format_exception(error))
@@ -122,8 +128,8 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
         future.add_done_callback(finished)
 
 
-def _end_workers(pool: ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):
+def _end_workers(workers: Workers) -> None:
+    for process in list((workers or {}).values()):
         process.kill()
         process.join(10)
 

@@ -12,6 +12,7 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from bids_harmony.cli.run import end_silently
 from bids_harmony.config import RunConfig
 from bids_harmony.engine import (
     Progress,
@@ -126,13 +127,20 @@ def test_killed_worker_costs_only_its_own_scan(tmp_path: Path) -> None:
 
 
 def interrupted(tmp_path: Path) -> None:
-    """Run two long scans as the command does, as the leader of a group of processes."""
+    """Run a long and a short scan as the command does, as the leader of a group of processes."""
     os.setsid()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    steps = [(write_mark, {"path": str(tmp_path / "mark"), "seconds": 60.0})]
+    os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 2)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    os.register_at_fork(after_in_child=end_silently)
+    steps = {
+        name: (write_mark, {"path": str(tmp_path / name), "seconds": seconds})
+        for name, seconds in (("long", 60.0), ("short", 0.0))
+    }
     workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
-    workflow.add_nodes([scan_wf(f"sub_0{i}_wf", tmp_path / "crash", *steps) for i in (1, 2)])
+    workflow.add_nodes(
+        [scan_wf(f"sub_{name}_wf", tmp_path / "crash", step) for name, step in steps.items()]
+    )
     workflow.config["execution"]["poll_sleep_duration"] = "0.05"
     for node in workflow._get_all_nodes():
         node.config = workflow.config
@@ -143,21 +151,27 @@ def interrupted(tmp_path: Path) -> None:
         raise SystemExit(130) from None
 
 
-def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path) -> None:
-    """As a cluster ends a job: the workers are hit before this process can stop them."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int) -> None:
+    """As a cluster or a terminal does: workers, busy or idle, are hit before they are stopped."""
     run = multiprocessing.get_context("fork").Process(target=interrupted, args=(tmp_path,))
     run.start()
     end = time.monotonic() + 60
-    while len(list((tmp_path / "work").rglob("*_unfinished.json"))) < 2:
+    while not (tmp_path / "short").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGTERM)
+    time.sleep(0.3)  # until its worker waits for more
+    os.kill(run.pid, signal.SIGSTOP)  # so that the workers come first
+    os.killpg(run.pid, number)
+    time.sleep(0.5)
+    os.kill(run.pid, signal.SIGCONT)
     run.join(10)
-    assert run.exitcode == 130
+    assert run.exitcode == 130, (tmp_path / "said").read_text()
     end = time.monotonic() + 5  # one that was killed may not be gone yet
     while is_alive(run.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert not is_alive(run.pid)
+    assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def is_alive(group: int) -> bool:

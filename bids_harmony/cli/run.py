@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_environment(config)
         # What ends a cluster job must end this one as cleanly as the keyboard does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # Workers simply end.
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
         complain(error.cause, error.remedy)
@@ -85,6 +84,15 @@ def run_level(config: RunConfig) -> int:
     from bids_harmony.participant import run_participant
 
     return run_participant(config)
+
+
+def end_silently() -> None:
+    """Have a worker process end at once, without a traceback, where a signal asks it to.
+
+    A terminal sends Ctrl-C to the workers too; what there is to say the main process says.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def set_environment(config: RunConfig) -> None:
