@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_killed_worker_costs_only_its_own_scan(tmp_path: Path) -> None:
 def interrupted(tmp_path: Path) -> None:
     """Run a long and a short scan as the command does, as the leader of a group of processes."""
     os.setsid()
-    os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = (tmp_path / "said").open("w", buffering=1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     os.register_at_fork(after_in_child=end_silently)
