@@ -66,6 +66,7 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self._pools: list[tuple[ProcessPoolExecutor, Workers]] = []
+        self._managers: set[Any] = set()
         self._stopped = False
         # Pools are made by the thread of a broken one too.
         self._changing = threading.Lock()
@@ -97,6 +98,9 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
         for pool, workers in self._pools:
             _end_workers(workers)
             pool.shutdown(wait=False, cancel_futures=True)
+        for manager in self._managers:
+            # Python's own end does not expect one that is about to end too (EBADF).
+            manager.join(10)
 
     def _start(
         self, pool: ProcessPoolExecutor, taskid: int, node: Any, updatehash: bool, *, retry: bool
@@ -104,6 +108,8 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
         workers = pool._processes
         future = pool.submit(run_node, node, updatehash, taskid)
         self._task_obj[taskid] = future
+        if (manager := pool._executor_manager_thread) is not None:
+            self._managers.add(manager)
 
         def finished(future: Future[Any]) -> None:
             error = future.exception()
