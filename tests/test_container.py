@@ -308,6 +308,30 @@ def test_smoke_finds_a_missing_and_a_superfluous_file(tmp_path: Path) -> None:
     assert "> ./sub-01.htm\n" in ran.stdout
 
 
+@pytest.mark.slow
+def test_smoke_passes_but_for_the_container(tmp_path: Path) -> None:
+    """All its steps, on the program of this machine: the tree that CI expects is the real one."""
+    engine = tmp_path / "engine"
+    standin = ROOT / "tests/standins/engine.py"
+    engine.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{standin}" "$@"\n')
+    engine.chmod(0o755)
+    (tmp_path / "there").mkdir()
+    ran = subprocess.run(
+        [ROOT / ".ci/smoke", "all"],
+        env={
+            **os.environ,
+            "ENGINE": str(engine),
+            "WORK": str(tmp_path / "smoke"),
+            "STANDIN_FOLDER": str(tmp_path / "there"),
+            "VALIDATOR": str(Path(sys.executable).with_name("bids-validator-deno")),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+
+
 def test_deploy_refuses_a_tag_of_another_version() -> None:
     ran = subprocess.run(
         [ROOT / ".ci/deploy"],
