@@ -38,7 +38,7 @@ KILLED = (
 )
 
 #: Processes of a pool, which forgets them when it is shut down, whether or not they ended.
-Workers = MutableMapping[int, Any] | None
+Workers = MutableMapping[int, Any]
 
 
 # A clock that is set back would put nipype's scheduler to sleep for as long.
@@ -135,7 +135,7 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
 
 
 def _end_workers(workers: Workers) -> None:
-    for process in list((workers or {}).values()):
+    for process in list(workers.values()):
         process.kill()
         process.join(10)
 
