@@ -1,0 +1,112 @@
+"""How many bad scans of a simulated dataset the group level finds, and what it flags besides.
+
+    bids_harmony-simulate BIDS --sites 4 --subjects 100 --travelling --bad 0.1
+    bids_harmony BIDS OUT participant -d masks=BIDS/derivatives/masks
+    python benchmarks/bad_scans.py BIDS OUT [--small 8] [--reject OUT/qc_ratings.tsv]
+
+A scan is found when it is flagged for any reason, or failed. Then each site in turn is made a small
+one: some of its scans are drawn, the other sites stay as they are. ``--reject`` writes the ratings
+of a reader who looks at the flagged scans and rejects those that are bad in truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bids_harmony.models.bundle import load_bundle
+from bids_harmony.qc.collect import ScanRow, find_records, read_scans, scan_table
+from bids_harmony.qc.outliers import find_outliers
+from bids_harmony.qc.ratings import COLUMNS, write_ratings
+
+GOOD = "good"
+
+
+def flagged(rows: Sequence[ScanRow], reference: dict) -> set[str]:
+    """Names of the scans that the group level would have a person look at."""
+    return set(find_outliers(scan_table(rows)[0], rows, reference).flags)
+
+
+def name_of(row: ScanRow) -> str:
+    """Name a scan as its record does."""
+    return str(row.values["scan"])
+
+
+def show(found: dict[str, Counter[bool]]) -> str:
+    """Write a Markdown table: kind, scans, flagged, share."""
+    lines = ["| kind | scans | flagged | share |", "|---" * 4 + "|"]
+    total: Counter[bool] = Counter()
+    for kind in sorted(found, key=lambda kind: (kind == GOOD, kind)):
+        n = found[kind].total()
+        lines.append(f"| {kind} | {n} | {found[kind][True]} | {found[kind][True] / n:.3f} |")
+        if kind != GOOD:
+            total += found[kind]
+    lines.insert(-1, f"| all bad | {total.total()} | {total[True]} | "
+                     f"{total[True] / max(total.total(), 1):.3f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def count(
+    rows: Sequence[ScanRow], quality: dict[str, str], reference: dict, only: str | None = None
+) -> dict[str, Counter[bool]]:
+    """Count flagged and other scans of each kind, of all sites or of one."""
+    found: dict[str, Counter[bool]] = defaultdict(Counter)
+    flags = flagged(rows, reference)
+    for row in rows:
+        if only is None or row.values["site"] == only:
+            found[quality[name_of(row)]][name_of(row) in flags] += 1
+    return found
+
+
+def main() -> int:
+    """Print the tables, and the names of the scans that were missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bids", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--small", type=int, default=8, help="scans of a small site [8]")
+    parser.add_argument("--draws", type=int, default=50, help="small sites drawn per site [50]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reject", type=Path, metavar="FILE", help="ratings to write")
+    given = parser.parse_args()
+
+    truth = pd.read_csv(given.bids / "derivatives/truth/scans.tsv", sep="\t")
+    names = [Path(name).name.removesuffix("_T1w.nii.gz") for name in truth["filename"]]
+    quality = dict(zip(names, truth["quality"], strict=True))
+    reference = dict(load_bundle(None).qc_reference()["metrics"])
+    rows = read_scans(find_records(given.out), given.out)
+    print(f"{len(rows)} scans, {sum(quality[name_of(row)] != GOOD for row in rows)} bad\n")
+    print(show(count(rows, quality, reference)))
+    flags = flagged(rows, reference)
+    for row in rows:
+        name = name_of(row)
+        if (quality[name] != GOOD) != (name in flags):
+            print(f"{'missed' if name not in flags else 'flagged'}: {name}, {quality[name]}")
+
+    if given.reject:
+        bad = sorted(name for name in flags if quality[name] != GOOD)
+        rejected = [(name, "truth", "", "reject", quality[name]) for name in bad]
+        write_ratings(given.reject, pd.DataFrame(rejected, columns=list(COLUMNS)))
+
+    rng = np.random.default_rng(given.seed)
+    sites = sorted({str(row.values["site"]) for row in rows})
+    found: dict[str, Counter[bool]] = defaultdict(Counter)
+    for site in sites:
+        here = [row for row in rows if row.values["site"] == site]
+        others = [row for row in rows if row.values["site"] != site]
+        for _ in range(given.draws):
+            drawn = [here[i] for i in rng.choice(len(here), given.small, replace=False)]
+            for kind, counter in count([*others, *drawn], quality, reference, site).items():
+                found[kind] += counter
+    print(f"\nOne site of {given.small} scans, {given.draws} draws at each of {len(sites)}\n")
+    print(show(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
