@@ -4,8 +4,8 @@
     bids_harmony BIDS OUT participant -d masks=BIDS/derivatives/masks
     python benchmarks/bad_scans.py BIDS OUT [--small 8] [--reject OUT/qc_ratings.tsv]
 
-A scan is found when it is flagged for any reason, or failed. Then each site in turn is made a small
-one: some of its scans are drawn, the other sites stay as they are. ``--reject`` writes the ratings
+A scan is found when it is flagged for any reason, or failed. Then each site in turn is made small:
+some of its scans are drawn, the other sites stay as they are. ``--reject`` writes the ratings
 of a reader who looks at the flagged scans and rejects those that are bad in truth.
 """
 
