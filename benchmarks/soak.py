@@ -1,7 +1,7 @@
 """Whether a long run stays small: memory, work folder and speed of many scans in one command.
 
     bids_harmony-simulate BIDS --sites 4 --subjects 50 --resolution 2
-    python benchmarks/soak.py BIDS OUT WORK [--nprocs 2] [-- more options of bids_harmony]
+    python benchmarks/soak.py BIDS OUT WORK [--nprocs 2] [more options of bids_harmony]
 
 Memory is that of the whole process tree, shared pages once (Linux). The last quarter of the scans
 is set against the second: the first still fills caches. An interrupted soak goes on, as the
@@ -109,16 +109,19 @@ def summarize(samples: list[Sample], code: int, wall_s: float, cpu_s: float) -> 
 
 def main() -> int:
     """Run the participant level and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further options go to bids_harmony.",
+        allow_abbrev=False,
+    )
     parser.add_argument("bids", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--nprocs", type=int, default=2)
-    parser.add_argument("more", nargs="*", help="options of bids_harmony, after --")
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     command = [
         sys.executable, "-m", "bids_harmony", str(given.bids), str(given.out), "participant",
-        "-w", str(given.work), "--nprocs", str(given.nprocs), "--clean-workdir", *given.more,
+        "-w", str(given.work), "--nprocs", str(given.nprocs), "--clean-workdir", *more,
     ]  # fmt: skip
     found = soak(command, given.work)
     print(summarize(*found))
