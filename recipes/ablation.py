@@ -1,4 +1,4 @@
-"""What each part of the fast preset is worth: train without it, on the same scans and seeds."""
+"""What each part of the full preset is worth: train without it, on the same scans and seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import Engine
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
-from bids_harmony.training.presets import ABLATIONS, FAST
+from bids_harmony.training.presets import ABLATIONS, FULL
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TRAIN, split_subjects
 
@@ -74,7 +74,7 @@ def ablate(
     train = np.flatnonzero(split == TRAIN)
     rows: dict[str, list[dict[str, Any]]] = {}
     for part in ("nothing", *parts):
-        preset = replace(FAST, **ABLATIONS.get(part, {}))
+        preset = replace(FULL, **ABLATIONS.get(part, {}))
         for seed in seeds:
             say(f"without {part}, seed {seed}")
             maps = train_harmonizer(
