@@ -23,6 +23,18 @@ awk -v all="${ALL:-}" '/^sub-/ && (all || !/ done before,/) {
   sub(/^sub-/, "", $1); sub(/_.*/, "", $1); if (!seen[$1]++) print $1
 }' "$LOGS/plan.txt" >"$LOGS/participants.txt"
 
+# Of the options, the participants end here: each task names its own, and they would add up.
+options=()
+while (($#)); do
+  case $1 in
+    --participant[-_]label)
+      while (($# > 1)) && [[ $2 != -* ]]; do shift; done ;;
+    --participant[-_]label=*) ;;
+    *) options+=("$1") ;;
+  esac
+  shift
+done
+
 n=$(wc -l <"$LOGS/participants.txt")
 group_after=()
 if ((n)); then
@@ -31,7 +43,7 @@ if ((n)); then
   export RECIPE BIDS OUT LOGS CONTAINER CPUS MEM_GB PER_TASK SCRATCH
   array=$(sbatch --parsable --export=ALL --array="0-$((tasks - 1))%$AT_ONCE" --cpus-per-task="$CPUS" \
     --mem="${MEM_GB}G" --time="$TIME" --output="$LOGS/participant-%a.log" \
-    "$RECIPE/participant.sbatch" "$@")
+    "$RECIPE/participant.sbatch" "${options[@]}")
   array=${array%%;*}
   echo "participant: job $array, $n participants in $tasks tasks, logs in $LOGS"
   # afterany: a bad scan must not keep the group report from the others.
