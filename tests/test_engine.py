@@ -13,7 +13,7 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.cli.run import end_silently
+from bids_harmony.cli.run import end_silently, interrupt_once
 from bids_harmony.config import RunConfig
 from bids_harmony.engine import (
     Progress,
@@ -132,7 +132,7 @@ def interrupted(tmp_path: Path) -> None:
     os.setsid()
     sys.stderr = (tmp_path / "said").open("w", buffering=1)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, interrupt_once)
     os.register_at_fork(after_in_child=end_silently)
     steps = {
         name: (write_mark, {"path": str(tmp_path / name), "seconds": seconds})
@@ -154,7 +154,10 @@ def interrupted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int) -> None:
-    """As a cluster or a terminal does: workers, busy or idle, are hit before they are stopped."""
+    """As a cluster or a terminal does: workers, busy or idle, are hit before they are stopped.
+
+    A job's script hands the signal on, so that the main process has it several times.
+    """
     run = multiprocessing.get_context("fork").Process(target=interrupted, args=(tmp_path,))
     run.start()
     end = time.monotonic() + 60
@@ -166,6 +169,10 @@ def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int
     os.killpg(run.pid, number)
     time.sleep(0.5)
     os.kill(run.pid, signal.SIGCONT)
+    for _ in range(500):
+        if run.is_alive():
+            os.kill(run.pid, number)
+        time.sleep(0.001)
     run.join(10)
     assert run.exitcode == 130, (tmp_path / "said").read_text()
     end = time.monotonic() + 5  # one that was killed may not be gone yet

@@ -79,6 +79,21 @@ def test_only_participants_with_scans_to_do_are_submitted(
     assert "3 participants in 2 tasks" in submit(dataset, out, "--bundle", "none").stdout
 
 
+@pytest.mark.parametrize(
+    "given",
+    [("--participant-label", "01", "02"), ("--participant_label=01", "--participant-label=02")],
+)
+def test_participants_are_shared_out_among_the_tasks(
+    dataset: Path, programs: Path, tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    result = submit(dataset, out, "--bundle", "none", *given, "--sloppy")
+    assert result.returncode == 0, result.stderr
+    assert next(out.glob("logs/*/participants.txt")).read_text() == "01\n02\n"
+    array = (tmp_path / "jobs").read_text().splitlines()[0]
+    assert array.endswith("participant.sbatch --bundle none --sloppy")
+
+
 def test_a_dataset_that_cannot_be_read_submits_nothing(programs: Path, tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     result = submit(tmp_path / "bids", tmp_path / "out")

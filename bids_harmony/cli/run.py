@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))
         set_environment(config)
         # What ends a cluster job must end this one as cleanly as the keyboard does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, interrupt_once)
         os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
@@ -84,6 +85,16 @@ def run_level(config: RunConfig) -> int:
     from bids_harmony.participant import run_participant
 
     return run_participant(config)
+
+
+def interrupt_once(*_: object) -> None:
+    """Interrupt, and let no further signal disturb the end.
+
+    Slurm, a job script and Apptainer may each send their own, and users press Ctrl-C again.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def end_silently() -> None:
