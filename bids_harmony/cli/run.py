@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))
         set_environment(config)
         # What ends a cluster job must end this one as cleanly as the keyboard does.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, interrupt_once)
+        signal.signal(signal.SIGTERM, interrupt_once)
+        signal.signal(signal.SIGINT, interrupt_once)
         os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
