@@ -39,6 +39,8 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.inputs import read_scans, without_rejected
+from bids_harmony.training.predictor import PREDICTORS
+from bids_harmony.training.presets import PRESETS
 from bids_harmony.training.run import choose_reference
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 
@@ -225,6 +227,9 @@ def _digest(study: Study, unit: Unit) -> str:
         "version": __version__,
         "unit": asdict(unit),
         "train": {k: v for k, v in study.train.to_dict().items() if k != "threads"},
+        # What their names stood for, which another release may change.
+        "preset": PRESETS[study.train.preset].to_dict(),
+        "predictor": PREDICTORS[study.train.predictor].to_dict(),
         "cv_folds": study.options.cv_folds,
         "targets": [[t.column, t.name, *t.classes] for t in study.targets],
         "table": study.data.table.drop(columns="metrics").astype(str).to_numpy().tolist(),
