@@ -17,11 +17,11 @@ NMI_BINS = 32
 #: Scan and template are compared after smoothing (standard deviation) and after subtracting the
 #: mean of a surrounding cube (side).
 FINE_MM, COARSE_MM = 2.0, 40.0
-#: The halves of the brain are compared after smoothing (standard deviation), where they are at least
-#: this deep: gyri differ, what is beneath them hardly does. A ball of 14 ml, dark as a lesion, put
-#: into the white matter of every other one of 151 real scans lay at least 6 robust deviations from
-#: its site's good scans (3 where the cortex was compared too, 1 at the 99th percentile). Of
-#: standard deviations from 4 to 8 mm and percentiles from 99 to 100 this pair told them apart best.
+#: The halves of the brain are compared after smoothing (standard deviation), where they are at
+#: least this deep: gyri differ, what is beneath them hardly does. A ball of 14 ml, dark as a
+#: lesion, put into the white matter of every other one of 151 real scans lay at least 6 robust
+#: deviations from its site's good scans (3 where the cortex was compared too, 1 at the 99th
+#: percentile). Of deviations from 4 to 8 mm and percentiles from 99 to 100 this pair did best.
 HALVES_MM, HALVES_DEPTH_MM, HALVES_PERCENTILE = 6.0, 10.0, 99.5
 #: Share of the largest slice a slice must reach to be compared with its neighbours.
 MIN_SLICE = 0.3
