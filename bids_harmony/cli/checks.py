@@ -11,6 +11,9 @@ from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError, mount_hint
 
 NAME = "bids_harmony"
+MOUNTS = Path("/proc/self/mounts")
+#: File systems that a container has of its own, and that end with it.
+PASSING = ("overlay", "tmpfs", "fuse-overlayfs", "fuse.fuse-overlayfs")
 
 
 def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
@@ -49,6 +52,11 @@ def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
         )
     if config.reports_only and old_run and not config.log_dir.is_dir():
         raise UsageError(f"There is no earlier run {config.log_dir}.", "Correct --run-uuid.")
+    if mount_hint() and file_system(config.output_dir) in PASSING:
+        warnings.append(
+            f"The output folder {config.output_dir} is the container's own, and ends with it."
+            f"{mount_hint()}"
+        )
     if config.omp_nthreads > config.nprocs:
         warnings.append(
             f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}: "
@@ -156,3 +164,17 @@ def _check_writable(path: Path, what: str) -> None:
             f"{what} {path} cannot be written: no permission for {there}.",
             f"Change its permissions or give another folder.{mount_hint(write=True)}",
         )
+
+
+def file_system(path: Path) -> str | None:
+    """Type of the file system that a path lies in, or will; None where that cannot be told."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    kinds = {}
+    for line in lines:
+        _, place, kind, *_ = line.split(" ")
+        kinds[Path(place.replace("\\040", " "))] = kind
+    path = path.resolve()
+    return next((kinds[p] for p in (path, *path.parents) if p in kinds), None)
