@@ -13,7 +13,7 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.cli.run import end_silently, interrupt_once
+from bids_harmony.cli.run import SIGNALS, end_silently, interrupt_once, main
 from bids_harmony.config import RunConfig
 from bids_harmony.engine import (
     Progress,
@@ -22,6 +22,7 @@ from bids_harmony.engine import (
     read_failures,
     run_graph,
 )
+from bids_harmony.errors import EXIT_NO_INPUT
 
 
 def write_mark(path: str, seconds: float) -> str:
@@ -180,6 +181,13 @@ def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int
         time.sleep(0.1)
     assert not is_alive(run.pid)
     assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+def test_signals_do_after_a_run_what_they_did_before(tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "group"]) == EXIT_NO_INPUT
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 def is_alive(group: int) -> bool:

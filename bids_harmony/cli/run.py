@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
 EXIT_INTERRUPTED = 130
+#: What asks a run to end.
+SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         program, 130 interrupted.
     """
     config = None
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))
         set_environment(config)
         # What ends a cluster job must end this one as cleanly as the keyboard does.
-        signal.signal(signal.SIGTERM, interrupt_once)
-        signal.signal(signal.SIGINT, interrupt_once)
+        for number in SIGNALS:
+            signal.signal(number, interrupt_once)
         os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
@@ -50,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("Interrupted.", "The same command continues where it stopped.")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001
-        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-        if refused := machine_error(number, getattr(error, "filename", None)):
+        code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        if refused := machine_error(code, getattr(error, "filename", None)):
             complain(refused.cause, refused.remedy)
             return refused.exit_code
         where = write_crash(config)
@@ -60,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Please report it with {where}." if where else traceback.format_exc(),
         )
         return EXIT_SOFTWARE
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt_once:
+                signal.signal(number, handler)
 
 
 def run_level(config: RunConfig) -> int:
@@ -92,7 +99,7 @@ def interrupt_once(*_: object) -> None:
 
     Slurm, a job script and Apptainer may each send their own, and users press Ctrl-C again.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -102,7 +109,7 @@ def end_silently() -> None:
 
     A terminal sends Ctrl-C to the workers too; what there is to say the main process says.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
