@@ -21,7 +21,7 @@ sys.path.pop(0)
 def test_each_part_is_left_out_once_per_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "FAST", TINY_FAST)
+    monkeypatch.setattr(ablation, "FULL", TINY_FAST)
     trained = []
     real = ablation.train_harmonizer
 
