@@ -9,6 +9,7 @@ import pytest
 from made_scans import USUAL, made_metrics, made_row, made_site, outliers_of
 
 from bids_harmony.qc.outliers import MOST
+from bids_harmony.qc.usual import usual_at_sites
 from bids_harmony.qc.verdict import reference_statistics
 
 
@@ -26,6 +27,31 @@ def reference():
 def test_few_good_scans_are_flagged(n: int) -> None:
     rows = [row for s in range(5) for row in made_site(f"S{s}", n, seed=s, snr_wm=2.0 * s)]
     assert len(outliers_of(rows).flags) <= 0.03 * len(rows)
+
+
+def test_a_middle_of_few_scans_is_unsure() -> None:
+    few = np.random.default_rng(0).normal(size=(8, 1))
+    z = [
+        next(usual_at_sites(values, {"A": np.arange(len(values))}, ("snr_wm",), None)).z()[:8]
+        for values in (few, np.tile(few, (10, 1)))
+    ]
+    np.testing.assert_allclose(z[1] / z[0], np.sqrt((1 + np.pi / 16) / (1 + np.pi / 160)))
+
+
+def test_a_small_site_whose_scans_are_all_off_the_common_course_flags_none() -> None:
+    rng = np.random.default_rng(0)
+
+    def course(n: int, own: float) -> list[dict[str, float | None]]:
+        """Metrics that follow one cause, but for their own part."""
+        cause = rng.standard_normal(n)
+        return [
+            {k: m + s * (x + own * rng.standard_normal()) for k, (m, s) in USUAL.items()}
+            for x in cause
+        ]
+
+    rows = [made_row(f"sub-A{i}", "A", values) for i, values in enumerate(course(120, 0.2))]
+    rows += [made_row(f"sub-NEW{i}", "NEW", values) for i, values in enumerate(course(8, 0.5))]
+    assert not any(key.startswith("sub-NEW") for key in outliers_of(rows).flags)
 
 
 def test_reasons_say_value_site_and_distance() -> None:

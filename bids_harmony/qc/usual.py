@@ -89,7 +89,9 @@ def usual_at_sites(
         here = values[where]
         n = np.isfinite(here).sum(axis=0)
         own = _spreads_below_and_above(here - middles[name])
-        below, above = (_lean(a, n, b) for a, b in zip(own, pooled, strict=True))
+        # The middle of a few scans is itself uncertain: a median's variance is pi / (2 n).
+        unsure = np.sqrt(1 + np.pi / (2 * np.maximum(n, 1)))
+        below, above = (unsure * _lean(a, n, b) for a, b in zip(own, pooled, strict=True))
         yield Site(name, here, metrics, middles[name], below, above)
 
 
