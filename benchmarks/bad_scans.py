@@ -53,14 +53,12 @@ def show(found: dict[str, Counter[bool]]) -> str:
 
 
 def count(
-    rows: Sequence[ScanRow], quality: dict[str, str], reference: dict, only: str | None = None
+    rows: Sequence[ScanRow], flags: set[str], quality: dict[str, str]
 ) -> dict[str, Counter[bool]]:
-    """Count flagged and other scans of each kind, of all sites or of one."""
+    """Count flagged and other scans of each kind."""
     found: dict[str, Counter[bool]] = defaultdict(Counter)
-    flags = flagged(rows, reference)
     for row in rows:
-        if only is None or row.values["site"] == only:
-            found[quality[name_of(row)]][name_of(row) in flags] += 1
+        found[quality[name_of(row)]][name_of(row) in flags] += 1
     return found
 
 
@@ -81,8 +79,8 @@ def main() -> int:
     reference = dict(load_bundle(None).qc_reference()["metrics"])
     rows = read_scans(find_records(given.out), given.out)
     print(f"{len(rows)} scans, {sum(quality[name_of(row)] != GOOD for row in rows)} bad\n")
-    print(show(count(rows, quality, reference)))
     flags = flagged(rows, reference)
+    print(show(count(rows, flags, quality)))
     for row in rows:
         name = name_of(row)
         if (quality[name] != GOOD) != (name in flags):
@@ -101,7 +99,8 @@ def main() -> int:
         others = [row for row in rows if row.values["site"] != site]
         for _ in range(given.draws):
             drawn = [here[i] for i in rng.choice(len(here), given.small, replace=False)]
-            for kind, counter in count([*others, *drawn], quality, reference, site).items():
+            flags = flagged([*others, *drawn], reference)
+            for kind, counter in count(drawn, flags, quality).items():
                 found[kind] += counter
     print(f"\nOne site of {given.small} scans, {given.draws} draws at each of {len(sites)}\n")
     print(show(found))

@@ -111,3 +111,27 @@ def test_derivatives_must_be_one_pipeline(paths: list[str], tmp_path: Path) -> N
     error = refuse([*paths, "participant", "-d", f"{tmp_path}/in/derivatives"])
     assert "holds no sub-* folder" in error.cause
     assert f"fmriprep={tmp_path}/in/derivatives/fmriprep" in error.remedy
+
+
+def test_an_output_folder_that_ends_with_the_container_is_warned_of(
+    paths: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    from bids_harmony.cli import checks
+
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(checks, "MOUNTS", mounts)
+    for inside, kind, warned in ((0, "tmpfs", 0), (1, "tmpfs", 1), (1, "ext4", 0)):
+        if inside:
+            monkeypatch.setenv("IS_DOCKER_8395080871", "1")
+        mounts.write_text(f"overlay / overlay rw 0 0\nhost {tmp_path} {kind} rw 0 0\n")
+        parse(paths)
+        assert ("is the container's own" in capsys.readouterr().err) == bool(warned)
+    mounts.write_text("overlay / overlay rw 0 0\n")
+    parse(paths)
+    assert "apptainer -B HOST:CONTAINER" in capsys.readouterr().err
+    mounts.unlink()
+    parse(paths)
+    assert capsys.readouterr().err == ""

@@ -204,11 +204,7 @@ def _distances(site: Site, every: np.ndarray) -> tuple[np.ndarray, list[tuple[in
     if n < MIN_SITE or p < 2:
         return np.zeros(len(z)), []
     z, others = np.nan_to_num(z[:, use]), np.nan_to_num(others[:, use])
-    sizes, parts = relative_distances(np.vstack([z, others]), others)
-    sizes, usual = sizes[: len(z)], sizes[len(z) :]
-    if len(z) < MIN_SITE:
-        # A few scans' medians, each taken by itself, take all of them off the common course.
-        sizes = sizes / max(1.0, float(np.median(sizes) / np.median(usual)))
+    sizes, parts = relative_distances(z, others)
     flags = []
     for i in np.flatnonzero(sizes > 1):
         most = [site.metrics[use[j]] for j in np.argsort(-parts[i], kind="stable")[:3]]

@@ -174,6 +174,8 @@ def relative_distances(z: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, n
     spread = MAD_TO_SD * float(np.median(np.abs(roots - middle)))
     limit = middle + Z_LIMIT * max(spread, middle * np.sqrt(2 / (9 * p)))
     parts, roots = parts_and_roots(z)
+    # A few scans' medians, each taken by itself, take all of them off the others' course.
+    limit *= max(1.0, float(np.median(roots)) / max(middle, 1e-12))
     return (roots / limit) ** 1.5, parts
 
 
