@@ -87,6 +87,20 @@ def test_a_grown_ventricle_fails_and_a_small_change_of_tone_passes(
     assert judge_harmonization(metrics, limits).status == "pass"
 
 
+def test_what_a_segmentation_would_find_is_judged_beside_what_the_limits_find() -> None:
+    volume, mask = brain(blur=2.0)
+    # The limit of fluid stays where it was; the classes' centres do not.
+    toned = np.interp(volume, [0, 0.33, 0.55, 1, 2], [0, 0.33, 0.8, 1, 2])
+    metrics = harmonization_metrics(volume, np.where(mask, toned, 0), mask, AFFINE)
+    assert metrics["harmonized_ventricle_change"] == pytest.approx(0, abs=0.002)
+    assert abs(metrics["segmented_ventricle_change"] or 0) > 0.1
+    verdict = judge_harmonization(metrics, calibrate([]))
+    assert verdict.status == "fail"
+    said = " ".join(r for r in verdict.reasons if "segmented anew" in r)
+    assert "the limit is 8.0 %" in said
+    assert "the limit is at least 0.9" in said
+
+
 def test_limits_come_from_unseen_scans_within_bounds() -> None:
     rows = [{"harmonized_change": 0.001 * i, "harmonized_edge_agreement": 0.8} for i in range(60)]
     limits = calibrate(rows)

@@ -11,8 +11,9 @@ import torch
 from test_guard import AFFINE, brain
 from torch import Tensor, nn
 
+from bids_harmony.qc.guard import MEASURES
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.select import anatomy, choose_checkpoint, site_probe
+from bids_harmony.training.select import ANATOMY, anatomy, choose_checkpoint, site_probe
 
 
 class Tone(nn.Module):
@@ -67,6 +68,26 @@ def test_the_map_that_undoes_the_site_is_chosen(data: TrainingSet) -> None:
     assert rows[300]["violation"] > 1
 
 
+class Wider(nn.Module):
+    """A map that darkens the rim of fluid, in slices as bright as the reference's."""
+
+    around, stride = 0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        image, mask = x[:, :1], x[:, 1:2]
+        bright = (image * mask).sum((2, 3), keepdim=True) > 0.8 * mask.sum((2, 3), keepdim=True)
+        near = -nn.functional.max_pool2d(-image, 5, 1, 2) < 0.2
+        return torch.where(near & bright, 0.02, image) * mask
+
+
+def test_a_map_may_not_change_the_reference_either(data: TrainingSet) -> None:
+    darker = data.volumes.copy()
+    darker[8:] = np.where(darker[8:] > 0.2, 0.8 * darker[8:], darker[8:])
+    _, table, _ = choose(replace(data, volumes=darker), {1: Wider()})
+    assert table[0]["violation"] > 1
+    assert table[0]["tissue_distance"] == pytest.approx(1.0, abs=0.02)  # sources stay
+
+
 def test_a_map_that_does_nothing_is_said_to(data: TrainingSet) -> None:
     assert "changes little" in choose(data, {1: Tone(1.0)})[2][-1]
 
@@ -92,11 +113,7 @@ def test_test_scans_are_never_read(data: TrainingSet) -> None:
 
 
 def test_changes_of_single_scans_cancel_in_the_median_but_not_in_the_share() -> None:
-    still = {
-        "harmonized_edge_agreement": 1.0, "harmonized_csf_change": 0.0,
-        "harmonized_gm_change": 0.0, "harmonized_wm_change": 0.0,
-        "harmonized_ventricle_change": 0.0,
-    }  # fmt: skip
+    still = {name: 1.0 if MEASURES[name].kept else 0.0 for name in ANATOMY}
     rows = [dict(still) for _ in range(9)]
     assert anatomy(rows, np.repeat("A", 9)) == (0.0, 0.0)
     rows[0]["harmonized_ventricle_change"] = 0.4

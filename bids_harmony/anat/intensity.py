@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,8 +211,10 @@ def shading(
     return np.asarray(np.exp(np.clip(log_field, np.log(0.4), np.log(2.5))))
 
 
-def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
-    """Centres of intensity classes by one-dimensional k-means from fixed quantiles.
+def tissue_centres(
+    values: np.ndarray, n_classes: int = 3, start: Sequence[float] | None = None
+) -> np.ndarray:
+    """Centres of intensity classes by one-dimensional k-means.
 
     Parameters
     ----------
@@ -219,6 +222,8 @@ def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
         Brain intensities.
     n_classes : int
         Number of classes; 3 for CSF, grey and white matter.
+    start : sequence of float, optional
+        Ascending centres to begin with, in place of fixed quantiles.
 
     Returns
     -------
@@ -229,6 +234,8 @@ def tissue_centres(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
     # Sums over sorted values make each iteration a look-up, exact and independent of order.
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     centres = np.quantile(ordered, (np.arange(n_classes) + 0.5) / n_classes)
+    if start is not None:
+        centres = np.array(start, dtype=np.float64)
     for _ in range(100):
         edges = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
         edges = np.concatenate([[0], edges, [len(ordered)]])

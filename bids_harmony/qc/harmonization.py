@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.anat.brain import dice
+from bids_harmony.anat.intensity import tissue_centres
 from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
 
@@ -83,7 +85,8 @@ def harmonization_metrics(
     Before, tissue is told halfway between the values the scaling gives fluid, grey and white
     matter. After, the limits follow the change of tone (:func:`moved_limits`), which is what
     harmonization is for: a new tone curve moves little, ventricles painted larger or a cortex
-    painted thinner do.
+    painted thinner do. A segmentation of the harmonized image knows no limits from before: the
+    ``segmented_`` measures find the limits anew in each volume (:func:`own_limits`).
 
     Parameters
     ----------
@@ -102,9 +105,9 @@ def harmonization_metrics(
     -------
     dict
         ``harmonized_change``, ``harmonized_edge_agreement``,
-        ``harmonized_{csf,gm,wm,ventricle}_change``, ``reference_distance_raw`` and
-        ``reference_distance_harmonized`` (None without a reference), as described in
-        ``data/qc_dictionary.json``.
+        ``harmonized_{csf,gm,wm,ventricle}_change``, ``segmented_ventricle_change``,
+        ``segmented_overlap``, ``reference_distance_raw`` and ``reference_distance_harmonized``
+        (None without a reference), as described in ``data/qc_dictionary.json``.
     """
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
     limits = tissue_limits(grey)
@@ -118,12 +121,15 @@ def harmonization_metrics(
             for i, tissue in enumerate(("csf", "gm", "wm"))
         },
     }
-    ventricles = [
+    values["harmonized_ventricle_change"] = growth(
         ventricle_ml(before, mask, affine, limits[0]), ventricle_ml(after, mask, affine, moved[0])
-    ]  # fmt: skip
-    values["harmonized_ventricle_change"] = (ventricles[1] - ventricles[0]) / max(
-        ventricles[0], LEAST_VENTRICLE_ML
     )
+    own = [own_limits(v[mask], grey) for v in (before, after)]
+    values["segmented_ventricle_change"] = growth(
+        ventricle_ml(before, mask, affine, own[0][0]), ventricle_ml(after, mask, affine, own[1][0])
+    )
+    labels = [np.digitize(v[mask], limits) for v, limits in zip((before, after), own, strict=True)]
+    values["segmented_overlap"] = min(dice(*(found == k for found in labels)) for k in range(3))
     for name, volume in (("raw", before), ("harmonized", after)):
         values[f"reference_distance_{name}"] = (
             None
@@ -131,6 +137,11 @@ def harmonization_metrics(
             else histogram_distance(brain_histogram(volume, mask), reference_histogram)
         )
     return {name: rounded(value) for name, value in values.items()}
+
+
+def growth(before: float, after: float) -> float:
+    """Change of the ventricles' volume in ml, relative to that before."""
+    return (after - before) / max(before, LEAST_VENTRICLE_ML)
 
 
 def moved_limits(before: np.ndarray, after: np.ndarray, grey: float) -> tuple[float, float]:
@@ -162,6 +173,12 @@ def moved_limits(before: np.ndarray, after: np.ndarray, grey: float) -> tuple[fl
 def tissue_limits(grey: float) -> tuple[float, float]:
     """Intensities halfway between fluid and grey, and between grey and white matter."""
     return grey / 2, (1 + grey) / 2
+
+
+def own_limits(values: np.ndarray, grey: float) -> tuple[float, float]:
+    """Limits between tissues where intensities put them: halfway between three k-means centres."""
+    fluid, middle, white = tissue_centres(values, start=(0.0, grey, 1.0))
+    return float(fluid + middle) / 2, float(middle + white) / 2
 
 
 def tissue_shares(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:

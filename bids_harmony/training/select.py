@@ -1,10 +1,10 @@
 """Choose among the harmonizer's checkpoints: anatomy first, then likeness to the reference.
 
 Image similarity cannot choose: it rises while ventricles shrink by half and come back
-(science.md §9). So a checkpoint must keep the anatomy of the validation scans, and what differs
-between them; among those that do, a site's mapped scans should on average have the reference's
-intensities, as a whole and within each tissue, and a simple classifier should find it hard to
-tell them from the reference's.
+(science.md §9). So a checkpoint must keep the anatomy of the validation scans, the reference's
+among them, and what differs between the others; among those that do, a site's mapped scans should
+on average have the reference's intensities, as a whole and within each tissue, and a simple
+classifier should find it hard to tell them from the reference's.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from bids_harmony.training.evaluate import volume_of
 from bids_harmony.training.splits import TEST, VALIDATION
 
 #: Measures that decide whether a checkpoint keeps the anatomy.
-ANATOMY = tuple(name for name in MEASURES if name.endswith(("agreement", "_change"))
-                and name != "harmonized_change")  # fmt: skip
-#: Scans of each site that are mapped by every checkpoint: at most, at most of all sites together,
-#: at least. And reference scans they are held against.
+ANATOMY = tuple(
+    name for name in MEASURES
+    if name not in ("harmonized_change", "harmonized_cycle_error", "training_distance")
+)  # fmt: skip
+#: Scans of each site that are mapped by every checkpoint: at most, at most of all sources
+#: together, at least. And reference scans they are held against.
 MAX_SOURCE, MAX_SOURCES, LEAST_SOURCE, MAX_REFERENCE = 12, 60, 3, 36
 #: Correlation over scans of the fluid in the middle of the brain, by one limit before and after: a
 #: map that gives every scan the same share of dark voxels wipes out what differs between people.
@@ -98,6 +100,7 @@ def choose_checkpoint(
     scans = {site: _some(data, split, site, most, seed) for site in sites}
     sources = np.concatenate(list(scans.values()))
     targets = _some(data, split, reference, MAX_REFERENCE, seed)
+    home = _some(data, split, reference, most, seed)
     zoom = abs(float(data.affine[0, 0]))
     styles = np.array([style_features(*volume_of(data, int(i)), zoom, grey) for i in targets])
     quantiles = {
@@ -119,7 +122,11 @@ def choose_checkpoint(
             found[int(i)] = tissue_quantiles(mapped, mask, grey)
             looks.append(style_features(mapped, mask, zoom, grey))
             fluid.append([ventricle_ml(v, mask, data.affine, grey / 2) for v in (volume, mapped)])
-        violation, beyond = anatomy(rows, data.sites[sources])
+        for i in home:  # scans that need nothing
+            volume, mask = volume_of(data, int(i))
+            mapped = map_volume(network, volume, mask, data.affine, data.box)
+            rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
+        violation, beyond = anatomy(rows, data.sites[np.concatenate([sources, home])])
         kept = _correlation(np.array(fluid))
         distance = _distance(found, scans, wanted) / max(before, 1e-6)
         probe = site_probe(np.array(looks), styles, data.ages[sources], data.ages[targets], seed)
