@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +21,13 @@ from bids_harmony.errors import (
     ScanError,
     UsageError,
 )
+from bids_harmony.failures import Failure, read_failures
 from bids_harmony.files import claim, write_json, write_text
 from bids_harmony.outputs import scan_file, write_dataset_files, write_scans_tables
+from bids_harmony.settle import check_template, choose_device, deviations
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
-    from bids_harmony.engine import Failure
     from bids_harmony.models.bundle import Bundle
 
 #: Scans per nipype graph: its scheduler slows down with the square of the number of nodes.
@@ -179,48 +178,6 @@ def prepare(config: RunConfig) -> Run:
     )
 
 
-def deviations(config: RunConfig, contract: Contract) -> list[str]:
-    """Say where a run departs from the preprocessing its bundle was trained on."""
-    found = []
-    for option, asked, trained in (
-        ("--skull-strip", config.skull_strip, contract.skull_strip),
-        ("--registration", config.registration, contract.registration),
-        ("--template", config.template or "auto", contract.template),
-    ):
-        if asked not in ("auto", trained):
-            found.append(f"{option} {asked} differs from the bundle's {trained}")
-    return found
-
-
-def check_template(path: str, contract: Contract) -> None:
-    """Refuse a template on which the bundle's networks cannot run."""
-    from bids_harmony.anat.template import load_template
-
-    given = load_template(contract.resolution, path).mask.shape
-    wanted = load_template(contract.resolution).mask.shape
-    if given != wanted:
-        raise UsageError(
-            f"The template {path} has the grid {given} at {contract.resolution} mm, and the "
-            f"bundle was trained on {contract.template} with {wanted}.",
-            "Leave --template out.",
-        )
-
-
-def choose_device(asked: str) -> str:
-    """Settle ``--device``, asking torch in a process of its own so that workers can fork."""
-    if asked == "cpu" or (asked == "auto" and not shutil.which("nvidia-smi")):
-        return "cpu"
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    if subprocess.run([sys.executable, "-c", code], check=False).returncode == 0:  # noqa: S603
-        return "cuda"
-    if asked == "cuda":
-        raise UsageError(
-            "--device cuda was asked for, and torch finds no CUDA device.",
-            "Use --device auto, or give the container its GPU (--gpus all, --nv).",
-        )
-    return "cpu"
-
-
 @dataclass(frozen=True)
 class Run:
     """A run's settings once everything is settled."""
@@ -273,7 +230,6 @@ class Run:
             Progress,
             discard_damaged,
             nipype_settings,
-            read_failures,
             run_graph,
             start_log,
         )
@@ -368,7 +324,6 @@ class Run:
 def refuse_file(path: Path) -> Failure | None:
     """Say why a file need not be opened; None where it must be."""
     from bids_harmony.anat.check import check_file
-    from bids_harmony.engine import Failure
 
     try:
         check_file(path)

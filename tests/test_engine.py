@@ -18,11 +18,10 @@ from bids_harmony.config import RunConfig
 from bids_harmony.engine import (
     Progress,
     SurvivingMultiProcPlugin,
-    failure_text,
-    read_failures,
     run_graph,
 )
 from bids_harmony.errors import EXIT_NO_INPUT
+from bids_harmony.failures import failure_text, read_failures
 
 
 def write_mark(path: str, seconds: float) -> str:

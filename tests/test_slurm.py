@@ -23,10 +23,10 @@ from bids_harmony.engine import (
     Progress,
     SurvivingMultiProcPlugin,
     plugin,
-    read_failures,
     run_graph,
 )
 from bids_harmony.errors import MissingProgramError, UsageError
+from bids_harmony.failures import read_failures
 
 STANDIN = Path(__file__).parent / "standins" / "slurm.py"
 

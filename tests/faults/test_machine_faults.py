@@ -28,8 +28,8 @@ from fault_table import FAULTS
 
 from bids_harmony import __version__
 from bids_harmony.cli.run import main
-from bids_harmony.engine import failure_text
 from bids_harmony.errors import machine_error
+from bids_harmony.failures import failure_text
 
 ROWS = FAULTS["Machine"]
 FIRST = ("--participant-label", "01", *OPTIONS)
