@@ -12,6 +12,7 @@ from bids_harmony.anat.brain import dice
 from bids_harmony.anat.intensity import tissue_centres
 from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
+from bids_harmony.qc.tissue import mixture, mixture_limits
 
 #: Histogram of scaled brain intensities: white matter is near 1 and 2 is the ceiling.
 N_BINS, TOP = 80, 1.6
@@ -124,12 +125,12 @@ def harmonization_metrics(
     values["harmonized_ventricle_change"] = growth(
         ventricle_ml(before, mask, affine, limits[0]), ventricle_ml(after, mask, affine, moved[0])
     )
-    own = [own_limits(v[mask], grey) for v in (before, after)]
-    values["segmented_ventricle_change"] = growth(
-        ventricle_ml(before, mask, affine, own[0][0]), ventricle_ml(after, mask, affine, own[1][0])
-    )
-    labels = [np.digitize(v[mask], limits) for v, limits in zip((before, after), own, strict=True)]
-    values["segmented_overlap"] = min(dice(*(found == k for found in labels)) for k in range(3))
+    segmented = [
+        segmented_change(before, after, mask, affine, pair)
+        for pair in zip(*(own_limits(v[mask], grey) for v in (before, after)), strict=True)
+    ]
+    values["segmented_ventricle_change"] = max((change for change, _ in segmented), key=abs)
+    values["segmented_overlap"] = min(overlap for _, overlap in segmented)
     for name, volume in (("raw", before), ("harmonized", after)):
         values[f"reference_distance_{name}"] = (
             None
@@ -175,10 +176,29 @@ def tissue_limits(grey: float) -> tuple[float, float]:
     return grey / 2, (1 + grey) / 2
 
 
-def own_limits(values: np.ndarray, grey: float) -> tuple[float, float]:
-    """Limits between tissues where intensities put them: halfway between three k-means centres."""
+def own_limits(values: np.ndarray, grey: float) -> list[tuple[float, float]]:
+    """Find the limits between tissues in intensities themselves, as segmentation programs do.
+
+    In two ways, for each misses changes that the other finds: halfway between three k-means
+    centres, and where the likelier of three Gaussian classes changes.
+    """
     fluid, middle, white = tissue_centres(values, start=(0.0, grey, 1.0))
-    return float(fluid + middle) / 2, float(middle + white) / 2
+    classes = mixture(values, np.array([fluid, middle, white]))
+    return [((fluid + middle) / 2, (middle + white) / 2), mixture_limits(*classes)]
+
+
+def segmented_change(
+    before: np.ndarray,
+    after: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    limits: Sequence[tuple[float, float]],
+) -> tuple[float, float]:
+    """Growth of the ventricles and least Dice of a tissue, by limits before and after."""
+    labels = [np.digitize(v, own) for v, own in zip((before, after), limits, strict=True)]
+    ventricles = [ventricle_ml(found, mask, affine, 0.5) for found in labels]
+    overlap = min(dice(*((found == k) & mask for found in labels)) for k in range(3))
+    return growth(*ventricles), overlap
 
 
 def tissue_shares(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:

@@ -65,12 +65,12 @@ def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
     coefficients = np.zeros(terms.shape[1])
     for step in range(BIAS_STEPS + 1):
         corrected = values / np.exp(terms @ coefficients)
-        mean, sd, fraction = _mixture(corrected, start)
+        mean, sd, fraction = mixture(corrected, start)
         if step == BIAS_STEPS:
             break
         # White matter alone should be even: grey matter and CSF differ from place to place by
         # anatomy and by mixing, which the field would take up.
-        weight = _posterior(corrected, mean, sd, fraction)[:, 2]
+        weight = posterior(corrected, mean, sd, fraction)[:, 2]
         residual = logs - np.log(max(float(mean[2]), floor))
         # einsum sums in one fixed order whatever the number of threads.
         normal = np.einsum("ni,n,nj->ij", terms, weight, terms)
@@ -88,8 +88,21 @@ def bias_terms(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
 
 
-def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """EM for three Gaussians on the histogram of the values, darkest class first."""
+def mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit three Gaussians to the histogram of values by expectation and maximisation.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Intensities.
+    start : numpy.ndarray
+        Shape (3,). Means to begin with.
+
+    Returns
+    -------
+    mean, sd, fraction : numpy.ndarray
+        Shape (3,) each, darkest class first.
+    """
     low, high = np.percentile(values, [0.1, 99.9])
     counts, edges = np.histogram(values, bins=BINS, range=(low, max(high, low + 1e-9)))
     centres = (edges[1:] + edges[:-1]) / 2
@@ -98,7 +111,7 @@ def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndar
     sd = np.full(3, max(float(values.std()) / 3, smallest))
     fraction = np.full(3, 1 / 3)
     for _ in range(EM_STEPS):
-        weight = _posterior(centres, mean, sd, fraction) * counts[:, None]
+        weight = posterior(centres, mean, sd, fraction) * counts[:, None]
         total = np.maximum(weight.sum(axis=0), 1e-9)
         mean = (weight * centres[:, None]).sum(axis=0) / total
         variance = (weight * (centres[:, None] - mean) ** 2).sum(axis=0) / total
@@ -108,10 +121,19 @@ def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mean[order], sd[order], fraction[order]
 
 
-def _posterior(
+def posterior(
     values: np.ndarray, mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray
 ) -> np.ndarray:
     """Probability of each class, shape (n, 3)."""
     density = fraction / sd * np.exp(-0.5 * ((values[:, None] - mean) / sd) ** 2)
-    posterior: np.ndarray = density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300)
-    return posterior
+    return np.asarray(density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300))
+
+
+def mixture_limits(mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray) -> tuple[float, float]:
+    """Intensities between neighbouring classes where the brighter one becomes the likelier."""
+    limits = []
+    for k in (0, 1):
+        between = np.linspace(mean[k], mean[k + 1], BINS)
+        likely = posterior(between, mean, sd, fraction)
+        limits.append(float(between[np.argmax(likely[:, k + 1] > likely[:, k])]))
+    return limits[0], limits[1]
