@@ -46,8 +46,8 @@ class Bounds:
 #: than 0.001 and the ventricles by 0.2 %; smoothing by 0.4 voxels moves shares by 0.003 and the
 #: ventricles by 1 %, and leaves edges at 0.999; noise of 0.03 brings edges to 0.99. Where
 #: tissues are found anew in the volume, such smoothing changes ventricles by 2 to 3 %, noise of
-#: 0.01 by up to 2 % (tissues overlap to 0.97), but a tone curve that lifts values midway by 0.03 by
-#: 10 to 16 %: after tissue scaling these two leave little room for another tone, which a
+#: 0.01 by up to 2 % (tissues overlap to 0.97), but a tone curve that lifts values midway by 0.03
+#: by 10 to 16 %: after tissue scaling these two leave little room for another tone, which a
 #: segmentation program would take for another anatomy.
 MEASURES = {
     "harmonized_edge_agreement": Bounds(0.02, 0.06, kept=True),
