@@ -115,6 +115,16 @@ def test_a_small_site_leans_on_the_others_and_the_reference(reference) -> None:
     assert len(found.flags) <= 2
 
 
+def test_heads_that_a_datasets_other_sites_show_too_are_none(reference) -> None:
+    small = [*made_site("B", 2, seed=2), odd("B", brain_volume_ml=2200.0)]
+    flagged = {flag.metric for flag in outliers_of(small, reference).flags["sub-odd"]}
+    assert flagged == {"brain_volume_ml"}
+    large = made_site("A", 60, brain_volume_ml=700.0)
+    assert "sub-odd" not in outliers_of([*large, *small], reference).flags
+    small[-1] = odd("B", brain_volume_ml=2900.0)
+    assert "sub-odd" in outliers_of([*large, *small], reference).flags
+
+
 def test_a_lone_scan_is_held_against_the_reference(reference) -> None:
     (flag,) = outliers_of([odd(snr_wm=5.0)], reference).flags["sub-odd"]
     assert flag.metric == "snr_wm"

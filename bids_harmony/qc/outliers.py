@@ -56,7 +56,7 @@ USUAL = 0.75
 #: of 7 and 77 % of 8 real ones, and so do heads of a population that the bundle does not know.
 #: With this many scans the site tells what its way is: beyond the reference then counts if it is
 #: also so many robust deviations off the site's middle, and more at a site that is not small.
-FEW, ALSO_Z, ALSO_Z_LARGE = 4, 2.0, 3.0
+FEW, ALSO_Z, ALSO_Z_LARGE = 4, 2.5, 3.0
 #: Beyond the reference are a site's own ways when more than this share of its scans shows them.
 SITES_WAY = 0.5
 #: No flag counts as farther beyond its limit than this; a scan that failed does as much.
@@ -129,7 +129,7 @@ def find_outliers(
         sizes /= Z_LIMIT
         distances, far = _distances(site, every)
         score[where] = np.maximum(sizes, distances)
-        beyond, note = _beyond_reference(site, reference)
+        beyond, note = _beyond_reference(site, reference, values[done & (sites != site.name)])
         notes += note
         for i, flag in (*_deviations(site), *far, *_missing(site), *beyond):
             found[where[i]].append(flag)
@@ -234,9 +234,13 @@ def _missing(site: Site) -> Iterator[tuple[int, Flag]]:
 
 
 def _beyond_reference(
-    site: Site, reference: Mapping[str, Any] | None
+    site: Site, reference: Mapping[str, Any] | None, elsewhere: np.ndarray
 ) -> tuple[list[tuple[int, Flag]], list[str]]:
-    """Metrics beyond the bundle's reference, where the site is small or no scanner matters."""
+    """Metrics beyond the bundle's reference, where the site is small or no scanner matters.
+
+    A small site's scans may also be as those ``elsewhere`` in the dataset (scans, metrics), which
+    tell whose heads these are and what its scanners do.
+    """
     summaries = (reference or {}).get("all", {})
     flags, notes = [], []
     z = bad_side(site.z(), site.metrics)
@@ -251,8 +255,14 @@ def _beyond_reference(
             continue
         spread = MAD_TO_SD * summary["mad"]
         low, high = reference_range(summary)
+        whose = "the bundle's reference"
         if not small:
             low, high = low - spread, high + spread
+        elif (known := elsewhere[np.isfinite(elsewhere[:, j]), j]).size >= MIN_SITE:
+            whose += " and the other sites"
+            middle = float(np.median(known))
+            usual = ALSO_Z_LARGE * MAD_TO_SD * float(np.median(np.abs(known - middle)))
+            low, high = min(low, middle - usual), max(high, middle + usual)
         past = bad_side(
             np.nan_to_num(np.where(values < low, values - low, np.maximum(values - high, 0)))[
                 :, None
@@ -262,7 +272,7 @@ def _beyond_reference(
         odd = np.flatnonzero(past)
         if len(odd) > SITES_WAY * n and n > 1:
             notes.append(
-                f"{len(odd)} of {n} scans of {site.name} lie beyond the bundle's reference in "
+                f"{len(odd)} of {n} scans of {site.name} lie beyond {whose} in "
                 f"{_called(name)} ({_said(name, low)} to {_said(name, high)})."
             )
             continue
@@ -271,7 +281,7 @@ def _beyond_reference(
         for i in odd:
             side = "below" if past[i] < 0 else "above"
             text = (
-                f"{_called(name)} {_said(name, values[i])} is {side} the bundle's reference, "
+                f"{_called(name)} {_said(name, values[i])} is {side} {whose}, "
                 f"{_said(name, low)} to {_said(name, high)}"
             )
             size = 1 + abs(float(past[i])) / (Z_LIMIT * spread) if spread > 0 else 1.0
