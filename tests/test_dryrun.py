@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from random_bundle import write_random_bundle
 
 from bids_harmony.bids import find_scans
 from bids_harmony.cli.dryrun import render
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
-from bids_harmony.errors import BundleError
+from bids_harmony.errors import BundleError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,12 @@ def test_evaluation_plan(root: Path) -> None:
     text = show(root, level="evaluate")
     assert line(text, "tested") == "tested 3 parts of the participants in turn, 1 time"
     assert "sites" in line(text, "evaluate")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device asked for is there")
+def test_a_device_that_is_not_there_ends_the_dry_run_as_it_would_the_run(
+    root: Path, bundle: str
+) -> None:
+    with pytest.raises(UsageError, match="no CUDA device"):
+        show(root, bundle=bundle, device="cuda")
+    assert "device cpu" in show(root, bundle=bundle, device="cpu")

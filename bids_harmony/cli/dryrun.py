@@ -11,6 +11,7 @@ from bids_harmony import __version__
 from bids_harmony.bids import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
 from bids_harmony.contract import Contract
+from bids_harmony.settle import choose_device
 
 STRIPPING = {
     "deepbet": "deepbet",
@@ -40,8 +41,8 @@ def render(inventory: Inventory, config: RunConfig) -> str:
 
     Raises
     ------
-    BundleError
-        When the bundle cannot be used: the run would fail in the same way.
+    BundleError, UsageError
+        When the bundle or the device cannot be used: the run would fail in the same way.
     """
     rows = [_row(scan, config) for scan in inventory.scans]
     parts = [
@@ -87,7 +88,8 @@ def _plan(config: RunConfig) -> list[list[str]]:
         bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
         contract = bundle.contract
         targets = ", ".join(sorted(bundle.info["targets"]))
-        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {config.device}"
+        device = choose_device(config.device)
+        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {device}"
     strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     register = contract.registration if config.registration == "auto" else config.registration
     stripping = STRIPPING.get(strip, strip)
