@@ -41,6 +41,8 @@ COLUMNS = {
     "harmonized_gm_change": "Median change of the share of grey matter",
     "harmonized_wm_change": "Median change of the share of white matter",
     "harmonized_ventricle_change": "Median relative change of the ventricles' volume",
+    "segmented_ventricle_change": "The same, where tissues are found anew in each volume",
+    "segmented_overlap": "Median least Dice of a tissue, where tissues are found anew",
     "measure": "What was measured: a share of the brain, the ventricles' volume in mL, a target",
     "effect": "age slope (per year), or a column of two classes (Cohen's d)",
     "before": "The effect in tissue-scaled scans",

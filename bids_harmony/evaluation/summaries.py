@@ -21,6 +21,7 @@ N_PROBES = 100
 CHANGES = (
     "harmonized_change", "harmonized_edge_agreement", "harmonized_csf_change",
     "harmonized_gm_change", "harmonized_wm_change", "harmonized_ventricle_change",
+    "segmented_ventricle_change", "segmented_overlap",
 )  # fmt: skip
 #: Fewest scans that a slope or an effect is looked for in.
 LEAST_SCANS = 8
