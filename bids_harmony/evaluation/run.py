@@ -191,9 +191,14 @@ def _ended_together(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in (pool._processes or {}).values():
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        # Once is not enough: a worker that has kept its unit takes up the next, which waits in
+        # the pool's queue and cannot be cancelled any more.
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.terminate()
+                worker.join(1)
         raise
 
 
