@@ -17,7 +17,7 @@ def keep_when_told(begun: Path, kept: Path) -> None:
     """Work until a signal comes, then keep what there is, as a unit does."""
     with StopSignal() as stop:
         begun.touch()
-        for _ in range(600):
+        for _ in range(6000):
             time.sleep(0.1)
             if stop.received:
                 kept.touch()
@@ -40,6 +40,6 @@ def test_units_that_wait_do_not_run_after_a_stop(tmp_path: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         work(names)
-    assert time.monotonic() - begin < 50  # a unit works for 60 s
+    assert time.monotonic() - begin < 300  # a unit works for 600 s
     assert names[0].with_suffix(".kept").exists()
     assert not names[-1].exists()
