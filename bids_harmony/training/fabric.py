@@ -110,6 +110,8 @@ def started_outside() -> bool:
     """Whether ``srun`` or ``torchrun`` started this process as one of several."""
     if TorchElasticEnvironment.detect():
         return True
+    # One process needs no srun, and of several the pages tell.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     return SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
