@@ -31,6 +31,8 @@ SPOKEN = {
 }
 #: Below this many persons a cell's figures are called rough.
 FEW = 20
+#: A difference with a p below this is spoken of as one.
+LEVEL = 0.05
 CELL_ON_PAGE = ["train_sites", "test_site", "n_source"]
 #: Harmonization that moves a difference between persons further than this is spoken of.
 KEPT = (0.9, 1.1)
@@ -197,15 +199,13 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
     verdicts = []
     for way in (row["way"] for row in rows if row["way"] != HARMONIZED):
         gain, low, high = (ours[f"gain_over_{way}{end}"] for end in ("", "_low", "_high"))
-        amount = f"by {abs(gain):.2f} "
-        word = (
-            f"better {amount}than"
-            if low > 0
-            else f"worse {amount}than"
-            if high < 0
-            else "not clearly other than"
+        p = ours[f"p_over_{way}"]
+        # With few persons the interval may leave out zero where the exchange finds nothing.
+        clear = (low > 0 or high < 0) and p < LEVEL
+        word = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.2f} than"
+        verdicts.append(
+            f"{word if clear else 'not clearly other than'} {SPOKEN[way]} (p {shown_p(p)})"
         )
-        verdicts.append(f"{word} {SPOKEN[way]} (p {shown_p(ours[f'p_over_{way}'])})")
     return (
         f"{ours['target']} at {ours['test_site']} ({ours['n_persons']} persons), {what}: "
         f"{values}. "

@@ -1,0 +1,34 @@
+"""What the evaluation's page says in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bids_harmony.evaluation.report import _site_sentence
+
+
+def row(way: str, **facts: float) -> dict[str, Any]:
+    values = {"target": "age", "test_site": "B", "n_persons": 24, "way": way}
+    return values | {"mae": 8.0, "mae_low": 7.0, "mae_high": 9.0} | facts
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "p", "said"),
+    [
+        (1.5, 0.1, 3.1, 0.01, "better by 1.50 than"),
+        (-1.5, -3.1, -0.1, 0.01, "worse by 1.50 than"),
+        (1.5, -0.1, 3.1, 0.01, "not clearly other than"),
+        (1.5, 0.1, 3.1, 0.056, "not clearly other than"),  # ends of interval and p disagree
+    ],
+)
+def test_a_gain_is_one_where_interval_and_p_say_so(
+    gain: float, low: float, high: float, p: float, said: str
+) -> None:
+    facts = {
+        "gain_over_none": gain, "gain_over_none_low": low, "gain_over_none_high": high,
+        "p_over_none": p,
+    }  # fmt: skip
+    text = _site_sentence([row("none"), row("harmonized", **facts)], binary=False)
+    assert f"Harmonized scans are {said} no harmonization (p {p:.3f})" in text
