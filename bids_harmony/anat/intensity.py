@@ -233,8 +233,9 @@ def tissue_centres(
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     # Sums over sorted values make each iteration a look-up, exact and independent of order.
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    centres = np.quantile(ordered, (np.arange(n_classes) + 0.5) / n_classes)
-    if start is not None:
+    if start is None:
+        centres = np.quantile(ordered, (np.arange(n_classes) + 0.5) / n_classes)
+    else:
         centres = np.array(start, dtype=np.float64)
     for _ in range(100):
         edges = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
