@@ -65,6 +65,8 @@ def test_overwrite_replaces_nothing_but_simulated_datasets(
         ["--bad", "nan"],
         ["--confound", "31"],
         ["--confound", "nan"],
+        ["--diagnosis-effect", "-0.1"],
+        ["--diagnosis-effect", "nan"],
         ["--confound", "10", "--sites", "1"],
         ["--confound", "10", "--travelling"],
         ["--bad-kinds", "ugly"],

@@ -37,6 +37,10 @@ def test_the_diagnosis_widens_ventricles_and_thins_cortex() -> None:
     )
     assert ill.truth["ventricle_ml"] > 1.1 * well.truth["ventricle_ml"]
     assert ill.truth["gm_ml"] < 0.995 * well.truth["gm_ml"]
+    faint = make_head(12, age=40, diagnosis="schizophrenia", spacing=2, diagnosis_effect=0.4)
+    for name in ("ventricle_diagnosis_mm", "cortex_diagnosis_log_odds"):
+        assert faint.truth[name] == pytest.approx(0.4 * ill.truth[name], abs=1e-4)
+    assert well.truth["ventricle_ml"] < faint.truth["ventricle_ml"] < ill.truth["ventricle_ml"]
 
 
 def test_heads_of_different_seeds_differ_in_shape(head: Head) -> None:

@@ -65,6 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     heads = parser.add_argument_group("What heads are like")
     heads.add_argument(
+        "--diagnosis-effect",
+        type=float,
+        default=1.0,
+        metavar="SIZE",
+        help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 is nothing, "
+        "1 plain to see in a few dozen heads [1]",
+    )
+    heads.add_argument(
         "--anatomies",
         type=Path,
         metavar="DIR",
@@ -155,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed,
             travelling=args.travelling,
             confound=args.confound,
+            diagnosis_effect=args.diagnosis_effect,
             pathology=args.pathology,
             bad=args.bad,
             bad_kinds=args.bad_kinds or tuple(KINDS),

@@ -50,12 +50,15 @@ class Job:
         Voxel size (mm) that heads are made at.
     travelling : bool
         One session per site.
+    diagnosis_effect : float
+        Size of what the diagnosis does.
     """
 
     out: Path
     seed: int
     spacing: int
     travelling: bool
+    diagnosis_effect: float
 
 
 def simulate_dataset(
@@ -66,6 +69,7 @@ def simulate_dataset(
     seed: int,
     travelling: bool = False,
     confound: float = 0.0,
+    diagnosis_effect: float = 1.0,
     pathology: float = 0.0,
     bad: float = 0.0,
     bad_kinds: Sequence[str] = tuple(KINDS),
@@ -94,6 +98,8 @@ def simulate_dataset(
         Scan every head at every site, one session per site.
     confound : float
         Years by which site 1's heads are older on average than the others', -30 to 30.
+    diagnosis_effect : float
+        Size of what the diagnosis does to ventricles and cortex, 0 (nothing) to 2.
     pathology : float
         Share of heads, 0 to 1, with a lesion, a resection or strong atrophy.
     bad : float
@@ -126,7 +132,7 @@ def simulate_dataset(
     stripped = set(stripped_sites)
     sizes = [n_subjects] if isinstance(n_subjects, int) else list(n_subjects)
     _check_size(n_sites, sizes, nprocs, travelling=travelling)
-    _check_values(n_sites, seed, resolution, stripped)
+    _check_values(n_sites, seed, resolution, stripped, diagnosis_effect)
     _check_design(n_sites, confound, pathology, bad, bad_kinds, travelling=travelling)
     scanners = [
         draw_scanner(seed, site, stripped=site in stripped, min_voxel_mm=resolution)
@@ -145,7 +151,7 @@ def simulate_dataset(
         subjects = add_anatomies(subjects, find_maps(anatomies, len(subjects)))
     _make_room(out, overwrite=overwrite)
 
-    job = Job(out, seed, 2 if resolution >= 2 else 1, travelling)
+    job = Job(out, seed, 2 if resolution >= 2 else 1, travelling, diagnosis_effect)
     _write_root(job, subjects)
     _write_tsv(out / TRUTH / "sites.tsv", [describe.site_row(scanner) for scanner in scanners])
     for name, content in describe.descriptions(scanners, subjects, seed, travelling).items():
@@ -188,13 +194,17 @@ def _check_size(n_sites: int, sizes: list[int], nprocs: int, *, travelling: bool
         )
 
 
-def _check_values(n_sites: int, seed: int, resolution: float, stripped: set[int]) -> None:
+def _check_values(
+    n_sites: int, seed: int, resolution: float, stripped: set[int], effect: float
+) -> None:
     if seed < 0:
         raise UsageError(f"The seed {seed} is negative.", "Give 0 or a positive whole number.")
     if resolution and not 0.8 <= resolution <= 4.0:
         raise UsageError(
             f"A resolution of {resolution:g} mm is out of range.", "Give 0.8 to 4 mm."
         )
+    if not 0 <= effect <= 2:
+        raise UsageError(f"--diagnosis-effect is {effect:g}.", "Give a size from 0 to 2.")
     if wrong := sorted(stripped - set(range(1, n_sites + 1))):
         raise UsageError(
             f"There is no site {wrong[0]} to strip.", f"Name sites from 1 to {n_sites}."
@@ -280,6 +290,7 @@ def _write_subject(job: Job, subject: Subject) -> tuple[dict[str, Any], list[dic
     traits: dict[str, Any] = {
         "age": subject.age,
         "diagnosis": subject.diagnosis,
+        "diagnosis_effect": job.diagnosis_effect,
         "sex": subject.sex,
         "spacing": job.spacing,
         "atlas": load_anatomy(subject.anatomy) if subject.anatomy else None,

@@ -98,18 +98,20 @@ class Traits:
     effects: dict[str, float]
 
 
-def draw_traits(rng: np.random.Generator, *, age: float, sex: str, diagnosis: str) -> Traits:
+def draw_traits(
+    rng: np.random.Generator, *, age: float, sex: str, diagnosis: str, effect: float = 1.0
+) -> Traits:
     """Draw a head's traits given age, sex and diagnosis.
 
     Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years ventricles
     about double, faster late, and grey matter loses about an eighth, steadily. The diagnosis
     widens the ventricles and thins frontal and temporal cortex; it is made up, and larger than
-    in patients, so that a few dozen heads show it.
+    in patients, so that a few dozen heads show it; ``effect`` times as large.
     """
     size = (0.965 if sex == "M" else 0.925) * np.exp(0.02 * rng.standard_normal())
     axes = size * np.exp(0.02 * rng.standard_normal(3))
     years = (age - 25.0) / 50.0
-    ill = float(diagnosis == "schizophrenia") * np.exp(0.3 * rng.standard_normal())
+    ill = effect * float(diagnosis == "schizophrenia") * np.exp(0.3 * rng.standard_normal())
     ventricle = -0.3 + 0.5 * years + 0.9 * max(years, 0.0) ** 2 + 0.6 * ill
     return Traits(
         scale=(float(axes[0]), float(axes[1]), float(axes[2])),
@@ -136,6 +138,7 @@ def make_head(
     spacing: int = 1,
     pathology: str = "none",
     atlas: Atlas | None = None,
+    diagnosis_effect: float = 1.0,
 ) -> Head:
     """Make one head.
 
@@ -156,6 +159,8 @@ def make_head(
         ``none`` or one of :data:`bids_harmony.simulation.pathology.KINDS`.
     atlas : Atlas, optional
         Anatomy the head is a deformation of; nilearn's template by default.
+    diagnosis_effect : float
+        Size of what the diagnosis does; 0 is nothing.
 
     Returns
     -------
@@ -171,7 +176,7 @@ def make_head(
     if pathology not in ("none", *KINDS):
         raise ValueError(f"cannot make a head with {pathology=}")
     rng = np.random.default_rng(seed)
-    traits = draw_traits(rng, age=age, sex=sex, diagnosis=diagnosis)
+    traits = draw_traits(rng, age=age, sex=sex, diagnosis=diagnosis, effect=diagnosis_effect)
     atlas = atlas or load_atlas()
     rigid = _deform(rng, atlas, traits)
     noise = _noise(rng, 3, 2)
