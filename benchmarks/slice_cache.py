@@ -157,6 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     n_scans = -(-options.slices // N_SLICES)
     size = (N_SLICES, *options.size)
+    options.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="slice_cache-", dir=options.work))
     try:
         begun = time.perf_counter()

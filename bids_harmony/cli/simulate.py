@@ -69,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SIZE",
-        help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 is nothing, "
-        "1 plain to see in a few dozen heads [1]",
+        help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
+        "all, 1 plain to see in a few dozen heads [1]",
     )
     heads.add_argument(
         "--anatomies",
