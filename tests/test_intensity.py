@@ -95,6 +95,16 @@ def test_levels_stay_where_they_are_as_grey_matter_thins(gm: float) -> None:
     assert moved[0] < moved[1]
 
 
+def test_the_contract_says_how_levels_are_found() -> None:
+    volume, mask = brain(gm=0.8, noise=0.08)
+    off = {}
+    for how in ("mixture", "k-means"):
+        contract = Contract(shading_order=0, levels=how)
+        _, grey, white = normalize(volume, mask, contract, 2.0)[2]["fluid_grey_white"]
+        off[how] = abs(grey / white - 0.8)
+    assert off["mixture"] < 0.005 < 0.01 < off["k-means"]
+
+
 def test_no_levels_are_found_in_one_class() -> None:
     values = 1 + 1e-4 * np.random.default_rng(3).standard_normal(5000)
     assert likely_levels(values, Levels(0.99, 1.0, 1.01)) is None

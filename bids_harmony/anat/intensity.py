@@ -35,10 +35,11 @@ def normalize(
     """Bring a volume to fluid 0, grey matter ``contract.grey``, white matter 1.
 
     Slow shading is divided out first (:func:`shading`), then the tissues' levels are found in the
-    volume itself (:func:`tissue_levels`, then :func:`likely_levels`) and mapped along straight
-    lines (:func:`map_levels`). With fluid at the background's 0, masks of the inside of the skull,
-    which keep the fluid over the cortex, and masks that hug the cortex give the same picture; with
-    grey matter at one value, the contrast a scanner was set to does not pass for age.
+    volume itself (:func:`tissue_levels`, and by default :func:`likely_levels`) and mapped along
+    straight lines (:func:`map_levels`). With fluid at the background's 0, masks of the inside of
+    the skull, which keep the fluid over the cortex, and masks that hug the cortex give the same
+    picture; with grey matter at one value, the contrast a scanner was set to does not pass for
+    age.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def normalize(
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
     contract : Contract
-        ``shading_order`` and ``grey`` are read.
+        ``shading_order``, ``levels`` and ``grey`` are read.
     zoom_mm : float
         Isotropic voxel size in mm.
 
@@ -76,7 +77,7 @@ def normalize(
     field = shading(data, given, contract.shading_order)
     data = data / field
     levels = tissue_levels(data, given, zoom_mm)
-    if levels is not None:
+    if levels is not None and contract.levels == "mixture":
         used = surface(map_levels(data, levels, contract.grey), given)
         levels = likely_levels(data[used], levels)
     if levels is not None:

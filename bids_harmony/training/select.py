@@ -115,17 +115,15 @@ def choose_checkpoint(
     for step in steps:
         network = load(step)
         rows, found, looks, fluid = [], {}, [], []
-        for i in sources:
+        for n, i in enumerate((*sources, *home)):
             volume, mask = volume_of(data, int(i))
             mapped = map_volume(network, volume, mask, data.affine, data.box)
             rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
+            if n >= len(sources):  # the reference's own, which need nothing
+                continue
             found[int(i)] = tissue_quantiles(mapped, mask, grey)
             looks.append(style_features(mapped, mask, zoom, grey))
             fluid.append([ventricle_ml(v, mask, data.affine, grey / 2) for v in (volume, mapped)])
-        for i in home:  # scans that need nothing
-            volume, mask = volume_of(data, int(i))
-            mapped = map_volume(network, volume, mask, data.affine, data.box)
-            rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
         violation, beyond = anatomy(rows, data.sites[np.concatenate([sources, home])])
         kept = _correlation(np.array(fluid))
         distance = _distance(found, scans, wanted) / max(before, 1e-6)
