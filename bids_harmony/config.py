@@ -19,14 +19,12 @@ from bids_harmony.training.config import TrainOptions
 LEVELS = ("participant", "group", "train", "evaluate")
 SKULL_STRIP = ("auto", "deepbet", "multi-atlas", "bet", "skip")
 REGISTRATION = ("auto", "flirt", "ants")
-TISSUE_LEVELS = ("auto", "mixture", "k-means")
 DEVICES = ("auto", "cpu", "cuda")
 ON_GUARD_FAIL = ("flag", "raw")
 CHOICES = {
     "level": LEVELS,
     "skull_strip": SKULL_STRIP,
     "registration": REGISTRATION,
-    "tissue_levels": TISSUE_LEVELS,
     "device": DEVICES,
     "on_guard_fail": ON_GUARD_FAIL,
 }
@@ -74,9 +72,8 @@ class RunConfig:
         Pipelines by name, searched in this order for existing brain masks.
     site_column, age_column, sex_column, diagnosis_column : str or None
         Columns of the dataset's tables; None tries the usual names.
-    skull_strip, registration, tissue_levels : str
-        One of :data:`SKULL_STRIP`, :data:`REGISTRATION`, :data:`TISSUE_LEVELS`; ``auto`` follows
-        the bundle.
+    skull_strip, registration : str
+        One of :data:`SKULL_STRIP`, :data:`REGISTRATION`; ``auto`` follows the bundle.
     template : pathlib.Path or None
         Brain-only template image; None is the bundle's.
     atlas_dir : pathlib.Path or None
@@ -149,7 +146,6 @@ class RunConfig:
     # processing
     skull_strip: str = "auto"
     registration: str = "auto"
-    tissue_levels: str = "auto"
     template: Path | None = None
     atlas_dir: Path | None = None
     n_atlases: int = 6

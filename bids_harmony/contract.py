@@ -27,8 +27,6 @@ class Contract:
         Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
     shading_order : int
         Order of the polynomial by which slow shading is removed; 0 switches it off.
-    levels : str
-        How the levels of grey and white matter are found in a scan: ``mixture`` or ``k-means``.
     grey : float
         Value of grey matter in scaled volumes; fluid is 0 and white matter 1.
     slice_mm : tuple of float
@@ -40,7 +38,6 @@ class Contract:
     template: str = "MNI152NLin2009aSym"
     resolution: int = 2
     shading_order: int = 3
-    levels: str = "mixture"
     grey: float = 0.55
     slice_mm: tuple[float, float] = (-28.0, 52.0)
 

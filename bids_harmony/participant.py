@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -171,9 +171,7 @@ def prepare(config: RunConfig) -> Run:
     return Run(
         config=config,
         bundle=bundle,
-        contract=contract
-        if config.tissue_levels == "auto"
-        else replace(contract, levels=config.tissue_levels),
+        contract=contract,
         space=template_label(template),
         device=choose_device(config.device) if bundle is not None else "cpu",
         warnings=tuple(warnings),

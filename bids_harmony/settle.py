@@ -20,7 +20,6 @@ def deviations(config: RunConfig, contract: Contract) -> list[str]:
     for option, asked, trained in (
         ("--skull-strip", config.skull_strip, contract.skull_strip),
         ("--registration", config.registration, contract.registration),
-        ("--tissue-levels", config.tissue_levels, contract.levels),
         ("--template", config.template or "auto", contract.template),
     ):
         if asked not in ("auto", trained):

@@ -15,9 +15,6 @@ from bids_harmony.models.bundle import DEFAULT_BUNDLE, load_bundle
 
 #: Folder of each dataset, and what its subjects' labels begin with in the merged one.
 SOURCES = {"ixi_hh": "IXI", "ds002748": "NSK", "ds000011": "UCLA"}
-#: How tissue levels are found. The other way brings the sites' images nearer and brain ages not
-#: (docs/training.md).
-LEVELS = "k-means"
 COLUMNS = ["participant_id", "age", "sex", "site", "diagnosis"]
 
 
@@ -79,9 +76,7 @@ def main() -> int:
     command = [sys.executable, "-m", "bids_harmony", str(bids), str(out)]
     nprocs = ["--nprocs", str(options.nprocs)]
     work = ["--work-dir", str(options.work / "work")]
-    levels = ["--tissue-levels", LEVELS]
-    participant = ["participant", "--bundle", "none", *levels, *nprocs, *work]
-    subprocess.run([*command, *participant], check=True)
+    subprocess.run([*command, "participant", "--bundle", "none", *nprocs, *work], check=True)
     # One thread: on slices this small a second one costs more than it gives.
     train = ["train", "--reference-site", "IXI-HH", "--model-name", "default", "--nprocs", "1"]
     subprocess.run([*command, *train, *work], check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +38,7 @@ def test_it_is_small_and_made_for_this_version(bundle: Bundle) -> None:
     sizes = [file.stat().st_size for file in DEFAULT_BUNDLE.iterdir() if file.is_file()]
     assert sum(sizes) < 25e6
     assert max(sizes) < 4e6
-    assert bundle.contract == replace(Contract(), levels="k-means")
+    assert bundle.contract == Contract()
     assert bundle.reference_site == "IXI-HH"
     assert set(bundle.info["sites"]) == {"IXI-HH", *SOURCES}
     assert "simulated" in bundle.targets["schizophrenia_probability"]["training_data"]

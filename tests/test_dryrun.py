@@ -80,15 +80,13 @@ def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> N
     assert "brain_age" in line(text, "predictions")
     assert "'random' 0" in line(text, "predictions")
     assert "missing" not in text
-    assert line(text, "scaling").endswith("levels by mixture")
     text = show(
-        root, bundle="none", skull_strip="bet", registration="flirt", tissue_levels="k-means",
-        nprocs=3, mem_gb=8.0, output_spaces=("template", "T1w"),
+        root, bundle="none", skull_strip="bet", registration="flirt", nprocs=3, mem_gb=8.0,
+        output_spaces=("template", "T1w"),
     )  # fmt: skip
     assert line(text, "brain mask") == "brain mask FSL bet"
     assert "--bundle none" in line(text, "predictions")
     assert line(text, "images in") == "images in template space, native space"
-    assert line(text, "scaling").endswith("levels by k-means")
     assert line(text, "resources") == "resources 3 processes of 1 threads, 8 GB"
     for program in ("bet", "flirt"):
         assert f"{program} is not on PATH" in text

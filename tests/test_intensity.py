@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bids_harmony.anat.classes import tissue_centres
-from bids_harmony.anat.intensity import (
-    Levels,
-    likely_levels,
-    normalize,
-    shading,
-    tissue_levels,
-)
+from bids_harmony.anat.intensity import normalize, shading, tissue_centres, tissue_levels
 from bids_harmony.contract import Contract
 from bids_harmony.errors import ScanError
 
@@ -75,40 +68,6 @@ def test_tissue_levels_are_found_whatever_the_contrast(csf: float, gm: float, un
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij"))
     radius = np.sqrt((grid**2).sum(axis=0))
     assert np.median(scaled[(radius > 0.66) & (radius < 0.72)]) == pytest.approx(0.55, abs=0.08)
-
-
-@pytest.mark.parametrize("gm", [0.6, 0.78])
-def test_levels_stay_where_they_are_as_grey_matter_thins(gm: float) -> None:
-    """A scanner that tells grey from white matter badly, and noise: what k-means gets wrong."""
-    rng = np.random.default_rng(2)
-    found = []
-    for n_grey in (50_000, 30_000):
-        parts = [(0.2, 0.05, 8_000), (gm, 0.06, n_grey), (1.0, 0.06, 45_000)]
-        values = np.concatenate([c + sd * rng.standard_normal(n) for c, sd, n in parts])
-        centres = tissue_centres(values)
-        levels = likely_levels(values, Levels(0.2, float(centres[1]), float(centres[2])))
-        assert levels is not None
-        assert np.allclose(levels, [0.2, gm, 1.0], atol=0.01)
-        found.append((levels.grey, float(centres[1])))
-    moved = np.abs(np.diff(found, axis=0))[0]
-    assert moved[0] < 0.003
-    assert moved[0] < moved[1]
-
-
-def test_the_contract_says_how_levels_are_found() -> None:
-    volume, mask = brain(gm=0.8, noise=0.08)
-    off = {}
-    for how in ("mixture", "k-means"):
-        contract = Contract(shading_order=0, levels=how)
-        _, grey, white = normalize(volume, mask, contract, 2.0)[2]["fluid_grey_white"]
-        off[how] = abs(grey / white - 0.8)
-    assert off["mixture"] < 0.005 < 0.01 < off["k-means"]
-
-
-def test_no_levels_are_found_in_one_class() -> None:
-    values = 1 + 1e-4 * np.random.default_rng(3).standard_normal(5000)
-    assert likely_levels(values, Levels(0.99, 1.0, 1.01)) is None
-    assert likely_levels(values[:500], Levels(0.2, 0.6, 1.0)) is None
 
 
 def test_shading_is_found_and_removed() -> None:

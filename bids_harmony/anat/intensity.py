@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.anat.classes import mixture, tissue_centres
 from bids_harmony.contract import Contract
 from bids_harmony.errors import ScanError
 
@@ -34,12 +34,11 @@ def normalize(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Bring a volume to fluid 0, grey matter ``contract.grey``, white matter 1.
 
-    Slow shading is divided out first (:func:`shading`), then the tissues' levels are found in the
-    volume itself (:func:`tissue_levels`, and by default :func:`likely_levels`) and mapped along
-    straight lines (:func:`map_levels`). With fluid at the background's 0, masks of the inside of
-    the skull, which keep the fluid over the cortex, and masks that hug the cortex give the same
-    picture; with grey matter at one value, the contrast a scanner was set to does not pass for
-    age.
+    Slow shading is divided out first (:func:`shading`), then :func:`tissue_levels` are found in
+    the volume itself and mapped along straight lines (:func:`map_levels`). With fluid at the
+    background's 0, masks of the inside of the skull, which keep the fluid over the cortex, and
+    masks that hug the cortex give the same picture; with grey matter at one value, the contrast
+    a scanner was set to does not pass for age.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def normalize(
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
     contract : Contract
-        ``shading_order``, ``levels`` and ``grey`` are read.
+        ``shading_order`` and ``grey`` are read.
     zoom_mm : float
         Isotropic voxel size in mm.
 
@@ -77,9 +76,6 @@ def normalize(
     field = shading(data, given, contract.shading_order)
     data = data / field
     levels = tissue_levels(data, given, zoom_mm)
-    if levels is not None and contract.levels == "mixture":
-        used = surface(map_levels(data, levels, contract.grey), given)
-        levels = likely_levels(data[used], levels)
     if levels is not None:
         scaled = map_levels(data, levels, contract.grey)
         used = surface(scaled, given)
@@ -131,41 +127,10 @@ def tissue_levels(data: np.ndarray, mask: np.ndarray, zoom_mm: float) -> Levels 
         if tissue.size < 2:
             return None
         grey, white = (float(v) for v in tissue_centres(tissue, 2))
-    return _apart(Levels(fluid, grey, white))
-
-
-def likely_levels(values: np.ndarray, levels: Levels) -> Levels | None:
-    """Find grey and white matter again, as the likeliest two of three Gaussian classes.
-
-    k-means draws its limits halfway, whatever a class's spread and share. So the less a scanner
-    tells grey from white matter, the more its centres move with the noise and, as grey matter
-    thins, with age. On simulated heads, each seen by four scanners, levels of a mixture vary half
-    as much and bring a head's scans a third nearer to each other (docs/training.md).
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Intensities of the brain without the fluid over the cortex (:func:`surface`).
-    levels : Levels
-        To begin with; fluid is kept.
-
-    Returns
-    -------
-    Levels or None
-        None where there are no such classes.
-    """
-    if values.size < MIN_VOXELS:
-        return None
-    _, grey, white = mixture(values, np.array(levels))[0]
-    return _apart(Levels(levels.fluid, float(grey), float(white)))
-
-
-def _apart(levels: Levels) -> Levels | None:
-    """Levels, if they are far enough from each other to be those of tissues."""
-    fluid, grey, white = levels
     contrast = 0.02 * abs(white)
-    apart = white > 0 and grey - fluid > contrast and white - grey > contrast
-    return levels if apart else None
+    if not (white > 0 and grey - fluid > contrast and white - grey > contrast):
+        return None
+    return Levels(fluid, grey, white)
 
 
 def map_levels(data: np.ndarray, levels: Levels, grey: float) -> np.ndarray:
@@ -244,6 +209,43 @@ def shading(
         for w, (i, j, k) in zip(weights, powers, strict=True)
     )
     return np.asarray(np.exp(np.clip(log_field, np.log(0.4), np.log(2.5))))
+
+
+def tissue_centres(
+    values: np.ndarray, n_classes: int = 3, start: Sequence[float] | None = None
+) -> np.ndarray:
+    """Centres of intensity classes by one-dimensional k-means.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Brain intensities.
+    n_classes : int
+        Number of classes; 3 for CSF, grey and white matter.
+    start : sequence of float, optional
+        Ascending centres to begin with, in place of fixed quantiles.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``n_classes`` ascending centres.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    # Sums over sorted values make each iteration a look-up, exact and independent of order.
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    if start is None:
+        centres = np.quantile(ordered, (np.arange(n_classes) + 0.5) / n_classes)
+    else:
+        centres = np.array(start, dtype=np.float64)
+    for _ in range(100):
+        edges = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
+        edges = np.concatenate([[0], edges, [len(ordered)]])
+        counts = np.diff(edges)
+        new = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), centres)
+        if np.allclose(new, centres, rtol=1e-6, atol=0):
+            break
+        centres = new
+    return np.asarray(centres)
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:

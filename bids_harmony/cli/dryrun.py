@@ -92,7 +92,6 @@ def _plan(config: RunConfig) -> list[list[str]]:
         models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {device}"
     strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     register = contract.registration if config.registration == "auto" else config.registration
-    levels = contract.levels if config.tissue_levels == "auto" else config.tissue_levels
     stripping = STRIPPING.get(strip, strip)
     if config.skull_strip == "auto":
         stripping += " (auto), unless the scan is stripped already"
@@ -103,7 +102,6 @@ def _plan(config: RunConfig) -> list[list[str]]:
         ["brain mask", stripping],
         ["registration", f"{REGISTERING.get(register, register)}, 12 dof, to {template} "
          f"at {contract.resolution} mm"],
-        ["scaling", f"fluid, grey and white matter to fixed values, levels by {levels}"],
         ["predictions", models],
         ["images in", "template space" + (", native space" * ("T1w" in config.output_spaces))],
         ["resources", f"{config.nprocs} processes of {config.omp_nthreads} threads"

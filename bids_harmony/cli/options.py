@@ -154,11 +154,6 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
     )
     choice("skull_strip", "brain mask; auto also recognises scans that are stripped already")
     choice("registration", "affine registration, 12 degrees of freedom")
-    choice(
-        "tissue_levels",
-        "how the levels of grey and white matter are found, by which intensities are scaled; "
-        "mixture without a bundle",
-    )
     add_option(
         group,
         "--template",

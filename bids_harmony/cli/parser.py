@@ -27,8 +27,8 @@ __all__ = ["build_parser", "parse_args"]
 
 #: Options that change what the participant level makes and nothing else.
 PARTICIPANT_ONLY = frozenset((
-    "skull_strip", "registration", "tissue_levels", "template", "atlas_dir", "n_atlases",
-    "derivatives", "output_spaces", "on_guard_fail", "correct_age_bias",
+    "skull_strip", "registration", "template", "atlas_dir", "n_atlases", "derivatives",
+    "output_spaces", "on_guard_fail", "correct_age_bias",
 ))  # fmt: skip
 
 #: What group does not ask again: which scans there are and what is known of them.

@@ -9,9 +9,10 @@ import numpy as np
 from scipy import ndimage
 
 from bids_harmony.anat.brain import dice
-from bids_harmony.anat.classes import mixture, mixture_limits, tissue_centres
+from bids_harmony.anat.intensity import tissue_centres
 from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
+from bids_harmony.qc.tissue import mixture, mixture_limits
 
 #: Histogram of scaled brain intensities: white matter is near 1 and 2 is the ceiling.
 N_BINS, TOP = 80, 1.6

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_harmony.anat.classes import mixture, posterior, tissue_centres
+from bids_harmony.anat.intensity import tissue_centres
 
+BINS = 256
+EM_STEPS = 60
 BIAS_STEPS = 2
 MAX_SAMPLE = 60_000
 
@@ -84,3 +86,54 @@ def bias_terms(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Quadratic polynomial terms, without the constant, of voxel indices scaled to [-1, 1]."""
     x, y, z = (2.0 * index / np.maximum(np.array(shape) - 1, 1) - 1.0).T
     return np.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+
+
+def mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit three Gaussians to the histogram of values by expectation and maximisation.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Intensities.
+    start : numpy.ndarray
+        Shape (3,). Means to begin with.
+
+    Returns
+    -------
+    mean, sd, fraction : numpy.ndarray
+        Shape (3,) each, darkest class first.
+    """
+    low, high = np.percentile(values, [0.1, 99.9])
+    counts, edges = np.histogram(values, bins=BINS, range=(low, max(high, low + 1e-9)))
+    centres = (edges[1:] + edges[:-1]) / 2
+    smallest = edges[1] - edges[0]
+    mean = np.sort(start)
+    sd = np.full(3, max(float(values.std()) / 3, smallest))
+    fraction = np.full(3, 1 / 3)
+    for _ in range(EM_STEPS):
+        weight = posterior(centres, mean, sd, fraction) * counts[:, None]
+        total = np.maximum(weight.sum(axis=0), 1e-9)
+        mean = (weight * centres[:, None]).sum(axis=0) / total
+        variance = (weight * (centres[:, None] - mean) ** 2).sum(axis=0) / total
+        sd = np.sqrt(np.maximum(variance, smallest**2))
+        fraction = total / total.sum()
+    order = np.argsort(mean)
+    return mean[order], sd[order], fraction[order]
+
+
+def posterior(
+    values: np.ndarray, mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray
+) -> np.ndarray:
+    """Probability of each class, shape (n, 3)."""
+    density = fraction / sd * np.exp(-0.5 * ((values[:, None] - mean) / sd) ** 2)
+    return np.asarray(density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300))
+
+
+def mixture_limits(mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray) -> tuple[float, float]:
+    """Intensities between neighbouring classes where the brighter one becomes the likelier."""
+    limits = []
+    for k in (0, 1):
+        between = np.linspace(mean[k], mean[k + 1], BINS)
+        likely = posterior(between, mean, sd, fraction)
+        limits.append(float(between[np.argmax(likely[:, k + 1] > likely[:, k])]))
+    return limits[0], limits[1]

@@ -157,8 +157,7 @@ def _scaling(contract: Mapping[str, Any]) -> str:
     shading, grey = contract.get("shading_order", 0), contract.get("grey", 0)
     text = (
         "intensities were mapped along straight lines so that cerebrospinal fluid is 0, grey "
-        f"matter {grey:g} and white matter 1, their levels found "
-        + ("by k-means" if contract.get("levels") == "k-means" else "as three Gaussian classes")
+        f"matter {grey:g} and white matter 1"
     )
     if shading:
         text = f"slow shading was divided out (a polynomial of order {shading}) and {text}"

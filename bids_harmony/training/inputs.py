@@ -155,10 +155,7 @@ def common_contract(
     )
     chosen = ways.most_common(1)[0][0] if ways and bundle is None else wanted
     if others := sum(n for way, n in ways.items() if way != chosen):
-        text = (
-            f"skull strip {chosen.skull_strip}, registration {chosen.registration}, "
-            f"tissue levels {chosen.levels}"
-        )
+        text = f"skull strip {chosen.skull_strip}, registration {chosen.registration}"
         say(
             f"Warning: {others} of {len(scans)} scans were preprocessed in other ways than "
             f"{f'the bundle {bundle} asks for' if bundle else 'most'} ({text}); "
