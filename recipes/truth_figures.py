@@ -13,7 +13,6 @@ import numpy as np
 from scipy import ndimage, stats
 from torch import nn
 
-from bids_harmony.anat.brain import dice
 from bids_harmony.contract import Contract
 from bids_harmony.models.apply import map_volume
 from bids_harmony.qc.harmonization import moved_limits, tissue_limits, ventricle_ml
@@ -142,9 +141,10 @@ def tissues(visit: Visit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def tissue_dice(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> list[float]:
+def dice(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> list[float]:
     """Overlap of each tissue in two label volumes, 0 to 1."""
-    return [dice((a == k) & mask, (b == k) & mask) for k in range(len(TISSUES))]
+    pairs = [((a == k) & mask, (b == k) & mask) for k in range(len(TISSUES))]
+    return [float(2 * (x & y).sum() / max(x.sum() + y.sum(), 1)) for x, y in pairs]
 
 
 def slope_ratio(rows: np.ndarray) -> float:
@@ -276,7 +276,7 @@ def anatomy_figures(
         for way in labels[0]:
             pairs = [(v, *found[way]) for v, found in zip(here, labels, strict=True)]
             name = f"{site}, {way}"
-            overlap = np.array([tissue_dice(a, b, v.mask) for v, a, b in pairs])
+            overlap = np.array([dice(a, b, v.mask) for v, a, b in pairs])
             ml = np.array(
                 [[ventricle_ml(x, v.mask, v.affine, 0.5) for x in (a, b)] for v, a, b in pairs]
             )

@@ -99,7 +99,7 @@ class Traits:
 
 
 def draw_traits(
-    rng: np.random.Generator, *, age: float, sex: str, diagnosis: str, effect: float = 1.0
+    rng: np.random.Generator, *, age: float, sex: str, diagnosis: str, effect: float
 ) -> Traits:
     """Draw a head's traits given age, sex and diagnosis.
 

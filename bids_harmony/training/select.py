@@ -100,7 +100,7 @@ def choose_checkpoint(
     scans = {site: _some(data, split, site, most, seed) for site in sites}
     sources = np.concatenate(list(scans.values()))
     targets = _some(data, split, reference, MAX_REFERENCE, seed)
-    home = _some(data, split, reference, most, seed)
+    judged = np.concatenate([sources, _some(data, split, reference, most, seed)])
     zoom = abs(float(data.affine[0, 0]))
     styles = np.array([style_features(*volume_of(data, int(i)), zoom, grey) for i in targets])
     quantiles = {
@@ -115,16 +115,16 @@ def choose_checkpoint(
     for step in steps:
         network = load(step)
         rows, found, looks, fluid = [], {}, [], []
-        for n, i in enumerate((*sources, *home)):
+        for i in judged:
             volume, mask = volume_of(data, int(i))
             mapped = map_volume(network, volume, mask, data.affine, data.box)
             rows.append(harmonization_metrics(volume, mapped, mask, data.affine, grey=grey))
-            if n >= len(sources):  # the reference's own, which need nothing
+            if data.sites[i] == reference:  # these need nothing
                 continue
             found[int(i)] = tissue_quantiles(mapped, mask, grey)
             looks.append(style_features(mapped, mask, zoom, grey))
             fluid.append([ventricle_ml(v, mask, data.affine, grey / 2) for v in (volume, mapped)])
-        violation, beyond = anatomy(rows, data.sites[np.concatenate([sources, home])])
+        violation, beyond = anatomy(rows, data.sites[judged])
         kept = _correlation(np.array(fluid))
         distance = _distance(found, scans, wanted) / max(before, 1e-6)
         probe = site_probe(np.array(looks), styles, data.ages[sources], data.ages[targets], seed)
