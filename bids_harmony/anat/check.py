@@ -215,7 +215,7 @@ def _usable_affine(
     if qcode:
         try:
             forms["qform"] = np.asarray(img.get_qform(), dtype=float)
-        except HeaderDataError:
+        except (HeaderDataError, ValueError):  # the latter for a quaternion longer than 1
             notes.append("the qform is not a valid rotation; the sform was used")
     if not forms:
         raise ScanError(
