@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where to make the dataset, and leave it")
     args = parser.parse_args()
     templates = read([out.resolve() for out in args.outputs])
+    if not templates:
+        parser.error("no scan there was finished with a bundle; run participant without --bundle none")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         bids, out = folder / "bids", folder / "out"
