@@ -93,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     templates = read([out.resolve() for out in args.outputs])
     if not templates:
-        parser.error("no scan there was finished with a bundle; run participant without --bundle none")
+        parser.error("no scans there with predictions; run participant without --bundle none")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         bids, out = folder / "bids", folder / "out"
