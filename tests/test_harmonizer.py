@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,16 +242,26 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, devices: int = 1, *, starter: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start the script, and wait until it has saved a checkpoint of its own."""
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+def launch(
+    folder: Path, devices: int = 1, *, starter: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """Start the script."""
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *starter, str(script), str(folder), str(devices)],
-        env=os.environ | {"PYTHONPATH": where},
+        env=os.environ | {"PYTHONPATH": where} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def start(folder: Path, devices: int = 1, **given: Any) -> subprocess.Popen[str]:
+    """Start the script, and wait until it has saved a checkpoint of its own."""
+    process = launch(folder, devices, **given)
 
     def saved() -> list[int]:
         return [file.stat().st_mtime_ns for file in folder.glob("*/checkpoint.pt")]
@@ -259,6 +270,20 @@ def start(folder: Path, devices: int = 1, *, starter: Sequence[str] = ()) -> sub
     while process.poll() is None and saved() == before and time.monotonic() - begun < 120:
         time.sleep(0.01)
     return process
+
+
+def workers(pid: int) -> list[int]:
+    """Processes that one has started for its devices."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()
+    ]
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -315,13 +340,38 @@ def test_two_processes_stop_at_a_signal_and_go_on_under_torchrun(
     told = process.communicate(timeout=60)[0]
     assert "stopped after step" in told
     assert process.returncode != 0
-    runner = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    told = start(tmp_path / "parts", 2, starter=runner).communicate(timeout=120)[0]
+    told = start(tmp_path / "parts", 2, starter=TORCHRUN).communicate(timeout=120)[0]
     assert "goes on after step" in told
     assert "step 40 of 40" in told
     parts = train(data, tmp_path / "parts", plan=plan, engine=engine, say=print)
     whole = train(data, tmp_path / "whole", plan=plan, engine=engine, say=print)
     assert torch.equal(weights(parts), weights(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_training_in_words(tmp_path: Path, victim: int) -> None:
+    process = start(tmp_path / "one", 2)
+    os.kill(workers(process.pid)[victim], signal.SIGKILL)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode
+    assert "HarmonyError: A process of the training ended" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_machine_that_is_lost_ends_the_others_in_words(tmp_path: Path, victim: int) -> None:
+    outside = {
+        "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": free_port(),
+    }  # fmt: skip
+    other = launch(tmp_path / "one", 2, **outside, RANK="1", LOCAL_RANK="1")
+    first = start(tmp_path / "one", 2, **outside, RANK="0", LOCAL_RANK="0")
+    processes = [first, other]
+    processes.pop(victim).kill()
+    told = processes[0].communicate(timeout=60)[0]
+    assert processes[0].returncode
+    assert "HarmonyError: Another process of the training ended" in told
 
 
 def test_batch_and_machines_that_do_not_fit_are_refused(data: TrainingSet, tmp_path: Path) -> None:

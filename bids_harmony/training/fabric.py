@@ -10,6 +10,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -36,6 +37,9 @@ from bids_harmony.training.config import TrainOptions
 
 #: Processes wait this long for one that reads scans or writes a bundle.
 PATIENCE = timedelta(hours=24)
+
+#: How gloo (a plain ``RuntimeError``) and NCCL tell that another process is gone.
+_LOST = re.compile(r"by peer|Broken pipe|remote (process|worker|peer)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,14 @@ def _worker(fabric: Fabric, threads: int, call: Callable[..., Any]) -> tuple[str
         return "error", error
     except KeyboardInterrupt:
         return "stopped", None
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not _LOST.search(str(error)):
+            raise
+        return "error", HarmonyError(
+            "Another process of the training ended, or cannot be reached any more.",
+            "Its own messages say why; it may have run out of memory, or its machine was lost. "
+            "The same command goes on from the checkpoint.",
+        )
     finally:
         for logger in fabric.loggers:
             logger.finalize("")
