@@ -212,7 +212,7 @@ class _Step:
         if not np.isfinite(found):
             raise HarmonyError(
                 f"The predictor's loss is not a number at step {self.count}.",
-                "Look for damaged scans or absurd values of the target, or lower the rate.",
+                "Look for damaged scans or absurd values of the target.",
             )
         return found
 
