@@ -98,6 +98,9 @@ def test_two_processes_find_the_same_and_rotate_the_sites(root: Path, tmp_path: 
     assert set(found["train_sites"]) == {
         "REF", "A", "B", "REF+A", "REF+B", "A+REF", "A+B", "B+REF", "B+A",
     }  # fmt: skip
+    page = (root / "out" / "evaluation.html").read_text()
+    assert "rotations, brain_age: of " in page
+    assert " comparisons below, harmonized scans are clearly better (worse) than no harm" in page
 
 
 def test_scans_without_levels_are_evaluated_without_the_plain_way(

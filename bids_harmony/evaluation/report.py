@@ -181,6 +181,7 @@ def speak(findings: Findings) -> tuple[list[str], list[str]]:
         for target, binary in findings.binary.items()
         for _, part in at_sites[at_sites["target"] == target].groupby("test_site", sort=False)
     ]
+    found += _other_experiments(findings)
     found += _anatomy_sentences(findings)
     found += _image_sentences(findings)
     return found, _limits(findings)
@@ -198,19 +199,47 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
     ours = next(row for row in rows if row["way"] == HARMONIZED)
     verdicts = []
     for way in (row["way"] for row in rows if row["way"] != HARMONIZED):
-        gain, low, high = (ours[f"gain_over_{way}{end}"] for end in ("", "_low", "_high"))
-        p = ours[f"p_over_{way}"]
-        # With few persons the interval may leave out zero where the exchange finds nothing.
-        clear = (low > 0 or high < 0) and p < LEVEL
+        gain, p = ours[f"gain_over_{way}"], ours[f"p_over_{way}"]
         word = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.2f} than"
         verdicts.append(
-            f"{word if clear else 'not clearly other than'} {SPOKEN[way]} (p {shown_p(p)})"
+            f"{word if _clear(ours, way) else 'not clearly other than'} {SPOKEN[way]} "
+            f"(p {shown_p(p)})"
         )
     return (
         f"{ours['target']} at {ours['test_site']} ({ours['n_persons']} persons), {what}: "
         f"{values}. "
         f"Harmonized scans are {', '.join(verdicts)}."
     )
+
+
+def _clear(ours: Mapping[Any, Any], way: str) -> int:
+    """Whether harmonized scans are clearly better (1) or worse (-1) than another way; or 0."""
+    gain, low, high = (ours[f"gain_over_{way}{end}"] for end in ("", "_low", "_high"))
+    # With few persons the interval may leave out zero where the exchange finds nothing.
+    if not ((low > 0 or high < 0) and ours[f"p_over_{way}"] < LEVEL):
+        return 0
+    return 1 if gain > 0 else -1
+
+
+def _other_experiments(findings: Findings) -> list[str]:
+    """Count, for each experiment but ``sites``, where harmonization clearly gains or loses."""
+    table = findings.tables["experiments"]
+    ours = table[(table["way"] == HARMONIZED) & (table["experiment"] != "sites")]
+    found = []
+    for (experiment, target), part in ours.groupby(["experiment", "target"], sort=False):
+        counts = []
+        for way in SPOKEN:
+            gain = part.get(f"gain_over_{way}")
+            if gain is None or gain.isna().all():
+                continue
+            clear = [_clear(row, way) for row in part[gain.notna()].to_dict("records")]
+            counts.append(f"{SPOKEN[way]} in {clear.count(1)} ({clear.count(-1)})")
+        if counts:
+            found.append(
+                f"{experiment}, {target}: of {len(part)} comparisons below, harmonized scans are "
+                f"clearly better (worse) than {', '.join(counts)}."
+            )
+    return found
 
 
 def _anatomy_sentences(findings: Findings) -> list[str]:
