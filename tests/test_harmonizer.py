@@ -6,7 +6,6 @@ import csv
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from PIL import Image
 from torch import Tensor
 from training_data import TINY_ARTICLE, TINY_FAST, balls
@@ -280,12 +280,6 @@ def workers(pid: int) -> list[int]:
     ]
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return str(found.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_killed_training_ends_with_the_same_weights(data: TrainingSet, tmp_path: Path) -> None:
     plan = Plan(steps=40, epoch=10, seed=1, save_seconds=0)
@@ -363,7 +357,7 @@ def test_a_process_that_is_killed_ends_the_training_in_words(tmp_path: Path, vic
 def test_a_machine_that_is_lost_ends_the_others_in_words(tmp_path: Path, victim: int) -> None:
     outside = {
         "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost", "MASTER_PORT": free_port(),
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(find_free_network_port()),
     }  # fmt: skip
     other = launch(tmp_path / "one", 2, **outside, RANK="1", LOCAL_RANK="1")
     first = start(tmp_path / "one", 2, **outside, RANK="0", LOCAL_RANK="0")

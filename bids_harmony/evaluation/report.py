@@ -224,21 +224,18 @@ def _clear(ours: Mapping[Any, Any], way: str) -> int:
 def _other_experiments(findings: Findings) -> list[str]:
     """Count, for each experiment but ``sites``, where harmonization clearly gains or loses."""
     table = findings.tables["experiments"]
-    ours = table[(table["way"] == HARMONIZED) & (table["experiment"] != "sites")]
+    others = table[table["experiment"] != "sites"]
     found = []
-    for (experiment, target), part in ours.groupby(["experiment", "target"], sort=False):
+    for (experiment, target), part in others.groupby(["experiment", "target"], sort=False):
+        ours = part[part["way"] == HARMONIZED].to_dict("records")
         counts = []
-        for way in SPOKEN:
-            gain = part.get(f"gain_over_{way}")
-            if gain is None or gain.isna().all():
-                continue
-            clear = [_clear(row, way) for row in part[gain.notna()].to_dict("records")]
+        for way in part.loc[part["way"] != HARMONIZED, "way"].unique():
+            clear = [_clear(row, way) for row in ours]
             counts.append(f"{SPOKEN[way]} in {clear.count(1)} ({clear.count(-1)})")
-        if counts:
-            found.append(
-                f"{experiment}, {target}: of {len(part)} comparisons below, harmonized scans are "
-                f"clearly better (worse) than {', '.join(counts)}."
-            )
+        found.append(
+            f"{experiment}, {target}: of {len(ours)} comparisons below, harmonized scans are "
+            f"clearly better (worse) than {', '.join(counts)}."
+        )
     return found
 
 
