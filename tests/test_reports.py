@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import html
 import io
 import json
@@ -15,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from bids import BIDSLayout
 from PIL import Image
 
 from bids_harmony.anat.template import load_template
@@ -306,6 +308,16 @@ def test_a_participant_whose_scans_all_failed(tmp_path, drawn):
 
 def test_a_participant_without_any_record(tmp_path):
     assert "No scan of this participant was processed." in page_of(tmp_path, "03")
+
+
+def test_reports_leave_no_index_in_memory(out):
+    def indexes():
+        gc.collect()
+        return sum(isinstance(thing, BIDSLayout) for thing in gc.get_objects())
+
+    before = indexes()
+    write_participant_report(out, "01")
+    assert indexes() <= before
 
 
 def test_many_scans_stay_below_ten_megabytes(tmp_path, drawn):

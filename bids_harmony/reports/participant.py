@@ -67,9 +67,23 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
         )
         report.generate_report()
         page = _embed((stage / "report.html").read_text(encoding="utf-8"), stage)
+    _forget_layouts()
     target = out_dir / f"sub-{subject}.html"
     write_text(target, page)
     return target
+
+
+def _forget_layouts() -> None:
+    """Let go of the index that nireports made of a report's parts.
+
+    Pybids caches properties on their class, and so keeps the last 128 indexes, 1 MB each.
+    """
+    from bids.layout.db import ConnectionManager
+    from bids.layout.layout import BIDSLayout
+    from bids.layout.models import BIDSFile
+
+    for kept in (ConnectionManager.layout_info, BIDSLayout.config, BIDSFile.relpath):
+        kept.fget.cache_clear()
 
 
 def find_scan_views(out_dir: Path, subject: str) -> list[ScanView]:
