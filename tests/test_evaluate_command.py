@@ -79,6 +79,8 @@ def test_tables_and_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_wrong_options_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(root, "--unseen-site", "Q") == 2
     assert "Choose among A, B." in capsys.readouterr().err
+    assert evaluate(root, "--experiments", "sites", "size") == 2
+    assert "no other site leaves the maps more than 5" in capsys.readouterr().err
     assert evaluate(root, "--target", "simulated-schizophrenia") == 2
     assert "no true values" in capsys.readouterr().err
     assert evaluate(root, "--target", "bmi") == 2
@@ -87,15 +89,17 @@ def test_wrong_options_are_refused(root: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_two_processes_find_the_same_and_rotate_the_sites(root: Path, tmp_path: Path) -> None:
-    options = ("--experiments", "rotations", "size")
+    options = ("--experiments", "rotations", "size", "--cv-folds", "3")
     tables = []
     for n in ("1", "2"):
         assert evaluate(root, *options, "--nprocs", n, "--work-dir", str(tmp_path / n)) == 0
         tables.append((root / "out" / "evaluation" / "experiments.tsv").read_bytes())
     assert tables[0] == tables[1]
-    found = pd.read_csv(root / "out" / "evaluation" / "experiments.tsv", sep="\t")
-    assert set(found["experiment"]) == {"rotations"}  # a site of nine scans has no sizes to try
-    assert set(found["train_sites"]) == {
+    found = pd.read_csv(root / "out" / "evaluation" / "experiments.tsv", sep="\t", dtype=str)
+    rotations = found["experiment"] == "rotations"
+    assert set(found["experiment"][~rotations]) == {"size"}
+    assert set(found["n_source"][~rotations]) == {"5"}  # of the six that are not tested
+    assert set(found["train_sites"][rotations]) == {
         "REF", "A", "B", "REF+A", "REF+B", "A+REF", "A+B", "B+REF", "B+A",
     }  # fmt: skip
     page = (root / "out" / "evaluation.html").read_text()

@@ -71,10 +71,10 @@ def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
 
 
 def test_units_of_every_experiment() -> None:
-    data = people(table({"A": AGES, "B": AGES[:9], "C": AGES[:6]}))
+    data = people(table({"A": AGES, "B": AGES[:11], "C": AGES[:6]}))
     options = EvaluateOptions(("sites", "rotations", "unseen", "size"), cv_folds=2, n_seeds=2)
     units = plan_units(data, options, "A", 7)
-    assert len(units) == 2 * 2 * (1 + 9 + 2 + 0)  # nine scans, half of them tested: no size
+    assert len(units) == 2 * 2 * (1 + 9 + 2 + 1)  # eleven scans, half of them tested: one size
     assert {unit.seed for unit in units} == {7, 8}
     pairs = {u.train_sites: u.test_sites for u in units if u.experiment == "rotations"}
     assert pairs[("B",)] == ("A", "C")
@@ -103,6 +103,9 @@ def test_sites_that_cannot_be_left_out_are_refused() -> None:
         plan_units(data, EvaluateOptions(unseen_sites=("Q",)), "A", 0)
     with pytest.raises(UsageError, match="only one besides"):
         plan_units(data, EvaluateOptions(("unseen",)), "A", 0)
+    for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:7]}):
+        with pytest.raises(UsageError, match="no sizes to try"):
+            plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0)
     with pytest.raises(UsageError, match="--experiments"):
         EvaluateOptions(("sties",))
     with pytest.raises(UsageError, match="--cv-folds is 1"):

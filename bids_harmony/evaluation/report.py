@@ -92,6 +92,9 @@ def write_findings(findings: Findings, out: Path) -> Path:
     folder = out / FOLDER
     for name, table in findings.tables.items():
         shown = table.round(5)
+        if "n_source" in shown:
+            # Whole numbers, which pandas reads as fractions where some rows have none.
+            shown["n_source"] = shown["n_source"].astype("Int64")
         write_text(folder / f"{name}.tsv", shown.to_csv(sep="\t", index=False, na_rep="n/a"))
         write_json(folder / f"{name}.json", describe(table))
     found, unknown = speak(findings)

@@ -84,7 +84,7 @@ def plan_units(
     Raises
     ------
     UsageError
-        When a site to leave out is unknown or the reference, or too few sites are there.
+        When a site to leave out is unknown or the reference, or too few sites or scans are there.
     """
     sites = sorted(set(data.sites.tolist()))
     others = [site for site in sites if site != reference]
@@ -97,6 +97,15 @@ def plan_units(
         raise UsageError(
             "Maps cannot leave a site out: there is only one besides the reference.",
             "Take unseen out of --experiments.",
+        )
+    counts = {site: int((data.sites == site).sum()) for site in others}
+    largest = max(counts, key=lambda site: counts[site], default=reference)
+    most = counts.get(largest, 0) * (1 - 1 / options.cv_folds)
+    if "size" in options.experiments and most <= min(SIZES):
+        raise UsageError(
+            f"There are no sizes to try: no other site leaves the maps more than {min(SIZES)} "
+            "scans.",
+            "Take size out of --experiments, or choose more --cv-folds.",
         )
     units: list[Unit] = []
     for k, fold in itertools.product(range(options.n_seeds), range(options.cv_folds)):
@@ -113,8 +122,6 @@ def plan_units(
                 for site in options.unseen_sites or others
             ]
         if "size" in options.experiments:
-            largest = max(others, key=lambda site: int((data.sites == site).sum()))
-            most = (data.sites == largest).sum() * (1 - 1 / options.cv_folds)
             units += [
                 Unit("size", *at, (reference,), (largest,), n_source=n) for n in SIZES if n < most
             ]
