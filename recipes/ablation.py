@@ -26,6 +26,9 @@ from bids_harmony.training.splits import TRAIN, split_subjects
 #: What is told of the chosen checkpoint, and of the last one whether or not it was chosen.
 CHOSEN = ("step", "score", "tissue_distance", "probe")
 LAST = ("tissue_distance", "probe", "violation")
+#: Distance at which the anatomy is compared too: parts change how fast a map learns, and one that
+#: comes nearer changes more anatomy, whatever its parts.
+EARLY = 0.85
 
 
 def ablate(
@@ -67,7 +70,8 @@ def ablate(
     -------
     dict of str to list of dict
         Per part, or ``nothing``, one item per seed: ``seed``, and of
-        :func:`bids_harmony.training.select.choose_checkpoint` the rows ``chosen`` and ``last``.
+        :func:`bids_harmony.training.select.choose_checkpoint` the rows ``chosen`` and ``last``,
+        and ``early``, the violation at a distance of :data:`EARLY`.
     """
     chance = np.random.default_rng(options.seed)
     split = split_subjects(data, options.validation, options.holdout, chance)
@@ -86,24 +90,43 @@ def ablate(
                 grey=options.contract.grey, seed=options.seed, say=say,
             )  # fmt: skip
             chosen = next(row for row in table if row["step"] == step)
-            rows.setdefault(part, []).append({"seed": seed, "chosen": chosen, "last": table[-1]})
+            found = {"chosen": chosen, "last": table[-1], "early": violation_at(EARLY, table)}
+            rows.setdefault(part, []).append({"seed": seed, **found})
     return rows
+
+
+def violation_at(distance: float, table: Sequence[dict[str, Any]]) -> float | None:
+    """Violation of the anatomy where a map first comes as near as this; None where it never does.
+
+    Between two checkpoints it is interpolated; before the first the map changes nothing.
+    """
+    before = (1.0, 0.0)
+    for row in table:
+        after = (row["tissue_distance"], row["violation"])
+        if after[0] <= distance:
+            return float(np.interp(-distance, (-before[0], -after[0]), (before[1], after[1])))
+        before = after
+    return None
 
 
 def show(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Write a Markdown table of means over seeds, with their range where they differ."""
     names = [*(f"chosen: {name}" for name in CHOSEN), *(f"last: {name}" for name in LAST)]
+    names.append(f"violation at {EARLY:g}")
     lines = [
         f"| without | kept the anatomy | {' | '.join(names)} |",
         "|---" * (len(names) + 2) + "|",
     ]
     for part, found in rows.items():
+        columns = [
+            *([row["chosen"][name] for row in found] for name in CHOSEN),
+            *([row["last"][name] for row in found] for name in LAST),
+            [row["early"] for row in found if row["early"] is not None],
+        ]
         cells = []
-        for which, columns in (("chosen", CHOSEN), ("last", LAST)):
-            for name in columns:
-                values = [row[which][name] for row in found]
-                spread = f" ({min(values):g} to {max(values):g})" if len(set(values)) > 1 else ""
-                cells.append(f"{round(float(np.mean(values)), 3):g}{spread}")
+        for values in columns:
+            spread = f" ({min(values):.3g} to {max(values):.3g})" if len(set(values)) > 1 else ""
+            cells.append(f"{round(float(np.mean(values)), 3):g}{spread}" if values else "never")
         kept = sum(row["chosen"]["eligible"] for row in found)
         lines.append(f"| {part} | {kept} of {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -41,3 +41,17 @@ def test_each_part_is_left_out_once_per_seed(
     text = ablation.show(rows).splitlines()
     assert len({line.count("|") for line in text}) == 1
     assert text[3].startswith("| bilateral grid | ")
+
+
+@pytest.mark.parametrize(
+    ("distances", "found"),
+    [((0.9, 0.8, 0.6), 1.5), ((0.7, 0.6), 0.5), ((1.0, 0.9), None), ((0.95, 1.02, 0.85), 3.0)],
+)
+def test_anatomy_is_compared_where_maps_come_equally_near(
+    distances: tuple[float, ...], found: float | None
+) -> None:
+    table = [
+        {"tissue_distance": distance, "violation": float(n)}
+        for n, distance in enumerate(distances, 1)
+    ]
+    assert ablation.violation_at(0.85, table) == (found and pytest.approx(found))
