@@ -70,6 +70,17 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
         # No worker has started in nipype's own pool yet.
         self.pool = self._new_pool(self.processors)
 
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run an expanded graph; raise what nipype raises for nodes that failed."""
+        # The scheduler collects garbage at every round: over all that is imported by now, and over
+        # the graph of some hundred scans, it took a third of a core. Afterwards the graph must be
+        # free to go.
+        gc.freeze()
+        try:
+            super().run(graph, config, updatehash)
+        finally:
+            gc.unfreeze()
+
     def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
         pool = ProcessPoolExecutor(max_workers=n_workers, initializer=_end_with_parent)
         self._pools.append((pool, pool._processes))
@@ -157,9 +168,6 @@ def _end_with_parent() -> None:
 def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | None:
     """Run a graph to its end; return what nipype raises there for nodes that failed."""
     chosen = plugin(config, progress)
-    # The scheduler collects garbage at every round: over all that is imported by now it took a
-    # third of the run's time. Afterwards the graph itself must be free to go.
-    gc.freeze()
     try:
         workflow.run(**chosen)
     except Exception as error:  # noqa: BLE001
@@ -169,7 +177,6 @@ def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | No
         # Also where nipype gave up midway, as where it could not write a crash file.
         if hasattr(chosen["plugin"], "stop"):
             chosen["plugin"].stop()
-        gc.unfreeze()
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -207,6 +208,23 @@ def is_alive(group: int) -> bool:
 )
 def test_failure_text(text: str, expected: tuple[str, str]) -> None:
     assert failure_text(text) == expected
+
+
+def test_the_scheduler_does_not_search_its_graph_for_garbage(tmp_path: Path) -> None:
+    steps = [(write_mark, {"path": str(tmp_path / "mark"), "seconds": 0.0})] * 2
+    workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
+    workflow.add_nodes([scan_wf("sub_01_wf", tmp_path / "crash", *steps)])
+    searched: list[bool] = []
+
+    def note(node: pe.Node, status: str) -> None:
+        searched.append(any(thing is node for thing in gc.get_objects()))
+
+    workflow.run(
+        plugin=SurvivingMultiProcPlugin(plugin_args={"n_procs": 1, "status_callback": note})
+    )
+    assert searched
+    assert not any(searched)
+    assert gc.get_freeze_count() == 0
 
 
 def test_scans_are_finished_one_after_the_other(tmp_path: Path) -> None:
