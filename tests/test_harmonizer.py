@@ -26,7 +26,7 @@ from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.slices import generator_input
 from bids_harmony.training import maps as maps_module
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import Engine, load_checkpoint, save_checkpoint
+from bids_harmony.training.fabric import Engine, load_checkpoint, make_fabric, save_checkpoint
 from bids_harmony.training.harmonizer import Harmonizer, Plan, train_harmonizer
 from bids_harmony.training.losses import adversarial, edge_loss, memberships, tissue_loss
 from bids_harmony.training.maps import ImagePool
@@ -366,6 +366,24 @@ def test_a_machine_that_is_lost_ends_the_others_in_words(tmp_path: Path, victim:
     told = processes[0].communicate(timeout=60)[0]
     assert processes[0].returncode
     assert "HarmonyError: Another process of the training ended" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "able", "used"),
+    [
+        ("auto", True, "bf16-mixed"),
+        ("auto", False, "32-true"),  # 25 times as fast on a processor without bfloat16
+        ("bf16-mixed", False, "bf16-mixed"),
+        ("32-true", True, "32-true"),
+    ],
+)
+def test_half_precision_is_for_devices_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, able: bool, used: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    fabric = make_fabric(Engine("cpu", precision=asked), "bf16-mixed")
+    assert fabric.strategy.precision.precision == used
 
 
 def test_batch_and_machines_that_do_not_fit_are_refused(data: TrainingSet, tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class TrainOptions:
     devices, nodes : int
         Devices (on the CPU, processes) per machine, and machines, for the harmonizer.
     precision : str
-        Of the harmonizer's training: ``auto`` (as the preset says), ``32-true`` or
-        ``bf16-mixed``.
+        Of the harmonizer's training: ``auto`` (as the preset says, where the device can),
+        ``32-true`` or ``bf16-mixed``.
     fast_dev_run : bool
         A few steps of everything, to see that it runs.
     add_site : str or None

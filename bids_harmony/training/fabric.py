@@ -57,7 +57,7 @@ class Engine:
     threads : int
         CPU threads, shared by the processes of a machine.
     precision : str
-        ``auto``: as the preset says; or one of Fabric's.
+        ``auto``: as the preset says, where the device can (:func:`has_bf16`); or one of Fabric's.
     """
 
     device: str = "auto"
@@ -110,6 +110,13 @@ def one_device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def has_bf16(device: str) -> bool:
+    """Whether a device itself multiplies in bfloat16; a CPU that does not is many times slower."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def started_outside() -> bool:
     """Whether ``srun`` or ``torchrun`` started this process as one of several."""
     if TorchElasticEnvironment.detect():
@@ -135,7 +142,7 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
     engine : Engine
         Devices.
     precision : str
-        Used where the engine leaves it to the preset.
+        Used where the engine leaves it to the preset; single where the device has no half.
     logs : pathlib.Path, optional
         Folder of CSV and TensorBoard logs; each run writes a new version.
     """
@@ -148,6 +155,10 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
             # The only buffers, of spectral norm, are the same everywhere.
             forward_sync_buffers=False,
         )
+    if engine.precision != "auto":
+        precision = engine.precision
+    elif not has_bf16(engine.device):
+        precision = "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")] if logs else []
     return Fabric(
@@ -155,7 +166,7 @@ def make_fabric(engine: Engine, precision: str, logs: Path | None = None) -> Fab
         devices=engine.devices,
         num_nodes=engine.nodes,
         strategy=strategy,
-        precision=precision if engine.precision == "auto" else engine.precision,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         loggers=loggers,
     )
 

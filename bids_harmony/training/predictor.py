@@ -24,6 +24,7 @@ from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import predictor_input, scaled_height
 from bids_harmony.training.augment import Augmentation, augment
 from bids_harmony.training.examples import Examples
+from bids_harmony.training.fabric import has_bf16
 from bids_harmony.training.keeper import Keeper
 
 #: The paper's rules: epochs without progress until the rate falls, and until training ends, and
@@ -185,6 +186,7 @@ class _Step:
     ) -> None:
         self.examples, self.network, self.optimiser = examples, network, optimiser
         self.config, self.binary, self.device = config, binary, device
+        self.half = torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
         self.chance = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
         self.targets = torch.from_numpy(examples.targets.astype(np.float32))
@@ -201,7 +203,7 @@ class _Step:
             x = augment(x, self.config.augmentation, self.chance)
         height = self.heights[slices][:, None, None, None].expand_as(x)
         x = torch.cat([x, height], dim=1).to(self.device)
-        with torch.autocast(self.device, torch.bfloat16):
+        with self.half:
             value = self.network(x).float()
         loss = self.loss(value, self.targets[which].to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
