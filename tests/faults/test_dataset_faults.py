@@ -6,7 +6,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +97,12 @@ def test_text_of_tables_and_sidecars_runs_nothing_in_any_report(tmp_path: Path) 
         browser.close()
 
 
+def cpu_seconds() -> float:
+    """CPU time of all children that ended, which other work on the machine does not lengthen."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory(tmp_path: Path) -> None:
     root = new_dataset(tmp_path / "bids")
@@ -112,14 +117,14 @@ def test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory(tmp_path
             (subject / folder).mkdir(parents=True)
         for name in names:
             (subject / name.format(f"{n:05d}")).write_text("{}")
-    before = time.monotonic()
+    before = cpu_seconds()
     command = [*COMMAND, root, tmp_path / "out", "participant", "--dry-run", "--bundle", "none"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - before
+    seconds = cpu_seconds() - before
     assert done.returncode == ROWS["many files"].exit_code, done.stderr
     assert "10000 scans of 10000 participants would be processed" in done.stdout
     # In kB, of the largest child so far.
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    print(f"{seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
+    print(f"{seconds:.0f} CPU s, {memory:.2f} GB", file=sys.stderr)
     assert memory < 1.0
     assert seconds < 120
