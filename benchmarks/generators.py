@@ -51,7 +51,7 @@ def mapper(preset: Preset, precision: str, batch: int, options: argparse.Namespa
 
 def stepper(preset: Preset, precision: str, options: argparse.Namespace) -> Callable:
     """Return a function that makes one training step."""
-    fabric = make_fabric(Engine(options.device, precision=precision), precision)
+    fabric = make_fabric(Engine(options.device, precision=precision), preset.precision)
     fabric.launch()
     trainer = Trainer(fabric, preset, 2, options.train_shape, 1000, 0)
     parts = [

@@ -73,8 +73,8 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run an expanded graph; raise what nipype raises for nodes that failed."""
         # The scheduler collects garbage at every round: over all that is imported by now, and over
-        # the graph of some hundred scans, it took a third of a core. Afterwards the graph must be
-        # free to go.
+        # the expanded graph of a chunk of scans, it took a third of a core. Afterwards the graph
+        # must be free to go.
         gc.freeze()
         try:
             super().run(graph, config, updatehash)

@@ -372,7 +372,7 @@ def test_a_machine_that_is_lost_ends_the_others_in_words(tmp_path: Path, victim:
     ("asked", "able", "used"),
     [
         ("auto", True, "bf16-mixed"),
-        ("auto", False, "32-true"),  # 25 times as fast on a processor without bfloat16
+        ("auto", False, "32-true"),  # nine times as fast on a processor without bfloat16
         ("bf16-mixed", False, "bf16-mixed"),
         ("32-true", True, "32-true"),
     ],

@@ -112,7 +112,7 @@ def one_device(asked: str) -> str:
 
 def has_bf16(device: str) -> bool:
     """Whether a device itself multiplies in bfloat16; a CPU that does not is many times slower."""
-    if device != "cpu" and torch.cuda.is_available():
+    if one_device(device) == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
