@@ -46,18 +46,23 @@ def run(config: PredictorConfig, checkpoint: Path | None) -> tuple[torch.Tensor,
         examples, np.arange(len(examples.scans)), watched, options, config,
         binary=False, seed=1, say=lines.append, checkpoint=checkpoint,
     )  # fmt: skip
-    return torch.cat([v.flatten().double() for v in network.state_dict().values()]), lines
+    weights = network.state_dict().values()
+    assert all(v.is_contiguous() for v in weights)  # as bundles store them, however trained
+    return torch.cat([v.flatten().double() for v in weights]), lines
 
 
 @pytest.mark.parametrize("recipe", [FAST, ARTICLE], ids=["fast", "article"])
 @pytest.mark.parametrize(("end", "error"), [(kill, Killed), (terminate, KeyboardInterrupt)])
+@pytest.mark.parametrize("half", [False, True], ids=["single", "half"])
 def test_a_predictor_goes_on_to_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     recipe: PredictorConfig,
     end: Callable[[], None],
     error: type[BaseException],
+    half: bool,
 ) -> None:
+    monkeypatch.setattr(predictor, "has_bf16", lambda device: half)
     config = replace(recipe, **TINY, steps=40)
     whole, _ = run(config, None)
     path = tmp_path / "one.checkpoint"

@@ -22,7 +22,7 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))
         h = self.norm2(self.conv2(h))
-        return F.max_pool2d(F.relu(h + self.skip(x)), 2)
+        return F.relu(F.max_pool2d(h + self.skip(x), 2))  # the same, on a quarter of the pixels
 
 
 class SliceNetwork(nn.Module):
@@ -56,8 +56,8 @@ class SliceNetwork(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(2, channels[0], 3, padding=1, bias=False),
             nn.BatchNorm2d(channels[0]),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
         )
         self.blocks = nn.Sequential(*(_Residual(a, b) for a, b in itertools.pairwise(channels)))
         shrink = 2 ** len(channels)

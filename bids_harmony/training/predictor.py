@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.errors import HarmonyError
 from bids_harmony.models.networks import SliceNetwork
@@ -168,7 +169,7 @@ def train_predictor(
         train(step, among, validation, say, keeper, state)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return network.cpu().eval()
+    return set_layout(network.cpu().eval(), torch.contiguous_format)
 
 
 class _Step:
@@ -184,9 +185,13 @@ class _Step:
         seed: int,
         device: str,
     ) -> None:
-        self.examples, self.network, self.optimiser = examples, network, optimiser
+        self.examples, self.optimiser = examples, optimiser
         self.config, self.binary, self.device = config, binary, device
-        self.half = torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
+        half = has_bf16(device)
+        self.half = torch.autocast(device, torch.bfloat16, enabled=half)
+        # In single precision a CPU takes two thirds of the time with channels last.
+        self.layout = torch.contiguous_format if half or device != "cpu" else torch.channels_last
+        self.network = set_layout(network, self.layout)
         self.chance = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
         self.targets = torch.from_numpy(examples.targets.astype(np.float32))
@@ -202,7 +207,7 @@ class _Step:
         if self.config.augmentation is not None:
             x = augment(x, self.config.augmentation, self.chance)
         height = self.heights[slices][:, None, None, None].expand_as(x)
-        x = torch.cat([x, height], dim=1).to(self.device)
+        x = torch.cat([x, height], dim=1).to(self.device, memory_format=self.layout)
         with self.half:
             value = self.network(x).float()
         loss = self.loss(value, self.targets[which].to(self.device))
