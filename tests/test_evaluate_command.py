@@ -79,6 +79,8 @@ def test_tables_and_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_wrong_options_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(root, "--unseen-site", "Q") == 2
     assert "Choose among A, B." in capsys.readouterr().err
+    assert evaluate(root, "--train-sites", "A+Q") == 2
+    assert "A+Q is no rotation" in capsys.readouterr().err
     assert evaluate(root, "--experiments", "sites", "size") == 2
     assert "no other site leaves the maps more than 5" in capsys.readouterr().err
     assert evaluate(root, "--target", "simulated-schizophrenia") == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,6 +83,9 @@ def test_units_of_every_experiment() -> None:
     assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
     some = EvaluateOptions(("unseen",), unseen_sites=("C",))
     assert {unit.left_out for unit in plan_units(data, some, "A", 7)} == {"C"}
+    some = EvaluateOptions(("rotations",), cv_folds=2, train_sites=("B", "C+A"))
+    rotations = [unit.train_sites for unit in plan_units(data, some, "A", 7)]
+    assert rotations == [("B",), ("C", "A")] * 2
 
 
 def test_a_site_with_few_persons_does_not_train_alone() -> None:
@@ -103,6 +108,10 @@ def test_sites_that_cannot_be_left_out_are_refused() -> None:
         plan_units(data, EvaluateOptions(unseen_sites=("Q",)), "A", 0)
     with pytest.raises(UsageError, match="only one besides"):
         plan_units(data, EvaluateOptions(("unseen",)), "A", 0)
+    for wrong in ("Q", "A+B", "B"):  # unknown, nothing left to test on, too few persons
+        rotations = EvaluateOptions(("rotations",), train_sites=("A", wrong))
+        with pytest.raises(UsageError, match=re.escape(f"--train-sites {wrong} is no rotation")):
+            plan_units(data, rotations, "A", 0, ["A"])
     for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:7]}):
         with pytest.raises(UsageError, match="no sizes to try"):
             plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0)

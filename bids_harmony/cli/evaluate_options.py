@@ -53,3 +53,13 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         help="sites to leave out of the maps, one at a time; adds the experiment unseen "
         "(default: every one)",
     )
+    add_option(
+        group,
+        "--train-sites",
+        dest="evaluate_train_sites",
+        nargs="+",
+        action=AsTuple,
+        metavar="SITE[+SITE]",
+        help="where rotations train: a site, or two joined by +, the reference first; adds the "
+        "experiment rotations (default: every site and every two)",
+    )

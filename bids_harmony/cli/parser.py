@@ -78,9 +78,10 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     options = _reused(given.pop("config_file", None))
     trained = _apart(given, "train", ("train", "evaluate"))
     tried = _apart(given, "evaluate", ("evaluate",))
-    if "unseen_sites" in tried:
-        experiments = tried.get("experiments", EvaluateOptions.experiments)
-        tried["experiments"] = tuple(dict.fromkeys((*experiments, "unseen")))
+    for name, experiment in (("unseen_sites", "unseen"), ("train_sites", "rotations")):
+        if name in tried:
+            experiments = tried.get("experiments", EvaluateOptions.experiments)
+            tried["experiments"] = tuple(dict.fromkeys((*experiments, experiment)))
     options |= {
         name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
     }

@@ -28,6 +28,8 @@ class EvaluateOptions:
         Times that everything is trained again from other random weights and with other folds.
     unseen_sites : tuple of str
         Sites of ``unseen``; empty: every site but the reference.
+    train_sites : tuple of str
+        Trainings of ``rotations``, each ``SITE`` or ``REFERENCE+SITE``; empty: all.
 
     Raises
     ------
@@ -39,6 +41,7 @@ class EvaluateOptions:
     cv_folds: int = 3
     n_seeds: int = 1
     unseen_sites: tuple[str, ...] = ()
+    train_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.experiments if name not in EXPERIMENTS]:

@@ -84,7 +84,8 @@ def plan_units(
     Raises
     ------
     UsageError
-        When a site to leave out is unknown or the reference, or too few sites or scans are there.
+        When a site to leave out is unknown or the reference, a rotation cannot be trained, or too
+        few sites or scans are there.
     """
     sites = sorted(set(data.sites.tolist()))
     others = [site for site in sites if site != reference]
@@ -113,7 +114,8 @@ def plan_units(
         if "sites" in options.experiments:
             units.append(Unit("sites", *at, (reference,), tuple(sites)))
         if "rotations" in options.experiments:
-            for trained in _rotations(sites, sites if trainable is None else trainable):
+            first = sites if trainable is None else trainable
+            for trained in _rotations(sites, first, options.train_sites):
                 tested = tuple(site for site in sites if site not in trained)
                 units.append(Unit("rotations", *at, trained, tested))
         if "unseen" in options.experiments:
@@ -128,10 +130,21 @@ def plan_units(
     return units
 
 
-def _rotations(sites: Sequence[str], first: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every site, and every ordered pair that leaves a site to test on; ``first`` may begin."""
+def _rotations(
+    sites: Sequence[str], first: Sequence[str], asked: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """List those asked for, of every site and ordered pair that leaves a site to test on."""
     pairs = itertools.permutations(sites, 2) if len(sites) > 2 else ()
-    return [(site,) for site in first] + [pair for pair in pairs if pair[0] in first]
+    every: list[tuple[str, ...]] = [(site,) for site in first]
+    every += [pair for pair in pairs if pair[0] in first]
+    chosen = [tuple(name.split("+")) for name in asked]
+    if wrong := [rotation for rotation in chosen if rotation not in every]:
+        raise UsageError(
+            f"--train-sites {'+'.join(wrong[0])} is no rotation that can be trained and tested.",
+            "Give a site, or two joined by + that leave another to test on; the first may be "
+            f"{', '.join(first)}.",
+        )
+    return chosen or every
 
 
 def trainable_sites(
