@@ -77,7 +77,7 @@ def main() -> int:
     nprocs = ["--nprocs", str(options.nprocs)]
     work = ["--work-dir", str(options.work / "work")]
     subprocess.run([*command, "participant", "--bundle", "none", *nprocs, *work], check=True)
-    # One thread: on slices this small a second one costs more than it gives.
+    # One thread, as for the shipped bundle: with others, sums are rounded otherwise.
     train = ["train", "--reference-site", "IXI-HH", "--model-name", "default", "--nprocs", "1"]
     subprocess.run([*command, *train, *work], check=True)
     bundle = load_bundle(out / "models" / "default")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_harmony.evaluation.run import _ended_together
 from bids_harmony.training.fabric import StopSignal
+from bids_harmony.training.side_by_side import _ended_together
 
 
 def keep_when_told(begun: Path, kept: Path) -> None:

@@ -163,6 +163,29 @@ def test_finished_networks_are_kept_and_the_rest_is_the_same(
     assert not any("trained before" in line for line in lines)
 
 
+def test_networks_trained_at_once_are_the_same(
+    data: TrainingSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    targets = ("age", "simulated-schizophrenia")
+    options = TrainOptions(targets=targets, folds=2)
+    fit = np.ones(len(data), bool)
+    found = train_predictors(
+        data, split_of(data), fit, "REF", options, SMALL, tmp_path / "2", nprocs=2, say=print
+    )
+    said = capfd.readouterr().out
+    for prefix in ("[brain_age 1] ", "[brain_age 2] ", "[schizophrenia_probability 1] "):
+        assert f"\n{prefix}predictor step" in said
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone, _ = train(data, tmp_path / "1", targets)
+    finally:
+        torch.set_num_threads(threads)
+    for name, predictor in alone.items():
+        assert torch.equal(weights(found[name]), weights(predictor))
+        assert found[name].metrics == predictor.metrics
+
+
 def test_simulated_head_says_so(data: TrainingSet, tmp_path: Path) -> None:
     found, _ = train(data, tmp_path, ("simulated-schizophrenia",))
     predictor = found["schizophrenia_probability"]

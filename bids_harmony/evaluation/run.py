@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +39,7 @@ from bids_harmony.training.inputs import read_scans, without_rejected
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.presets import PRESETS
 from bids_harmony.training.run import choose_reference
+from bids_harmony.training.side_by_side import prefixed, side_by_side
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 
 if TYPE_CHECKING:
@@ -165,41 +163,16 @@ def run_units(study: Study, units: Sequence[Unit], nprocs: int) -> list[Result]:
     """Run units, several at once; those that are finished are taken from the work folder."""
     if nprocs == 1 or len(units) == 1 or study.train.devices * study.train.nodes > 1:
         return [run_unit(study, unit) for unit in units]
-    alone = replace(study, train=replace(study.train, threads=1), say=partial(_say_of, ""))
+    alone = replace(study, train=replace(study.train, threads=1))
+    calls = [
+        (replace(alone, say=partial(prefixed, tell, f"[{number}] ")), unit)
+        for number, unit in enumerate(units, 1)
+    ]
     found: dict[int, Result] = {}
-    context = multiprocessing.get_context("spawn")
-    workers = min(nprocs, len(units))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, _ended_together(pool):
-        futures = {
-            pool.submit(run_unit, replace(alone, say=partial(_say_of, f"[{i + 1}] ")), unit): i
-            for i, unit in enumerate(units)
-        }
-        for done, future in enumerate(as_completed(futures), 1):
-            found[futures[future]] = future.result()
-            study.say(f"{done} of {len(units)} done: {units[futures[future]]}")
-    return [found[i] for i in range(len(units))]
-
-
-def _say_of(prefix: str, line: str) -> None:
-    """Print a line of one of several processes."""
-    tell(prefix + line)
-
-
-@contextmanager
-def _ended_together(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Have the workers keep what they have and end, whatever ends this process."""
-    try:
-        yield
-    except BaseException:
-        workers = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        # Once is not enough: a worker that has kept its unit takes up the next, which waits in
-        # the pool's queue and cannot be cancelled any more.
-        while any(worker.is_alive() for worker in workers):
-            for worker in workers:
-                worker.terminate()
-                worker.join(1)
-        raise
+    for number, result in side_by_side(run_unit, calls, nprocs):
+        found[number] = result
+        study.say(f"{len(found)} of {len(units)} done: {units[number]}")
+    return [found[number] for number in range(len(units))]
 
 
 def run_unit(study: Study, unit: Unit) -> Result:

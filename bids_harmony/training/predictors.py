@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,15 +19,9 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import figures
 from bids_harmony.training.examples import Examples
-from bids_harmony.training.fabric import load_checkpoint, save_checkpoint
-from bids_harmony.training.predictor import (
-    PredictorConfig,
-    network_options,
-    predict_stack,
-    train_predictor,
-)
+from bids_harmony.training.members import Ensemble, Job, train_members
+from bids_harmony.training.predictor import PredictorConfig, network_options
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
-from bids_harmony.training.stored import as_stored
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
@@ -67,17 +60,6 @@ class Predictor:
         return bool(self.target["output"] == "logit")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all members of a training share."""
-
-    options: TrainOptions
-    config: PredictorConfig
-    folder: Path
-    device: str
-    say: Callable[[str], None]
-
-
 def train_predictors(
     data: TrainingSet,
     split: np.ndarray,
@@ -88,6 +70,7 @@ def train_predictors(
     work_dir: Path,
     *,
     device: str = "cpu",
+    nprocs: int = 1,
     say: Callable[[str], None],
 ) -> dict[str, Predictor]:
     """Train every target's ensemble on the reference site.
@@ -114,8 +97,10 @@ def train_predictors(
         Where finished networks are kept.
     device : str
         torch device.
+    nprocs : int
+        Networks trained at once on the CPU, each in a process of one thread.
     say : callable
-        Takes a line of progress.
+        Takes a line of progress; with several processes, a function of a module.
 
     Returns
     -------
@@ -127,57 +112,64 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    job = _Job(options, config, work_dir / "predictors", device, say)
+    job = Job(options, config, work_dir / "predictors", device, say)
     columns = [column for column in options.targets if column != SIMULATED]
     targets = find_targets(data, columns, reference, fit)
+    planned = {target.name: _plan(data, split, fit, reference, target, job) for target in targets}
+    if SIMULATED in options.targets:
+        planned[SIMULATED_NAME] = _plan_simulated(data, split, reference, job)
+    members = train_members(planned, job, nprocs)
     predictors = {
-        target.name: _train_target(data, split, fit, reference, target, job) for target in targets
+        target.name: _finish(target, planned[target.name], members[target.name], job)
+        for target in targets
     }
     if SIMULATED in options.targets:
-        predictors[SIMULATED_NAME] = _train_simulated(data, split, reference, job)
+        made_up = SIMULATED_NAME
+        predictors[made_up] = _finish_simulated(planned[made_up], members[made_up], job)
     return predictors
 
 
-def _train_target(
+def _plan(
     data: TrainingSet,
     split: np.ndarray,
     fit: np.ndarray,
     reference: str,
     target: Target,
-    job: _Job,
-) -> Predictor:
-    """Train an ensemble, each network without one fold, and calibrate it on the folds."""
+    job: Job,
+) -> Ensemble:
+    """Say what an ensemble is trained on, each network without one fold."""
     options, slice_mm = job.options, job.options.contract.slice_mm
     usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
     # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
     watched = np.flatnonzero(usable & (split == VALIDATION) & job.config.patient)
     scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
     examples = Examples.of(data, scans, target.values[scans], slice_mm)
-    validation = Examples.of(data, watched, target.values[watched], slice_mm)
-    folds = _folds(data, scans, target, options)
-    network = network_options(examples, job.config, target.binary)
-    members: list[SliceNetwork] = []
-    unseen = np.full(len(scans), np.nan)
-    for fold in range(options.folds):
-        job.say(f"{target.name}, network {fold + 1} of {options.folds}")
-        places = np.flatnonzero(folds != fold)
-        member = _member(
-            examples, places, validation, network, target.binary, f"{target.name}-{fold}", job
-        )
-        members.append(member)
-        for i in np.flatnonzero(folds == fold):
-            unseen[i] = np.median(
-                predict_stack([member], examples.stack(int(i)), examples.heights)
-            )
+    return Ensemble(
+        target.name,
+        examples,
+        Examples.of(data, watched, target.values[watched], slice_mm),
+        _folds(data, scans, target, options),
+        network_options(examples, job.config, target.binary),
+        target.binary,
+        options.folds,
+        options.seed,
+    )
+
+
+def _finish(
+    target: Target, ensemble: Ensemble, members: list[SliceNetwork], job: Job
+) -> Predictor:
+    """Calibrate an ensemble on its folds."""
+    network, truth = ensemble.network, ensemble.examples.targets
+    unseen = ensemble.unseen(members)
     if not target.binary:
-        unseen, network = _calibrate(members, network, unseen, examples.targets, folds)
-    rng = np.random.default_rng(options.seed)
-    found = figures(unseen, examples.targets, target.binary, rng)
+        unseen, network = _calibrate(members, network, unseen, truth, ensemble.folds)
+    found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed))
     job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         members,
         {"kind": "slice", "options": network},
-        _describe(target, examples.targets, unseen),
+        _describe(target, truth, unseen),
         {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
         target.values,
     )
@@ -255,50 +247,8 @@ def _folds(
     return np.asarray(folds[scans])
 
 
-def _member(
-    examples: Examples,
-    places: np.ndarray,
-    validation: Examples | None,
-    network: dict[str, Any],
-    binary: bool,
-    name: str,
-    job: _Job,
-) -> SliceNetwork:
-    """Train one network, or take the one that an earlier run has finished."""
-    number = int(name.rsplit("-", 1)[1])
-    seed = job.options.seed + number + (1000 if name.startswith(SIMULATED_NAME) else 0)
-    what = {"config": job.config.to_dict(), "network": network, "binary": binary, "seed": seed}
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for part in (examples, validation):
-        if part is not None:
-            digest.update(_content(part))
-    digest.update(places.tobytes())
-    path = job.folder / f"{name}-{digest.hexdigest()[:16]}.pt"
-    if (state := load_checkpoint(path)) is not None:
-        job.say(f"{name} was trained before: {path}")
-        member = SliceNetwork(**network)
-        member.load_state_dict(state)
-    else:
-        member = train_predictor(
-            examples, places, validation, network, job.config,
-            binary=binary, seed=seed, say=job.say, device=job.device,
-            checkpoint=path.with_suffix(".checkpoint"),
-        )  # fmt: skip
-        save_checkpoint(path, member.state_dict())
-    return as_stored(member)
-
-
-def _content(examples: Examples) -> bytes:
-    """Digest of targets and of one slice of each scan, to know an earlier run's data again."""
-    digest = hashlib.sha256(examples.targets.tobytes())
-    middle = len(examples.numbers) // 2
-    for place in range(len(examples.scans)):
-        digest.update(examples.draw(np.array([place]), np.array([middle])).numpy().tobytes())
-    return digest.digest()
-
-
-def _train_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: _Job) -> Predictor:
-    """Train a two-class network on reference scans, every other one with a simulated effect.
+def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: Job) -> Ensemble:
+    """Say what is made of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
     like the simulation's patients, and every output says so.
@@ -322,22 +272,22 @@ def _train_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: 
     examples = replace(plain, changed=changed)
     job.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
     network = network_options(examples, job.config, binary=True)
-    places = np.flatnonzero(~held)
-    member = _member(examples, places, None, network, True, f"{SIMULATED_NAME}-0", job)
-    test = np.flatnonzero(held)
-    score = np.array(
-        [
-            np.median(predict_stack([member], examples.stack(int(i)), examples.heights))
-            for i in test
-        ]
+    return Ensemble(
+        SIMULATED_NAME, examples, None, np.where(held, 0, 1), network, True, 1, options.seed + 1000
     )
+
+
+def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job) -> Predictor:
+    """Tell how the network trained on simulated labels does on the scans held out."""
+    held = ensemble.folds == 0
     found: dict[str, Any] = {"n": 0}
-    if len(test):
-        found = figures(score, labels[test], True, np.random.default_rng(options.seed))
+    if held.any():
+        score, truth = ensemble.unseen(members)[held], ensemble.examples.targets[held]
+        found = figures(score, truth, True, np.random.default_rng(job.options.seed))
     job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
-        [member],
-        {"kind": "slice", "options": network},
+        members,
+        {"kind": "slice", "options": ensemble.network},
         {
             "output": "logit",
             "training_data": "simulated",

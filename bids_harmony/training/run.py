@@ -223,6 +223,7 @@ def train_bundle(
             replace(recipe, steps=options.predictor_steps or recipe.steps),
             work_dir,
             device=one_device(options.device),
+            nprocs=options.threads,
             say=say,
         )
 
