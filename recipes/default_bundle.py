@@ -62,6 +62,12 @@ def merge(scans: Path, merged: Path) -> int:
     return n_scans
 
 
+def run(command: list[str]) -> None:
+    """Run a command, and end with its code where it fails; it says why itself."""
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
+
+
 def main() -> int:
     """Merge, preprocess, train and, if asked, install."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,10 +82,10 @@ def main() -> int:
     command = [sys.executable, "-m", "bids_harmony", str(bids), str(out)]
     nprocs = ["--nprocs", str(options.nprocs)]
     work = ["--work-dir", str(options.work / "work")]
-    subprocess.run([*command, "participant", "--bundle", "none", *nprocs, *work], check=True)
+    run([*command, "participant", "--bundle", "none", *nprocs, *work])
     # One thread, as for the shipped bundle: with others, sums are rounded otherwise.
     train = ["train", "--reference-site", "IXI-HH", "--model-name", "default", "--nprocs", "1"]
-    subprocess.run([*command, *train, *work], check=True)
+    run([*command, *train, *work])
     bundle = load_bundle(out / "models" / "default")
     print(json.dumps(bundle.info["metrics"], indent=1))
     if options.install:
