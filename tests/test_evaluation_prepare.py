@@ -49,7 +49,7 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
         calls.append(scan)
         return volume / 2
 
-    found = prepare(data, [1, 4], darker, "darker", tmp_path)
+    found = prepare(data, [1, 4], darker, "darker", tmp_path, print)
     for scan in range(len(data)):
         before, mask = data.stack(scan)
         after, same = found.stack(scan)
@@ -57,9 +57,9 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
         np.testing.assert_allclose(after, before / 2 if scan in (1, 4) else before, atol=2e-3)
     images, _ = found.slices([1, 2], [5, 5], around=1)
     np.testing.assert_allclose(images[0], data.slices([1], [5], 1)[0][0] / 2, atol=2e-3)
-    prepare(data, [1, 4], darker, "darker", tmp_path)
+    prepare(data, [1, 4], darker, "darker", tmp_path, print)
     assert calls == [1, 4]  # taken from the folder the second time
-    prepare(data, [1, 4], darker, "darker still", tmp_path)
+    prepare(data, [1, 4], darker, "darker still", tmp_path, print)
     assert calls == [1, 4, 1, 4]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bids_harmony.console import counted_off
 from bids_harmony.evaluation.combat import combat
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.prepare import (
@@ -140,7 +141,7 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         change, what = changes.get(way, (None, ""))
         if change is not None:
             scans = everything if way == NONE else elsewhere
-            sets[way] = prepare(data, scans.tolist(), change, what, study.work_dir)
+            sets[way] = prepare(data, scans.tolist(), change, what, study.work_dir, study.say)
         elif way == SCALED:
             sets[way] = data
     return Prepared(sets, test, split, step, overlap)
@@ -224,7 +225,7 @@ def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str,
     rows = []
     for way, data in prepared.sets.items():
         predictors = fit_predictors(study, unit, data, prepared.split)
-        for scan in prepared.test:
+        for scan in counted_off(prepared.test, len(prepared.test), f"predicting {way}", study.say):
             stack = data.stack(int(scan))[0][numbers]
             for target in study.targets:
                 if not np.isfinite(target.values[scan]):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from bids_harmony.console import counted_off
 from bids_harmony.evaluation.fit import Prepared, Study
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
 from bids_harmony.evaluation.units import Unit
@@ -42,7 +43,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     data, grey = study.data, study.train.contract.grey
     zoom = abs(float(data.affine[0, 0]))
     rows = []
-    for scan in map(int, prepared.test):
+    for scan in counted_off(map(int, prepared.test), len(prepared.test), "measuring", study.say):
         before, mask = volume_of(data, scan)
         for way in (way for way in FROM_SCALED if way in prepared.sets):
             after = before if way == SCALED else volume_of(prepared.sets[way], scan)[0]

@@ -20,6 +20,7 @@ import numpy as np
 from torch import nn
 
 from bids_harmony.anat.intensity import MAX_SCALED
+from bids_harmony.console import counted_off
 from bids_harmony.models.apply import map_volume
 from bids_harmony.models.slices import crop
 from bids_harmony.training.cache import StoredVolumes, create_store
@@ -66,7 +67,12 @@ class PreparedVolumes:
 
 
 def prepare(
-    data: TrainingSet, scans: Sequence[int], change: Change, what: str, work_dir: Path
+    data: TrainingSet,
+    scans: Sequence[int],
+    change: Change,
+    what: str,
+    work_dir: Path,
+    say: Callable[[str], None],
 ) -> TrainingSet:
     """Prepare some scans in another way, once: they are kept in ``work_dir``.
 
@@ -82,6 +88,8 @@ def prepare(
         Says all that ``change`` depends on besides the scan.
     work_dir : pathlib.Path
         Where prepared volumes are kept.
+    say : callable
+        Takes a line of progress.
 
     Returns
     -------
@@ -97,7 +105,8 @@ def prepare(
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         _, stored = create_store(part, len(scans), size)
-        for place, scan in enumerate(scans):
+        done = counted_off(scans, len(scans), f"preparing {what.split()[0]}", say)
+        for place, scan in enumerate(done):
             volume, mask = volume_of(data, scan)
             stack, inside = crop(change(scan, volume, mask), data.box), crop(mask, data.box)
             stored[place] = np.where(inside, stack, np.nan).astype(np.float16)

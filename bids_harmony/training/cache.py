@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import nibabel as nib
 import numpy as np
 import zarr
 
+from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError, NoInputError, ScanError
 from bids_harmony.models.slices import crop, fit_box, slice_heights
 from bids_harmony.training.config import TrainScan
@@ -36,8 +36,6 @@ FORMAT = 2
 SIDE = 16
 #: Scaled volumes end at 2; far above it a volume has not been scaled.
 HIGHEST = 4.0
-#: Seconds between two lines of progress.
-EVERY = 10.0
 PREPROCESS_AGAIN = "Run the participant level on it again."
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
@@ -212,20 +210,17 @@ def _build(
             except ScanError as error:
                 return error
 
-        begun = told = time.monotonic()
-        for done, (row, value) in enumerate(zip(rows, pool.map(attempt, rows), strict=True), 1):
+        found = zip(rows, pool.map(attempt, rows), strict=True)
+        for row, value in counted_off(found, len(rows), what, say):
             if isinstance(value, ScanError):
                 skipped[row] = value.cause
             else:
                 yield row, value
-            now = time.monotonic()
-            if now - told > EVERY or done == len(rows):
-                told, rate = now, done / max(now - begun, 1e-6)
-                left = (len(rows) - done) / rate
-                say(f"{what}: {done} of {len(rows)} scans, {rate:.1f}/s, {left:.0f} s left")
 
     with ThreadPoolExecutor(threads) as pool:
-        grids = dict(each(lambda row: _grid(scans[row]), list(range(len(scans))), "headers"))
+        grids = dict(
+            each(lambda row: _grid(scans[row]), list(range(len(scans))), "reading headers")
+        )
         if not grids:
             raise _none_left(skipped)
         grid = Counter(grids.values()).most_common(1)[0][0]
@@ -234,7 +229,7 @@ def _build(
         shape, affine = grid[0], np.array(grid[1]).reshape(4, 4)
         union, usable = np.zeros(shape, dtype=bool), []
         alike = [row for row in grids if grids[row] == grid]
-        for row, mask in each(lambda row: _mask(scans[row]), alike, "masks"):
+        for row, mask in each(lambda row: _mask(scans[row]), alike, "reading masks"):
             union |= mask
             usable.append(row)
         if not usable:
@@ -248,7 +243,7 @@ def _build(
             return share
 
         filled = np.zeros((len(scans), shape[2]), np.float32)
-        for row, share in each(store, usable, "training cache"):
+        for row, share in each(store, usable, "filling the training cache"):
             filled[row] = share
     group.create_array("filled", data=filled)
     group.attrs.update(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bids_harmony import __version__
+from bids_harmony.console import counted_off
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.qc.guard import calibrate
 from bids_harmony.qc.verdict import reference_statistics
@@ -194,7 +195,8 @@ def _measure(
     scans = np.sort(np.concatenate(wanted))
     say(f"measuring {len(scans)} scans")
     return {
-        int(i): measure_scan(trained.data, int(i), models, looks, trained.reference) for i in scans
+        int(i): measure_scan(trained.data, int(i), models, looks, trained.reference)
+        for i in counted_off(scans, len(scans), "measuring", say)
     }
 
 
