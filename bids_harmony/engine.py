@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import gzip
 import logging
-import multiprocessing
-import os
 import shutil
 import threading
 import time
@@ -25,6 +23,7 @@ from nipype.pipeline.plugins import base as scheduler
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from bids_harmony.errors import MissingProgramError, UsageError
+from bids_harmony.processes import end_with_parent
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -82,7 +81,7 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             gc.unfreeze()
 
     def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=_end_with_parent)
+        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=end_with_parent)
         self._pools.append((pool, pool._processes))
         return pool
 
@@ -151,18 +150,6 @@ def _end_workers(workers: Workers) -> None:
     for process in list(workers.values()):
         process.kill()
         process.join(10)
-
-
-def _end_with_parent() -> None:
-    """Make a worker end when the process that started it was killed, whatever it is doing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | None:

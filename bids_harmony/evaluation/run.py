@@ -31,6 +31,7 @@ from bids_harmony.evaluation.summaries import (
 )
 from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
+from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
@@ -39,7 +40,6 @@ from bids_harmony.training.inputs import read_scans, without_rejected
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.presets import PRESETS
 from bids_harmony.training.run import choose_reference
-from bids_harmony.training.side_by_side import prefixed, side_by_side
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from bids_harmony.models.networks import SliceNetwork
+from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.examples import Examples
 from bids_harmony.training.fabric import load_checkpoint, save_checkpoint
 from bids_harmony.training.predictor import PredictorConfig, predict_stack, train_predictor
-from bids_harmony.training.side_by_side import prefixed, side_by_side
 from bids_harmony.training.stored import as_stored
 
 

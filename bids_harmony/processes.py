@@ -1,12 +1,17 @@
-"""Trainings that do not need each other, in processes that end together."""
+"""Processes that end together."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from bids_harmony.errors import HarmonyError
 
 Found = TypeVar("Found")
 
@@ -32,13 +37,26 @@ def side_by_side(
     found
         What it returned. What a call raised is raised here, once the others have been told to
         stop and have kept what they had.
+
+    Raises
+    ------
+    HarmonyError
+        When one of the processes was killed.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(nprocs, len(calls))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, _ended_together(pool):
+    with ProcessPoolExecutor(workers, context, end_with_parent) as pool, _ended_together(pool):
         futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            try:
+                found = future.result()
+            except BrokenProcessPool as error:
+                raise HarmonyError(
+                    "One of several trainings was killed, most likely because memory ran out.",
+                    "Lower --nprocs, or give the job more memory; the same command goes on from "
+                    "what was kept.",
+                ) from error
+            yield futures[future], found
 
 
 def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
@@ -61,3 +79,15 @@ def _ended_together(pool: ProcessPoolExecutor) -> Iterator[None]:
                 worker.terminate()
                 worker.join(1)
         raise
+
+
+def end_with_parent() -> None:
+    """Make a worker end when the process that started it was killed, whatever it is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
