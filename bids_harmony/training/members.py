@@ -109,51 +109,74 @@ def train_members(
     dict of str to list of SliceNetwork
         By the target's name, with the weights as stored.
     """
-    calls = [(e, fold) for e in ensembles.values() for fold in range(e.n_networks)]
-    if nprocs == 1 or len(calls) == 1 or job.device != "cpu":
-        trained = {number: _member(*call, job) for number, call in enumerate(calls)}
-    else:
+    paths = {name: _paths(ensemble, job) for name, ensemble in ensembles.items()}
+    left = []
+    for ensemble in ensembles.values():
+        for fold, path in enumerate(paths[ensemble.name]):
+            if path.is_file():
+                job.say(f"{ensemble.name}-{fold} was trained before: {path}")
+            else:
+                left.append((ensemble, fold, path))
+    if min(nprocs, len(left)) > 1 and job.device == "cpu":
         alone = [
-            (e, fold, replace(job, say=partial(prefixed, job.say, f"[{e.name} {fold + 1}] ")))
-            for e, fold in calls
+            (
+                e,
+                fold,
+                path,
+                replace(job, say=partial(prefixed, job.say, f"[{e.name} {fold + 1}] ")),
+            )
+            for e, fold, path in left
         ]
-        trained = dict(side_by_side(_member_alone, alone, nprocs))
-    found: dict[str, list[SliceNetwork]] = {name: [] for name in ensembles}
-    for number, (ensemble, _) in enumerate(calls):
-        found[ensemble.name].append(trained[number])
-    return found
+        for _ in side_by_side(_train_alone, alone, nprocs):
+            pass
+    else:
+        for call in left:
+            _train(*call, job)
+    return {
+        name: [_load(e.network, path) for path in paths[name]] for name, e in ensembles.items()
+    }
 
 
-def _member_alone(ensemble: Ensemble, fold: int, job: Job) -> SliceNetwork:
+def _paths(ensemble: Ensemble, job: Job) -> list[Path]:
+    """Name each network's file by all that decides its weights."""
+    parts = (ensemble.examples, ensemble.validation)
+    contents = [_content(part) for part in parts if part is not None]
+    paths = []
+    for fold in range(ensemble.n_networks):
+        what = {
+            "config": job.config.to_dict(), "network": ensemble.network,
+            "binary": ensemble.binary, "seed": ensemble.seed + fold,
+        }  # fmt: skip
+        said = json.dumps(what, sort_keys=True).encode()
+        places = np.flatnonzero(ensemble.folds != fold).tobytes()
+        digest = hashlib.sha256(b"".join([said, *contents, places])).hexdigest()[:16]
+        paths.append(job.folder / f"{ensemble.name}-{fold}-{digest}.pt")
+    return paths
+
+
+def _train_alone(ensemble: Ensemble, fold: int, path: Path, job: Job) -> None:
     """Train one network in a process of its own."""
     torch.set_num_threads(1)
-    return _member(ensemble, fold, job)
+    _train(ensemble, fold, path, job)
 
 
-def _member(ensemble: Ensemble, fold: int, job: Job) -> SliceNetwork:
-    """Train one network, or take the one that an earlier run has finished."""
-    name = f"{ensemble.name}-{fold}"
+def _train(ensemble: Ensemble, fold: int, path: Path, job: Job) -> None:
+    """Train one network and keep it."""
     job.say(f"{ensemble.name}, network {fold + 1} of {ensemble.n_networks}")
-    network, binary, seed = ensemble.network, ensemble.binary, ensemble.seed + fold
-    what = {"config": job.config.to_dict(), "network": network, "binary": binary, "seed": seed}
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for part in (ensemble.examples, ensemble.validation):
-        if part is not None:
-            digest.update(_content(part))
-    places = np.flatnonzero(ensemble.folds != fold)
-    digest.update(places.tobytes())
-    path = job.folder / f"{name}-{digest.hexdigest()[:16]}.pt"
-    if (state := load_checkpoint(path)) is not None:
-        job.say(f"{name} was trained before: {path}")
-        member = SliceNetwork(**network)
-        member.load_state_dict(state)
-    else:
-        member = train_predictor(
-            ensemble.examples, places, ensemble.validation, network, job.config,
-            binary=binary, seed=seed, say=job.say, device=job.device,
-            checkpoint=path.with_suffix(".checkpoint"),
-        )  # fmt: skip
-        save_checkpoint(path, member.state_dict())
+    member = train_predictor(
+        ensemble.examples, np.flatnonzero(ensemble.folds != fold), ensemble.validation,
+        ensemble.network, job.config, binary=ensemble.binary, seed=ensemble.seed + fold,
+        say=job.say, device=job.device, checkpoint=path.with_suffix(".checkpoint"),
+    )  # fmt: skip
+    save_checkpoint(path, member.state_dict())
+
+
+def _load(network: dict[str, Any], path: Path) -> SliceNetwork:
+    """Read a network that was kept, with the weights as a bundle has them."""
+    state = load_checkpoint(path)
+    assert state is not None  # it was there, or has been trained
+    member = SliceNetwork(**network)
+    member.load_state_dict(state)
     return as_stored(member)
 
 
