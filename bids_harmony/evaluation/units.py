@@ -108,16 +108,18 @@ def plan_units(
             "scans.",
             "Take size out of --experiments, or choose more --cv-folds.",
         )
+    rotations: list[tuple[str, ...]] = []
+    if "rotations" in options.experiments:
+        first = sites if trainable is None else trainable
+        rotations = _rotations(sites, first, options.train_sites)
     units: list[Unit] = []
     for k, fold in itertools.product(range(options.n_seeds), range(options.cv_folds)):
         at = (seed + k, fold)
         if "sites" in options.experiments:
             units.append(Unit("sites", *at, (reference,), tuple(sites)))
-        if "rotations" in options.experiments:
-            first = sites if trainable is None else trainable
-            for trained in _rotations(sites, first, options.train_sites):
-                tested = tuple(site for site in sites if site not in trained)
-                units.append(Unit("rotations", *at, trained, tested))
+        for trained in rotations:
+            tested = tuple(site for site in sites if site not in trained)
+            units.append(Unit("rotations", *at, trained, tested))
         if "unseen" in options.experiments:
             units += [
                 Unit("unseen", *at, (reference,), (site,), left_out=site)
