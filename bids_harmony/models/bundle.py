@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
 from bids_harmony.files import sha256_of
+from bids_harmony.processes import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -182,7 +183,7 @@ def check_weights(bundle: Bundle) -> None:
     BundleError
         When weights are missing, are too many, have another shape or are not finite.
     """
-    with ProcessPoolExecutor(max_workers=1) as pool:
+    with ProcessPoolExecutor(max_workers=1, initializer=end_with_parent) as pool:
         try:
             pool.submit(_load_and_forget, bundle).result()
         except BrokenProcessPool as error:
