@@ -106,6 +106,8 @@ def test_two_processes_find_the_same_and_rotate_the_sites(root: Path, tmp_path: 
     }  # fmt: skip
     page = (root / "out" / "evaluation.html").read_text()
     assert "rotations, brain_age: of " in page
+    assert "In rotations the first site trained at is the reference." in page
+    assert ("<h2>Figures" in page) == ("<figure>" in page)
     assert " comparisons below, harmonized scans are clearly better (worse) than no harm" in page
 
 
