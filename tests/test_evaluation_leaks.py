@@ -30,7 +30,7 @@ def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: P
     target = find_target(data, "diagnosis", "REF", everything)
     options = TrainOptions(
         reference_site="REF", targets=("diagnosis",), harmonizer_steps=2, epoch_steps=2,
-        predictor_steps=500, folds=2, contract=Contract(slice_mm=(2.0, 9.0)),
+        predictor_steps=900, folds=2, contract=Contract(slice_mm=(2.0, 9.0)),
     )  # fmt: skip
     study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path, lambda _: None)
     tested, known = [], []
@@ -47,5 +47,5 @@ def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: P
     assert sorted(row["scan"] for row in tested) == list(range(40))
     learnt = class_figures(*np.array(known).T)["auc"]
     found = class_figures(*np.array([(r["predicted"], r["truth"]) for r in tested]).T)["auc"]
-    assert learnt > 0.7  # each network has seen half of these; .79 to .93 at 350 to 600 steps
+    assert learnt > 0.8  # each network has seen half of these by heart
     assert 0.25 < found < 0.75
