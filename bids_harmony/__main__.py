@@ -1,8 +1,6 @@
 """``python -m bids_harmony``."""
 
-import sys
-
-from bids_harmony.cli.run import main
+from bids_harmony.cli.run import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 #: Seconds between two lines of a long loop.
 EVERY = 10.0
@@ -12,9 +16,47 @@ EVERY = 10.0
 Item = TypeVar("Item")
 
 
-def say(text: str) -> None:
-    """Print a line of progress at once."""
-    print(text, flush=True)
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line at once; that it cannot be printed never ends a run.
+
+    Parameters
+    ----------
+    text : str
+        What to print.
+    error : bool
+        Print to standard error.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # the reader is gone, the disk behind it full, the file closed
+        let_go(stream)
+
+
+def let_go(stream: TextIO) -> None:
+    """Have what is still printed to a stream go nowhere, at the end of Python too."""
+    with contextlib.suppress(OSError, ValueError):
+        # The object stays, since others hold it; what it leads to changes.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+
+
+def flush() -> None:
+    """Print what is left, as of argparse, or let it go where its reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            let_go(stream)
+
+
+def escape_unprintable() -> None:
+    """Have names that the terminal cannot show printed with escapes instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def counted_off(

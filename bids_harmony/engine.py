@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import gzip
 import logging
+import os
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -16,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ from nipype.pipeline.plugins import base as scheduler
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from bids_harmony.errors import MissingProgramError, UsageError
+from bids_harmony.files import write_json
+from bids_harmony.outputs import load_record
 from bids_harmony.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -81,7 +86,7 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
             gc.unfreeze()
 
     def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=end_with_parent)
+        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=start_worker)
         self._pools.append((pool, pool._processes))
         return pool
 
@@ -146,8 +151,17 @@ class SurvivingMultiProcPlugin(MultiProcPlugin):
         future.add_done_callback(finished)
 
 
+def start_worker() -> None:
+    """Make a worker the leader of a process group, in which it can be ended with its children."""
+    os.setpgid(0, 0)
+    end_with_parent()
+
+
 def _end_workers(workers: Workers) -> None:
     for process in list(workers.values()):
+        # With the programs that it started, such as FSL's, which would write on.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join(10)
 
@@ -167,19 +181,34 @@ def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | No
     return None
 
 
-def discard_damaged(folder: Path) -> None:
-    """Remove a scan's work folder where nipype could not read a result it left there.
+def discard_outdated(folder: Path, inputs: dict[str, str | None]) -> None:
+    """Remove a scan's work folder where it was made from other files, or holds a damaged result.
 
-    Nipype would stop the whole run at such a file, as a full disk or a lost machine leaves it.
+    Nipype tells images that are named in text, as the raw scan is, by their names alone. And it
+    would stop the whole run at a result that a full disk or a lost machine left half-written.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The scan's work folder.
+    inputs : dict
+        Digests of the files that the scan's results depend on; they are kept in the folder.
     """
-    for path in folder.rglob("*.pklz"):
-        try:
-            with gzip.open(path) as file:
-                while file.read(2**20):
-                    pass
-        except (OSError, EOFError, zlib.error):
-            shutil.rmtree(folder)
-            return
+    made_from = folder / "inputs.json"
+    if load_record(made_from) != inputs or any(map(_is_damaged, folder.rglob("*.pklz"))):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_json(made_from, inputs)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Tell whether a result of nipype cannot be unpacked."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return True
+    return False
 
 
 def plugin(config: RunConfig, progress: Progress) -> dict[str, Any]:

@@ -125,3 +125,9 @@ def machine_error(number: int | None, path: str | None = None) -> HarmonyError |
         return None
     cause, remedy = _MACHINE[number]
     return HarmonyError(f"{cause}: {path}." if path else f"{cause}.", remedy)
+
+
+def concerns_all(error: BaseException) -> bool:
+    """Tell whether an error is the machine's, so that the next file would meet it too."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    return number in _MACHINE and number != errno.EACCES

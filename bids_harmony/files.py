@@ -57,6 +57,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest_of(paths: Iterable[Path]) -> str:
+    """SHA-256 of several files together, their names and order included."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(f"{path.name}\0{sha256_of(path)}\0".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
+
+
 def claim(path: Path, names: Iterable[str]) -> tuple[IO[bytes], str | None]:
     """Claim names for this process, for as long as the returned file is open.
 

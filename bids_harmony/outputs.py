@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bids_harmony import __version__
+from bids_harmony.bids_sidecars import ENTITIES, parse_entities
 from bids_harmony.files import write_json, write_text
+from bids_harmony.qc.record import RESULTS, failed_record
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
@@ -33,6 +36,10 @@ DESCRIPTIONS = {
     "desc-preproc": "Brain only, registered to the template, intensities scaled",
     "desc-harmonized": "desc-preproc mapped to the look of the bundle's reference site",
 }
+
+#: Entities that derivatives have beside those of their scan.
+DERIVED = ("space", "res", "desc", "from", "to", "mode")
+OUR_DESCS = frozenset(desc.removeprefix("desc-") for desc in DESCRIPTIONS) | {"harmony"}
 
 README = """\
 # bids_harmony derivatives
@@ -133,7 +140,7 @@ def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) 
     write_json(
         out / "dataset_description.json",
         {
-            "Name": f"bids_harmony derivatives of {raw.get('Name') or bids_dir.name}",
+            "Name": derivatives_name(bids_dir),
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [
@@ -157,6 +164,11 @@ def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) 
     write_json(out / "scans.json", scans_dictionary(targets))
 
 
+def derivatives_name(bids_dir: Path) -> str:
+    """Name of the dataset of a raw dataset's derivatives."""
+    return f"bids_harmony derivatives of {_raw_description(bids_dir).get('Name') or bids_dir.name}"
+
+
 def _link(bids_dir: Path, out: Path) -> str:
     """Say where the raw dataset is: within one DataLad dataset the same in each of its clones."""
     shared = Path(os.path.commonpath([bids_dir, out]))
@@ -174,10 +186,18 @@ def _raw_description(bids_dir: Path) -> dict[str, Any]:
 def load_record(path: Path) -> dict[str, Any] | None:
     """Read a per-scan JSON, or return None where there is none that can be read."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def load_predictions(record_path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the predictions that a scan's record names; empty where it names none."""
+    name = record_path.name.replace("_qc.json", "_predictions.json")
+    if not any(Path(output).name == name for output in record.get("outputs") or ()):
+        return {}
+    return load_record(record_path.with_name(name)) or {}
 
 
 def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Path:
@@ -186,6 +206,92 @@ def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Pat
     if "session" in entities:
         folder /= f"ses-{entities['session']}"
     return folder / "anat" / f"{key}_desc-harmony_{suffix}.json"
+
+
+def scan_files(out: Path, entities: Mapping[str, str]) -> list[Path]:
+    """List the files that are a scan's and no other's, such as another run's or acquisition's.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Root of the derivatives.
+    entities : mapping of str to str
+        The scan's entities by long name.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Images, transforms, JSON files and figures that this software writes, sorted.
+    """
+    own = {short: entities[name] for short, name in ENTITIES.items() if name in entities}
+    anat = scan_file(out, dict(entities), "", "").parent
+    figures = out / f"sub-{entities['subject']}" / "figures"
+    found = []
+    for folder in (anat, figures):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            try:
+                theirs = parse_entities(path.name.split(".")[0].rpartition("_")[0])
+            except ValueError:
+                continue
+            derived = {name: theirs.pop(name) for name in DERIVED if name in theirs}
+            ours = folder == figures or "from" in derived or derived.get("desc") in OUR_DESCS
+            if theirs == own and ours:
+                found.append(path)
+    return sorted(found)
+
+
+def remove_scan_files(out: Path, entities: Mapping[str, str], keep: Iterable[Path] = ()) -> None:
+    """Remove what a scan had and what its record does not name any more."""
+    kept = set(keep)
+    for path in scan_files(out, entities):
+        if path not in kept:
+            path.unlink(missing_ok=True)
+
+
+def publish_scan(staging: Path, out: Path, record: Path) -> Path:
+    """Put a scan's new outputs in the place of those it had, the record last.
+
+    Everything is copied beside its target before anything is replaced, so that a full disk leaves
+    what there was. While files are replaced, the record says that they are.
+
+    Parameters
+    ----------
+    staging : pathlib.Path
+        Folder with the new outputs, laid out as ``out`` is.
+    out : pathlib.Path
+        Root of the derivatives.
+    record : pathlib.Path
+        The scan's record below ``staging``, which names its outputs.
+
+    Returns
+    -------
+    pathlib.Path
+        The record in its place.
+    """
+    values = load_record(record)
+    assert values is not None
+    names = [Path(name) for name in values["outputs"]]
+    sidecars = (name.with_name(name.name.split(".")[0] + ".json") for name in names)
+    names = sorted({*names, *(name for name in sidecars if (staging / name).exists())})
+    target = out / record.relative_to(staging)
+    parts = {name: (out / name).with_name(f".{name.name}.part") for name in names}
+    try:
+        for name, part in parts.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(staging / name, part)
+        if target.exists():
+            facts = {name: value for name, value in values.items() if name not in RESULTS}
+            unfinished = "The run ended while the scan's outputs were being replaced."
+            write_json(target, failed_record(facts, unfinished, "The same command continues."))
+        for name, part in parts.items():
+            part.replace(out / name)
+    except BaseException:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        raise
+    write_json(target, values)
+    remove_scan_files(out, values["entities"], keep=[target, *(out / name for name in names)])
+    return target
 
 
 def write_scans_tables(out: Path, subject: str) -> None:
@@ -217,9 +323,7 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     record = load_record(qc_path)
     if record is None or record.get("status") == "error" or not record.get("outputs"):
         return None
-    predictions = (
-        load_record(qc_path.with_name(qc_path.name.replace("_qc.json", "_predictions.json"))) or {}
-    )
+    predictions = load_predictions(qc_path, record)
     age = predictions.get("brain_age") or {}
     scz = predictions.get("schizophrenia_probability") or {}
     used = "raw" if age.get("harmonized") is None else "harmonized"

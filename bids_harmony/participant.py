@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +15,23 @@ from bids_harmony import __version__
 from bids_harmony.bids import Scan, find_scans
 from bids_harmony.console import say
 from bids_harmony.contract import Contract
-from bids_harmony.done import is_complete, record_times, report_is_new
 from bids_harmony.errors import (
     EXIT_NO_INPUT,
     EXIT_OK,
     EXIT_SCAN_FAILED,
     ScanError,
     UsageError,
+    concerns_all,
 )
 from bids_harmony.failures import Failure, read_failures
-from bids_harmony.files import claim, write_json, write_text
-from bids_harmony.outputs import scan_file, write_dataset_files, write_scans_tables
+from bids_harmony.files import claim, digest_of, sha256_of, write_json, write_text
+from bids_harmony.outputs import (
+    remove_scan_files,
+    scan_file,
+    write_dataset_files,
+    write_scans_tables,
+)
+from bids_harmony.resume import Digests, is_complete, record_times, report_is_new
 from bids_harmony.settle import check_template, choose_device, deviations
 
 if TYPE_CHECKING:
@@ -32,6 +40,10 @@ if TYPE_CHECKING:
 
 #: Scans per nipype graph: its scheduler slows down with the square of the number of nodes.
 CHUNK = 40
+#: Why a scan has no result that did not fail itself.
+STOPPED = Failure(
+    "The run stopped before this scan was done.", "The same command continues.", None
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +71,17 @@ def run_participant(config: RunConfig) -> int:
         say("No T1w scan to process.")
         return EXIT_NO_INPUT
     run = prepare(config)
+    run.check_programs()
     out = config.output_dir
     write_dataset_files(out, config.bids_dir, () if run.bundle is None else run.bundle.targets)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
     facts = {scan.key: run.facts(scan) for scan in inventory.scans}
-    kept = [s for s in inventory.scans if is_complete(out, s, facts[s.key])]
-    todo = [s for s in inventory.scans if s not in kept]
+    kept: list[Scan] = []
+    todo: list[Scan] = []
+    for scan in inventory.scans:
+        (kept if run.completed(scan, facts[scan.key]) else todo).append(scan)
+    run.digests.save()
     if config.reports_only:
         todo = []
     say(
@@ -77,14 +93,16 @@ def run_participant(config: RunConfig) -> int:
     if config.clean_workdir:
         for scan in kept:  # a run that was killed at a scan's end left its files behind
             shutil.rmtree(scan_work_folder(config, scan.wf_name), ignore_errors=True)
+    unreported = []
     for chunk in chunks(todo):
         outcomes += run.process(chunk, facts, done=len(outcomes), total=len(inventory.scans))
-        run.report(subjects_of(chunk))
+        unreported += run.report(subjects_of(chunk))
     if config.reports_only:
-        run.report(subjects_of(inventory.scans))
+        unreported += run.report(subjects_of(inventory.scans))
     else:
         # A run killed between a scan's record and its report left the report behind.
-        run.report(s for s in subjects_of(kept) if not report_is_new(out, s))
+        unreported += run.report(s for s in subjects_of(kept) if not report_is_new(out, s))
+    outcomes += unreported
     outcomes += [Outcome(s.what, "skipped", s.why) for s in inventory.skipped]
     print_table(outcomes)
     for file in claims:
@@ -136,9 +154,9 @@ def prepare(config: RunConfig) -> Run:
     BundleError
         When the bundle is missing or altered.
     MissingProgramError
-        When FSL is asked for and is not there.
+        When the plugin's program is not there.
     UsageError
-        When the template or the device does not fit.
+        When the template, the atlases, the device or the plugin cannot be used.
     """
     bundle = None
     if config.bundle != "none":
@@ -147,18 +165,19 @@ def prepare(config: RunConfig) -> Run:
         bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
         if config.bundle != "default":
             check_weights(bundle)
+    if config.use_plugin is not None:
+        from bids_harmony.engine import read_plugin_file
+
+        read_plugin_file(config.use_plugin)
     contract = Contract() if bundle is None else bundle.contract
     skull_strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     registration = contract.registration if config.registration == "auto" else config.registration
-    programs = [p for p, used in (("bet", skull_strip), ("flirt", registration)) if p == used]
-    if programs:
-        from bids_harmony.anat.fsl import check_programs
-
-        check_programs(programs)
+    atlases: list[Path] = []
     if skull_strip == "multi-atlas":
         from bids_harmony.anat.multiatlas import find_atlases
 
-        find_atlases(str(config.atlas_dir))
+        found = find_atlases(str(config.atlas_dir))
+        atlases = [path for atlas in found for path in (atlas.image, atlas.mask)]
     warnings = deviations(config, contract) if bundle is not None else []
     predicted = {} if bundle is None else bundle.targets.get("brain_age", {})
     if config.correct_age_bias and "age_bias" not in predicted:
@@ -166,12 +185,19 @@ def prepare(config: RunConfig) -> Run:
     from bids_harmony.anat.template import template_label
 
     template = None if config.template is None else str(config.template)
-    if template is not None and bundle is not None:
-        check_template(template, contract)
+    if template is not None:
+        check_template(template, contract if bundle is not None else None)
     return Run(
         config=config,
         bundle=bundle,
         contract=contract,
+        skull_strip=skull_strip,
+        registration=registration,
+        shared_inputs={
+            "atlases": digest_of(atlases) if atlases else None,
+            "template": None if config.template is None else sha256_of(config.template),
+        },
+        digests=Digests(config.output_dir / "logs" / "inputs"),
         space=template_label(template),
         device=choose_device(config.device) if bundle is not None else "cpu",
         warnings=tuple(warnings),
@@ -185,9 +211,43 @@ class Run:
     config: RunConfig
     bundle: Bundle | None
     contract: Contract
+    skull_strip: str
+    registration: str
+    shared_inputs: dict[str, str | None]
+    digests: Digests
     space: str
     device: str
     warnings: tuple[str, ...]
+
+    def check_programs(self) -> None:
+        """Make sure that the programs of FSL that are asked for can run.
+
+        Raises
+        ------
+        MissingProgramError
+            For the first that cannot.
+        """
+        asked = (("bet", self.skull_strip), ("flirt", self.registration))
+        if programs := [program for program, method in asked if program == method]:
+            from bids_harmony.anat.fsl import check_programs
+
+            check_programs(programs)
+
+    def inputs(self, scan: Scan) -> dict[str, str | None]:
+        """Digests of every file that a scan's results depend on, by what it is used for."""
+        found = dict(self.shared_inputs)
+        for name, path in (("T1w", scan.path), ("brain_mask", scan.mask)):
+            try:
+                found[name] = (
+                    None if path is None else self.digests.of(path, scan.entities["subject"])
+                )
+            except OSError:  # said by the step that reads it
+                found[name] = None
+        return found
+
+    def completed(self, scan: Scan, facts: dict[str, Any]) -> bool:
+        """Tell whether a scan was completed before and would be left as it is."""
+        return is_complete(self.config.output_dir, scan, facts, lambda: self.inputs(scan))
 
     def facts(self, scan: Scan) -> dict[str, Any]:
         """Collect what the scan's record says that is known before anything is computed."""
@@ -228,25 +288,29 @@ class Run:
         """Run the graph of some scans; every failure ends up in its scan's record."""
         from bids_harmony.engine import (
             Progress,
-            discard_damaged,
+            discard_outdated,
             nipype_settings,
             run_graph,
             start_log,
         )
         from bids_harmony.qc.record import failed_record
         from bids_harmony.workflows.base import init_harmony_wf
-        from bids_harmony.workflows.outputs import RECORD_NODE
+        from bids_harmony.workflows.outputs import LAST_NODE
 
         config = self.config
         records = {s.key: scan_file(config.output_dir, s.entities, s.key, "qc") for s in scans}
-        for path in records.values():
-            # From here until its new record is written, the scan is not done.
-            path.unlink(missing_ok=True)
+        before = {key: state_of(path) for key, path in records.items()}
         # Nipype would read the whole of a file before the first node looks at it.
-        refused = {s.wf_name: why for s in scans if (why := refuse_file(s.path))}
+        refused = {
+            s.wf_name: why
+            for s in scans
+            if (why := refuse_file(s.path) or refuse_folder(records[s.key].parent))
+        }
         opened = [s for s in scans if s.wf_name not in refused]
         for scan in opened:
-            discard_damaged(scan_work_folder(config, scan.wf_name))
+            facts[scan.key]["inputs"] = self.inputs(scan)
+            discard_outdated(scan_work_folder(config, scan.wf_name), facts[scan.key]["inputs"])
+        self.digests.save()
         workflow = init_harmony_wf(
             scans=opened,
             facts=facts,
@@ -254,6 +318,7 @@ class Run:
             execution=nipype_settings(config),
             bids_dir=str(config.bids_dir),
             output_dir=str(config.output_dir),
+            work_dir=str(scan_work_folder(config, "")),
             contract=self.contract,
             space=self.space,
             skull_strip=config.skull_strip,
@@ -285,7 +350,7 @@ class Run:
                 shutil.rmtree(scan_work_folder(config, scan), ignore_errors=True)
 
         progress = Progress(
-            names, RECORD_NODE, say, done=done + len(refused), total=total, on_done=clean
+            names, LAST_NODE, say, done=done + len(refused), total=total, on_done=clean
         )
         crashed = run_graph(workflow, config, progress) if opened else None
         failures: dict[str, Failure] = {}
@@ -296,29 +361,57 @@ class Run:
         failures |= refused
         outcomes = []
         for scan in scans:
-            failure = failures.get(scan.wf_name)
-            if records[scan.key].exists():
+            failure, path = failures.get(scan.wf_name), records[scan.key]
+            if failure is None and state_of(path) != before[scan.key]:
                 outcomes.append(Outcome(scan.key, "done"))
                 continue
-            cause = failure.cause if failure else "The run stopped before this scan was done."
-            remedy = failure.remedy if failure else "The same command continues."
-            crash = failure.crash_file.name if failure and failure.crash_file else None
-            write_json(records[scan.key], failed_record(facts[scan.key], cause, remedy, crash))
-            outcomes.append(Outcome(scan.key, "failed", f"{cause} {remedy}"))
+            # Where it was not its turn, what an earlier run made stays.
+            replace = failure is not None or not path.exists()
+            failure = failure or STOPPED
+            told = f"{failure.cause} {failure.remedy}"
+            if replace:
+                crash = failure.crash_file.name if failure.crash_file else None
+                record = failed_record(facts[scan.key], failure.cause, failure.remedy, crash)
+                try:
+                    write_json(path, record)
+                    remove_scan_files(config.output_dir, scan.entities, keep=[path])
+                except OSError as error:
+                    if concerns_all(error):
+                        raise
+                    told += f" Its record could not be written ({error})."
+            outcomes.append(Outcome(scan.key, "failed", told))
         return outcomes
 
-    def report(self, subjects: Iterable[str]) -> None:
-        """Rebuild the tables and reports of participants from what is on disk."""
+    def report(self, subjects: Iterable[str]) -> list[Outcome]:
+        """Rebuild the tables and reports of participants from what is on disk.
+
+        Returns
+        -------
+        list of Outcome
+            One for each participant whose report could not be written.
+        """
         from bids_harmony.reports.participant import write_participant_report
 
-        out = self.config.output_dir
+        out, failed = self.config.output_dir, []
         for subject in subjects:
             read = None
-            # A job that works on another session may end it meanwhile, and have reported it.
-            while read != (there := record_times(out, subject)):
-                read = there
-                write_scans_tables(out, subject)
-                write_participant_report(out, subject)
+            try:
+                # A job on another session may end meanwhile, and have reported it.
+                while read != (there := record_times(out, subject)):
+                    read = there
+                    write_scans_tables(out, subject)
+                    write_participant_report(out, subject)
+            except Exception as error:
+                # One participant's report must not cost the others theirs.
+                if concerns_all(error):
+                    raise
+                crash = self.config.log_dir / f"sub-{subject}_report.txt"
+                write_text(crash, traceback.format_exc())
+                why = f"Its report could not be written ({type(error).__name__}: {error})."
+                failed.append(
+                    Outcome(f"sub-{subject}", "failed", f"{why} The traceback is in {crash}.")
+                )
+        return failed
 
 
 def refuse_file(path: Path) -> Failure | None:
@@ -330,6 +423,27 @@ def refuse_file(path: Path) -> Failure | None:
     except ScanError as error:
         return Failure(error.cause, error.remedy, None)
     return None
+
+
+def refuse_folder(folder: Path) -> Failure | None:
+    """Say why a scan's outputs cannot be written; None where they can."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return Failure(
+        f"Its output folder {there} cannot be written.",
+        "Change its permissions, or give another output folder.",
+        None,
+    )
+
+
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Tell one version of a file that is replaced whole from the next; None where it is absent."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def subjects_of(scans: Iterable[Scan]) -> list[str]:

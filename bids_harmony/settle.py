@@ -27,10 +27,13 @@ def deviations(config: RunConfig, contract: Contract) -> list[str]:
     return found
 
 
-def check_template(path: str, contract: Contract) -> None:
-    """Refuse a template on which the bundle's networks cannot run."""
+def check_template(path: str, contract: Contract | None) -> None:
+    """Refuse a template that cannot be read, or on which the bundle's networks cannot run."""
     from bids_harmony.anat.template import load_template
 
+    if contract is None:
+        load_template(Contract().resolution, path)
+        return
     given = load_template(contract.resolution, path).mask.shape
     wanted = load_template(contract.resolution).mask.shape
     if given != wanted:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_harmony.interfaces.bids import DerivativesDataSink, publish
+from bids_harmony.interfaces.bids import DerivativesDataSink
 
 
 @pytest.fixture
@@ -95,12 +95,3 @@ def test_transform_record_and_figures_have_names(tmp_path: Path) -> None:
         f"sub-01/figures/{stem}_desc-a_T1w.png",
         f"sub-01/figures/{stem}_desc-b_T1w.png",
     ]
-
-
-def test_failed_copy_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
-    target = tmp_path / "x.nii.gz"
-    target.write_text("old")
-    with pytest.raises(FileNotFoundError):
-        publish(tmp_path / "absent.nii.gz", target)
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]

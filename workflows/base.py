@@ -63,6 +63,7 @@ def init_scan_wf(
     facts: dict[str, Any],
     bids_dir: str,
     output_dir: str,
+    work_dir: str,
     contract: Contract,
     space: str,
     skull_strip: str = "auto",
@@ -91,6 +92,8 @@ def init_scan_wf(
         What is known of the scan and the run; goes to the scan's record.
     bids_dir, output_dir : str
         Dataset read and derivatives written.
+    work_dir : str
+        Folder that holds the scan's work folder.
     contract : Contract
         The bundle's preprocessing contract.
     space : str
@@ -128,6 +131,7 @@ def init_scan_wf(
         source_file=str(scan.path),
         source_uri=f"bids:raw:{scan.path.relative_to(bids_dir).as_posix()}",
         output_dir=output_dir,
+        staging_dir=str(Path(work_dir) / scan.wf_name / "outputs"),
         space=space,
         resolution=contract.resolution,
         facts=facts,

@@ -9,11 +9,12 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_harmony.interfaces.anat import RestoreOrientation
-from bids_harmony.interfaces.bids import DerivativesDataSink
+from bids_harmony.interfaces.bids import DerivativesDataSink, PublishScan
 from bids_harmony.interfaces.record import SavePredictions, WriteRecord
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure, ScanFigures
 
-RECORD_NODE = "ds_record"
+#: The node whose end means that the scan is done.
+LAST_NODE = "publish"
 
 
 def init_outputs_wf(
@@ -21,6 +22,7 @@ def init_outputs_wf(
     source_file: str,
     source_uri: str,
     output_dir: str,
+    staging_dir: str,
     space: str,
     resolution: int,
     facts: dict[str, Any],
@@ -32,8 +34,9 @@ def init_outputs_wf(
 ) -> pe.Workflow:
     """Write everything a scan leaves behind.
 
-    The record (``desc-harmony_qc.json``) names the other files and is written after them, so a
-    record that is there means a scan that is complete.
+    All is written to ``staging_dir`` first and put in its place at the end, so that a run that
+    fails or is cut short leaves what there was. The record (``desc-harmony_qc.json``) names the
+    other files and comes last, so a record that is there means a scan that is complete.
 
     Parameters
     ----------
@@ -43,6 +46,8 @@ def init_outputs_wf(
         The same as a BIDS URI, for the ``Sources`` of the sidecars.
     output_dir : str
         Root of the derivatives.
+    staging_dir : str
+        Folder of the scan's own for outputs that are not yet in place.
     space : str
         Template label.
     resolution : int
@@ -81,7 +86,7 @@ def init_outputs_wf(
         ),
         name="inputnode",
     )  # fmt: skip
-    common = {"base_directory": output_dir, "source_file": source_file}
+    common = {"base_directory": staging_dir, "source_file": source_file}
     grid = {
         "space": space,
         "resolution": str(resolution),
@@ -89,8 +94,7 @@ def init_outputs_wf(
     }
     sources: dict[str, Any] = {"Sources": [source_uri]}
     n_sinks = 6 if bundle is None else 8 + native
-    # Run every time: nipype tells its inputs by their content, and would give the names of
-    # another output folder that the work folder served before.
+    # Run every time: nipype tells files by their content, and not by their names.
     written = pe.Node(
         niu.Merge(n_sinks), name="written", run_without_submitting=True, overwrite=True
     )
@@ -125,13 +129,16 @@ def init_outputs_wf(
     )
     ds_norm_figure = sink("ds_norm_figure", 6, desc="norm", datatype="figures", suffix="T1w")
     record = pe.Node(
-        WriteRecord(source=source_file, facts=facts, output_dir=output_dir, **_bundle(bundle)),
+        WriteRecord(facts=facts, output_dir=staging_dir, **_bundle(bundle)),
         name="record",
     )
     ds_record = pe.Node(
         DerivativesDataSink(**common, desc="harmony", suffix="qc"),
-        name=RECORD_NODE,
+        name="ds_record",
         run_without_submitting=True,
+    )
+    publish = pe.Node(
+        PublishScan(staging_dir=staging_dir, output_dir=output_dir), name=LAST_NODE, mem_gb=0.1
     )
     workflow.connect([
         (inputnode, restore_mask, [("t1w_mask", "in_file")]),
@@ -151,6 +158,7 @@ def init_outputs_wf(
         ]),
         (written, record, [("out", "outputs")]),
         (record, ds_record, [("out_file", "in_file")]),
+        (ds_record, publish, [("out_file", "record")]),
     ])  # fmt: skip
     if bundle is None:
         return workflow

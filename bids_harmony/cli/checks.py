@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -118,7 +117,7 @@ def _check_places(config: RunConfig) -> list[str]:
             f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
             "Give --work-dir a folder of its own.",
         )
-    _check_other_dataset(config.output_dir)
+    _check_other_dataset(config.output_dir, config.bids_dir)
     warnings = []
     if out in work.parents:
         warnings.append("The work folder is inside the output folder, which BIDS does not allow.")
@@ -127,13 +126,12 @@ def _check_places(config: RunConfig) -> list[str]:
     return warnings
 
 
-def _check_other_dataset(output_dir: Path) -> None:
-    """Refuse to write into a raw dataset or another program's derivatives."""
-    try:
-        content = json.loads((output_dir / "dataset_description.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if not isinstance(content, dict):
+def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
+    """Refuse to write into a raw dataset, or into derivatives of another program or dataset."""
+    from bids_harmony.outputs import derivatives_name, load_record
+
+    content = load_record(output_dir / "dataset_description.json")
+    if content is None:
         return
     makers = content.get("GeneratedBy")
     names = [m.get("Name") for m in makers if isinstance(m, dict)] if makers else []
@@ -142,6 +140,42 @@ def _check_other_dataset(output_dir: Path) -> None:
         raise UsageError(
             f"The output folder {output_dir} holds {what}.", "Give an output folder of its own."
         )
+    links = content.get("DatasetLinks")
+    raw = links.get("raw") if isinstance(links, dict) else None
+    if not isinstance(raw, str):
+        return
+    owner = (output_dir / raw).resolve()
+    same_name = content.get("Name") == derivatives_name(bids_dir)
+    if same_name and owner == bids_dir.resolve():
+        return
+    # Renamed, moved, or mounted elsewhere: its scans tell.
+    known = _same_scans(output_dir, bids_dir)
+    if not (same_name if known is None else known):
+        raise UsageError(
+            f"The output folder {output_dir} belongs to another dataset "
+            f"({content.get('Name')}; {owner}).",
+            "Give this dataset an output folder of its own. If it is the same dataset and all its "
+            f"scans were replaced, delete {output_dir / 'dataset_description.json'}.",
+        )
+
+
+def _same_scans(output_dir: Path, bids_dir: Path, most: int = 5) -> bool | None:
+    """Tell whether outputs were made from a dataset's scans; None where no scan can tell."""
+    from bids_harmony.files import sha256_of
+    from bids_harmony.outputs import load_record
+
+    tried = 0
+    for path in output_dir.glob("sub-*/**/anat/*_desc-harmony_qc.json"):
+        record = load_record(path) or {}
+        source, digest = record.get("source"), record.get("input_sha256")
+        if not digest or not (bids_dir / str(source)).is_file():
+            continue
+        if sha256_of(bids_dir / str(source)) == digest:
+            return True
+        tried += 1
+        if tried == most:
+            break
+    return False if tried else None
 
 
 def _exists(path: Path | None, what: str, *, folder: bool) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_harmony import __version__
 from bids_harmony.bids import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
-from bids_harmony.contract import Contract
-from bids_harmony.settle import choose_device
+from bids_harmony.errors import MissingProgramError
+
+if TYPE_CHECKING:
+    from bids_harmony.participant import Run
 
 STRIPPING = {
     "deepbet": "deepbet",
@@ -20,7 +22,8 @@ STRIPPING = {
     "skip": "none: the scan's own background",
 }
 REGISTERING = {"ants": "antspyx", "flirt": "FSL flirt"}
-PROGRAMS = frozenset({"bet", "flirt"})
+#: What the notes of a scan begin with that the run would leave as it is (recipes read this).
+COMPLETED = "completed, nothing to do"
 
 
 def render(inventory: Inventory, config: RunConfig) -> str:
@@ -44,12 +47,18 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     BundleError, UsageError
         When the bundle or the device cannot be used: the run would fail in the same way.
     """
-    rows = [_row(scan, config) for scan in inventory.scans]
+    run = None
+    if config.level == "participant":
+        from bids_harmony.participant import prepare
+
+        run = prepare(config)
+    rows = [_row(scan, config, run) for scan in inventory.scans]
     parts = [
         f"bids_harmony {__version__}, dry run of the {config.level} level: "
         "nothing is computed, nothing is written.",
         "\n".join(_table([["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]])),
-        "What would be done with each scan:\n" + "\n".join(_table(_plan(config), indent="  ")),
+        "What would be done with each scan:\n"
+        + "\n".join(_table(_plan(config, run), indent="  ")),
         "\n".join(_table([["scan", "site", "age", "sex", "brain mask", "notes"], *rows])),
     ]
     if inventory.skipped:
@@ -57,11 +66,11 @@ def render(inventory: Inventory, config: RunConfig) -> str:
         parts.append("Left out:\n" + "\n".join(_table(left, indent="  ")))
     if inventory.warnings:
         parts.append("Warnings:\n" + "\n".join(f"  {note}" for note in inventory.warnings))
-    parts.append(_summary(inventory))
+    parts.append(_summary(inventory, sum(row[-1].startswith(COMPLETED) for row in rows)))
     return "\n\n".join(parts)
 
 
-def _plan(config: RunConfig) -> list[list[str]]:
+def _plan(config: RunConfig, run: Run | None) -> list[list[str]]:
     """Say what the options mean, ``auto`` settled by the bundle."""
     if config.level == "train":
         options = config.train
@@ -72,7 +81,7 @@ def _plan(config: RunConfig) -> list[list[str]]:
             ["targets", ", ".join(options.targets)],
             ["fitted on", options.fit_filter or "all of them that quality control lets pass"],
         ]
-    if config.level == "evaluate":
+    if run is None:
         tried = config.evaluate
         return [
             ["evaluate", f"{', '.join(tried.experiments)}, to {config.output_dir}"],
@@ -81,26 +90,25 @@ def _plan(config: RunConfig) -> list[list[str]]:
             ["tested", f"{tried.cv_folds} parts of the participants in turn, "
              f"{counted(tried.n_seeds, 'time')}"],
         ]  # fmt: skip
-    contract, models = Contract(), "nothing: --bundle none (preprocessing and quality only)"
-    if config.bundle != "none":
-        from bids_harmony.models.bundle import load_bundle
-
-        bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
-        contract = bundle.contract
-        targets = ", ".join(sorted(bundle.info["targets"]))
-        device = choose_device(config.device)
-        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {device}"
-    strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
-    register = contract.registration if config.registration == "auto" else config.registration
-    stripping = STRIPPING.get(strip, strip)
+    models = "nothing: --bundle none (preprocessing and quality only)"
+    if run.bundle is not None:
+        targets = ", ".join(sorted(run.bundle.info["targets"]))
+        models = (
+            f"{targets} by bundle '{run.bundle.name}' {run.bundle.version}, device {run.device}"
+        )
+    stripping = STRIPPING.get(run.skull_strip, run.skull_strip)
     if config.skull_strip == "auto":
         stripping += " (auto), unless the scan is stripped already"
-    template = str(config.template or contract.template)
-    absent = [m for m in (strip, register) if m in PROGRAMS and shutil.which(m) is None]
-    notes = [["missing", f"{m} is not on PATH: the run would end with code 127"] for m in absent]
+    registering = REGISTERING.get(run.registration, run.registration)
+    contract, template = run.contract, str(config.template or run.contract.template)
+    notes = []
+    try:
+        run.check_programs()
+    except MissingProgramError as error:
+        notes.append(["missing", f"{error} The run would end with code {error.exit_code}."])
     return [
         ["brain mask", stripping],
-        ["registration", f"{REGISTERING.get(register, register)}, 12 dof, to {template} "
+        ["registration", f"{registering}, 12 dof, to {template} "
          f"at {contract.resolution} mm"],
         ["predictions", models],
         ["images in", "template space" + (", native space" * ("T1w" in config.output_spaces))],
@@ -110,10 +118,10 @@ def _plan(config: RunConfig) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _row(scan: Scan, config: RunConfig) -> list[str]:
+def _row(scan: Scan, config: RunConfig, run: Run | None) -> list[str]:
     """One scan's line."""
-    from bids_harmony.done import report_is_new
     from bids_harmony.outputs import load_record, scan_file
+    from bids_harmony.resume import report_is_new
 
     pipelines = {path: name for name, path in config.derivatives.items()}
     notes = list(scan.warnings)
@@ -122,14 +130,17 @@ def _row(scan: Scan, config: RunConfig) -> list[str]:
         notes.insert(0, "not present: run `datalad get`" if broken else "not present any more")
     elif scan.path.stat().st_size == 0:
         notes.insert(0, "the file is empty")
-    record = load_record(scan_file(config.output_dir, scan.entities, scan.key, "qc"))
-    if record is not None:
+    out = config.output_dir
+    record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
+    if run is not None and record is not None:
         if record.get("status") == "error":
             note = "failed before"
-        elif report_is_new(config.output_dir, scan.entities["subject"]):
-            note = "done before, kept if nothing changed"
+        elif not run.completed(scan, run.facts(scan)):
+            note = "completed before with other inputs or options"
+        elif not report_is_new(out, scan.entities["subject"]):
+            note = "completed but for its report"
         else:
-            note = "done before but for its report"
+            note = COMPLETED
         notes.insert(0, note)
     return [
         scan.key,
@@ -146,14 +157,15 @@ def _root_of(mask: Path, scan: Scan) -> Path:
     return mask.parents[2 + ("session" in scan.entities)]
 
 
-def _summary(inventory: Inventory) -> str:
+def _summary(inventory: Inventory, n_completed: int) -> str:
     """Count scans, participants, sites and what is missing."""
     scans = inventory.scans
     sites = Counter(scan.site for scan in scans).most_common()
     shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
     more = f" and {len(sites) - 10} more" if len(sites) > 10 else ""
     lines = [
-        f"{inventory.size} would be processed, {len(inventory.skipped)} left out.",
+        f"{inventory.size}: {len(scans) - n_completed} would be processed, {n_completed} "
+        f"completed before, {len(inventory.skipped)} left out.",
         f"Sites: {shown}{more}.",
     ]
     without = {

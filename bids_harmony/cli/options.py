@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Harmonize T1-weighted brain scans to one reference site, and predict brain "
         "age and schizophrenia probability there. Research use only: not a diagnosis.",
         epilog="Options may be written with hyphens or underscores. Exit codes: 0 all scans done, "
-        "1 some failed, 2 usage, 66 no T1w, 70 internal error, 78 bundle, 127 missing program.",
+        "1 some failed, 2 usage, 66 no T1w, 70 internal error, 78 bundle, 127 missing program, "
+        "130 interrupted.",
         formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from bids_harmony.cli.arguments import ArgumentSyntaxError, parse_path
 from bids_harmony.cli.checks import check_config
 from bids_harmony.cli.options import FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
+from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.training.config import TrainOptions
@@ -109,7 +109,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         warnings.append(f"{why}: it takes no {names}.")
     for warning in warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        say(f"{PROGRAM}: warning: {warning}", error=True)
     return config
 
 

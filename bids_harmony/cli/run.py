@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import parse_args
+from bids_harmony.console import escape_unprintable, flush, say
 from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError, machine_error
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         program, 130 interrupted.
     """
     config = None
+    escape_unprintable()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_SOFTWARE
     finally:
+        flush()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
@@ -79,7 +83,7 @@ def run_level(config: RunConfig) -> int:
         from bids_harmony.bids import find_scans
         from bids_harmony.cli.dryrun import render
 
-        print(render(find_scans(config), config))
+        say(render(find_scans(config), config))
         return 0
     if config.level == "train":
         from bids_harmony.training.run import run_train
@@ -123,7 +127,14 @@ def set_environment(config: RunConfig) -> None:
         os.environ[f"{name}_NUM_THREADS"] = str(config.omp_nthreads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
-    os.environ.setdefault("FSLOUTPUTTYPE", "NIFTI_GZ")
+    os.environ["FSLOUTPUTTYPE"] = "NIFTI_GZ"
+    # What belongs to the notebook or the shell that the command was started from.
+    os.environ["MPLBACKEND"] = "Agg"
+    for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
+        os.environ.pop(name, None)
+    if sys.warnoptions:
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
     # niworkflows asks TemplateFlow which spaces exist. A skeleton of the one space in use needs
     # no network and no writable home, and is read in a fifth of the time.
     skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"
@@ -133,23 +144,38 @@ def set_environment(config: RunConfig) -> None:
 
 def complain(cause: str, remedy: str) -> None:
     """Print an error as one sentence of cause and one of remedy."""
-    print(f"bids_harmony: error: {cause}", file=sys.stderr)
+    say(f"bids_harmony: error: {cause}", error=True)
     if remedy:
-        print(f"  {remedy}", file=sys.stderr)
+        say(f"  {remedy}", error=True)
 
 
 def write_crash(config: RunConfig | None) -> Path | None:
     """Write the traceback in flight to the run's log folder, if there is one."""
-    if config is None:
+    if config is None or config.dry_run:
         return None
     path = config.log_dir / "crash.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc())
+        path.write_text(traceback.format_exc(), encoding="utf-8")
     except OSError:
         return None
     return path
 
 
+def command() -> NoReturn:
+    """Run the console script, and end at once.
+
+    Where a cluster cancels a job, the container's file system may go away before Python has
+    cleaned up behind itself, which would end in a bus error.
+    """
+    try:
+        code = main()
+    except SystemExit as error:  # --help, --version
+        code = error.code if isinstance(error.code, int) else 0
+    if code == EXIT_INTERRUPTED:
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

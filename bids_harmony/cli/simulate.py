@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
+from bids_harmony.console import escape_unprintable, flush, say
 from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
 #: Heads made at once unless told otherwise, where the machine has the processors.
@@ -149,7 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0; 2 when an argument is wrong, 70 when writing fails.
     """
-    args = build_parser().parse_args(argv)
+    escape_unprintable()
+    try:
+        return _simulate(build_parser().parse_args(argv))
+    finally:
+        flush()
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    """Make the dataset, and say where it is or why it is not."""
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
     from bids_harmony.simulation.defects import KINDS
@@ -172,20 +181,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             resolution=args.resolution,
             stripped_sites=args.stripped_sites,
             overwrite=args.overwrite,
-            progress=lambda line: print(line, flush=True),
+            progress=say,
         )
     except HarmonyError as error:
-        print(f"bids_harmony-simulate: error: {error}", file=sys.stderr)
+        say(f"bids_harmony-simulate: error: {error}", error=True)
         return error.exit_code
     except OSError as error:
-        print(f"bids_harmony-simulate: error: {error}. Check space and rights.", file=sys.stderr)
+        say(f"bids_harmony-simulate: error: {error}. Check space and rights.", error=True)
         return EXIT_SOFTWARE
     except KeyboardInterrupt:
-        print("bids_harmony-simulate: stopped; run again with --overwrite.", file=sys.stderr)
+        say("bids_harmony-simulate: stopped; run again with --overwrite.", error=True)
         return 130
-    print(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
+    say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
     masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""
-    print(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
+    say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
+
+from bids_harmony.files import write_json
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text())
 
 
 class DerivativesDataSink(_DerivativesDataSink):
-    """niworkflows' sink with this app's name patterns and all-or-nothing writing.
+    """niworkflows' sink with this app's name patterns.
 
-    The parent writes into the node's own folder; each file is then copied beside its target and
-    renamed over it, so a run killed at any moment leaves no half-written output (design.md §7).
+    It writes below the scan's work folder; :class:`PublishScan` copies what is there.
     """
 
     out_path_base = ""
@@ -28,44 +34,44 @@ class DerivativesDataSink(_DerivativesDataSink):
     _file_patterns = tuple(_SPEC["default_path_patterns"])
 
     def _run_interface(self, runtime: Any) -> Any:
-        final = Path(self.inputs.base_directory)
-        staging = Path(runtime.cwd) / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        self.inputs.base_directory = str(staging)
-        try:
-            runtime = super()._run_interface(runtime)
-        finally:
-            self.inputs.base_directory = str(final)
+        runtime = super()._run_interface(runtime)
         if "Resolution" in self._metadata:
             # The parent writes that TemplateFlow curates the grid; this one is nilearn's.
-            self._describe_resolution()
-        for result in ("out_meta", "out_file"):
-            if written := self._results.get(result):
-                paths = [written] if isinstance(written, str) else written
-                self._results[result] = [
-                    str(publish(path, final / Path(path).relative_to(staging))) for path in paths
-                ]
-        shutil.rmtree(staging)
+            sidecar = Path(self._results["out_meta"])
+            metadata = json.loads(sidecar.read_text(encoding="utf-8"))
+            metadata["Resolution"] = (
+                f"{self.inputs.resolution} mm isotropic, on the grid of {self.inputs.space}"
+            )
+            write_json(sidecar, metadata)
         return runtime
 
-    def _describe_resolution(self) -> None:
-        sidecar = Path(self._results["out_meta"])
-        metadata = json.loads(sidecar.read_text())
-        metadata["Resolution"] = (
-            f"{self.inputs.resolution} mm isotropic, on the grid of {self.inputs.space}"
+
+class _PublishScanInputSpec(BaseInterfaceInputSpec):
+    record = File(exists=True, mandatory=True, desc="the scan's record, below staging_dir")
+    staging_dir = traits.Str(mandatory=True, desc="where the scan's outputs were written")
+    output_dir = traits.Str(mandatory=True)
+
+
+class _PublishScanOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="the record in the output folder")
+
+
+class PublishScan(SimpleInterface):
+    """Put all outputs of a scan in the place of those that it had (design.md §7)."""
+
+    input_spec = _PublishScanInputSpec
+    output_spec = _PublishScanOutputSpec
+    # The work folder may have served another output folder before.
+    _always_run = True
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.outputs import publish_scan
+
+        self._results["out_file"] = str(
+            publish_scan(
+                Path(self.inputs.staging_dir),
+                Path(self.inputs.output_dir),
+                Path(self.inputs.record),
+            )
         )
-        sidecar.write_text(json.dumps(metadata, sort_keys=True, indent=2))
-
-
-def publish(source: str | Path, target: Path) -> Path:
-    """Copy a file beside its target, then rename it over the target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.copyfile(source, part)
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return target
+        return runtime

@@ -15,13 +15,12 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_harmony.files import sha256_of, write_json
+from bids_harmony.files import write_json
 
 
 class _WriteRecordInputSpec(BaseInterfaceInputSpec):
-    source = traits.Str(mandatory=True, desc="the raw T1w")
     facts = traits.Dict(mandatory=True, desc="what was known before anything was computed")
-    output_dir = traits.Str(mandatory=True)
+    output_dir = traits.Str(mandatory=True, desc="folder that the outputs are named from")
     bundle = traits.Str(desc="folder of the model bundle")
     check = traits.Dict(mandatory=True)
     mask = traits.Dict(mandatory=True)
@@ -63,7 +62,6 @@ class WriteRecord(SimpleInterface):
             reference=reference,
             guard=self.inputs.guard if isdefined(self.inputs.guard) else None,
             outputs=sorted(Path(p).relative_to(root).as_posix() for p in written),
-            input_sha256=sha256_of(Path(self.inputs.source)),
         )
         out = Path(runtime.cwd) / "record.json"
         write_json(out, record)

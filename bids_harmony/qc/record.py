@@ -7,6 +7,11 @@ from typing import Any
 
 from bids_harmony.qc.verdict import judge
 
+#: What a record holds beside the facts, which are known before anything is computed.
+RESULTS = frozenset(
+    ("flagged", "guard", "metrics", "check", "mask", "scale", "outputs", "input_sha256")
+)
+
 
 def scan_record(
     facts: Mapping[str, Any],
@@ -18,7 +23,6 @@ def scan_record(
     reference: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
-    input_sha256: str = "",
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put together what is known of a scan that went its whole way.
@@ -28,7 +32,8 @@ def scan_record(
     facts : mapping
         What was known before anything was computed: ``name``, ``entities``, ``source`` (path in
         the dataset), ``site``, ``site_source``, ``age``, ``sex``, ``diagnosis``, ``scanner``,
-        ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None).
+        ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None),
+        ``inputs`` (SHA-256 of each file that the results depend on).
         They stand in the record unchanged.
     check, mask, scale : mapping
         Records of the check, brain mask and intensity steps. ``mask`` has ``method`` and, for a
@@ -42,8 +47,6 @@ def scan_record(
         :func:`bids_harmony.qc.guard.guard_record` of a scan that was harmonized.
     outputs : sequence of str
         Files written for the scan, relative to the output folder.
-    input_sha256 : str
-        Checksum of the raw file.
     warnings : sequence of str
         What was found on the way, beside the warnings in ``facts``.
 
@@ -69,7 +72,7 @@ def scan_record(
         "mask": dict(mask),
         "scale": dict(scale),
         "outputs": sorted(outputs),
-        "input_sha256": input_sha256,
+        "input_sha256": (facts.get("inputs") or {}).get("T1w"),
         "warnings": [*facts.get("warnings", ()), *notes, *warnings],
     }
 
