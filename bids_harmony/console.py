@@ -52,10 +52,13 @@ def flush() -> None:
             let_go(stream)
 
 
-def escape_unprintable() -> None:
-    """Have names that the terminal cannot show printed with escapes instead of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def prepare_streams() -> None:
+    """Have names that a terminal cannot show printed with escapes; print to no closed stream."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

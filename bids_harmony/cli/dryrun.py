@@ -164,8 +164,9 @@ def _summary(inventory: Inventory, n_completed: int) -> str:
     shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
     more = f" and {len(sites) - 10} more" if len(sites) > 10 else ""
     lines = [
-        f"{inventory.size}: {len(scans) - n_completed} would be processed, {n_completed} "
-        f"completed before, {len(inventory.skipped)} left out.",
+        f"{inventory.size}{f': {len(scans) - n_completed}' if n_completed else ''} would be "
+        f"processed, {f'{n_completed} completed before, ' if n_completed else ''}"
+        f"{len(inventory.skipped)} left out.",
         f"Sites: {shown}{more}.",
     ]
     without = {

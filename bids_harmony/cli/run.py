@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import parse_args
-from bids_harmony.console import escape_unprintable, flush, say
+from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError, machine_error
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         program, 130 interrupted.
     """
     config = None
-    escape_unprintable()
+    prepare_streams()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         config = parse_args(sys.argv[1:] if argv is None else list(argv))

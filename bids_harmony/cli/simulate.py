@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
-from bids_harmony.console import escape_unprintable, flush, say
+from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
 #: Heads made at once unless told otherwise, where the machine has the processors.
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0; 2 when an argument is wrong, 70 when writing fails.
     """
-    escape_unprintable()
+    prepare_streams()
     try:
         return _simulate(build_parser().parse_args(argv))
     finally:
