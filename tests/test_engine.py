@@ -34,6 +34,15 @@ def write_mark(path: str, seconds: float) -> str:
     return path
 
 
+def run_program(path: str) -> None:
+    import subprocess
+    from pathlib import Path
+
+    deaf = "trap '' TERM INT; exec sleep 60"
+    with subprocess.Popen(["sh", "-c", deaf]) as program:
+        Path(path).write_text(str(program.pid))
+
+
 def refuse() -> None:
     from bids_harmony.errors import ScanError
 
@@ -136,8 +145,8 @@ def interrupted(tmp_path: Path) -> None:
         signal.signal(number, interrupt_once)
     os.register_at_fork(after_in_child=end_silently)
     steps = {
-        name: (write_mark, {"path": str(tmp_path / name), "seconds": seconds})
-        for name, seconds in (("long", 60.0), ("short", 0.0))
+        "long": (run_program, {"path": str(tmp_path / "long")}),
+        "short": (write_mark, {"path": str(tmp_path / "short"), "seconds": 0.0}),
     }
     workflow = pe.Workflow(name="harmony_wf", base_dir=str(tmp_path / "work"))
     workflow.add_nodes(
@@ -162,7 +171,7 @@ def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int
     run = multiprocessing.get_context("fork").Process(target=interrupted, args=(tmp_path,))
     run.start()
     end = time.monotonic() + 60
-    while not (tmp_path / "short").exists():
+    while not all((tmp_path / name).exists() for name in ("short", "long")):
         assert time.monotonic() < end
         time.sleep(0.05)
     time.sleep(0.3)  # until its worker waits for more
@@ -180,6 +189,11 @@ def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int
     while is_alive(run.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert not is_alive(run.pid)
+    # A program that a worker started, such as FSL's, would write on into the work folder.
+    program = Path("/proc") / (tmp_path / "long").read_text() / "stat"
+    while running(program) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not running(program)
     assert "Traceback" not in (tmp_path / "said").read_text()
 
 
@@ -188,6 +202,13 @@ def test_signals_do_after_a_run_what_they_did_before(tmp_path: Path) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "group"]) == EXIT_NO_INPUT
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def running(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def is_alive(group: int) -> bool:
