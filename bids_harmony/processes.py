@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -88,6 +89,8 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         parent.join()
+        if os.getpgrp() == os.getpid():  # with the programs that it started
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -197,6 +197,23 @@ def test_a_signal_to_all_processes_ends_them_at_once(tmp_path: Path, number: int
     assert "Traceback" not in (tmp_path / "said").read_text()
 
 
+def test_killing_the_command_ends_the_programs_of_its_workers(tmp_path: Path) -> None:
+    run = multiprocessing.get_context("fork").Process(target=interrupted, args=(tmp_path,))
+    run.start()
+    end = time.monotonic() + 60
+    while not (tmp_path / "long").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.2)
+    run.kill()
+    run.join(10)
+    program = Path("/proc") / (tmp_path / "long").read_text() / "stat"
+    end = time.monotonic() + 10
+    while running(program) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not running(program)
+
+
 def test_signals_do_after_a_run_what_they_did_before(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     before = {number: signal.getsignal(number) for number in SIGNALS}
