@@ -19,7 +19,7 @@ from bids_dataset import write
 from bids_harmony import resume
 from bids_harmony.bids import find_scans
 from bids_harmony.cli.dryrun import COMPLETED, render
-from bids_harmony.cli.run import main
+from bids_harmony.cli.run import main, set_environment
 from bids_harmony.config import RunConfig
 from bids_harmony.files import sha256_of, write_json, write_text
 from bids_harmony.outputs import (
@@ -446,3 +446,19 @@ def test_what_is_refused_costs_no_record(tmp_path: Path, wrong: str) -> None:
         )
         assert done.returncode == 2, done.stdout + done.stderr
         assert (out / "sub-01/anat/sub-01_desc-harmony_qc.json").read_bytes() == before
+
+
+def test_what_the_users_shell_sets_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "/nowhere",
+        "PYTHONHOME": "/usr", "PYTHONWARNINGS": "error", "TEMPLATEFLOW_HOME": "/nowhere",
+        "FSLOUTPUTTYPE": "NIFTI", "OMP_NUM_THREADS": "64",
+    }  # fmt: skip
+    monkeypatch.setattr(os, "environ", {**os.environ, **hostile})
+    set_environment(RunConfig(bids_dir=Path("/b"), output_dir=Path("/o"), omp_nthreads=3))
+    assert {name: os.environ.get(name) for name in ("MPLBACKEND", "FSLOUTPUTTYPE")} == {
+        "MPLBACKEND": "Agg", "FSLOUTPUTTYPE": "NIFTI_GZ",
+    }  # fmt: skip
+    assert not {"MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"} & set(os.environ)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert (Path(os.environ["TEMPLATEFLOW_HOME"]) / "tpl-MNI152NLin2009aSym").is_dir()

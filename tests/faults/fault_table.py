@@ -220,6 +220,33 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "output or work folder of someone else", REFUSED, "cannot be written", 2,
             "test_parser_places.py::test_places_must_be_writable",
         ),
+        "rerun": Fault(
+            "interrupted while it does a scan again with other options: what there was stays",
+            RESUMES, "Interrupted.", 130,
+            "test_rerun.py::test_a_rerun_that_is_interrupted_loses_nothing",
+        ),
+        "other user": Fault(
+            "one participant's output folder of someone else", ERROR, "cannot be written", 1,
+            "test_resume.py::"
+            "test_a_participants_folder_that_cannot_be_written_costs_that_participant",
+        ),
+        "reader gone": Fault(
+            "nobody reads what is printed (`| head -1`), or the disk behind it is full", WORKS,
+            "", 0, "test_resume.py::test_printing_never_ends_a_run",
+        ),
+        "other dataset": Fault(
+            "output folder of another dataset", REFUSED, "belongs to another dataset", 2,
+            "test_resume.py::test_another_dataset_is_refused",
+        ),
+        "same names": Fault(
+            "scan, mask, template or atlas replaced by another of the same name: done again",
+            WORKS, "", 0,
+            "test_resume.py::test_whatever_could_change_a_result_makes_it_be_computed_again",
+        ),
+        "environment": Fault(
+            "`MPLBACKEND`, `PYTHONWARNINGS` and the like in the user's shell", WORKS, "", 0,
+            "test_resume.py::test_what_the_users_shell_sets_is_set_aside",
+        ),
         "clock": Fault(
             "clock that is set back again and again", WORKS, "", 0,
             _MACHINE + "test_a_clock_that_is_set_back_changes_nothing",
