@@ -60,7 +60,7 @@ def init_outputs_wf(
 
     Inputs
     ------
-    t1w_ras, t1w_mask, registered, check_record, mask_record, scale_record
+    t1w_ras, t1w_mask, registered, check_record, mask_record, affine_record, scale_record
         From the anatomical workflow. ``registered`` is shown whether or not it passes QC.
     xfm, preproc, preproc_mask, brain_mask
         From the QC workflow.
@@ -75,7 +75,7 @@ def init_outputs_wf(
             fields=[
                 "t1w_ras", "t1w_mask", "registered",
                 "xfm", "preproc", "preproc_mask", "brain_mask",
-                "check_record", "mask_record", "scale_record", "metrics",
+                "check_record", "mask_record", "affine_record", "scale_record", "metrics",
                 "harmonized", "harmonized_native", "predictions", "guard",
             ]
         ),
@@ -146,6 +146,7 @@ def init_outputs_wf(
         (inputnode, record, [
             ("check_record", "check"),
             ("mask_record", "mask"),
+            ("affine_record", "affine"),
             ("scale_record", "scale"),
             ("metrics", "metrics"),
         ]),
