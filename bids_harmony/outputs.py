@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bids_harmony import __version__
@@ -134,8 +135,23 @@ def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) -> None:
-    """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it."""
+def write_dataset_files(
+    out: Path,
+    bids_dir: Path,
+    targets: Iterable[str] = (),
+    tools: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
+
+    Parameters
+    ----------
+    out, bids_dir : pathlib.Path
+        The derivatives, and the dataset they are made of.
+    targets : iterable of str
+        What the bundle predicts.
+    tools : mapping of str to str
+        Versions of the tools of the run (:func:`bids_harmony.tools.tool_versions`).
+    """
     raw = _raw_description(bids_dir)
     write_json(
         out / "dataset_description.json",
@@ -148,7 +164,8 @@ def write_dataset_files(out: Path, bids_dir: Path, targets: Iterable[str] = ()) 
                     "Name": "bids_harmony",
                     "Version": __version__,
                     "Description": "Harmonization of T1w scans to one reference site",
-                }
+                },
+                *({"Name": name, "Version": tools[name]} for name in sorted(tools)),
             ],
             # Resolves the `bids:raw:` URIs in the sidecars.
             "DatasetLinks": {"raw": _link(bids_dir, out)},

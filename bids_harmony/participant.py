@@ -33,6 +33,7 @@ from bids_harmony.outputs import (
 )
 from bids_harmony.resume import Digests, is_complete, record_times, report_is_new
 from bids_harmony.settle import check_template, choose_device, deviations
+from bids_harmony.tools import tool_versions
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -73,7 +74,8 @@ def run_participant(config: RunConfig) -> int:
     run = prepare(config)
     run.check_programs()
     out = config.output_dir
-    write_dataset_files(out, config.bids_dir, () if run.bundle is None else run.bundle.targets)
+    targets = () if run.bundle is None else run.bundle.targets
+    write_dataset_files(out, config.bids_dir, targets, tools=run.tools)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
     facts = {scan.key: run.facts(scan) for scan in inventory.scans}
@@ -193,6 +195,7 @@ def prepare(config: RunConfig) -> Run:
         contract=contract,
         skull_strip=skull_strip,
         registration=registration,
+        tools=tool_versions(skull_strip, registration),
         shared_inputs={
             "atlases": digest_of(atlases) if atlases else None,
             "template": None if config.template is None else sha256_of(config.template),
@@ -213,6 +216,7 @@ class Run:
     contract: Contract
     skull_strip: str
     registration: str
+    tools: dict[str, str]
     shared_inputs: dict[str, str | None]
     digests: Digests
     space: str
@@ -265,6 +269,7 @@ class Run:
             "warnings": [*scan.warnings, *self.warnings],
             "processing": {
                 "version": __version__,
+                "tools": self.tools,
                 "skull_strip": config.skull_strip,
                 "registration": config.registration,
                 "template": self.space,

@@ -31,6 +31,7 @@ from nipype.pipeline.plugins.slurm import SLURMPlugin
 from nipype.utils.filemanip import loadpkl
 
 from bids_harmony.errors import UsageError
+from bids_harmony.failures import last_words
 
 #: States after which a job does nothing more. Any other may still lead to a result.
 ENDED = frozenset({
@@ -299,11 +300,16 @@ def _slurm(*command: str) -> tuple[str, str]:
     """Run a Slurm command; return what it printed, and why it failed in one line or ``""``."""
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, env=os.environ
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            env=os.environ,
         )
     except OSError as error:
         return "", f"{command[0]}: {error.strerror}"
     if done.returncode == 0:
         return done.stdout, ""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return done.stdout, lines[-1].rstrip(".") if lines else f"{command[0]}: code {done.returncode}"
+    said = last_words(done.stderr) or last_words(done.stdout)
+    return done.stdout, said.rstrip(".") or f"{command[0]}: code {done.returncode}"

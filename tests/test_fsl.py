@@ -1,39 +1,82 @@
-"""The FSL paths, with recording stand-ins in FSL's place."""
+"""The FSL paths, with stand-ins in FSL's place that behave as FSL's own programs do."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import nitransforms as nt
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from nipype.pipeline import engine as pe
 from scipy.spatial.transform import Rotation
+from standins.fsl import install
 
-from bids_harmony.anat.fsl import bet_interface, check_programs, flirt_interface, fsl_to_itk
+from bids_harmony.anat.fsl import (
+    bet_interface,
+    check_programs,
+    flirt_interface,
+    fsl_to_itk,
+    fsl_version,
+)
 from bids_harmony.errors import MissingProgramError, ScanError
-
-STANDINS = Path(__file__).parent / "standins"
+from bids_harmony.failures import Failure, failure_text, last_words, read_failures
+from bids_harmony.interfaces.anat import ConformMask
+from bids_harmony.tools import tool_versions
 
 
 @pytest.fixture
 def fsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the stand-ins on the PATH; returns the file they record their arguments in."""
-    folder = tmp_path / "fsl"
-    folder.mkdir()
-    for name in ("bet", "flirt"):
-        script = folder / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STANDINS / name}.py" "$@"\n')
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("STANDIN_LOG", str(tmp_path / "calls"))
-    monkeypatch.setenv("FSLOUTPUTTYPE", "NIFTI_GZ")
-    return tmp_path / "calls"
+    """Put the stand-ins in place; returns FSLDIR, beside which ``calls`` lists what was called."""
+    for name, value in install(tmp_path / "programs").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
+    return tmp_path / "programs" / "fsl"
+
+
+def replace(program: Path, script: str) -> None:
+    """Put a script in a stand-in's place."""
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+def run_node(interface: Any, folder: Path, **inputs: Any) -> tuple[Any, Failure | None]:
+    """Run one node as a scan's; return its outputs, or why it failed."""
+    for name, value in inputs.items():
+        setattr(interface.inputs, name, value)
+    workflow = pe.Workflow(name="sub_01_wf", base_dir=str(folder))
+    node = pe.Node(interface, name="step")
+    workflow.add_nodes([node])
+    node.config = {
+        "execution": {
+            "crashdump_dir": str(folder / "crash"), "crashfile_format": "txt",
+            "create_report": "false", "hash_method": "content",
+        }
+    }  # fmt: skip
+    top = pe.Workflow(name="harmony_wf", base_dir=str(folder))
+    top.add_nodes([workflow])
+    try:
+        (done,) = top.run().nodes()
+    except RuntimeError:
+        (failure,) = read_failures(folder / "crash").values()
+        return None, failure
+    return done.result.outputs, None
+
+
+def ball(path: Path, radius: float, size: int = 60, zoom: float = 1.0) -> str:
+    """Write a ball of ones in zeros, ``radius`` in voxels."""
+    grid = np.indices((size,) * 3) - (size - 1) / 2
+    data = (np.sqrt((grid**2).sum(axis=0)) < radius).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.diag([zoom, zoom, zoom, 1])), path)
+    return str(path)
 
 
 def image(path: Path, shape: tuple[int, int, int], affine: np.ndarray) -> nib.Nifti1Image:
@@ -104,8 +147,206 @@ def test_missing_program_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch
     assert "--registration ants" in raised.value.remedy
 
 
-def test_programs_on_the_path_are_found(fsl: Path) -> None:
+def test_programs_that_are_there_are_found(fsl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_programs(["bet", "flirt"])
+    monkeypatch.delenv("FSLDIR")
+    check_programs(["flirt"])  # a program, which calls no other
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("unset", "needs FSLDIR"), ("empty", "needs FSLDIR"), ("wrong", "/nowhere/bin/bet2"),
+        ("bet2", "bin/bet2: not there"), ("imtest", "bin/imtest: not there"),
+        ("remove_ext", "bin/remove_ext: not there"), ("fslval", "bin/fslval: not there"),
+        ("fslstats", "bin/fslstats: not there"), ("not executable", "bin/bet2: not there"),
+        ("dc", "Unix program dc"), ("space", "space or wildcard in FSLDIR"),
+    ],
+)  # fmt: skip
+def test_all_that_bet_needs_is_checked(
+    fsl: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    if fault in ("unset", "empty", "wrong"):
+        monkeypatch.setenv("FSLDIR", "" if fault == "empty" else "/nowhere")
+        if fault == "unset":
+            monkeypatch.delenv("FSLDIR")
+    elif fault == "not executable":
+        (fsl / "bin" / "bet2").chmod(0o644)
+    elif fault == "dc":
+        monkeypatch.setenv("PATH", str(fsl / "bin"))
+    elif fault == "space":
+        fsl.rename(fsl.with_name("my fsl"))
+        monkeypatch.setenv("FSLDIR", str(fsl.with_name("my fsl")))
+        monkeypatch.setenv("PATH", f"{fsl.with_name('my fsl')}/bin:{os.environ['PATH']}")
+    else:
+        (fsl / "bin" / fault).unlink()
+    with pytest.raises(MissingProgramError, match="--skull-strip bet needs") as raised:
+        check_programs(["bet"])
+    assert said in raised.value.cause
+    assert "--skull-strip deepbet" in raised.value.remedy
+
+
+def test_bet_runs_where_the_work_folder_has_spaces_and_may_warn(tmp_path: Path, fsl: Path) -> None:
+    """The script quotes nothing; what it says on stderr is kept, and is no failure."""
+    head = ball(tmp_path / "my 'work' & (more)" / "t1w.nii", 12, size=40)
+    outputs, failure = run_node(bet_interface(), tmp_path / "my 'work' & (more)", in_file=head)
+    assert failure is None
+    mask = np.asarray(nib.load(outputs.mask_file).dataobj)
+    assert (mask > 0).sum() == (np.asarray(nib.load(head).dataobj) > 0).sum()
+    assert outputs.record == {
+        "tool": "FSL",
+        "version": "6.0.0",
+        "command": "bet t1w.nii t1w_brain.nii.gz -f 0.50 -m -R",
+        # Nothing of the locale, which is C for FSL whatever the user's shell has.
+        "notes": ["bet said: bet2: /lib/libz.so.1: no version information available"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("program", "script", "said"),
+    [
+        ("bet", "echo; echo 'Error: input image x not valid'; echo; exit 1",
+         "bet ended with code 1: 'Error: input image x not valid'."),
+        ("bet", "echo 'bash: warning: setlocale: LC_ALL: cannot change locale' >&2\n"
+         "echo 'Cannot open volume x for reading!' >&2; echo; exit 3",
+         "bet ended with code 3: 'Cannot open volume x for reading!'."),
+        ("bet", "exit 5", "bet ended with code 5, saying nothing."),
+        ("bet", r"printf 'Zu wenig Platz \374brig\n' >&2; exit 1", "'Zu wenig Platz \ufffdbrig'."),
+        ("bet", "seq 400000 >&2; exit 1", "'1; 399999; 400000'."),
+        # FSL's script ends with 0 whatever the programs in it do.
+        ("bet2", "echo 'Cannot open volume x for reading!' >&2; exit 1",
+         "bet ended with code 0 and without an output that can be read: "
+         "'Cannot open volume x for reading!; "),
+        ("bet2", "echo 'no room' >&2; echo x > t1w_brain_mask.nii.gz",
+         "ended with code 0 and without an output that can be read: 'no room; "),
+    ],
+)  # fmt: skip
+def test_what_a_failing_program_said_is_the_cause(
+    tmp_path: Path, fsl: Path, program: str, script: str, said: str
+) -> None:
+    replace(fsl / "bin" / program, script)
+    head = ball(tmp_path / "t1w.nii", 12, size=40)
+    _, failure = run_node(bet_interface(), tmp_path, in_file=head)
+    assert failure is not None
+    assert failure.cause.startswith("The step step failed: bet ended with code ")
+    assert said in failure.cause
+    assert len(failure.cause) < 700
+    assert "sub_01_wf-step.txt" in failure.remedy
+
+
+def test_a_failing_flirt_is_heard_too(tmp_path: Path, fsl: Path) -> None:
+    head = ball(tmp_path / "t1w.nii", 12, size=40)
+    files = {"in_file": head, "reference": head}
+    replace(fsl / "bin" / "flirt", "echo 'No space left' >&2; exit 2")
+    _, failure = run_node(flirt_interface(), tmp_path / "a", **files)
+    assert failure is not None
+    assert "flirt ended with code 2: 'No space left'." in failure.cause
+    replace(fsl / "bin" / "flirt", "echo 'gave up'; : > t1w_flirt.mat")
+    _, failure = run_node(flirt_interface(), tmp_path / "b", **files)
+    assert failure is not None
+    assert "flirt ended with code 0 and without an output that can be read" in failure.cause
+    replace(fsl / "bin" / "flirt", "kill -9 $$")
+    _, failure = run_node(flirt_interface(), tmp_path / "c", **files)
+    assert failure is not None
+    assert failure.cause == "flirt was killed, most likely because memory ran out."
+    assert "--nprocs" in failure.remedy
+
+
+def test_what_a_program_said_is_read_from_the_error_alone_too() -> None:
+    """As nipype's plugins write it that show no more than the error."""
+    crash = (
+        "Traceback (most recent call last):\n  File x\n\tRuntimeError: Command:\n\tflirt -in a\n"
+        "\tStandard output:\n\tfine so far\n\tStandard error:\n\tperl: warning: Setting locale "
+        'failed.\n\t\tLC_ALL = "xx",\n\n\tterminate called\n\tReturn code: 134\n\n'
+    )
+    assert failure_text(crash)[0] == "flirt ended with code 134: 'terminate called'."
+
+
+def test_words_are_few_however_much_was_said() -> None:
+    assert last_words("\n\n \t\n") == ""
+    assert last_words('locale: Cannot set LC_CTYPE\nLANG = "x"\n') == ""
+    assert last_words("first\n" + "again\n" * 5 + "last") == "first; again; last"
+    assert last_words("cause\n" + "".join(f"{i}\n" for i in range(9))) == "cause; 7; 8"
+    assert len(last_words("ä" * 10**7)) < 200
+    assert len(last_words("ä b\n" * 10**6)) < 200
+
+
+def test_versions_are_read_without_starting_anything(
+    tmp_path: Path, fsl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fsl_version() == "6.0.0"
+    (fsl / "etc" / "fslversion").write_bytes(b"6.0.7.4:\xe9\nmore\n")
+    assert fsl_version() == "6.0.7.4:\ufffd"
+    monkeypatch.delenv("FSLDIR")  # then where flirt lies
+    assert fsl_version() == "6.0.7.4:\ufffd"
+    (fsl / "etc" / "fslversion").unlink()
+    assert fsl_version() == "unknown"
+    (fsl / "conda-meta").mkdir()
+    for name in ("fsl-flirt-2111.4-h1_0", "fsl-bet2-2111.8-h2_1", "fsl-base-2602.1-h3_0"):
+        (fsl / "conda-meta" / f"{name}.json").touch()
+    assert fsl_version() == "bet2 2111.8, flirt 2111.4"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert fsl_version() == "unknown"
+
+
+def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
+    by_default, with_fsl = tool_versions("deepbet", "ants"), tool_versions("bet", "flirt")
+    assert set(by_default) - set(with_fsl) == {"deepbet", "antspyx"}
+    assert set(with_fsl) - set(by_default) == {"FSL"}
+    assert with_fsl["FSL"] == "6.0.0"
+    assert {"nipype", "torch", "nilearn"} <= set(by_default)
+    assert all(v and "+" not in v for v in by_default.values())
+    assert "antspyx" in tool_versions("multi-atlas", "flirt")
+    assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
+    code = (
+        "import sys; from bids_harmony.tools import tool_versions; tool_versions('bet', 'ants');"
+        "sys.exit(bool({'torch', 'ants', 'nipype', 'nilearn', 'deepbet'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_another_version_runs_a_step_again(fsl: Path) -> None:
+    """Otherwise the work folder gives the old mask to the new version's record."""
+    from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
+
+    def hashes() -> dict[str, str]:
+        graphs = [init_brain_mask_wf(scan_key="x", method=m) for m in ("bet", "deepbet")]
+        graphs += [init_affine_wf(method=m) for m in ("flirt", "ants")]
+        nodes = [node for graph in graphs for node in graph._get_all_nodes()]
+        return {node.name: node.inputs.get_hashval()[1] for node in nodes}
+
+    before = hashes()
+    (fsl / "etc" / "fslversion").write_text("6.0.1\n")
+    changed = {name for name, value in hashes().items() if value != before[name]}
+    assert changed == {"bet", "flirt"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bids_harmony.tools.version", lambda name: "9")
+        changed |= {name for name, value in hashes().items() if value != before[name]}
+    assert changed == {"bet", "flirt", "brain_mask", "register"}
+
+
+@pytest.mark.parametrize(
+    ("method", "radius", "warned"),
+    [("bet", 17.5, True), ("bet", 23.8, False), ("precomputed", 17.5, False)],
+)
+def test_bet_on_a_stripped_scan_is_warned_of(
+    tmp_path: Path, method: str, radius: float, warned: bool
+) -> None:
+    """Balls of 1.44 L, as a brain alone, and of 3.6 L, as a head; at 4 mm."""
+    interface = ConformMask(method=method, record={"tool": "FSL", "notes": ["bet said: x"]})
+    outputs, _ = run_node(
+        interface,
+        tmp_path,
+        in_file=ball(tmp_path / "t1w.nii", radius, zoom=4),
+        in_mask=ball(tmp_path / "mask.nii.gz", 16, zoom=4),
+    )
+    assert outputs.record["method"] == method
+    assert outputs.record["tool"] == "FSL"
+    assert outputs.record["notes"][0] == "bet said: x"
+    assert [note for note in outputs.record["notes"] if "stripped already" in note] == (
+        outputs.record["notes"][1:]
+    )
+    assert len(outputs.record["notes"]) == 1 + warned
 
 
 def test_commands_are_the_papers(tmp_path: Path, fsl: Path) -> None:
@@ -132,18 +373,24 @@ def test_participant_runs_through_bet_and_flirt(tmp_path: Path, fsl: Path) -> No
     result = subprocess.run(
         [
             sys.executable, "-m", "bids_harmony", bids, out, "participant", "-w",
-            tmp_path / "work", "--skull-strip", "bet", "--registration", "flirt",
+            tmp_path / "my work", "--skull-strip", "bet", "--registration", "flirt",
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    calls = [json.loads(line) for line in fsl.read_text().splitlines()]
+    calls = [shlex.split(line) for line in (fsl.parent / "calls").read_text().splitlines()]
     assert sorted(call[0] for call in calls) == ["bet", "flirt"]
     record = json.loads((out / "sub-01" / "anat" / "sub-01_desc-harmony_qc.json").read_text())
-    assert record["mask"]["method"] == "bet"
+    for step, method in (("mask", "bet"), ("affine", "flirt")):
+        assert record[step]["method"] == method
+        assert record[step]["version"] == "6.0.0"
+        assert record[step]["command"].startswith(f"{method} ")
+        assert str(tmp_path) not in record[step]["command"]
     assert record["metrics"]["template_dice"] > 0.9
-    assert any("bet" in warning for warning in record["warnings"])
-    assert (out / "sub-01.html").exists()
+    assert any("differs from the bundle's" in warning for warning in record["warnings"])
+    report = (out / "sub-01.html").read_text()
+    assert "(FSL 6.0.0, <code>bet t1w.nii" in report
+    assert "(FSL 6.0.0, <code>flirt -in" in report
 
 
 def test_run_without_fsl_stops_before_anything(tmp_path: Path) -> None:

@@ -79,7 +79,15 @@ def test_root_files_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["Name"] == "bids_harmony derivatives of heads"
     assert description["DatasetType"] == "derivative"
-    assert description["GeneratedBy"][0]["Name"] == "bids_harmony"
+    assert [by["Name"] for by in description["GeneratedBy"]] == ["bids_harmony"]
+    for tools in ({"nipype": "1.11.0", "FSL": "6.0.0"}, {"FSL": "6.0.0", "nipype": "1.11.0"}):
+        write_dataset_files(out, bids, tools=tools)
+        description = json.loads((out / "dataset_description.json").read_text())
+        assert description["GeneratedBy"][0]["Name"] == "bids_harmony"
+        assert description["GeneratedBy"][1:] == [
+            {"Name": "FSL", "Version": "6.0.0"},
+            {"Name": "nipype", "Version": "1.11.0"},
+        ]
     assert not list(out.glob(".*.part"))
     assert {p.name for p in out.iterdir()} >= {"README.md", "CHANGES", ".bidsignore", "scans.json"}
 

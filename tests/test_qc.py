@@ -282,7 +282,8 @@ def test_records_of_finished_and_failed_scans(reference):
     done = record.scan_record(
         FACTS,
         check={"notes": ["the scan is oblique by 25 degrees"]},
-        mask={"method": "deepbet"},
+        mask={"method": "bet", "notes": ["bet said: x"]},
+        affine={"method": "flirt", "tool": "FSL", "notes": ["flirt said: y"]},
         scale={},
         metrics={"brain_volume_ml": 870.0},
         reference=reference,
@@ -293,8 +294,10 @@ def test_records_of_finished_and_failed_scans(reference):
     assert done["flagged"] == ["brain_volume_ml"]
     assert done["outputs"] == ["a", "b"]
     assert done["warnings"] == [
-        "no sidecar", "the scan is oblique by 25 degrees", "mask is large"
+        "no sidecar", "the scan is oblique by 25 degrees", "bet said: x", "flirt said: y",
+        "mask is large",
     ]  # fmt: skip
+    assert done["affine"]["tool"] == "FSL"
     assert FACTS["warnings"] == ["no sidecar"]
     failed = record.failed_record(FACTS, "It broke.", "Mend it.", "crash-1.txt")
     assert failed["status"] == "error"

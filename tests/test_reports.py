@@ -380,6 +380,31 @@ def test_methods_tell_what_ran_and_nothing_else(record, said, unsaid):
     assert set(cited) == set(re.findall(r'id="ref-(\w+)"', text))
 
 
+def test_methods_name_each_tool_with_its_version():
+    deepbet = record_with("deepbet", tool="deepbet", version="1.0.2")
+    deepbet["affine"] = {"method": "ants", "tool": "antspyx", "version": "0.6.3"}
+    deepbet["processing"]["tools"] = {"nipype": "1.11.0", "nilearn": "0.14.1", "torch": "2.13.0"}
+    text = methods.methods_html([deepbet])
+    for said in ("Nipype 1.11.0", "nilearn 0.14.1 ships", "PyTorch 2.13.0", "(deepbet 1.0.2)",
+                 "(antspyx 0.6.3)"):  # fmt: skip
+        assert said in text
+    fsl = record_with("bet", tool="FSL", version="6.0.0", command="bet a b -R")
+    fsl["affine"] = {"method": "flirt", "tool": "FSL", "version": "<6>", "command": "flirt -in a"}
+    text = methods.methods_html([fsl, fsl, deepbet])
+    assert "(FSL 6.0.0, <code>bet a b -R</code>) (2 scans)" in text
+    assert "(deepbet 1.0.2) (1 scan)" in text
+    assert "(FSL &lt;6&gt;, <code>flirt -in a</code>) (2 scans)" in text
+    # Of another version: not the same method.
+    newer = record_with("deepbet", tool="deepbet", version="1.1")
+    assert "(deepbet 1.0.2) (1 scan)" in methods.methods_html([deepbet, newer])
+    # What ran stands in the record, whatever the options were.
+    assert methods.registration_kind(fsl) == "flirt"
+    assert fsl["processing"]["registration"] == "auto"
+    stripped = record_with("skip", detected="stripped")
+    stripped["processing"]["tools"] = {"deepbet": "1.0.2"}
+    assert "deepbet" not in methods.methods_html([stripped])
+
+
 def test_methods_of_mixed_scans_count_them_and_leave_out_failed_ones():
     failed = failed_record(facts("sub-01", "01"), "No.")
     text = methods.methods_html([record_with("deepbet"), record_with("bet"), failed])

@@ -27,6 +27,7 @@ from bids_harmony.engine import (
 )
 from bids_harmony.errors import MissingProgramError, UsageError
 from bids_harmony.failures import read_failures
+from bids_harmony.slurm import _slurm
 
 STANDIN = Path(__file__).parent / "standins" / "slurm.py"
 
@@ -385,3 +386,11 @@ def test_nipypes_names_of_multiproc_mean_the_one_that_survives(runner: Runner) -
     assert isinstance(chosen, SurvivingMultiProcPlugin)
     assert chosen.processors == 1
     assert chosen.memory_gb == 3
+
+
+def test_what_slurm_says_may_have_many_lines_and_any_letters() -> None:
+    script = r"printf 'sbatch: error: no partition gr\374n\nsbatch: error: failed.\n' >&2; exit 1"
+    said = "sbatch: error: no partition gr\ufffdn; sbatch: error: failed"
+    assert _slurm("sh", "-c", script) == ("", said)
+    assert _slurm("sh", "-c", "exit 3") == ("", "sh: code 3")
+    assert _slurm("no-such-program")[1] == "no-such-program: No such file or directory"

@@ -18,6 +18,7 @@ from bids_harmony.interfaces.anat import (
     RegisterAffine,
     SaveTemplate,
 )
+from bids_harmony.tools import made_by
 
 
 def init_anat_wf(
@@ -76,8 +77,8 @@ def init_anat_wf(
     preproc, preproc_mask, brain_mask, unscaled
         Scaled brain, its foreground, the brain mask and the unscaled scan, all on the
         template grid.
-    check_record, mask_record, scale_record
-        What each step found.
+    check_record, mask_record, affine_record, scale_record
+        What each step found, and by which tool.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=["t1w"]), name="inputnode")
@@ -85,7 +86,7 @@ def init_anat_wf(
         niu.IdentityInterface(
             fields=[
                 "t1w_ras", "t1w_mask", "xfm", "preproc", "preproc_mask", "brain_mask", "unscaled",
-                "check_record", "mask_record", "scale_record",
+                "check_record", "mask_record", "affine_record", "scale_record",
             ]
         ),
         name="outputnode",
@@ -132,7 +133,10 @@ def init_anat_wf(
             ("outputnode.mask", "t1w_mask"),
             ("outputnode.record", "mask_record"),
         ]),
-        (affine_wf, outputnode, [("outputnode.xfm", "xfm")]),
+        (affine_wf, outputnode, [
+            ("outputnode.xfm", "xfm"),
+            ("outputnode.record", "affine_record"),
+        ]),
         (normalize, outputnode, [
             ("out_file", "preproc"),
             ("out_mask", "preproc_mask"),
@@ -185,7 +189,7 @@ def init_brain_mask_wf(
     Outputs
     -------
     mask, record
-        Brain mask on the scan's grid; which method made it.
+        Brain mask on the scan's grid; which method and tool made it.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=["t1w"]), name="inputnode")
@@ -211,7 +215,7 @@ def init_brain_mask_wf(
             bet = pe.Node(bet_interface(), name="bet", mem_gb=0.5)
             workflow.connect([
                 (inputnode, bet, [("t1w", "in_file")]),
-                (bet, conform_mask, [("mask_file", "in_mask")]),
+                (bet, conform_mask, [("mask_file", "in_mask"), ("record", "record")]),
             ])  # fmt: skip
         return workflow
 
@@ -223,6 +227,7 @@ def init_brain_mask_wf(
             exclude=scan_key,
             seed=seed,
             num_threads=omp_nthreads,
+            tool_version=made_by(method).get("version", ""),
         ),
         name="brain_mask",
         mem_gb=1.5 if method != "multi-atlas" else 2.5,
@@ -271,12 +276,12 @@ def init_affine_wf(
 
     Outputs
     -------
-    xfm
-        ITK text transform, T1w to template.
+    xfm, record
+        ITK text transform, T1w to template; which method and tool found it.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=["t1w", "mask"]), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["xfm"]), name="outputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["xfm", "record"]), name="outputnode")
     if method == "ants":
         register = pe.Node(
             RegisterAffine(
@@ -284,6 +289,7 @@ def init_affine_wf(
                 seed=seed,
                 sloppy=sloppy,
                 num_threads=omp_nthreads,
+                tool_version=made_by(method)["version"],
                 **_template(template),
             ),
             name="register",
@@ -292,7 +298,7 @@ def init_affine_wf(
         )
         workflow.connect([
             (inputnode, register, [("t1w", "in_file"), ("mask", "in_mask")]),
-            (register, outputnode, [("out_xfm", "xfm")]),
+            (register, outputnode, [("out_xfm", "xfm"), ("record", "record")]),
         ])  # fmt: skip
         return workflow
 
@@ -308,10 +314,10 @@ def init_affine_wf(
         (inputnode, apply_mask, [("t1w", "in_file"), ("mask", "in_mask")]),
         (apply_mask, flirt, [("out_file", "in_file")]),
         (save_template, flirt, [("out_file", "reference")]),
-        (flirt, to_itk, [("out_matrix_file", "in_matrix")]),
+        (flirt, to_itk, [("out_matrix_file", "in_matrix"), ("record", "record")]),
         (apply_mask, to_itk, [("out_file", "moving")]),
         (save_template, to_itk, [("out_file", "reference")]),
-        (to_itk, outputnode, [("out_xfm", "xfm")]),
+        (to_itk, outputnode, [("out_xfm", "xfm"), ("record", "record")]),
     ])  # fmt: skip
     return workflow
 

@@ -140,7 +140,7 @@ def init_scan_wf(
         reference_site=reference_site,
         native=native,
     )
-    records = ("check_record", "mask_record", "scale_record")
+    records = ("check_record", "mask_record", "affine_record", "scale_record")
     # What the QC workflow lets through only when the registration is good.
     gated = ("xfm", "brain_mask", "preproc", "preproc_mask")
     workflow.connect([

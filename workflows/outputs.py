@@ -65,7 +65,7 @@ def init_outputs_wf(
 
     Inputs
     ------
-    t1w_ras, t1w_mask, registered, check_record, mask_record, scale_record
+    t1w_ras, t1w_mask, registered, check_record, mask_record, affine_record, scale_record
         From the anatomical workflow. ``registered`` is shown whether or not it passes QC.
     xfm, preproc, preproc_mask, brain_mask
         From the QC workflow.
@@ -80,7 +80,7 @@ def init_outputs_wf(
             fields=[
                 "t1w_ras", "t1w_mask", "registered",
                 "xfm", "preproc", "preproc_mask", "brain_mask",
-                "check_record", "mask_record", "scale_record", "metrics",
+                "check_record", "mask_record", "affine_record", "scale_record", "metrics",
                 "harmonized", "harmonized_native", "predictions", "guard",
             ]
         ),
@@ -153,6 +153,7 @@ def init_outputs_wf(
         (inputnode, record, [
             ("check_record", "check"),
             ("mask_record", "mask"),
+            ("affine_record", "affine"),
             ("scale_record", "scale"),
             ("metrics", "metrics"),
         ]),

@@ -88,16 +88,20 @@ def is_stripped(img: nib.Nifti1Image) -> bool:
     Its foreground must have a brain's volume with next to nothing beside it (a scalp that zeroed
     bone parts from the brain, say), and deepbet must find that same brain in it.
     """
-    mask = foreground(img)
-    if np.sum(_differs(img) & ~mask) > BESIDE * mask.sum():
-        return False
-    litres = mask.sum() * float(np.prod(img.header.get_zooms()[:3])) / 1e6
-    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
-        return False
+    mask = outlines_brain(img)
     try:
-        return dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
+        return mask is not None and dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
     except ScanError:
         return False
+
+
+def outlines_brain(img: nib.Nifti1Image) -> np.ndarray | None:
+    """Return a scan's foreground where its volume is a brain's, with next to nothing beside it."""
+    mask = foreground(img)
+    if np.sum(_differs(img) & ~mask) > BESIDE * mask.sum():
+        return None
+    litres = mask.sum() * float(np.prod(img.header.get_zooms()[:3])) / 1e6
+    return mask if BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1] else None
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

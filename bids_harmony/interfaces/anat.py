@@ -22,6 +22,7 @@ from bids_harmony.anat.template import load_template
 from bids_harmony.contract import Contract
 from bids_harmony.errors import ScanError
 from bids_harmony.files import why_unread
+from bids_harmony.tools import made_by
 
 
 class TemplateInputSpec(BaseInterfaceInputSpec):
@@ -68,11 +69,12 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     exclude = traits.Str(desc="key of the scan, never used as its own atlas")
     seed = traits.Int(42, usedefault=True)
     num_threads = traits.Int(1, usedefault=True, nohash=True)
+    tool_version = traits.Str(desc="of the method's tool: another one runs the node again")
 
 
 class _BrainMaskOutputSpec(TraitedSpec):
     out_mask = File(exists=True)
-    record = traits.Dict(desc="method used and, for multi-atlas, the atlases")
+    record = traits.Dict(desc="method and tool used and, for multi-atlas, the atlases")
 
 
 class BrainMask(SimpleInterface):
@@ -104,7 +106,7 @@ class BrainMask(SimpleInterface):
                 exclude=(self.inputs.exclude,) if isdefined(self.inputs.exclude) else (),
             )
         brain.check_mask(mask, img)
-        self._results["record"] = {"method": method, **record}
+        self._results["record"] = {"method": method, **made_by(method), **record}
         self._results["out_mask"] = save_mask(mask, img.affine, runtime)
         return runtime
 
@@ -113,6 +115,7 @@ class _ConformMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="RAS T1w whose grid is wanted")
     in_mask = File(mandatory=True, desc="mask of the same scan, perhaps not fetched yet")
     method = traits.Str(mandatory=True, desc="where the mask comes from")
+    record = traits.Dict(desc="what the program that made it recorded")
 
 
 class ConformMask(SimpleInterface):
@@ -135,7 +138,14 @@ class ConformMask(SimpleInterface):
             ) from error
         mask = brain.conform_mask(given, img)
         brain.check_mask(mask, img)
-        self._results["record"] = {"method": self.inputs.method}
+        record = {"method": self.inputs.method, **self.inputs.record}
+        if self.inputs.method == "bet" and brain.outlines_brain(img) is not None:
+            record["notes"] = [
+                *record.get("notes", ()),
+                "the scan looks stripped already, and bet shaves the cortex off such scans: "
+                "use --skull-strip auto or skip",
+            ]
+        self._results["record"] = record
         self._results["out_mask"] = save_mask(mask, img.affine, runtime)
         return runtime
 
@@ -146,10 +156,12 @@ class _RegisterInputSpec(TemplateInputSpec):
     seed = traits.Int(42, usedefault=True)
     sloppy = traits.Bool(False, usedefault=True, desc="low quality, for tests")
     num_threads = traits.Int(1, usedefault=True, nohash=True)
+    tool_version = traits.Str(desc="of antspyx: another one runs the node again")
 
 
 class _RegisterOutputSpec(TraitedSpec):
     out_xfm = File(exists=True, desc="ITK text transform, T1w to template")
+    record = traits.Dict(desc="method and tool used")
 
 
 class RegisterAffine(SimpleInterface):
@@ -163,6 +175,7 @@ class RegisterAffine(SimpleInterface):
 
         set_threads(self.inputs.num_threads)
         template = load_template(self.inputs.resolution, self.inputs.path(self.inputs))
+        self._results["record"] = {"method": "ants", **made_by("ants")}
         self._results["out_xfm"] = str(
             register_affine(
                 masked(self.inputs.in_file, self.inputs.in_mask),
@@ -216,6 +229,7 @@ class _FlirtToITKInputSpec(BaseInterfaceInputSpec):
     in_matrix = File(exists=True, mandatory=True, desc="FLIRT's .mat")
     moving = File(exists=True, mandatory=True)
     reference = File(exists=True, mandatory=True)
+    record = traits.Dict(desc="what the program recorded")
 
 
 class FlirtToITK(SimpleInterface):
@@ -230,6 +244,7 @@ class FlirtToITK(SimpleInterface):
         out = Path(runtime.cwd) / "affine.txt"
         fsl_to_itk(self.inputs.in_matrix, self.inputs.moving, self.inputs.reference, out)
         self._results["out_xfm"] = str(out)
+        self._results["record"] = {"method": "flirt", **self.inputs.record}
         return runtime
 
 

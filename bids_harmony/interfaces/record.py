@@ -24,6 +24,7 @@ class _WriteRecordInputSpec(BaseInterfaceInputSpec):
     bundle = traits.Str(desc="folder of the model bundle")
     check = traits.Dict(mandatory=True)
     mask = traits.Dict(mandatory=True)
+    affine = traits.Dict(mandatory=True)
     scale = traits.Dict(mandatory=True)
     metrics = traits.Dict(mandatory=True)
     guard = traits.Dict(desc="verdict of the anatomy guard, where the scan was harmonized")
@@ -57,6 +58,7 @@ class WriteRecord(SimpleInterface):
             self.inputs.facts,
             check=self.inputs.check,
             mask=self.inputs.mask,
+            affine=self.inputs.affine,
             scale=self.inputs.scale,
             metrics=self.inputs.metrics,
             reference=reference,

@@ -9,7 +9,7 @@ from bids_harmony.qc.verdict import judge
 
 #: What a record holds beside the facts, which are known before anything is computed.
 RESULTS = frozenset(
-    ("flagged", "guard", "metrics", "check", "mask", "scale", "outputs", "input_sha256")
+    ("flagged", "guard", "metrics", "check", "mask", "affine", "scale", "outputs", "input_sha256")
 )
 
 
@@ -18,6 +18,7 @@ def scan_record(
     *,
     check: Mapping[str, Any],
     mask: Mapping[str, Any],
+    affine: Mapping[str, Any] | None = None,
     scale: Mapping[str, Any],
     metrics: Mapping[str, float | None],
     reference: Mapping[str, Any] | None = None,
@@ -35,9 +36,11 @@ def scan_record(
         ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None),
         ``inputs`` (SHA-256 of each file that the results depend on).
         They stand in the record unchanged.
-    check, mask, scale : mapping
-        Records of the check, brain mask and intensity steps. ``mask`` has ``method`` and, for a
-        scan that was stripped before, ``detected``.
+    check, mask, affine, scale : mapping
+        Records of the check, brain mask, registration and intensity steps. ``mask`` and
+        ``affine`` have ``method`` and, where a tool ran, ``tool``, ``version`` and, for FSL's,
+        ``command``; ``mask`` of a scan that was stripped before has ``detected``. The ``notes``
+        of each become warnings.
     metrics : mapping
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
         :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
@@ -54,13 +57,14 @@ def scan_record(
     -------
     dict
         JSON-ready: ``facts`` and ``status`` ("pass" or "warn"), ``reasons``, ``flagged`` (names
-        of the metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``, ``scale``,
-        ``outputs``, ``input_sha256``, ``warnings``. What the guard found is among the reasons,
-        and makes the status "warn": a map that fails says nothing against the scan itself.
+        of the metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``, ``affine``,
+        ``scale``, ``outputs``, ``input_sha256``, ``warnings``. What the guard found is among the
+        reasons, and makes the status "warn": a map that fails says nothing against the scan.
     """
     verdict = judge(metrics, reference)
     reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
-    notes = [str(note) for note in check.get("notes", ())]
+    affine = affine or {}
+    notes = [str(note) for step in (check, mask, affine) for note in step.get("notes", ())]
     return {
         **facts,
         "status": "warn" if reasons else "pass",
@@ -70,6 +74,7 @@ def scan_record(
         "metrics": dict(metrics),
         "check": dict(check),
         "mask": dict(mask),
+        "affine": dict(affine),
         "scale": dict(scale),
         "outputs": sorted(outputs),
         "input_sha256": (facts.get("inputs") or {}).get("T1w"),

@@ -32,7 +32,9 @@ def mask_kind(record: Mapping[str, Any]) -> str:
 
 
 def registration_kind(record: Mapping[str, Any]) -> str:
-    """Name the registration that ran, resolving ``auto`` by the contract."""
+    """Name the registration that ran; of an older record, what its options and contract say."""
+    if method := (record.get("affine") or {}).get("method"):
+        return str(method)
     processing = record.get("processing") or {}
     asked = str(processing.get("registration", "auto"))
     contract = processing.get("contract") or {}
@@ -114,12 +116,21 @@ def _paragraphs(records: Sequence[Mapping[str, Any]]) -> list[str]:
         " [@fonov2011], as nilearn ships it," if template.startswith("MNI152NLin2009aSym") else ""
     )
     resolution = contract.get("resolution", 2)
+    tools = processing.get("tools") or {}
+    if source and "nilearn" in tools:
+        source = source.replace("nilearn", f"nilearn {escape(str(tools['nilearn']))}")
+    nipype = f" {escape(str(tools['nipype']))}" if "nipype" in tools else ""
+    masks = [_made(record.get("mask"), mask_kind(record), _MASKS) for record in records]
+    affines = [
+        _made(record.get("affine"), registration_kind(record), _REGISTRATIONS)
+        for record in records
+    ]
     paragraphs = [
         f"Scans were processed with bids_harmony {escape(str(processing.get('version', '')))}, a "
-        "BIDS App on Nipype [@gorgolewski2011]. Each T1-weighted scan was checked and brought to "
-        f"RAS orientation without resampling. The brain was {_each(records, mask_kind, _MASKS)}. "
-        f"It was registered to the template {template}{source} with 12 degrees of freedom "
-        f"{_each(records, registration_kind, _REGISTRATIONS)}, smoothed to the resolution of the "
+        f"BIDS App on Nipype{nipype} [@gorgolewski2011]. Each T1-weighted scan was checked and "
+        f"brought to RAS orientation without resampling. The brain was {_each(masks)}. It was "
+        f"registered to the template {template}{source} with 12 degrees of freedom "
+        f"{_each(affines)}, smoothed to the resolution of the "
         f"template's {resolution} mm grid where it was finer, and resampled to that grid once, "
         f"linearly. {_scaling(contract)} Quality metrics were computed in the manner of MRIQC "
         "[@esteban2017]; a registration whose likeness to the template passed fixed limits was "
@@ -138,18 +149,27 @@ def _paragraphs(records: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{escape(str(bundle.get('name')))}, version {escape(str(bundle.get('version')))} "
             f"(SHA-256 {escape(str(bundle.get('sha256', ''))[:12])}…)."
         )
+        if "torch" in tools:
+            paragraphs[-1] += f" The networks ran on PyTorch {escape(str(tools['torch']))}."
     return paragraphs
 
 
-def _each(records: Sequence[Mapping[str, Any]], kind: Any, words: Mapping[str, str]) -> str:
+def _made(step: Mapping[str, Any] | None, kind: str, words: Mapping[str, str]) -> str:
+    """Say how a mask or an affine was made, by which version of what and, of FSL's, how called."""
+    said, step = words.get(kind, escape(kind)), step or {}
+    if "tool" not in step:
+        return said
+    command = f", <code>{escape(str(step['command']))}</code>" if step.get("command") else ""
+    return f"{said} ({escape(str(step['tool']))} {escape(str(step.get('version')))}{command})"
+
+
+def _each(phrases: Sequence[str]) -> str:
     """Say how, and for how many scans each, where they differ."""
-    counts = Counter(kind(record) for record in records)
+    counts = Counter(phrases)
     if len(counts) == 1:
-        (only,) = counts
-        return words.get(only, escape(only))
+        return phrases[0]
     return "; ".join(
-        f"{words.get(name, escape(name))} ({n} scan{'s' if n > 1 else ''})"
-        for name, n in sorted(counts.items())
+        f"{phrase} ({n} scan{'s' if n > 1 else ''})" for phrase, n in sorted(counts.items())
     )
 
 

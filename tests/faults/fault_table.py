@@ -256,6 +256,33 @@ FAULTS: dict[str, dict[str, Fault]] = {
             _MACHINE + "test_what_a_machine_refuses_has_its_cause_and_remedy",
         ),
     },
+    "FSL": {
+        **_rows(
+            "test_fsl.py::test_all_that_bet_needs_is_checked", REFUSED, 127,
+            {
+                "FSLDIR": ("`bet` on the PATH, FSLDIR not set", "needs FSLDIR"),
+                "wrong FSLDIR": ("FSLDIR without the programs that `bet` calls", "not there"),
+                "dc": ("no `dc`, which `bet -R` calls", "calls the Unix program dc"),
+                "space in FSLDIR": ("a space in FSLDIR", "breaks at a space"),
+            },
+        ),
+        "space in the work folder": Fault(
+            "a space in the work folder", WORKS, "", 0,
+            "test_fsl.py::test_bet_runs_where_the_work_folder_has_spaces_and_may_warn",
+        ),
+        "bet warns": Fault(
+            "a program that does its work and warns", WARNING, "bet said:", 0,
+            "test_fsl.py::test_bet_runs_where_the_work_folder_has_spaces_and_may_warn",
+        ),
+        "bet fails": Fault(
+            "a program that fails, or leaves no output that can be read", ERROR,
+            "bet ended with code", 1, "test_fsl.py::test_what_a_failing_program_said_is_the_cause",
+        ),
+        "stripped": Fault(
+            "`--skull-strip bet` on a stripped scan", WARNING, "looks stripped already", 0,
+            "test_fsl.py::test_bet_on_a_stripped_scan_is_warned_of",
+        ),
+    },
     "Bundles": _rows(
         _BUNDLE + "test_a_damaged_bundle_is_refused_before_anything_runs", REFUSED, 78,
         {
