@@ -22,7 +22,8 @@ PREPROC = "sub-01/ses-a/anat/sub-01_ses-a_space-X_res-2_desc-preproc_T1w.nii.gz"
 
 def record(out: Path, key: str, **values: object) -> Path:
     path = scan_file(out, {"subject": "01", "session": "a"}, key, "qc")
-    facts = {"site": "S\t1", "age": 30.5, "status": "pass", "reasons": [], "outputs": [PREPROC]}
+    outputs = [PREPROC, f"sub-01/ses-a/anat/{key}_desc-harmony_predictions.json"]
+    facts = {"site": "S\t1", "age": 30.5, "status": "pass", "reasons": [], "outputs": outputs}
     write_json(path, {**facts, **values})
     return path
 
