@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError, mount_hint
+from bids_harmony.text import read_json_or_empty
 
 NAME = "bids_harmony"
 MOUNTS = Path("/proc/self/mounts")
@@ -129,11 +129,8 @@ def _check_places(config: RunConfig) -> list[str]:
 
 def _check_other_dataset(output_dir: Path) -> None:
     """Refuse to write into a raw dataset or another program's derivatives."""
-    try:
-        content = json.loads((output_dir / "dataset_description.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if not isinstance(content, dict):
+    content = read_json_or_empty(output_dir / "dataset_description.json")
+    if not content:
         return
     makers = content.get("GeneratedBy")
     names = [m.get("Name") for m in makers if isinstance(m, dict)] if makers else []
