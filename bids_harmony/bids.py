@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_harmony.bids_columns import Columns, check_columns, column_warnings
 from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_index import T1W_NAME, check_description, index_t1w, list_subjects
 from bids_harmony.bids_sidecars import (
@@ -23,14 +24,7 @@ from bids_harmony.bids_sidecars import (
     read_sidecars,
     site_label,
 )
-from bids_harmony.bids_tables import (
-    Columns,
-    Table,
-    check_columns,
-    column_warnings,
-    describe,
-    read_table,
-)
+from bids_harmony.bids_tables import Table, describe, read_table
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.text import look_alikes
 

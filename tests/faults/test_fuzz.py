@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bids_harmony.anat.check import load_t1w
+from bids_harmony.bids_columns import Columns, column_warnings
 from bids_harmony.bids_filters import matches, read_filters
 from bids_harmony.bids_sidecars import Folders, read_sidecars, site_label
-from bids_harmony.bids_tables import Columns, column_warnings, describe, read_table
+from bids_harmony.bids_tables import describe, read_table
 from bids_harmony.errors import BundleError, HarmonyError, ScanError, UsageError
 from bids_harmony.models.bundle import KEYS, load_bundle
 from bids_harmony.qc.ratings import merge_ratings, read_ratings
