@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_harmony.bids_columns import Columns, check_columns, column_warnings
 from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_index import T1W_NAME, check_description, index_t1w, list_subjects
 from bids_harmony.bids_sidecars import (
@@ -23,8 +24,9 @@ from bids_harmony.bids_sidecars import (
     read_sidecars,
     site_label,
 )
-from bids_harmony.bids_tables import Columns, Table, check_columns, describe, read_table
+from bids_harmony.bids_tables import Table, describe, read_table
 from bids_harmony.errors import NoInputError, UsageError
+from bids_harmony.text import look_alikes
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -247,36 +249,39 @@ def _describe_all(
     def table(folder: Path, name: str, id_column: str) -> Table | None:
         path = folder / name
         if path not in tables and name in folders.names(folder):
-            tables[path] = read_table(path, id_column)
+            tables[path] = read_table(path, id_column, root, folders)
         return tables.get(path)
 
     pending = []
     for path, entities in kept:
         sub, ses = entities["sub"], entities.get("ses")
-        subject = root / f"sub-{sub}"
-        candidates = []
+        subject, key = root / f"sub-{sub}", path.name.partition(".")[0]
         scans_name = f"sub-{sub}_ses-{ses}_scans.tsv" if ses else f"sub-{sub}_scans.tsv"
-        candidates.append((table(path.parent.parent, scans_name, "filename"), path.name))
+        found = [(table(path.parent.parent, scans_name, "filename"), key)]
         if ses:
-            sessions = table(subject, f"sub-{sub}_sessions.tsv", "session_id")
-            candidates.append((sessions, ses))
-        participants = table(root, "participants.tsv", "participant_id")
-        if participants and ses:
-            candidates.append((participants, f"{sub}_{ses}"))
-        candidates.append((participants, sub))
-        pending.append((path, entities, [(t, row) for t, row in candidates if t is not None]))
+            # Some list the scans of all sessions in one table.
+            listed = table(subject, f"sub-{sub}_scans.tsv", "filename")
+            found += [(listed, key)] if listed and key in listed.rows else []
+            found.append((table(subject, f"sub-{sub}_sessions.tsv", "session_id"), ses))
+        if participants := table(root, "participants.tsv", "participant_id"):
+            found += [(participants, row) for row in participants.ids_of(sub, ses)]
+        pending.append((path, entities, [(t, row) for t, row in found if t is not None]))
     check_columns(columns, tables.values())
 
     scans = []
     for path, entities, rows in pending:
         person = describe(rows, columns)
-        facts, notes = read_sidecars(path, root, folders)
+        notes = list(person.warnings)
+        facts, more = read_sidecars(path, root, folders)
         site, source = person.site, person.site_source
         if site is None and (site := site_label(facts)):
             source = "sidecar"
-        participants = tables.get(root / "participants.tsv")
-        if participants and participants.columns and not any(row in t.rows for t, row in rows):
-            notes.append(f"sub-{entities['sub']} has no row in participants.tsv.")
+            if any(columns.among(t.columns, "site") for t, _ in rows):
+                notes.append("site: made of the sidecar, as the scan has none in the tables.")
+        for t, row in rows:
+            named = re.split(r"[/\\]", t.written.get(row, path.name))[-1]
+            if t.name == "scans.tsv" and named.lower() != path.name.lower():
+                notes.append(f"{t.where} names {named}: taken for {path.name}.")
         scans.append(
             Scan(
                 path=path,
@@ -290,16 +295,50 @@ def _describe_all(
                 columns=person.columns,
                 metadata=facts,
                 mask=find_mask(entities, config.derivatives, folders),
-                warnings=(*person.warnings, *notes),
+                warnings=(*notes, *more),
             )
         )
     general = [note for t in tables.values() for note in t.warnings]
-    if config.derivatives and not any(scan.mask for scan in scans):
-        names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
-        general.append(
-            f"No *_desc-brain_mask.nii.gz in native space was found for any scan in {names}."
-        )
-    return scans, general
+    if people := tables.get(root / "participants.tsv"):
+        absent = {
+            entities["sub"]: people.absent(entities["sub"])
+            for _, entities, _ in pending
+            if people.columns and entities["sub"] not in people.rows
+        }
+        if absent:
+            n = counted(len(absent), "participant")
+            general.append(f"{n} without a row in participants.tsv: {min(absent.values())}")
+    general += column_warnings(columns, tables.values())
+    return scans, [*dict.fromkeys(general), *_site_warnings(scans), *_mask_warnings(scans, config)]
+
+
+def _site_warnings(scans: list[Scan]) -> list[str]:
+    """Name sites that may be one under several spellings."""
+    spellings: dict[str, set[str]] = {}
+    for site in {scan.site for scan in scans}:
+        spellings.setdefault(re.sub(r"[\W_]", "", site.casefold()) or site, set()).add(site)
+    return [
+        f"These sites differ in their spelling alone, and count as several: "
+        f"{', '.join(sorted(same))}."
+        for same in spellings.values()
+        if len(same) > 1
+    ]
+
+
+def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
+    """Name the scans for which ``--derivatives`` has no mask."""
+    without = [scan.key for scan in scans if scan.mask is None]
+    if not config.derivatives or not without:
+        return []
+    names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
+    whose = "any scan"
+    if len(without) < len(scans):
+        shown = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
+        whose = f"{len(without)} of {counted(len(scans), 'scan')} ({shown})"
+    return [
+        f"No *_desc-brain_mask.nii.gz in native space was found for {whose} in {names}: "
+        f"--skull-strip {config.skull_strip} makes those masks."
+    ]
 
 
 def _printable(name: str) -> str:
@@ -324,8 +363,7 @@ def _not_found(what: str, missing: list[str], there: Collection[str], root: Path
     """Build the error for labels that are not there, naming those nearest to them."""
     near: list[str] = []
     for wanted in missing[:3]:
-        padded = [label for label in there if label.lstrip("0") == wanted.lstrip("0")]
-        near += padded or get_close_matches(wanted, there, n=3)
+        near += look_alikes(wanted, there)[:3] or get_close_matches(wanted, there, n=3)
     quoted = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
     cause = f"{root} has no {what} {quoted}."
     if near:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bids_harmony.bids_sidecars import ENTITIES
+from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
+from bids_harmony.text import TextError, parse_json, read_text
 
 #: Queries a filter file shared with other BIDS Apps may hold; all but t1w have no effect here.
 QUERIES = (
@@ -46,13 +48,17 @@ def read_filters(path: Path) -> dict[str, Any]:
     """
     remedy = 'Expected is for example {"t1w": {"acquisition": "mprage", "run": [1, 2]}}.'
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
+        text, notes = read_text(path)
+    except TextError as error:
         raise UsageError(
-            f"The filter file {path} cannot be read ({error.strerror}).",
+            f"The filter file {path} cannot be read ({error}).",
             f"Check its path.{mount_hint()}",
         ) from error
-    except (ValueError, RecursionError) as error:
+    for note in notes:
+        say(f"Warning: {path} {note}.")
+    try:
+        content = parse_json(text)
+    except TextError as error:
         raise UsageError(f"JSON syntax error in {path}: {error}.", "Correct the file.") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise UsageError(f"{path} does not hold filters by query.", remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_harmony.errors import NoInputError, UsageError, mount_hint
-from bids_harmony.files import why_unread
+from bids_harmony.text import TextError, read_json
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -67,17 +66,13 @@ def _folders(root: Path) -> list[str]:
 def check_description(root: Path) -> list[str]:
     """Say what is wrong with ``dataset_description.json``: none of it stops a run."""
     path = root / "dataset_description.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            return [f"dataset_description.json cannot be read ({why_unread(path, error)})."]
+    if not os.path.lexists(path):
         return ["dataset_description.json is missing: the folder is not a valid BIDS dataset."]
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        content, notes = read_json(path)
+    except TextError as error:
         return [f"dataset_description.json cannot be read ({error})."]
-    if not isinstance(content, dict):
-        return ["dataset_description.json does not hold a JSON object."]
-    notes = []
+    notes = [f"dataset_description.json {note}." for note in notes]
     if absent := [name for name in ("Name", "BIDSVersion") if name not in content]:
         notes.append(f"dataset_description.json lacks {' and '.join(absent)}.")
     if content.get("DatasetType") == "derivative":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.files import why_unread
+from bids_harmony.text import TextError, is_missing, read_json
 
 #: Entities a T1w name may have (BIDS 1.10), in the order of the standard.
 ENTITIES = {
@@ -34,6 +34,8 @@ FACTS = (
     *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle"),
     *("ScanningSequence", "PulseSequenceType", "SkullStripped"),
 )
+#: Those of them that make a site's label.
+SCANNER = FACTS[:3]
 NATIVE_SPACES = (None, "T1w", "orig")
 _MASK = re.compile(r"(?P<key>.+)_desc-brain_mask\.nii(\.gz)?")
 _MAKERS = {"siemens": "Siemens", "philips": "Philips", "ge": "GE", "general": "GE"}
@@ -64,8 +66,8 @@ class Folders:
 
     def __init__(self) -> None:
         self._names: dict[Path, frozenset[str]] = {}
-        self._sidecars: dict[Path, list[tuple[str, dict[str, str]]]] = {}
-        self._json: dict[Path, dict[str, Any] | str] = {}
+        self._sidecars: dict[tuple[Path, str], list[tuple[str, dict[str, str]]]] = {}
+        self._json: dict[Path, tuple[dict[str, Any] | None, str]] = {}
 
     def names(self, folder: Path) -> frozenset[str]:
         """Names in a folder; none where it cannot be listed."""
@@ -76,39 +78,71 @@ class Folders:
                 self._names[folder] = frozenset()
         return self._names[folder]
 
-    def sidecars(self, folder: Path) -> list[tuple[str, dict[str, str]]]:
-        """Names of the T1w sidecars in a folder with their entities, fewest entities first."""
-        if folder not in self._sidecars:
+    def sidecars(self, folder: Path, suffix: str) -> list[tuple[str, dict[str, str]]]:
+        """Names of a folder's ``[entities_]SUFFIX.json`` with entities, fewest entities first."""
+        if (folder, suffix) not in self._sidecars:
             found = []
             for name in self.names(folder):
-                key, t1w, rest = name.rpartition("T1w.json")
-                if not t1w or rest:
+                key, there, rest = name.rpartition(f"{suffix}.json")
+                if not there or rest or (key and not key.endswith("_")):
                     continue
                 try:
-                    found.append((name, parse_entities(key.removesuffix("_")) if key else {}))
+                    found.append((name, parse_entities(key[:-1]) if key else {}))
                 except ValueError:
                     continue
-            self._sidecars[folder] = sorted(found, key=lambda item: (len(item[1]), item[0]))
-        return self._sidecars[folder]
+            self._sidecars[folder, suffix] = sorted(found, key=lambda i: (len(i[1]), i[0]))
+        return self._sidecars[folder, suffix]
 
-    def json(self, path: Path) -> dict[str, Any] | str:
-        """Object in a JSON file, or why it cannot be read."""
+    def json(self, path: Path) -> tuple[dict[str, Any] | None, str]:
+        """Object in a JSON file, None where it cannot be read, and what is to be said of it."""
         if path not in self._json:
             try:
-                content = json.loads(path.read_text(encoding="utf-8-sig"))
-                self._json[path] = content if isinstance(content, dict) else "not a JSON object"
-            except OSError as error:
-                self._json[path] = why_unread(path, error)
-            except (ValueError, RecursionError) as error:
-                self._json[path] = str(error)
+                content, notes = read_json(path)
+                self._json[path] = content, "; ".join(notes)
+            except TextError as error:
+                self._json[path] = None, f"cannot be read ({error})"
         return self._json[path]
+
+
+def inherited(
+    path: Path, root: Path, folders: Folders
+) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
+    """Read the JSON files that apply to a file by BIDS inheritance, the least specific first.
+
+    Files named ``[entities_]SUFFIX.json`` apply when their entities are among the file's; deeper
+    folders come after the dataset's root, and within a folder more entities after fewer.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        ``[entities_]SUFFIX.EXTENSION``, somewhere below ``root``.
+    root : pathlib.Path
+        The dataset.
+    folders : Folders
+        Listings shared between files.
+
+    Yields
+    ------
+    file : pathlib.Path
+        A file that applies.
+    content : dict or None
+        None where it cannot be read.
+    note : str
+        What is to be said of it, or nothing.
+    """
+    key, _, name = path.name.rpartition("_")
+    try:
+        wanted = parse_entities(key).items() if key else {}.items()
+    except ValueError:
+        wanted = {}.items()
+    for folder in [*reversed(path.parents[: len(path.relative_to(root).parts)])]:
+        for sidecar, entities in folders.sidecars(folder, name.partition(".")[0]):
+            if entities.items() <= wanted:
+                yield folder / sidecar, *folders.json(folder / sidecar)
 
 
 def read_sidecars(path: Path, root: Path, folders: Folders) -> tuple[dict[str, Any], list[str]]:
     """Read a scan's metadata with BIDS inheritance.
-
-    Files named ``[entities_]T1w.json`` apply when their entities are among the scan's; deeper
-    folders win over the dataset's root, and within a folder more entities over fewer.
 
     Parameters
     ----------
@@ -122,24 +156,27 @@ def read_sidecars(path: Path, root: Path, folders: Folders) -> tuple[dict[str, A
     Returns
     -------
     facts : dict
-        The fields of :data:`FACTS` that are there.
+        The fields of :data:`FACTS` that are there. What a file that cannot be read might have
+        replaced is not among them; nor are some of :data:`SCANNER` alone then, as they would
+        name another scanner.
     warnings : list of str
-        One for each applicable file that cannot be used.
+        One for each applicable file that cannot be used as it is.
     """
-    wanted = parse_entities(path.name.rpartition("_")[0]).items()
     merged: dict[str, Any] = {}
-    warnings = []
-    for folder in [*reversed(path.parents[: len(path.relative_to(root).parts)])]:
-        for name, entities in folders.sidecars(folder):
-            if not entities.items() <= wanted:
-                continue
-            content = folders.json(folder / name)
-            if isinstance(content, str):
-                where = (folder / name).relative_to(root)
-                warnings.append(f"{where} cannot be read ({content}): its metadata is not used.")
-            else:
-                merged.update(content)
-    return {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}, warnings
+    warnings, broken = [], False
+    for file, content, note in inherited(path, root, folders):
+        where = file.relative_to(root)
+        if content is None:
+            merged, broken = {}, True
+            note += ": its metadata is not used, and what it may replace is unknown"
+        else:
+            merged.update(content)
+        if note:
+            warnings.append(f"{where} {note}.")
+    facts = {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}
+    if broken and not facts.keys() >= set(SCANNER):
+        facts = {fact: value for fact, value in facts.items() if fact not in SCANNER}
+    return facts, warnings
 
 
 def _is_plain(value: Any) -> bool:
@@ -157,21 +194,22 @@ def site_label(facts: Mapping[str, Any]) -> str | None:
     Spellings of one manufacturer, and field strengths such as 2.89 T, come to the same label,
     lest one scanner make two sites.
     """
-    words = []
-    maker = " ".join(str(facts.get("Manufacturer", "")).split())
-    if maker:
-        words.append(_MAKERS.get(re.split(r"[\W_]", maker.lower())[0], maker))
-    model = " ".join(str(facts.get("ManufacturersModelName", "")).replace("_", " ").split())
-    if model:
-        words.append(model)
+    named = [facts.get(name) for name in SCANNER[:2]]
+    maker, model = (
+        "" if not isinstance(name, str | int | float) or is_missing(str(name))
+        else " ".join(str(name).replace("_", " ").split())
+        for name in named
+    )  # fmt: skip
+    words = [_MAKERS.get(re.split(r"[\W_]", maker.lower())[0], maker), model]
     try:
-        tesla = float(facts.get("MagneticFieldStrength", "nan"))
-    except (TypeError, ValueError, OverflowError):
+        text = str(facts.get("MagneticFieldStrength", "nan")).strip().rstrip("Tt ")
+        tesla = float(text.replace(",", "."))
+    except (ValueError, OverflowError):
         tesla = float("nan")
     tesla = tesla / 10_000 if tesla > 100 else tesla  # some converters write gauss
     if 0 < tesla <= 100:
         words.append(f"{round(tesla * 2) / 2 if tesla > 0.75 else tesla:g}T")
-    return " ".join(words) or None
+    return " ".join(filter(None, words)) or None
 
 
 def find_mask(

@@ -2,40 +2,36 @@
 
 Tables are typed by hand and saved by spreadsheets, so the reader takes what can be understood,
 says what it had to guess, and never stops a run: a table that makes no sense is left out with
-a warning.
+a warning. What is not understood is never replaced by a guess.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from bids_harmony.errors import UsageError
-from bids_harmony.files import why_unread
-
-MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
-MAX_AGE = 120.0
-#: Column names tried, in this order and whatever their case, where none is given.
-DEFAULT_COLUMNS = {
-    "site": (
-        *("site", "site_id", "siteid", "site_name", "scan_site", "acquisition_site"),
-        *("center", "centre", "center_id", "centre_id", "scanner", "scanner_id"),
-    ),
-    "age": ("age", "age_years", "age_at_scan", "age_at_mri", "age_at_visit", "scan_age"),
-    "sex": ("sex", "gender"),
-    "diagnosis": ("diagnosis", "dx", "diag", "dx_group", "patient_group", "group"),
-}
-YEARS_PER_UNIT = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}
-_AGE = re.compile(
-    r"(?P<open>[<>]=?)?\s*(?P<number>[-+]?\d+(?:[.,]\d+)?)\s*(?P<plus>\+)?\s*"
-    r"(?P<unit>[dwmy]|days?|weeks?|months?|years?|yrs?)?\.?",
-    re.IGNORECASE,
+from bids_harmony.bids_ages import age_units, parse_age, units_of
+from bids_harmony.bids_columns import Columns
+from bids_harmony.bids_sidecars import Folders, inherited
+from bids_harmony.text import (
+    TextError,
+    id_key,
+    is_missing,
+    look_alikes,
+    plain_number,
+    read_text,
+    split_table,
 )
+
+#: Columns of ``participants.tsv`` that say of which session a row is: the first that is there.
+SESSION_COLUMNS = ("session_id", "session", "ses", "ses_id", "visit_id", "visit", "timepoint")
+_PREFIX = {"participant_id": "sub-", "session_id": "ses-"}
+#: What tables of numbers write for no value; none is a site or a diagnosis.
+_CODE = re.compile(r"-9+(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,20 @@ class Table:
     columns : tuple of str
         Column names as written; empty where the table cannot be used.
     rows : dict of str to dict
-        Cells as text, by row id: the label without ``sub-`` or ``ses-``, the file's name in
-        ``scans.tsv``, ``label_session`` where ``participants.tsv`` has a row per session.
-    age_units : dict of str to str
-        ``Units`` of columns in the table's data dictionary.
+        Cells as text, by row id: the label without ``sub-`` or ``ses-``, the file's name without
+        ``.nii[.gz]`` in ``scans.tsv``. Where ``participants.tsv`` has a row per session,
+        ``label_session``, or ``label_`` for rows that name none, and in ``label`` what all rows
+        of the participant say. Cells in which several rows of one id differ are left out.
+    conflicts : dict of str to dict
+        Those cells, by row id and column: which lines differ.
+    units : dict of str to tuple of str
+        By column in lower case, the units its data dictionary gives, and how it says so.
+    broken : str
+        A data dictionary that cannot be read, and why; ``units`` has what does not depend on it.
+    file : str
+        The table's own name, such as ``sub-01_sessions.tsv``.
+    written : dict of str to str
+        By row id, the id as written.
     warnings : tuple of str
         What had to be guessed or left out.
     """
@@ -60,18 +66,64 @@ class Table:
     name: str
     columns: tuple[str, ...] = ()
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
-    age_units: dict[str, str] = field(default_factory=dict)
+    conflicts: dict[str, dict[str, str]] = field(default_factory=dict)
+    units: dict[str, tuple[str, str]] = field(default_factory=dict)
+    broken: str = ""
+    file: str = ""
+    written: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return self.file or self.name
 
-@dataclass(frozen=True)
-class Columns:
-    """Columns the user named, None where the usual names are to be tried."""
+    @cached_property
+    def sessions(self) -> dict[str, list[str]]:
+        """By participant, the rows of single sessions in ``participants.tsv``."""
+        found = defaultdict(list)
+        for row_id in self.rows if self.name == "participants.tsv" else ():
+            label, _, session = row_id.partition("_")
+            if session:
+                found[label].append(row_id)
+        return dict(found)
 
-    site: str | None = None
-    age: str | None = None
-    sex: str | None = None
-    diagnosis: str | None = None
+    @cached_property
+    def _similar(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for row_id in self.rows:
+            found[id_key(row_id)].append(row_id)
+        return dict(found)
+
+    def ids_of(self, sub: str, ses: str | None) -> list[str]:
+        """Ids of the rows of ``participants.tsv`` that are a scan's, the most specific first."""
+        general = [f"{sub}_"] if f"{sub}_" in self.rows else []
+        if ses and sub in self.sessions:
+            return [f"{sub}_{ses}", *general]
+        return general or [sub]
+
+    def absent(self, row_id: str) -> str:
+        """Say that there is no row of an id, and which may be the one."""
+        label, session = row_id, ""
+        if self.name == "participants.tsv":
+            label, _, session = row_id.partition("_")
+        prefix = {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name, "")
+        who = f"ses-{session} of sub-{label}" if session else f"{prefix}{label}"
+        near = look_alikes(row_id, self._similar.get(id_key(row_id), ()))[:3]
+        meant = " or ".join(f"'{self.written.get(other, other)}'" for other in near)
+        return f"{who} has no row in {self.where}" + (f": did you mean {meant}?" if near else ".")
+
+    def has_ages(self, row_id: str, names: Collection[str]) -> bool:
+        """Tell whether it may hold ages of single sessions of a person, one of whose is asked."""
+        if self.name == "participants.tsv":
+            ids: Collection[str] = self.sessions.get(row_id.partition("_")[0], ())
+        else:
+            ids = self.rows
+        return (not self.columns and self.name == "sessions.tsv") or any(
+            name in self.conflicts.get(i, ()) or not is_missing(self.rows[i].get(name, ""))
+            for i in ids
+            for name in names
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +139,9 @@ class Person:
     warnings: tuple[str, ...] = ()
 
 
-def read_table(path: Path, id_column: str) -> Table:
+def read_table(
+    path: Path, id_column: str, root: Path | None = None, folders: Folders | None = None
+) -> Table:
     """Read a BIDS table, tolerating what spreadsheets do to one.
 
     Parameters
@@ -96,69 +150,147 @@ def read_table(path: Path, id_column: str) -> Table:
         ``..._participants.tsv``, ``..._sessions.tsv`` or ``..._scans.tsv``.
     id_column : str
         ``participant_id``, ``session_id`` or ``filename``.
+    root : pathlib.Path, optional
+        The dataset, from which on data dictionaries apply; the table's own folder by default.
+    folders : Folders, optional
+        Listings shared between tables.
 
     Returns
     -------
     Table
         Without columns, and with the reason among its warnings, where it cannot be used.
     """
-    name = path.name.rpartition("_")[2]
-    where = path.name
+    name, where = path.name.rpartition("_")[2], path.name
+
+    def unusable(why: str) -> Table:
+        return Table(name, file=where, warnings=(f"{where} {why}: not used.",))
+
     try:
-        text, notes = _decode(path.read_bytes())
-    except (OSError, UnicodeError) as error:
-        return Table(
-            name, warnings=(f"{where} cannot be read ({why_unread(path, error)}): not used.",)
-        )
-    # Not splitlines(), which also splits at characters that names and sites may contain.
-    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-    if not lines or "\0" in text:
-        why = "is not a text table" if lines else "is empty"
-        return Table(name, warnings=(f"{where} {why}: not used.",))
-    delimiter = "\t"
-    if "\t" not in lines[0] and (other := re.search(r"[,;]", lines[0])):
-        delimiter = other.group()
-        notes.append(f"is separated by '{delimiter}' instead of tabs")
-    header, *body = [[_strip(c) for c in row] for row in _split(lines, delimiter)]
+        text, notes = read_text(path)
+    except TextError as error:
+        return unusable(f"cannot be read ({error})")
+    header, body, more = split_table(text)
+    notes += more
+    while header and not header[-1]:
+        header.pop()
     lowered = [c.lower().replace(" ", "_") for c in header]
     if id_column not in lowered:
         columns = ", ".join(header[:10])
-        return Table(name, warnings=(f"{where} has no {id_column} column ({columns}): not used.",))
-    by_session = id_column == "participant_id" and "session_id" in lowered
-    rows: dict[str, dict[str, str]] = {}
-    repeated, ragged = [], 0
-    for cells in body:
-        ragged += len(cells) != len(header)
+        return unusable(f"has no {id_column} column ({columns})" if header else "is empty")
+    id_name = header[lowered.index(id_column)]
+    ses_name = next(
+        (header[lowered.index(c)] for c in SESSION_COLUMNS if c in lowered), None
+    ) if id_column == "participant_id" else None  # fmt: skip
+    found: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
+    whole: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
+    written: dict[str, str] = {}
+    ragged, nameless = [], []
+    for line, cells in body:
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
+        if len(cells) != len(header):
+            ragged.append(line)
         row: dict[str, str] = {}
         for column, cell in zip(header, cells, strict=False):
             row.setdefault(column, cell)
-        row_id = _row_id(row.get(header[lowered.index(id_column)], ""), id_column)
-        if by_session:
-            session = row.get(header[lowered.index("session_id")], "")
-            if not is_missing(session):
-                row_id += "_" + _row_id(session, "session_id")
-        if row_id in rows:
-            repeated.append(row_id)
-        elif not is_missing(row_id):
-            rows[row_id] = row
-    if repeated:
-        shown = ", ".join(sorted(set(repeated))[:5])
-        notes.append(f"has several rows for {shown}; the first was used")
+        if is_missing(row.get(id_name, "")):
+            nameless.append(line)
+            continue
+        row_id = _row_id(row[id_name], id_column)
+        written[row_id] = row[id_name]
+        if ses_name is not None:
+            whole[row_id].append((line, row))
+            session = row.get(ses_name, "")
+            row_id += "_" + ("" if is_missing(session) else _row_id(session, "session_id"))
+            written[row_id] = f"{row[id_name]} {session}"
+        found[row_id].append((line, row))
+    rows, conflicts = {}, {}
+    for row_id, several in (found | whole).items():
+        rows[row_id], conflicts[row_id] = _agreed(several, where)
+    if repeated := [(i, several) for i, several in found.items() if len(several) > 1]:
+        shown = "; ".join(
+            f"{i.rstrip('_').replace('_', ' ses-')} ({_lines(n for n, _ in several)})"
+            for i, several in repeated[:5]
+        )
+        notes.append(f"has several rows for {shown}: cells in which they differ are not used")
+    if nameless:
+        notes.append(f"has no {id_column} in {_lines(nameless)}: not used")
     if ragged:
-        notes.append(f"has {ragged} rows with too few or too many cells")
-    if len(set(header)) < len(header):
+        notes.append(f"has {len(ragged)} rows with too few or too many cells ({_lines(ragged)})")
+    if len(set(lowered)) < len(header):
         notes.append("has columns of the same name; the first was used")
+    units, broken, said = _units(path, root or path.parent, folders or Folders())
     return Table(
         name=name,
-        columns=tuple(dict.fromkeys(header)),
+        columns=tuple(dict.fromkeys(filter(None, header))),
         rows=rows,
-        age_units=_units(path.with_suffix(".json")),
-        warnings=tuple(f"{where} {note}." for note in notes),
+        conflicts={row_id: cells for row_id, cells in conflicts.items() if cells},
+        units=units,
+        broken=broken,
+        file=where,
+        written=written,
+        warnings=(*(f"{where} {note}." for note in notes), *said),
     )
+
+
+def _row_id(value: str, id_column: str) -> str:
+    if id_column == "filename":
+        return re.sub(r"(?i)\.nii(\.gz)?$", "", value.replace("\\", "/").rpartition("/")[2])
+    return re.sub(f"(?i)^{_PREFIX[id_column]}", "", value)
+
+
+def _lines(numbers: Iterable[int]) -> str:
+    """``line 2``, ``lines 2 and 5``, ``lines 2, 3, 4, 5, 6 and 20 more``."""
+    first = [str(n) for n in numbers]
+    if len(first) > 6:
+        first[5:] = [f"{len(first) - 5} more"]
+    said = ", ".join(first[:-1]) + " and " + first[-1] if len(first) > 1 else first[0]
+    return f"line{'s' * (len(first) > 1)} {said}"
+
+
+def _agreed(
+    several: list[tuple[int, dict[str, str]]], where: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Merge rows that cannot be told apart: the cells they agree on, and which others differ."""
+    if len(several) == 1:
+        return several[0][1], {}
+    merged, conflicts = {}, {}
+    for column in dict.fromkeys(c for _, row in several for c in row):
+        said = [(n, row[column]) for n, row in several if not is_missing(row.get(column, ""))]
+        cells = {plain_number(cell).casefold(): cell for _, cell in said}
+        if len(cells) > 1:
+            shown = ", ".join([*cells.values()][:5])
+            conflicts[column] = f"{_lines(n for n, _ in said)} of {where} differ ({shown})"
+        else:
+            merged[column] = said[0][1] if said else "n/a"
+    return merged, conflicts
+
+
+def _units(
+    path: Path, root: Path, folders: Folders
+) -> tuple[dict[str, tuple[str, str]], str, list[str]]:
+    """Units of the columns by the data dictionaries of a table, with BIDS inheritance."""
+    units: dict[str, tuple[str, str]] = {}
+    broken, warnings = "", []
+    for file, content, note in inherited(path, root, folders):
+        if note:
+            warnings.append(f"{file.name} {note}.")
+        if content is None:
+            units, broken = {}, f"{file.name} {note}"
+            continue
+        for key, entry in content.items():
+            if (found := units_of(entry)) is not None:
+                text, how = found
+                units[" ".join(key.split()).lower()] = text, f"{file.name} {how}"
+    return units, broken, warnings
 
 
 def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     """Say what the tables hold about one scan.
+
+    A value that the most specific table lacks comes from the next one, with a warning. An age
+    does not come from a person's row where a table has ages of single sessions: it may be the age
+    at another time. Neither do further columns that a more specific table has.
 
     Parameters
     ----------
@@ -173,83 +305,86 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     Person
     """
     found = list(rows)
-    warnings = []
-    site, source, _ = _lookup(found, columns.site, "site")
-    age_text, age_source, unit = _lookup(found, columns.age, "age")
-    age, age_note = parse_age(age_text, unit) if age_text is not None else (None, None)
-    if age_note:
-        warnings.append(f"{age_source}: {age_note}")
-    sex_text, sex_source, _ = _lookup(found, columns.sex, "sex")
-    sex = parse_sex(sex_text)
-    if sex_text is not None and sex is None:
-        warnings.append(f"{sex_source}: sex '{sex_text}' is not M or F, so it was not used.")
-    diagnosis, _, _ = _lookup(found, columns.diagnosis, "diagnosis")
+    warnings = [table.absent(i) for table, i in found if table.columns and i not in table.rows]
+    warnings += [f"{table.where} cannot be used." for table, _ in found if not table.columns]
+    site, source = _label(_find(found, columns, "site", warnings), "site", warnings)
+    diagnosis, _ = _label(_find(found, columns, "diagnosis", warnings), "diagnosis", warnings)
+    age = None
+    if cell := _find(found, columns, "age", warnings):
+        units, why = age_units(cell.column, cell.table.units, cell.table.broken)
+        if why:
+            warnings.append(f"{cell.source}: {why}, so it was not used.")
+        else:
+            age, note = parse_age(cell.text, units)
+            warnings += [f"{cell.source}: {note}"] if note else []
+    sex = None
+    if (cell := _find(found, columns, "sex", warnings)) and not (sex := parse_sex(cell.text)):
+        warnings.append(f"{cell.source}: sex '{cell.text}' is not M or F, so it was not used.")
     cells: dict[str, str] = {}
-    for table, row_id in found:
-        for name, cell in table.rows.get(row_id, {}).items():
-            if not is_missing(cell):
-                cells.setdefault(name, cell)
+    for n, (table, row_id) in enumerate(found):
+        taken = {c.lower() for other, _ in found[:n] if other is not table for c in other.columns}
+        for name, text in table.rows.get(row_id, {}).items():
+            if name and name.lower() not in taken and not is_missing(text):
+                cells.setdefault(name, text)
     return Person(site, source, age, sex, diagnosis, cells, tuple(warnings))
 
 
-def check_columns(columns: Columns, tables: Iterable[Table]) -> None:
-    """Refuse a column name that no table has.
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    table: Table
+    column: str
 
-    Raises
-    ------
-    UsageError
-        Naming the columns there are.
-    """
-    there = list(dict.fromkeys(c for table in tables for c in table.columns))
-    lowered = {c.lower() for c in there}
-    for what in DEFAULT_COLUMNS:
-        name = getattr(columns, what)
-        if name is not None and name.lower() not in lowered:
-            raise UsageError(
-                f"--{what}-column {name}: no table of the dataset has this column.",
-                f"Columns there are: {', '.join(there)}."
-                if there
-                else "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv.",
+    @property
+    def source(self) -> str:
+        return f"{self.table.name}:{self.column}"
+
+
+def _find(
+    rows: list[tuple[Table, str]], columns: Columns, what: str, warnings: list[str]
+) -> _Cell | None:
+    """Find the most specific value there is, and say what was passed over for it."""
+    passed: list[str] = []
+    other_ages: Table | None = None
+    for table, row_id in rows:
+        names = columns.among(table.columns, what)
+        row = table.rows.get(row_id)
+        for name in names:
+            if conflict := table.conflicts.get(row_id, {}).get(name):
+                warnings.append(f"{table.name}:{name}: {conflict}, so it was not used.")
+                return None
+            if row is None or is_missing(row.get(name, "")):
+                continue
+            cell = _Cell(row[name], table, name)
+            of_person = table.name == "participants.tsv" and (
+                "_" not in row_id or row_id.endswith("_")
             )
+            if other_ages and of_person:
+                warnings.append(
+                    f"{cell.source} may be the age at another time, as {other_ages.where} has "
+                    "ages of single sessions and none of this one, so it was not used."
+                )
+                return None
+            if passed:
+                warnings.append(
+                    f"{what}: taken from {cell.source}, as it is missing in {', '.join(passed)}."
+                )
+            return cell
+        if names and row is not None:
+            passed.append(f"{table.where}:{names[0]}")
+        if what == "age" and table.has_ages(row_id, names):
+            other_ages = table
+    return None
 
 
-def parse_age(text: str, units: str | None = None) -> tuple[float | None, str | None]:
-    """Read an age in years.
-
-    Parameters
-    ----------
-    text : str
-        A cell such as ``35``, ``35.4``, ``035Y``, ``89+`` (how ages over 89 are published).
-    units : str or None
-        Units from the column's data dictionary; years where it has none.
-
-    Returns
-    -------
-    age : float or None
-        Years, 0 to 120; None where the cell holds no such age.
-    note : str or None
-        What had to be assumed, or why there is no age.
-
-    Examples
-    --------
-    >>> parse_age("35.5")
-    (35.5, None)
-    >>> parse_age("89+")
-    (89.0, "age '89+' was read as 89.")
-    """
-    if is_missing(text):
-        return None, None
-    match = _AGE.fullmatch(text.strip())
-    if not match or (match["open"] or "").startswith("<"):
-        return None, f"age '{text}' is not a number of years, so it was not used."
-    unit = (match["unit"] or units or "y").strip().lower()[:1]
-    factor = YEARS_PER_UNIT.get(unit, 1.0)
-    age = round(float(match["number"].replace(",", ".")) * factor, 4)
-    if not 0 <= age <= MAX_AGE:
-        return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years, so it was not used."
-    if match["plus"] or match["open"] or "," in text or (match["unit"] and factor != 1):
-        return age, f"age '{text}' was read as {age:g}."
-    return age, None
+def _label(cell: _Cell | None, what: str, warnings: list[str]) -> tuple[str | None, str]:
+    """Read a site or a diagnosis: equal numbers are one, and codes for no value are none."""
+    if cell is None:
+        return None, "none"
+    if _CODE.fullmatch(cell.text):
+        warnings.append(f"{cell.source}: '{cell.text}' is taken for a missing {what}.")
+        return None, "none"
+    return plain_number(cell.text), cell.source
 
 
 def parse_sex(text: str | None) -> str | None:
@@ -260,69 +395,3 @@ def parse_sex(text: str | None) -> str | None:
     if word in {"f", "female", "woman"}:
         return "F"
     return None
-
-
-def is_missing(text: str) -> bool:
-    """Tell whether a cell says that there is no value."""
-    return text.strip().lower() in MISSING
-
-
-def _lookup(
-    rows: list[tuple[Table, str]], column: str | None, what: str
-) -> tuple[str | None, str, str | None]:
-    """Find the first value there is, where it stood (``participants.tsv:age``), its units."""
-    wanted = (column.lower(),) if column else DEFAULT_COLUMNS[what]
-    for table, row_id in rows:
-        row = table.rows.get(row_id)
-        if row is None:
-            continue
-        names = {name.lower(): name for name in reversed(row)}
-        if column in row:  # as written, before any spelling that differs in case only
-            names[wanted[0]] = column
-        for low in wanted:
-            name = names.get(low)
-            if name is not None and not is_missing(row[name]):
-                return row[name], f"{table.name}:{name}", table.age_units.get(name)
-    return None, "none", None
-
-
-def _decode(raw: bytes) -> tuple[str, list[str]]:
-    """Decode as UTF-8 with or without a mark, as UTF-16 with one, else as Latin-1."""
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return raw.decode("utf-16"), ["is UTF-16 instead of UTF-8"]
-    try:
-        return raw.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        return raw.decode("latin-1"), ["is not UTF-8 and was read as Latin-1"]
-
-
-def _split(lines: list[str], delimiter: str) -> Iterable[list[str]]:
-    """Split lines into cells; only CSV quotes its cells."""
-    if delimiter == "\t":
-        return (line.split("\t") for line in lines)
-    return csv.reader(lines, delimiter=delimiter)
-
-
-def _strip(cell: str) -> str:
-    cell = cell.strip()
-    return cell[1:-1].strip() if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
-
-
-def _row_id(value: str, id_column: str) -> str:
-    if id_column == "filename":
-        return value.replace("\\", "/").rpartition("/")[2]
-    return value.removeprefix({"participant_id": "sub-", "session_id": "ses-"}[id_column])
-
-
-def _units(dictionary: Path) -> dict[str, str]:
-    """Units of the columns in a table's data dictionary, where it has a readable one."""
-    try:
-        entries = json.loads(dictionary.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(entries, Mapping):
-        return {}
-    units: dict[str, Any] = {
-        name: entry.get("Units") for name, entry in entries.items() if isinstance(entry, Mapping)
-    }
-    return {name: unit for name, unit in units.items() if isinstance(unit, str)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.text import TextError, parse_json
 from bids_harmony.training.config import TrainOptions
 
 LEVELS = ("participant", "group", "train", "evaluate")
@@ -239,8 +240,8 @@ def decode_options(text: str, source: str) -> dict[str, Any]:
     """
     remedy = "Use a logs/<run_uuid>/bids_harmony.json that this version wrote, or correct it."
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(text)
+    except TextError as error:
         raise UsageError(f"{source} is not valid JSON ({error}).", remedy) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{source} does not hold a JSON object.", remedy)

@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 from nipype.pipeline.plugins import base as scheduler
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
+from bids_harmony.console import say
 from bids_harmony.errors import MissingProgramError, UsageError
 from bids_harmony.files import write_json
 from bids_harmony.outputs import load_record
 from bids_harmony.processes import end_with_parent
+from bids_harmony.text import TextError, read_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -251,11 +253,16 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
 
     remedy = "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`."
     try:
-        values = yaml.safe_load(path.read_text())
+        text, notes = read_text(path)
+        values = yaml.safe_load(text)
         name, args = values["plugin"], values.get("plugin_args") or {}
         known = hasattr(plugins, f"{name}Plugin")
-    except (OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except TextError as error:
+        raise UsageError(f"The plugin file {path} cannot be read ({error}).", remedy) from error
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"The plugin file {path} cannot be used.", remedy) from error
+    for note in notes:
+        say(f"Warning: {path} {note}.")
     if not known or not isinstance(args, dict):
         raise UsageError(f"The plugin file {path} names no plugin of nipype ({name}).", remedy)
     if name.endswith("Graph"):

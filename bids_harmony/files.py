@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from bids_harmony.text import pointer
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; parallel jobs that write the same file do no harm."""
@@ -44,8 +46,8 @@ def why_unread(path: Path, error: Exception) -> str:
     error : Exception
         What reading it raised.
     """
-    if path.is_symlink() and not path.exists():
-        return "its content is not present; run `datalad get` on it"
+    if why := pointer(path):
+        return why
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)

@@ -14,6 +14,7 @@ from bids_harmony import __version__
 from bids_harmony.bids_sidecars import ENTITIES, parse_entities
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.record import RESULTS, failed_record
+from bids_harmony.text import read_json_or_empty
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
@@ -193,11 +194,7 @@ def _link(bids_dir: Path, out: Path) -> str:
 
 
 def _raw_description(bids_dir: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((bids_dir / "dataset_description.json").read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_json_or_empty(bids_dir / "dataset_description.json")
 
 
 def load_record(path: Path) -> dict[str, Any] | None:

@@ -33,6 +33,12 @@ def test_masks_of_derivatives(dataset: Path, tmp_path: Path) -> None:
     assert masks["sub-01"] == two / "sub-01/anat/sub-01_desc-brain_mask.nii"
     assert masks["sub-01_ses-a_run-1"].name == "sub-01_ses-a_run-1_desc-brain_mask.nii.gz"
     assert masks["sub-02"].is_relative_to(one)
+    assert find(dataset, derivatives={"one": one, "two": two}).warnings == ()
+    (warning,) = find(dataset, derivatives={"one": one}).warnings
+    assert warning == (
+        "No *_desc-brain_mask.nii.gz in native space was found for 2 of 3 scans (sub-01, "
+        f"sub-01_ses-a_run-1) in one={one}: --skull-strip auto makes those masks."
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "No *_desc-brain_mask" in find(dataset, derivatives={"empty": empty}).warnings[0]

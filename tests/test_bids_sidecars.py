@@ -46,6 +46,8 @@ def test_metadata_are_inherited(dataset: Path) -> None:
         ("GE MEDICAL SYSTEMS", "DISCOVERY MR750", 30000, "GE DISCOVERY MR750 3T"),
         ("Philips Medical Systems", "Intera", 1.494, "Philips Intera 1.5T"),
         ("Hyperfine", "", 0.064, "Hyperfine 0.064T"),
+        ("n/a", "unknown", "3 T", "3T"),
+        ("GE", ["x"], "1,5", "GE 1.5T"),
         (None, None, "high", None),
         ("", " ", float("nan"), None),
         (None, None, None, None),
@@ -58,3 +60,38 @@ def test_site_labels(maker: object, model: object, tesla: object, label: str | N
         "MagneticFieldStrength": tesla,
     }
     assert site_label({k: v for k, v in facts.items() if v is not None}) == label
+
+
+@pytest.mark.parametrize(
+    "field", [b'"InstitutionName": "K\xf6ln"', b'"Comment": "two\nlines\tand\x01"', b'"x": NaN']
+)
+def test_a_bad_byte_in_another_field_costs_nothing(dataset: Path, field: bytes) -> None:
+    write(dataset, "T1w.json", '{"Manufacturer": "GE", "EchoTime": 1}')
+    write(dataset, "sub-01/anat/sub-01_T1w.json", b'{"Manufacturer": "Philips", ' + field + b"}")
+    first = find(dataset).scans[0]
+    assert (first.site, first.metadata["EchoTime"]) == ("Philips", 1)
+    assert bool(first.warnings) == (b"\xf6" in field)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[1]", b"\0", b"/annex/objects/MD5E-s1--0.json\n"]
+)
+def test_a_broken_sidecar_hides_what_it_may_replace(dataset: Path, content: bytes) -> None:
+    facts = {"Manufacturer": "GE", "ManufacturersModelName": "X", "MagneticFieldStrength": 3}
+    write(dataset, "T1w.json", json.dumps({**facts, "EchoTime": 1}))
+    write(dataset, "sub-01/anat/sub-01_T1w.json", content)
+    first, second = find(dataset).scans
+    assert (first.site, first.site_source, first.metadata) == ("unknown", "none", {})
+    assert "sub-01/anat/sub-01_T1w.json cannot be read" in first.warnings[0]
+    assert (second.site, second.warnings) == ("GE X 3T", ())
+
+
+def test_a_broken_sidecar_further_up_leaves_what_is_said_nearer(dataset: Path) -> None:
+    write(dataset, "T1w.json", "{")
+    write(dataset, "sub-01/anat/sub-01_T1w.json", '{"MagneticFieldStrength": 3, "EchoTime": 1}')
+    facts = {"Manufacturer": "GE", "ManufacturersModelName": "X", "MagneticFieldStrength": 3}
+    write(dataset, "sub-02/anat/sub-02_T1w.json", json.dumps(facts))
+    first, second = find(dataset).scans
+    # "3T" alone would be another scanner.
+    assert (first.site, first.metadata) == ("unknown", {"EchoTime": 1})
+    assert (second.site, second.metadata) == ("GE X 3T", facts)

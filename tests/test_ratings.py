@@ -50,6 +50,29 @@ def test_a_file_is_read_however_it_was_saved(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "separator", "said"),
+    [
+        ("utf-8", ",", "is separated by ','"),
+        ("utf-8-sig", ";", "is separated by ';'"),
+        ("utf-16", "\t", "is UTF-16"),
+        ("latin-1", "\t", "Latin-1"),
+    ],
+)
+def test_a_file_is_read_in_any_encoding_and_with_any_separator(
+    tmp_path: Path, encoding: str, separator: str, said: str
+) -> None:
+    path = tmp_path / "r.csv"
+    rows = [["scan", "rater", "verdict"], ["sub-01", "Zo\xe9", "REJECT"], ["sub-02", "NA", "-"]]
+    path.write_bytes("\r".join(map(separator.join, rows)).encode(encoding))
+    table, (problem,) = read_ratings([path])
+    assert said in problem
+    assert table[["scan", "rater", "verdict"]].to_numpy().tolist() == [
+        ["sub-01", "Zo\xe9", "reject"],
+        ["sub-02", "NA", ""],
+    ]
+
+
 def test_wrong_rows_are_named_and_kept_and_do_not_count(tmp_path: Path) -> None:
     path = ratings_file(
         tmp_path / "r.tsv",
@@ -106,7 +129,9 @@ def test_disagreement_is_kept_and_decides_nothing(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", [b"", b"scan\trater\n", b"scan,verdict\n", b"\xff\xfe\x00s"])
+@pytest.mark.parametrize(
+    "content", [b"", b"scan\trater\n", b"scan verdict\n", b"\xff\xfe\x00s", b"\0"]
+)
 def test_what_is_no_rating_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.tsv"
     path.write_bytes(content)

@@ -20,6 +20,7 @@ def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
         crash_dir=str(tmp_path / "logs"),
         bids_dir=str(tmp_path),
         output_dir=str(tmp_path / "out"),
+        work_dir=str(tmp_path / "work"),
         contract=Contract(),
         space="MNI152NLin2009aSym",
         **settings,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError, mount_hint
+from bids_harmony.text import read_json_or_empty
 
 NAME = "bids_harmony"
 MOUNTS = Path("/proc/self/mounts")
@@ -128,10 +129,10 @@ def _check_places(config: RunConfig) -> list[str]:
 
 def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
     """Refuse to write into a raw dataset, or into derivatives of another program or dataset."""
-    from bids_harmony.outputs import derivatives_name, load_record
+    from bids_harmony.outputs import derivatives_name
 
-    content = load_record(output_dir / "dataset_description.json")
-    if content is None:
+    content = read_json_or_empty(output_dir / "dataset_description.json")
+    if not content:
         return
     makers = content.get("GeneratedBy")
     names = [m.get("Name") for m in makers if isinstance(m, dict)] if makers else []

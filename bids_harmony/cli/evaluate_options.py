@@ -6,6 +6,7 @@ import argparse
 
 from bids_harmony.cli.arguments import AsTuple, add_option, default_of
 from bids_harmony.evaluation.options import EXPERIMENTS, EvaluateOptions
+from bids_harmony.text import plain_number
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--unseen-site",
         dest="evaluate_unseen_sites",
+        type=plain_number,
         nargs="+",
         action=AsTuple,
         metavar="SITE",
@@ -57,6 +59,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--train-sites",
         dest="evaluate_train_sites",
+        type=plain_number,
         nargs="+",
         action=AsTuple,
         metavar="SITE[+SITE]",

@@ -21,6 +21,7 @@ from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, d
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.text import TextError, read_text
 from bids_harmony.training.config import TrainOptions
 
 __all__ = ["build_parser", "parse_args"]
@@ -159,12 +160,14 @@ def _reused(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        text, notes = read_text(path)
+    except TextError as error:
         raise UsageError(
             f"The configuration {path} cannot be read ({error}).",
             f"Correct the path.{mount_hint()}",
         ) from error
+    for note in notes:
+        say(f"Warning: {path} {note}.")
     options = decode_options(text, f"The configuration {path}")
     return {name: value for name, value in options.items() if name not in NOT_REUSED}
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from bids_harmony.cli.arguments import AsTuple, add_option, default_of
+from bids_harmony.text import plain_number
 from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
 
 
@@ -24,6 +25,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--reference-site",
         dest="train_reference_site",
+        type=plain_number,
         metavar="SITE",
         help="site all others are mapped to (default: the one with most scans)",
     )
@@ -74,6 +76,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--add-site",
         dest="train_add_site",
+        type=plain_number,
         metavar="SITE",
         help="fit one more site to --bundle, and train nothing else",
     )

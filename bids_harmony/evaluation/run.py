@@ -32,6 +32,7 @@ from bids_harmony.evaluation.summaries import (
 from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
 from bids_harmony.processes import prefixed, side_by_side
+from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
@@ -253,8 +254,8 @@ def _made_up(bids_dir: Path) -> bool:
     """Whether the dataset says that the simulator made it."""
     from bids_harmony.simulation.describe import GENERATOR
 
+    description = read_json_or_empty(bids_dir / "dataset_description.json")
     try:
-        text = (bids_dir / "dataset_description.json").read_text(encoding="utf-8")
-        return any(made.get("Name") == GENERATOR for made in json.loads(text)["GeneratedBy"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return any(made.get("Name") == GENERATOR for made in description["GeneratedBy"])
+    except (LookupError, TypeError, AttributeError):
         return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import write_text
+from bids_harmony.text import TextError, is_missing, read_text, split_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,8 @@ def rating_files(config: RunConfig) -> list[Path]:
 def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     """Read rating files as people and spreadsheets leave them.
 
-    A byte order mark, any line ends, quotes, columns in any order and further columns do no harm.
+    Any encoding, separators and line ends, quotes, columns in any order and further columns do
+    no harm.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
         Every row, in the columns of :data:`COLUMNS` (str, empty where missing), sorted by scan,
         rater and time. Rows with a verdict that does not exist are kept as they are.
     problems : list of str
-        Such rows, by file and line.
+        Such rows, by file and line, and what had to be guessed of a file.
 
     Raises
     ------
@@ -82,22 +84,24 @@ def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
 
 def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeError) as error:
+        text, notes = read_text(path)
+    except TextError as error:
         raise UsageError(
             f"The ratings {path} cannot be read ({error}).",
             "Give --qc-ratings a text file saved by the group report.",
         ) from error
-    header = [_cell(name).lower() for name in lines[0].split("\t")]
+    header, lines, more = split_table(text)
+    header = [name.lower() for name in header]
     if not {"scan", "verdict"} <= set(header):
         raise UsageError(
             f"The ratings {path} lack the columns scan and verdict.",
-            f"Give a table with the columns {', '.join(COLUMNS)}, separated by tabs.",
+            f"Give a table with the columns {', '.join(COLUMNS)}.",
         )
+    problems += [f"{path} {note}." for note in notes + more]
     rows = []
-    for n, line in enumerate(lines[1:], start=2):
-        cells = dict(zip(header, map(_cell, line.split("\t")), strict=False))
-        row = {name: cells.get(name, "") for name in COLUMNS}
+    for n, line in lines:
+        cells = dict(zip(header, line, strict=False))
+        row = {name: _cell(name, cells.get(name, "")) for name in COLUMNS}
         # A scan may be named by its file.
         row["scan"] = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
         row["verdict"] = row["verdict"].lower()
@@ -115,12 +119,10 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _cell(text: str) -> str:
-    """One cell's text; spreadsheets put quotes around some, and BIDS writes n/a for none."""
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        text = text[1:-1].replace('""', '"').strip()
-    return "" if text.lower() == "n/a" else text
+def _cell(name: str, text: str) -> str:
+    """One cell's text, empty for none; a rater's initials may be N. A."""
+    free = name in ("rater", "comment")
+    return "" if text.lower() == "n/a" or (is_missing(text) and not free) else text
 
 
 def _when(text: str) -> datetime:

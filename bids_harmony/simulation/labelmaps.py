@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -27,6 +26,7 @@ from bids_harmony.simulation.atlas import (
     ventricle_pull,
 )
 from bids_harmony.simulation.layers import SOFT, Tissue
+from bids_harmony.text import read_text, split_table
 
 #: Tables a folder may bring, with the columns ``index`` and ``tissue``.
 TABLES = ("labels.tsv", "dseg.tsv")
@@ -95,10 +95,10 @@ def read_table(folder: Path) -> dict[int, str]:
         return {label: tissue for tissue, labels in FREESURFER.items() for label in labels}
     remedy = f"It needs the columns index and tissue, with tissues of {', '.join(TISSUES)}."
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        table = {int(row["index"]): row["tissue"].strip().lower() for row in rows}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        header, rows, _ = split_table(read_text(path)[0])
+        cells = [dict(zip(header, row, strict=False)) for _, row in rows]
+        table = {int(row["index"]): row["tissue"].lower() for row in cells}
+    except (ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read as a table of labels.", remedy) from error
     if not table:
         raise UsageError(f"{path} has no label.", remedy)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from bids_harmony.bids import counted, find_scans
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, load_bundle
+from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.inputs import (
     common_contract,
@@ -50,12 +50,8 @@ def run_train(config: RunConfig) -> int:
     if config.train.add_site:
         return run_add_site(config, config.train.add_site)
     scans, options = read_scans(config, tell)
-    licence = ""
-    try:
-        text = (config.bids_dir / "dataset_description.json").read_text(encoding="utf-8")
-        licence = str(json.loads(text).get("License", ""))
-    except (OSError, ValueError):
-        pass
+    description = read_json_or_empty(config.bids_dir / "dataset_description.json")
+    licence = str(description.get("License", ""))
     out = config.output_dir / "models" / config.train.model_name
     bundle = train_bundle(
         scans,

@@ -319,7 +319,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "test_bids_tables.py::test_tables_as_spreadsheets_save_them", WARNING, 0,
             {
                 "commas": ("`participants.tsv` separated by commas", "is separated by ','"),
-                "duplicates": ("`participants.tsv` with duplicate ids", "has several rows for"),
+                "UTF-16": ("`participants.tsv` in UTF-16", "is UTF-16"),
+                "Latin-1": ("`participants.tsv` in Latin-1", "read as Latin-1"),
+                "duplicates": ("`participants.tsv` with duplicate ids: cells that differ are not "
+                               "used", "has several rows for"),
                 "ragged": ("`participants.tsv` with ragged rows", "too few or too many cells"),
             },
         ),
@@ -335,10 +338,48 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "HTML and scripts in cells and sidecars: shown as text in every report", WORKS, "", 0,
             _NAMES + "test_text_of_tables_and_sidecars_runs_nothing_in_any_report",
         ),
-        "broken sidecar": Fault(
-            "sidecar that is not JSON", WARNING, "its metadata is not used", 0,
-            "test_bids_broken.py::test_malformed_sidecar_concerns_its_scans_only",
-        ),
+        **{
+            key: Fault(what, WARNING, says, 0, tried)
+            for key, (what, says, tried) in {
+                "broken sidecar": (
+                    "sidecar that is not JSON: the scanner is unknown, whatever one further up "
+                    "says", "its metadata is not used",
+                    "test_bids_sidecars.py::test_a_broken_sidecar_hides_what_it_may_replace",
+                ),
+                "pointer": (
+                    "text that git-annex or Git LFS has not fetched", "git lfs pull",
+                    "test_text.py::test_pointers_are_named_with_what_fetches_them",
+                ),
+                "units": (
+                    "units of the age that are not understood: no age", "gives its Units as",
+                    "test_bids_columns.py::"
+                    "test_units_that_are_not_understood_make_their_column_unusable",
+                ),
+                "broken dictionary": (
+                    "data dictionary that cannot be read: no age", "may give its units",
+                    "test_bids_columns.py::"
+                    "test_a_dictionary_that_cannot_be_read_makes_ages_unusable",
+                ),
+                "other session": (
+                    "ages in `sessions.tsv`, none of this session: no age",
+                    "may be the age at another time",
+                    "test_bids_tables.py::test_the_age_at_another_time_is_not_used",
+                ),
+                "other id": (
+                    "ids that differ by leading zeros or a prefix", "did you mean",
+                    "test_bids_tables.py::test_a_subject_without_row_is_told",
+                ),
+                "other column": (
+                    "age, site, sex or diagnosis in a column of an unusual name", "looks like it",
+                    "test_bids_columns.py::"
+                    "test_columns_that_look_like_the_one_wanted_are_named",
+                ),
+                "some masks": (
+                    "`--derivatives` with masks for some scans only", "was found for",
+                    "test_bids_masks.py::test_masks_of_derivatives",
+                ),
+            }.items()
+        },
         "many files": Fault(
             "100,000 files: listed in bounded time and memory", WORKS, "", 0,
             _NAMES + "test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory",
@@ -351,6 +392,8 @@ FAULTS: dict[str, dict[str, Fault]] = {
                        "test_no_header_raises_anything_else_or_takes_memory"),
             "sidecar": ("random JSON in a sidecar", WARNING, "", 0, "test_no_sidecar_stops_a_run"),
             "table": ("random bytes in a table", WARNING, "", 0, "test_no_table_stops_a_run"),
+            "dictionary": ("random JSON in a data dictionary", WARNING, "", 0,
+                           "test_no_data_dictionary_stops_a_run"),
             "filter": ("random JSON in a filter file", REFUSED, "", 2,
                        "test_filter_files_are_read_or_refused"),
             "bundle": ("random bytes and values in a bundle", REFUSED, "", 78,

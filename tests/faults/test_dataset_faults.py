@@ -60,7 +60,7 @@ def test_a_table_from_a_spreadsheet_is_read(dataset: Path) -> None:
     text = "\ufeffparticipant_id,age,site\r\nsub-01,30,A\r\nsub-01,99,B\r\nsub-02,40,A\r\n"
     write(dataset, "participants.tsv", text.encode())
     inventory = find(dataset)
-    assert [(s.age, s.site) for s in inventory.scans] == [(30.0, "A"), (40.0, "A")]
+    assert [(s.age, s.site) for s in inventory.scans] == [(None, "unknown"), (40.0, "A")]
     assert any(ROWS["CRLF"].says in note for note in inventory.warnings)
 
 

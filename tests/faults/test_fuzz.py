@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bids_harmony.anat.check import load_t1w
+from bids_harmony.bids_columns import Columns, column_warnings
 from bids_harmony.bids_filters import matches, read_filters
 from bids_harmony.bids_sidecars import Folders, read_sidecars, site_label
-from bids_harmony.bids_tables import Columns, describe, read_table
+from bids_harmony.bids_tables import describe, read_table
 from bids_harmony.errors import BundleError, HarmonyError, ScanError, UsageError
 from bids_harmony.models.bundle import KEYS, load_bundle
 from bids_harmony.qc.ratings import merge_ratings, read_ratings
@@ -103,16 +104,37 @@ def test_no_sidecar_stops_a_run(tmp_path: Path, content: dict[str, Any]) -> None
 @example(b"participant_id\tage\n\t1e999\nsub-01\t" + b"9" * 5000, "participant_id")
 def test_no_table_stops_a_run(tmp_path: Path, content: bytes, column: str) -> None:
     path = write(tmp_path, "participants.tsv", content)
-    for text in (content, f"{column}\tage\tsex\tsite\n".encode() + content):
+    header = f"{column}\tage\tsex\tsite\tsession\n".encode()
+    for text in (content, header + content, header + b"sub-1\t1\tM\tA\t1\n" + content):
         path.write_bytes(text)
         table = read_table(path, column)
-        for row in list(table.rows)[:5]:
+        for row in [*list(table.rows)[:5], "01", "1_1", ""]:
             person = describe([(table, row)], Columns())
             assert person.age is None or 0 <= person.age <= 120
+            assert all("\n" not in line for line in person.warnings)
+        assert all(
+            "\n" not in line for line in (*table.warnings, *column_warnings(Columns(), [table]))
+        )
         try:
             merge_ratings(read_ratings([path])[0])
         except UsageError as error:
             check(error)
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(["age", "Age", "x"]), JSON
+       | st.dictionaries(st.sampled_from(["Units", "Description", "unit"]), JSON)))  # fmt: skip
+def test_no_data_dictionary_stops_a_run(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = write(tmp_path, "participants.tsv", "participant_id\tage\nsub-01\t24\n")
+    text = json.dumps(content).encode("utf-8", "surrogatepass")
+    for raw_text in (text, text[:-1]):
+        write(tmp_path, "participants.json", raw_text)
+        table = read_table(path, "participant_id")
+        person = describe([(table, "01")], Columns())
+        assert person.age is not None or person.warnings
+        for line in (*person.warnings, *column_warnings(Columns(), [table]), *table.warnings):
+            assert "\n" not in line
+            line.encode()
 
 
 @MANY

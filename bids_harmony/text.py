@@ -1,0 +1,295 @@
+"""Text files as people, spreadsheets and version control leave them.
+
+Every text that a user hands over is read here: tables, sidecars, data dictionaries, ratings and
+files of options.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+#: Spellings of "no value" in a table's cells, in lower case. No number is among them.
+MISSING = frozenset(
+    {"", "n/a", "#n/a", "n.a.", "n.a", "na", "<na>", "nan", "nil", "none", "null", "missing",
+     "unknown", "unk", "not available", "not applicable", "not known", "not reported", "no data",
+     "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "?", "??", "???", "#null!", "#num!",
+     "#value!", "#ref!", "#div/0!", "#name?"}
+)  # fmt: skip
+#: Bytes that a pointer to a file's content never exceeds.
+MAX_POINTER = 2**15
+_LFS = b"version https://git-lfs.github.com/spec/"
+#: git-annex's pointer file, or its link where a system without links keeps links as text.
+_ANNEX = re.compile(rb"[./\\][^\n\t\"{}]*annex[/\\]objects[/\\]")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+_NUMBER = re.compile(r"(-?)\+?0*(\d+?)(?:\.(\d*?)0*|,0+)?")
+
+
+class TextError(ValueError):
+    """Why a text file cannot be read, in a few words."""
+
+
+def pointer(path: Path) -> str | None:
+    """Say that a file only points to its content, and which command fetches that.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Any file, or a link to one; at most the start of a small file is read.
+
+    Returns
+    -------
+    str or None
+        Words such as ``its content is not present (Git LFS): run `git lfs pull```; None for a
+        file that holds its content, or is not there.
+    """
+    try:
+        if path.is_symlink() and not path.exists():
+            target = os.fsencode(os.readlink(path))
+            return _fetch(b"./" + target) or f"it is a broken link to {os.fsdecode(target)!r}"
+        if path.is_file() and path.stat().st_size < MAX_POINTER:
+            with path.open("rb") as stream:
+                return _fetch(stream.read(1024))
+    except OSError:
+        pass
+    return None
+
+
+def _fetch(start: bytes) -> str | None:
+    if start.startswith(_LFS):
+        return "its content is not present (Git LFS): run `git lfs pull`"
+    if _ANNEX.match(start):
+        return "its content is not present (git-annex): run `datalad get` or `git annex get` on it"
+    return None
+
+
+def _as_latin1(error: UnicodeError) -> tuple[str, int]:
+    """Read bytes that are not UTF-8 one by one, so that they spoil nothing around them."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("as-latin-1", _as_latin1)
+
+
+def decode(raw: bytes) -> tuple[str, list[str]]:
+    """Decode UTF-8, UTF-16 or UTF-32, with or without a byte order mark, or Latin-1.
+
+    Parameters
+    ----------
+    raw : bytes
+        Text that begins with an ASCII character, as tables and JSON do.
+
+    Returns
+    -------
+    text : str
+        Without the mark.
+    notes : list of str
+        What a warning should say of the encoding.
+
+    Raises
+    ------
+    TextError
+        When it is no text.
+    """
+    encoding = json.detect_encoding(raw)
+    notes = [] if encoding.startswith("utf-8") else [f"is {encoding.upper()} instead of UTF-8"]
+    try:
+        text = raw.decode(encoding)
+    except UnicodeError as error:
+        if notes:
+            raise TextError("it is not text") from error
+        text = raw.decode(encoding, "as-latin-1")
+        notes = ["is not all UTF-8: other bytes were read as Latin-1"]
+    if "\0" in text:
+        raise TextError("it is not text")
+    return text, notes
+
+
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """Read a text file; see :func:`decode`.
+
+    Raises
+    ------
+    TextError
+        When it cannot be read, is no text, or only points to its content.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TextError(pointer(path) or error.strerror or str(error)) from error
+    if len(raw) < MAX_POINTER and (why := _fetch(raw)):
+        raise TextError(why)
+    return decode(raw)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON, also with line breaks and tabs within strings, or raise :class:`TextError`."""
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError) as error:
+        raise TextError(str(error)) from error
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a JSON object, and what a warning should say of its encoding.
+
+    Raises
+    ------
+    TextError
+        When it cannot be read, or is no JSON object.
+    """
+    text, notes = read_text(path)
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise TextError("it does not hold a JSON object")
+    return content, notes
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is none that can be read."""
+    try:
+        return read_json(path)[0]
+    except TextError:
+        return {}
+
+
+def split_table(text: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
+    """Split a table into cells, whatever separates them.
+
+    Parameters
+    ----------
+    text : str
+        Rows with any line ends; cells separated by tabs, or by ``,``, ``;`` or ``|`` where the
+        first row has no tab. Cells may be in quotes.
+
+    Returns
+    -------
+    header : list of str
+        The first row that is not blank.
+    rows : list of (int, list of str)
+        The others, each with the line it begins at. White space within cells, line breaks and
+        no-break spaces too, is one space.
+    notes : list of str
+        What a warning should say of the separator.
+    """
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    # Not splitlines(), which also splits at characters that names and sites may contain.
+    lines = re.split(r"\r\n|\r|\n", text)
+    first = re.sub(r'"[^"]*"', "", next((line for line in lines if line.strip()), ""))
+    separator = max("\t;,|", key=lambda c: (c == "\t" and c in first, first.count(c)))
+    notes = [] if separator == "\t" else [f"is separated by '{separator}' instead of tabs"]
+    rows = _multiline(lines, separator) if notes else None
+    if rows is None:
+        rows = [(n, _cells(line, separator)) for n, line in enumerate(lines, 1)]
+    filled = [(n, [_clean(cell) for cell in row]) for n, row in rows if any(map(str.strip, row))]
+    return (filled[0][1] if filled else []), filled[1:], notes
+
+
+def _multiline(lines: list[str], separator: str) -> list[tuple[int, list[str]]] | None:
+    """Split lines by CSV's rules, under which a quoted cell may go over lines, if they hold."""
+    reader = csv.reader(
+        (line + "\n" for line in lines), delimiter=separator, strict=True, skipinitialspace=True
+    )
+    rows, begins = [], 1
+    try:
+        for row in reader:
+            rows.append((begins, row))
+            begins = reader.line_num + 1
+    except csv.Error:
+        return None
+    return rows
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    if '"' in line:
+        try:
+            return next(csv.reader([line], delimiter=separator, strict=True))
+        except csv.Error:
+            pass
+    return line.split(separator)
+
+
+def _clean(cell: str) -> str:
+    cell = " ".join(cell.split())
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        cell = cell[1:-1].replace('""', '"').strip()
+    return cell
+
+
+def is_missing(text: str) -> bool:
+    """Tell whether a cell says that there is no value."""
+    return text.strip().lower() in MISSING
+
+
+def plain_number(text: str) -> str:
+    """Spell a number in the shortest way, so that ``1``, ``01`` and ``1.0`` are one label.
+
+    Examples
+    --------
+    >>> [plain_number(text) for text in ("01", "1.0", "1.50", "Oslo 01")]
+    ['1', '1', '1.5', 'Oslo 01']
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if not match:
+        return text
+    number = f"{match[2]}.{match[3]}" if match[3] else match[2]
+    return number if number == "0" else match[1] + number
+
+
+def id_key(label: str) -> str:
+    """Bring ids to a form in which those that may be the same are equal.
+
+    Without leading zeros, ``.0``, case and punctuation, and from the first digit on. Parts that
+    are separated by ``_`` keep apart.
+    """
+    return "_".join(re.sub(r"^\D+(?=\d)", "", part) for part in _essence(label))
+
+
+def look_alikes(wanted: str, there: Iterable[str]) -> list[str]:
+    """Find ids that differ from one by leading zeros, a prefix, case or punctuation alone.
+
+    Parameters
+    ----------
+    wanted : str
+        Such as ``01``.
+    there : iterable of str
+        The ids there are.
+
+    Examples
+    --------
+    >>> look_alikes("01", ["1", "S001", "10", "01a"])
+    ['1', 'S001']
+    """
+    key, parts = id_key(wanted), _essence(wanted)
+    return [
+        other
+        for other in there
+        if id_key(other) == key
+        and all(
+            a.endswith(b) or b.endswith(a) for a, b in zip(parts, _essence(other), strict=True)
+        )
+    ]
+
+
+def _essence(label: str) -> list[str]:
+    """Parts of an id in lower case, without punctuation, leading zeros and ``.0``."""
+    parts = re.sub(r"\.0+$", "", label.casefold()).split("_")
+    return [re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\W", "", part)) for part in parts]
+
+
+def words_of(name: str) -> list[str]:
+    """Words of ``AgeAtScan`` or ``AGE_AT_SCAN``, in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+
+
+def has_word(name: str, pattern: str) -> bool:
+    """Tell whether a pattern fits one of a name's words."""
+    return any(re.fullmatch(pattern, word) for word in words_of(name))

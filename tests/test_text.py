@@ -1,0 +1,192 @@
+"""Text in any encoding, with any separator, and files that only point to their content."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from bids_dataset import write
+from command_line import parse, refuse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bids_harmony.bids_filters import read_filters
+from bids_harmony.cli.checks import _check_other_dataset
+from bids_harmony.engine import read_plugin_file
+from bids_harmony.errors import UsageError
+from bids_harmony.files import why_unread
+from bids_harmony.outputs import _raw_description
+from bids_harmony.simulation.labelmaps import read_table
+from bids_harmony.text import (
+    TextError,
+    decode,
+    is_missing,
+    look_alikes,
+    plain_number,
+    pointer,
+    read_json,
+    read_text,
+    split_table,
+)
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+ANNEX = "/annex/objects/MD5E-s12--0123456789abcdef.nii.gz\n"
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+CELL = st.text("abcXYZ09.-éß中 ,;|\t\n\"'", max_size=8).map(lambda c: " ".join(c.split()))
+
+
+@given(
+    rows=st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=4),
+    encoding=st.sampled_from(ENCODINGS),
+    separator=st.sampled_from("\t,;|"),
+    line=st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_tables_are_the_same_in_every_encoding_and_with_every_separator(
+    rows: list[list[str]], encoding: str, separator: str, line: str
+) -> None:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    quoted = [["id", "note"], *rows]
+    text = line.join(separator.join(map(cell, row)) for row in quoted) + line
+    found, notes = decode(text.encode(encoding))
+    assert bool(notes) == (encoding not in ("utf-8", "utf-8-sig"))
+    header, body, said = split_table(found)
+    assert header == ["id", "note"]
+    assert bool(said) == (separator != "\t")
+
+    def bare(text: str) -> str:
+        # Quotes around a whole cell say nothing.
+        return text[1:-1].replace('""', '"').strip() if text[:1] == text[-1:] == '"' else text
+
+    wanted = [(n, [bare(c) if len(c) > 1 else c for c in row]) for n, row in enumerate(rows, 2)]
+    assert body == [(n, row) for n, row in wanted if any(rows[n - 2])]
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_text_or_refused(raw: bytes) -> None:
+    try:
+        text, _ = decode(raw)
+    except TextError:
+        return
+    text.encode()
+    for line, cells in split_table(text)[1]:
+        assert line > 1
+        assert any(cells)
+
+
+def test_a_bad_byte_spoils_itself_alone() -> None:
+    text, notes = decode("Köln ".encode() + b"caf\xe9")
+    assert text == "Köln café"
+    assert "Latin-1" in notes[0]
+
+
+def test_stray_quotes_swallow_no_lines() -> None:
+    for separator in "\t,;":
+        text = f'a{separator}b\n1{separator}"12" wide\n2{separator}x\n'
+        rows = [row[0] for _, row in split_table(text)[1]]
+        assert rows == ["1", "2"]
+    assert split_table('a,b\n1,"x\ny"\n2,z\n')[1] == [(2, ["1", "x y"]), (4, ["2", "z"])]
+    assert split_table("a,b\n1," + "x" * 200_000)[1][0][1][1] == "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (LFS, "git lfs pull"),
+        (ANNEX, "datalad get"),
+        ("../../.git/annex/objects/Xj/0k/MD5E-s12--01/MD5E-s12--01.json", "git annex get"),
+    ],
+)
+def test_pointers_are_named_with_what_fetches_them(
+    tmp_path: Path, text: str, command: str
+) -> None:
+    path = write(tmp_path, "x_T1w.nii.gz", text)
+    assert command in (pointer(path) or "")
+    with pytest.raises(TextError, match=command):
+        read_text(path)
+    with pytest.raises(TextError, match=command):
+        read_json(path)
+    assert command in why_unread(path, ValueError("no image"))
+    filters = write(tmp_path, "f.json", text)
+    with pytest.raises(UsageError, match=command):
+        read_filters(filters)
+    with pytest.raises(UsageError, match=command):
+        read_plugin_file(filters)
+
+
+def test_links_and_other_files_are_no_pointers(tmp_path: Path) -> None:
+    for name, text in (("a.json", "{}"), ("b.tsv", "version\n1\n"), ("c.nii.gz", b"\x1f\x8b\x08")):
+        assert pointer(write(tmp_path, name, text)) is None
+    large = write(tmp_path, "large", LFS + " " * 2**15)
+    assert pointer(large) is None
+    assert pointer(tmp_path / "absent") is None
+    assert pointer(tmp_path) is None
+    for target, said in (("../x/.git/annex/objects/1", "datalad get"), ("gone", "'gone'")):
+        link = tmp_path / f"link-{said[1]}"
+        os.symlink(target, link)
+        assert said in (pointer(link) or "")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_options_and_descriptions_are_read_in_every_encoding(
+    tmp_path: Path, paths: list[str], encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def file(name: str, content: object) -> Path:
+        return write(tmp_path, name, json.dumps(content, ensure_ascii=False).encode(encoding))
+
+    assert read_filters(file("f.json", {"t1w": {"acq": "x"}})) == {"acquisition": ["x"]}
+    config = file("c.json", {"nprocs": 2, "session_label": ["é"]})
+    assert parse(paths, "--config-file", str(config)).session_label == ("é",)
+    assert read_plugin_file(file("p.yml", {"plugin": "Linear"}))[0] == "Linear"
+    assert ("instead of UTF-8" in capsys.readouterr().out) == ("utf-8" not in encoding)
+    raw = {"Name": "é", "DatasetType": "raw"}
+    file("dataset_description.json", raw)
+    assert _raw_description(tmp_path) == raw
+    with pytest.raises(UsageError, match="holds a raw dataset"):
+        _check_other_dataset(tmp_path)
+    write(tmp_path, "maps/labels.tsv", "index,tissue\r\n7,GM\r\n".encode(encoding))
+    assert read_table(tmp_path / "maps") == {7: "gm"}
+
+
+def test_a_configuration_that_was_not_fetched_is_named(paths: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path, "c.json", LFS)
+    refused = refuse([*paths, "participant", "--config-file", str(file)])
+    assert "git lfs pull" in refused.cause
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("1", "1"), ("1.0", "1"), ("01", "1"), ("1,0", "1"), ("1.50", "1.5"), ("00", "0"),
+        ("-0", "0"), ("10", "10"), ("100.00", "100"), ("0.5", "0.5"), ("1.", "1"), ("+1", "1"),
+        ("1,5", "1,5"), ("1e3", "1e3"), ("Oslo 01", "Oslo 01"), ("1.0.0", "1.0.0"), ("", ""),
+    ],
+)  # fmt: skip
+def test_equal_numbers_are_one_label(text: str, plain: str) -> None:
+    assert plain_number(text) == plain
+
+
+def test_what_counts_as_no_value() -> None:
+    for text in ("", " ", "N/A", "-", ".", "?", "--", "#N/A", "N.A.", "Unknown", "missing"):
+        assert is_missing(text), text
+    for text in ("0", "-9", "A", "no", "normal"):
+        assert not is_missing(text), text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "near"),
+    [
+        ("01", ["1", "001", "10", "101"], ["1", "001"]),
+        ("01", ["S01", "sub1", "T-001", "S02"], ["S01", "sub1", "T-001"]),
+        ("B01", ["A01", "01", "b1"], ["01", "b1"]),
+        ("1005", ["15", "105"], []),
+        ("01", ["1.0"], ["1.0"]),
+        ("baseline", ["Baseline", "base"], ["Baseline"]),
+        ("01_02", ["01_2", "1_02", "02_01", "0102"], ["01_2", "1_02"]),
+    ],
+)
+def test_ids_that_may_be_meant(wanted: str, there: list[str], near: list[str]) -> None:
+    assert look_alikes(wanted, there) == near
