@@ -75,6 +75,7 @@ def nodes() -> dict[str, Any]:
         scan = Scan(path=path, key="sub-01", entities={"subject": "01"}, age=30.0, mask=mask)
         workflow = init_scan_wf(
             scan=scan, facts={"bundle": {}}, bids_dir=str(here), output_dir=str(here / "out"),
+            work_dir=str(here / "work"),
             contract=Contract(), space="MNI152NLin2009aSym", skull_strip=strip,
             registration=register, bundle="/bundle", native=True,
         )  # fmt: skip

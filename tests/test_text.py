@@ -146,7 +146,7 @@ def test_options_and_descriptions_are_read_in_every_encoding(
     file("dataset_description.json", raw)
     assert _raw_description(tmp_path) == raw
     with pytest.raises(UsageError, match="holds a raw dataset"):
-        _check_other_dataset(tmp_path)
+        _check_other_dataset(tmp_path, tmp_path / "bids")
     write(tmp_path, "maps/labels.tsv", "index,tissue\r\n7,GM\r\n".encode(encoding))
     assert read_table(tmp_path / "maps") == {7: "gm"}
 
