@@ -211,10 +211,13 @@ def write_scan(out, drawn, fact, *, method="deepbet", failed=None, metrics=None)
             scale={},
             metrics=metrics or {"brain_volume_ml": 1523.4, "fber": None},
         )  # fmt: skip
-        (anat / f"{name}_desc-harmony_predictions.json").write_text(json.dumps(predictions()))
+        written = [anat / f"{name}_desc-harmony_predictions.json"]
+        written[0].write_text(json.dumps(predictions()))
         (folder / "figures").mkdir(exist_ok=True)
         for what, path in drawn.items():
-            shutil.copy(path, folder / "figures" / f"{name}_desc-{what}_T1w.png")
+            written.append(folder / "figures" / f"{name}_desc-{what}_T1w.png")
+            shutil.copy(path, written[-1])
+        record["outputs"] = [path.relative_to(out).as_posix() for path in written]
     (anat / f"{name}_desc-harmony_qc.json").write_text(json.dumps(record))
 
 
