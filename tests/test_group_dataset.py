@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_scans import made_metrics, write_scan
+from made_scans import made_metrics, made_row, outliers_of, write_scan
 from PIL import Image
 
 from bids_harmony.bids import find_scans, list_scans
@@ -22,6 +22,7 @@ from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.outputs import write_dataset_files
 from bids_harmony.qc.collect import find_records, listed_files, read_scans
+from bids_harmony.qc.consistency import image_notes
 from bids_harmony.qc.ratings import read_ratings
 from bids_harmony.reports.participant import write_participant_report
 
@@ -253,6 +254,15 @@ def test_the_same_image_twice_is_said(
     assert list(rows["input_sha256"][["sub-01", "sub-06"]]) == ["aa", "n/a"]
 
 
+def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
+    rows = [made_row(f"sub-{i:04d}", "A", {}, input_sha256="aa") for i in range(5000)]
+    first = [f"sub-{i:04d}" for i in range(10)]
+    (note,) = image_notes(rows)
+    assert note.endswith(f": {' and '.join(first)} and 4990 more.")
+    flags = outliers_of(rows).flags
+    assert flags["sub-4999"][0].text == f"It is the same image as {', '.join(first)} and 4989 more"
+
+
 def test_scans_made_in_different_ways_are_counted(
     bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,21 +293,21 @@ def test_scans_made_in_different_ways_are_counted(
     write_scan(out, keys[11], "A", made_metrics(rng), bundle=BUNDLE, **odd)
     assert group(bids, out) == 0
     told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
-    end = ": what sets them apart may come from this."
     for said in (
         "1 of 10 scans was stripped with masks given with the data, 2 by bet, 7 by deepbet",
         "3 of 10 scans were registered by flirt, 7 by ants",
         "1 of 10 scans was registered to U, 9 to T",
         "1 of 10 scans was resampled to 1 mm, 9 to 2 mm",
-        "1 of 10 scans was scaled with grey matter at 0.6 and a bias field of order 3, 9 with grey "
-        "matter at 0.55 and a bias field of order 3",
+        "1 of 10 scans was scaled with grey matter at 0.6 and a bias field of order 3, 9 with "
+        "grey matter at 0.55 and a bias field of order 3",
         "1 of 10 scans was made with --on-guard-fail warn --sloppy, 9 with --on-guard-fail warn",
         "1 of 10 scans was made by bids_harmony 1.1, 9 by bids_harmony 1.0",
         "1 of 10 scans was made with antspyx 0.6.1, 9 with antspyx 0.5.4",
         "1 of 11 scans was harmonized with no bundle, 10 with b 1",
     ):
-        assert f"Warning: {said}{end}" in told
-        assert f"<li>{said}{end}</li>" in page
+        assert f"Warning: {said}.\n" in told
+        assert f"<li>{said}.</li>" in page
+    assert "Scans that were made in different ways may differ for that alone." in told
     assert "deepbet 1.0" not in told
     rows = rows_of(out)
     assert list(rows.loc["sub-00", ["skull_strip", "registration", "resolution", "tools"]]) == [

@@ -72,37 +72,29 @@ def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def same_images(rows: Sequence[ScanRow]) -> dict[str, tuple[str, ...]]:
-    """Find the scans whose raw files are equal to the byte.
-
-    Returns
-    -------
-    dict of str to tuple of str
-        By scan, the others with the same image; a scan without any is absent.
-    """
+def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
+    """Find the scans whose raw files are equal to the byte: those of each image, sorted."""
     by_image: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if isinstance(digest := row.values.get("input_sha256"), str):
             by_image[digest].append(row.scan)
-    return {
-        scan: tuple(other for other in scans if other != scan)
-        for scans in by_image.values()
-        for scan in scans
-        if len(scans) > 1
-    }
+    return sorted(tuple(sorted(scans)) for scans in by_image.values() if len(scans) > 1)
 
 
 def image_notes(rows: Sequence[ScanRow]) -> list[str]:
     """Say which images stand under several participants, or several times under one."""
     notes = []
-    same = {tuple(sorted((scan, *others))) for scan, others in same_images(rows).items()}
-    several = {scans for scans in same if len({scan.split("_")[0] for scan in scans}) > 1}
+    same = same_images(rows)
+    several = [scans for scans in same if len({scan.split("_")[0] for scan in scans}) > 1]
     for found, where in (
         (several, "under different participants, and is counted for each"),
-        (same - several, "more than once under one participant"),
+        (
+            [scans for scans in same if scans not in several],
+            "more than once under one participant",
+        ),
     ):
         if found:
-            said = named([" and ".join(scans) for scans in sorted(found)], "; ")
+            said = named([named(scans, " and ") for scans in found], "; ")
             notes.append(f"The same image stands {where}: {said}.")
     return notes
 
@@ -132,14 +124,16 @@ def processing_notes(table: pd.DataFrame) -> list[str]:
         known = [f"{v:g}" if isinstance(v, float) else str(v) for v in values.dropna()]
         if len(set(known)) > 1:
             notes.append(_counts(known, form))
-    return notes
+    return [*notes, "Scans that were made in different ways may differ for that alone."] * bool(
+        notes
+    )
 
 
 def _counts(values: Sequence[str], form: str) -> str:
     """Count scans that were made in different ways, the fewest first.
 
     >>> _counts(["deepbet", "bet", "deepbet"], "stripped by {}")
-    '1 of 3 scans was stripped by bet, 2 by deepbet: what sets them apart may come from this.'
+    '1 of 3 scans was stripped by bet, 2 by deepbet.'
     """
     ways = sorted(((values.count(v), v) for v in set(values)), key=lambda way: (way[0], way[1]))
     done, _, how = form.partition(" ")
@@ -147,17 +141,17 @@ def _counts(values: Sequence[str], form: str) -> str:
     (n, first), *rest = [(n, NO_METHOD.get(way, way)) for n, way in said]
     start = f"{n} of {len(values)} scans {'was' if n == 1 else 'were'} {done} {first}"
     others = [f"{n} {way}" for n, way in rest]
-    return f"{start}, {named(others)}: what sets them apart may come from this."
+    return f"{start}, {named(others)}."
 
 
-def named(names: Iterable[str], mark: str = ", ") -> str:
-    """Give the first names, and count the rest.
+def named(names: Iterable[str], mark: str = ", ", n: int | None = None) -> str:
+    """Give the first names, and count the rest of all ``n``.
 
     >>> named("abcdefghijkl")
     'a, b, c, d, e, f, g, h, i, j and 2 more'
     """
     names = list(names)
-    more = len(names) - NAMED
+    more = (len(names) if n is None else n) - len(names[:NAMED])
     return mark.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
@@ -206,7 +200,7 @@ def absent_scans(
     absent = [
         *((key, "no record: not processed, or its record was removed") for key in never),
         *empty,
-        *((key, "a record, but no longer in the dataset") for key in gone),
+        *((key, "it has a record, but is no longer in the dataset") for key in gone),
     ]
     return absent, notes
 
