@@ -192,3 +192,11 @@ def test_data_are_compact() -> None:
     assert data["patterns"] == ["{p}/figures/{s}_desc-brainmask_T1w.png"]
     assert list(data["flags"]) == [0, 20, 40, 60, 80]
     assert len(script_json(data)) < 100 * 700 + 15_000
+
+
+def test_a_target_takes_no_columns_whose_names_begin_alike() -> None:
+    group = replace(made_up_group(3), targets=("skull",))
+    group.scans["skull_strip"], group.scans["skull_raw"] = "bet", 1.5
+    numbers = page_data(group)["numbers"]
+    assert numbers["skull_raw"] == [1.5, 1.5, 1.5]
+    assert "skull_strip" not in numbers
