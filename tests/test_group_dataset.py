@@ -287,8 +287,9 @@ def test_scans_made_in_different_ways_are_counted(
         if i < 9:
             predict(out / key / "anat" / f"{key}_desc-harmony_qc.json")
     # What was not finished was made in no way, and what does not say is not counted.
-    write_scan(out, keys[10], "A", None, status="error", error={"cause": "Broken."},
-               processing=PROCESSING | {"version": "0.1"})  # fmt: skip
+    other: dict[str, Any] = {"processing": PROCESSING | {"version": "0.1"}}
+    other["bundle"] = BUNDLE | {"name": "c"}
+    write_scan(out, keys[10], "A", None, status="error", error={"cause": "Broken."}, **other)
     odd: dict[str, Any] = {"mask": [], "processing": {"contract": [1], "tools": "x"}}
     write_scan(out, keys[11], "A", made_metrics(rng), bundle=BUNDLE, **odd)
     assert group(bids, out) == 0
@@ -309,6 +310,7 @@ def test_scans_made_in_different_ways_are_counted(
         assert f"<li>{said}.</li>" in page
     assert "Scans that were made in different ways may differ for that alone." in told
     assert "deepbet 1.0" not in told
+    assert "reference site A:\n10 scans." in page
     rows = rows_of(out)
     assert list(rows.loc["sub-00", ["skull_strip", "registration", "resolution", "tools"]]) == [
         "bet", "flirt", "2", "antspyx 0.5.4; deepbet 1.0",

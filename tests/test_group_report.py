@@ -134,6 +134,17 @@ def test_pictures_of_the_dataset(tmp_path: Path) -> None:
     assert brain["before"] < 0.01 < brain["after"]
 
 
+def test_pictures_are_of_the_grid_that_most_scans_have(tmp_path: Path) -> None:
+    group = made_up_group(5, (REFERENCE,))
+    write_volumes(group, tmp_path, list(group.scans["scan"]))
+    group.scans["template"], group.scans["resolution"] = "T", [1.0, 2.0, 2.0, 1.0, 2.0]
+    ((site,), notes) = dataset_pictures(group, tmp_path)
+    assert (site.n, site.n_all) == (3, 3)
+    assert notes == [
+        "2 of 5 scans are on another template grid than most, and are not among the pictures."
+    ]
+
+
 def test_pictures_without_a_reference_or_without_images(tmp_path: Path) -> None:
     group = made_up_group(3, ("A",))
     assert dataset_pictures(group, tmp_path)[0] == []

@@ -336,6 +336,14 @@ def test_many_scans_stay_below_ten_megabytes(tmp_path, drawn):
     assert report.read_text().count("data:image/webp;base64,") == 36
 
 
+def test_every_version_that_made_a_scan_is_named(tmp_path, drawn):
+    for run, version in (("1", "0.1.0"), ("2", "0.2.0"), ("3", "0.1.0")):
+        fact = facts(f"sub-01_run-{run}", "01", run=run)
+        fact["processing"]["version"] = version
+        write_scan(tmp_path, drawn, fact)
+    assert "Processed with bids_harmony 0.1.0 and 0.2.0." in page_of(tmp_path)
+
+
 def test_metrics_out_of_range_are_marked(tmp_path, drawn):
     write_scan(tmp_path, drawn, facts("sub-01", "01"), metrics={"brain_volume_ml": 870.0})
     path = tmp_path / "sub-01" / "anat" / "sub-01_desc-harmony_qc.json"

@@ -409,7 +409,10 @@ def prediction_columns(targets: Iterable[str]) -> list[str]:
 
 def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
     """Describe the bundle most scans were made with; see :class:`Group`."""
-    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in rows if row.bundle)
+    with_one = [row for row in rows if row.bundle]
+    # A scan that failed was made with none, though its record names the one it was to be.
+    done = [row for row in with_one if row.values["qc_status"] != "error"] or with_one
+    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in done)
     if not used:
         return None
     text, n_scans = used.most_common(1)[0]

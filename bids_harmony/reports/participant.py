@@ -138,9 +138,8 @@ def _stage(stage: Path, out_dir: Path, scans: Sequence[ScanView], title: str) ->
     folder = stage / "sub-page" / "figures"
     folder.mkdir(parents=True)
     parts = yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
-    version = next(
-        (v for s in scans if (v := (s.record.get("processing") or {}).get("version"))), ""
-    )
+    used = ((s.record.get("processing") or {}).get("version") for s in scans)
+    version = " and ".join(dict.fromkeys(str(v) for v in used if v))
 
     def text(number: int, what: str, content: str) -> dict[str, Any]:
         path = folder / f"sub-page_run-{number}_desc-{what}_T1w.html"
