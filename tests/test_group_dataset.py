@@ -254,6 +254,20 @@ def test_the_same_image_twice_is_said(
     assert list(rows["input_sha256"][["sub-01", "sub-06"]]) == ["aa", "n/a"]
 
 
+def test_files_of_one_name_are_told_by_their_content(bids: Path, out: Path) -> None:
+    """A template and atlases of the same name, and the image of a scan that failed."""
+    processing = PROCESSING | {"template": "custom"}
+    for i, digest in enumerate(("a" * 64, "b" * 64, "b" * 64)):
+        inputs = {"template": digest, "atlases": digest, "T1w": "c" * 64, "brain_mask": None}
+        status = {"status": "error", "error": {"cause": "Broken."}} if i == 2 else {}
+        write_scan(out, f"sub-0{i}", "A", {}, processing=processing, inputs=inputs, **status)
+    assert group(bids, out) == 0
+    page = (out / "group_T1w.html").read_text()
+    assert f"registered to custom {'a' * 12}, 1 to custom {'b' * 12}." in page
+    assert f"--atlas-dir {'a' * 12}, 1 with" in page
+    assert "is counted for each: sub-00 and sub-01 and sub-02." in page
+
+
 def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
     rows = [made_row(f"sub-{i:04d}", "A", {}, input_sha256="aa") for i in range(5000)]
     first = [f"sub-{i:04d}" for i in range(10)]

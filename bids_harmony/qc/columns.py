@@ -52,7 +52,9 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "the scan came without a skull"
     },
     "registration": {"Description": "How the scan was registered to the template"},
-    "template": {"Description": "Template space"},
+    "template": {
+        "Description": "Template space, and the start of its file's SHA-256 if it was given"
+    },
     "resolution": {"Description": "Voxel size of the template grid", "Units": "mm"},
     "normalization": {"Description": "How intensities were scaled"},
     "options": {"Description": "Options of the participant level that change its results"},

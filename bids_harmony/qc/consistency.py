@@ -43,7 +43,9 @@ NO_METHOD = {
 def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     """Read from a scan's record how it was made; what it does not say is None or NaN."""
     processing, mask = mapping(record, "processing"), mapping(record, "mask")
-    contract = mapping(processing, "contract")
+    contract, digests = mapping(processing, "contract"), mapping(record, "inputs")
+    # Of two files of one name the content tells.
+    template = [processing.get("template"), str(digests.get("template") or "")[:12]]
     asked = processing.get("registration")
     scaling = [
         form.format(contract[name])
@@ -58,17 +60,19 @@ def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
         if (value := processing.get(name)) not in (None, False)
     ]
+    if atlases := digests.get("atlases"):
+        options.append(f"--atlas-dir {str(atlases)[:12]}")
     tools = sorted(mapping(processing, "tools").items())
     return {
         "skull_strip": mask_kind(record) if mask.get("method") else None,
         "registration": text(contract.get("registration") if asked == "auto" else asked),
-        "template": text(processing.get("template")),
+        "template": text(" ".join(str(part) for part in template if part)),
         "resolution": number(contract.get("resolution")),
         "normalization": " and ".join(scaling) or None,
         "options": " ".join(options) or None,
         "software_version": text(processing.get("version")),
         "tools": text("; ".join(f"{name} {version}" for name, version in tools)),
-        "input_sha256": text(record.get("input_sha256")),
+        "input_sha256": text(record.get("input_sha256") or digests.get("T1w")),
     }
 
 

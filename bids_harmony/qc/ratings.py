@@ -98,10 +98,11 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
     for n, line in enumerate(lines[1:], start=2):
         cells = dict(zip(header, map(_cell, line.split("\t")), strict=False))
         row = {name: cells.get(name, "") for name in COLUMNS}
-        # A scan may be named by its file, or by one that was made of it.
-        name = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
-        row["scan"] = re.sub(r"_(space|res)-[^_]*", "", name)
+        # A scan may be named by its file.
+        row["scan"] = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
         row["verdict"] = row["verdict"].lower()
+        # Or by one that was made of it.
+        row["scan"] = re.sub(r"_(space|res)-[^_]*", "", row["scan"])
         if not any(row.values()):
             continue
         where = f"{path}, line {n}"

@@ -137,7 +137,9 @@ def _stage(stage: Path, out_dir: Path, scans: Sequence[ScanView], title: str) ->
     """
     folder = stage / "sub-page" / "figures"
     folder.mkdir(parents=True)
-    parts = yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
+    parts = yaml.safe_load(
+        (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
+    )
     used = ((s.record.get("processing") or {}).get("version") for s in scans)
     version = " and ".join(dict.fromkeys(str(v) for v in used if v))
 
@@ -211,7 +213,9 @@ def _embed(page: str, stage: Path) -> str:
         kind = "webp"
     subtitles = {
         part["figure"]: part["subtitle"]
-        for part in yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
+        for part in yaml.safe_load(
+            (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
+        )
         if "figure" in part
     }
 
