@@ -212,6 +212,9 @@ def test_group_goes_on_without_its_dataset(
     shutil.rmtree(bids)
     assert group(bids, out) == 0
     assert f"Warning: {why}: {bids} cannot be listed" in capsys.readouterr().out
+    bids.mkdir()  # where its disk is not mounted
+    assert group(bids, out) == 0
+    assert f"Warning: {why}: {bids} holds no sub-* folder." in capsys.readouterr().out
     assert why in (out / "group_T1w.html").read_text()
 
 
