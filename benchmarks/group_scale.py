@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import resource
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dataset_scale import make_dataset
 
 QC, PREDICTIONS = "_desc-harmony_qc.json", "_desc-harmony_predictions.json"
 
@@ -62,6 +64,7 @@ def write(root: Path, templates: list[Any], n_scans: int, n_sites: int) -> None:
         site = f"{record['site']}-{int(rng.integers(n_sites))}"
         record["age"] = round(float(rng.uniform(18, 85)), 1)
         record |= {"name": new, "entities": {"subject": f"{i:05d}"}, "site": site}
+        record["input_sha256"] = hashlib.sha256(new.encode()).hexdigest()
         originals, record["outputs"] = record["outputs"], []
         for path in originals:
             name = new + Path(path).name.removeprefix(old)
@@ -98,7 +101,7 @@ def main() -> None:
         folder = args.keep or Path(temporary)
         bids, out = folder / "bids", folder / "out"
         if not out.is_dir():
-            bids.mkdir(parents=True)
+            make_dataset(bids, args.scans)
             write(out, templates, args.scans, args.sites)
         command = [sys.executable, "-m", "bids_harmony", str(bids), str(out), "group"]
         start = time.perf_counter()

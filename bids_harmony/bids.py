@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids_columns import Columns, check_columns, column_warnings
 from bids_harmony.bids_filters import NUMBERED, matches
-from bids_harmony.bids_index import T1W_NAME, check_description, index_t1w, list_subjects
+from bids_harmony.bids_index import (
+    T1W_NAME,
+    check_description,
+    index_t1w,
+    list_subjects,
+    list_t1w,
+)
 from bids_harmony.bids_sidecars import (
     ENTITIES,
     Folders,
@@ -181,12 +187,47 @@ def find_scans(config: RunConfig) -> Inventory:
         raise _no_scans(root, subjects, config, skipped)
 
     scans, notes = _describe_all(kept, config)
-    with_scans = {entities["sub"] for _, entities in kept}
-    for label in subjects:
-        if label not in with_scans:
-            why = _why_none(root / f"sub-{label}", config)
-            skipped.append(Skipped(_printable(f"sub-{label}"), why))
+    skipped += _without_scans(subjects, kept, config)
     return Inventory(tuple(scans), tuple(skipped), (*warnings, *notes))
+
+
+def list_scans(config: RunConfig) -> tuple[list[str], list[Skipped]]:
+    """List all scans of a dataset by their names alone, which takes a second for 10,000.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of it ``bids_dir`` counts, and neither labels nor filters.
+
+    Returns
+    -------
+    keys : list of str
+        As :attr:`Scan.key`, sorted by path.
+    skipped : list of Skipped
+        As in :class:`Inventory`.
+
+    Raises
+    ------
+    UsageError, NoInputError
+        When the folder is no dataset.
+    """
+    every = replace(config, participant_label=(), session_label=(), bids_filters={})
+    subjects = list_subjects(config.bids_dir)
+    kept, skipped = _select(list_t1w(config.bids_dir, subjects), config.bids_dir, every)
+    skipped += _without_scans(subjects, kept, every)
+    return [path.name.rpartition("_")[0] for path, _ in kept], skipped
+
+
+def _without_scans(
+    subjects: Iterable[str], kept: list[tuple[Path, dict[str, str]]], config: RunConfig
+) -> list[Skipped]:
+    """Say of the subjects without a scan why they have none."""
+    with_scans = {entities["sub"] for _, entities in kept}
+    return [
+        Skipped(_printable(f"sub-{label}"), _why_none(config.bids_dir / f"sub-{label}", config))
+        for label in subjects
+        if label not in with_scans
+    ]
 
 
 def _select(

@@ -1,18 +1,19 @@
 """The group level: the dataset's tables, outliers, ratings and report, from the scans' records.
 
-``run_group`` reads from top to bottom. It computes nothing on images and asks the dataset for
-nothing, so it can be repeated whenever more scans are done or more ratings are in.
+``run_group`` reads from top to bottom. It computes nothing on images and asks the dataset only
+which scans it has, so it can be repeated whenever more scans are done or more ratings are in.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids import counted
+from bids_harmony.bids import counted, list_scans
 from bids_harmony.console import say
-from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK
+from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
 from bids_harmony.outputs import BIDSIGNORE
 from bids_harmony.qc.collect import (
@@ -23,6 +24,7 @@ from bids_harmony.qc.collect import (
     read_scans,
     scan_table,
 )
+from bids_harmony.qc.consistency import absent_scans, image_notes, named, processing_notes
 from bids_harmony.qc.ratings import (
     FILE,
     Rating,
@@ -80,8 +82,10 @@ def run_group(config: RunConfig) -> int:
             f"Scans made with the bundle {group.bundle.get('name')} are held against the "
             f"reference of another (--bundle {config.bundle})."
         )
-    for problem in (*problems, *notes):
-        say(f"Warning: {problem}")
+    absent, differences = compare_with_dataset(config, group)
+    group = replace(group, notes=(*differences, *notes, *problems), absent=tuple(absent))
+    for note in group.notes:
+        say(f"Warning: {note}")
     write_tables(group, out)
     if config.qc_ratings:
         write_ratings(out / FILE, ratings)
@@ -104,6 +108,21 @@ def qc_reference(config: RunConfig) -> tuple[dict[str, Any] | None, str]:
 
     bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
     return dict(bundle.qc_reference()["metrics"]), bundle.sha256
+
+
+def compare_with_dataset(
+    config: RunConfig, group: Group
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Find what only the dataset or only the records know; see :func:`absent_scans`."""
+    try:
+        there, skipped = list_scans(config)
+    except (HarmonyError, OSError) as error:
+        cause = error.cause if isinstance(error, HarmonyError) else f"{error}."
+        return [], [f"Which scans of the dataset have no record is not known: {cause}"]
+    people = {key.split("_")[0] for key in there}
+    why = {s.what.split("/")[0]: s.why for s in reversed(skipped)}
+    without = [(s.what, why[s.what]) for s in skipped if "/" not in s.what]
+    return absent_scans(group.scans["scan"], there, [w for w in without if w[0] not in people])
 
 
 def build_group(
@@ -140,15 +159,16 @@ def build_group(
     merged = merge_ratings(ratings)
     bundle = bundle_of(rows)
     scans = table.assign(**_verdicts(table, outliers, merged))
-    notes = list(outliers.notes)
+    notes = [*image_notes(rows), *processing_notes(table), *outliers.notes]
     if bundle and bundle["n_scans_other"]:
         notes.append(
             f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
             f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
         )
     if unknown := sorted(set(ratings["scan"]) - set(table["scan"]) - {""}):
-        shown = ", ".join(unknown[:WORST]) + (", ..." if len(unknown) > WORST else "")
-        notes.append(f"{counted(len(unknown), 'rated scan')} without a record here: {shown}.")
+        notes.append(
+            f"{counted(len(unknown), 'rated scan')} without a record here: {named(unknown)}."
+        )
     group = Group(
         scans=scans,
         metrics=metrics,

@@ -63,8 +63,10 @@ def outliers_of(rows: list[ScanRow], reference: Any = None) -> Outliers:
     return find_outliers(scan_table(rows)[0], rows, reference)
 
 
-def write_scan(out: Path, key: str, site: str | None, metrics: Any, **record: Any) -> Path:
-    """Write a scan's record, and its predictions where it was predicted from."""
+def write_scan(
+    out: Path, key: str, site: str | None, metrics: Any, *, predicted: bool = False, **record: Any
+) -> Path:
+    """Write a scan's record; where it was ``predicted``, it lists the predictions' file."""
     subject = key.split("_")[0]
     session = next((part for part in key.split("_") if part.startswith("ses-")), "")
     folder = out / subject / session / "anat"
@@ -76,5 +78,8 @@ def write_scan(out: Path, key: str, site: str | None, metrics: Any, **record: An
         "check": {"voxel_size_mm": [1.0, 1.0, 1.2]}, "metrics": metrics, "guard": None,
         "bundle": None, "outputs": [], **record,
     }  # fmt: skip
+    if predicted:
+        name = path.name.replace("_qc", "_predictions")
+        values["outputs"].append(path.with_name(name).relative_to(out).as_posix())
     path.write_text(json.dumps(values))
     return path

@@ -41,7 +41,9 @@ def out(bids: Path) -> Path:
     rng = np.random.default_rng(0)
     for i in range(15):
         site = "A" if i < 12 else "B"
-        path = write_scan(out, f"sub-{i:02d}", site, made_metrics(rng), bundle=BUNDLE)
+        path = write_scan(
+            out, f"sub-{i:02d}", site, made_metrics(rng), predicted=True, bundle=BUNDLE
+        )
         name = path.name.replace("_qc", "_predictions")
         path.with_name(name).write_text(json.dumps(PREDICTIONS))
     write_scan(out, "sub-20", "A", made_metrics(rng, noise=0.09))
@@ -50,7 +52,7 @@ def out(bids: Path) -> Path:
     write_scan(out, "sub-22_ses-1_run-2", "B", {})
     odd = made_metrics(rng) | {"snr_wm": "many", "efc": float("nan"), "noise": float("inf")}
     write_scan(out, "sub-23", None, odd, age="old", scanner=[], check=None)
-    write_scan(out, "sub-24", "B", made_metrics(rng), bundle=BUNDLE)
+    write_scan(out, "sub-24", "B", made_metrics(rng), predicted=True, bundle=BUNDLE)
     for i, content in enumerate(
         (b"", b"{", b"[1]", b'{"status": "odd"}', b"\xff\xfe", b"[" * 9999)
     ):

@@ -134,6 +134,17 @@ def test_pictures_of_the_dataset(tmp_path: Path) -> None:
     assert brain["before"] < 0.01 < brain["after"]
 
 
+def test_pictures_are_of_the_grid_that_most_scans_have(tmp_path: Path) -> None:
+    group = made_up_group(5, (REFERENCE,))
+    write_volumes(group, tmp_path, list(group.scans["scan"]))
+    group.scans["template"], group.scans["resolution"] = "T", [1.0, 2.0, 2.0, 1.0, 2.0]
+    ((site,), notes) = dataset_pictures(group, tmp_path)
+    assert (site.n, site.n_all) == (3, 3)
+    assert notes == [
+        "2 of 5 scans are on another template grid than most, and are not among the pictures."
+    ]
+
+
 def test_pictures_without_a_reference_or_without_images(tmp_path: Path) -> None:
     group = made_up_group(3, ("A",))
     assert dataset_pictures(group, tmp_path)[0] == []
@@ -192,3 +203,11 @@ def test_data_are_compact() -> None:
     assert data["patterns"] == ["{p}/figures/{s}_desc-brainmask_T1w.png"]
     assert list(data["flags"]) == [0, 20, 40, 60, 80]
     assert len(script_json(data)) < 100 * 700 + 15_000
+
+
+def test_a_target_takes_no_columns_whose_names_begin_alike() -> None:
+    group = replace(made_up_group(3), targets=("skull",))
+    group.scans["skull_strip"], group.scans["skull_raw"] = "bet", 1.5
+    numbers = page_data(group)["numbers"]
+    assert numbers["skull_raw"] == [1.5, 1.5, 1.5]
+    assert "skull_strip" not in numbers

@@ -211,10 +211,13 @@ def write_scan(out, drawn, fact, *, method="deepbet", failed=None, metrics=None)
             scale={},
             metrics=metrics or {"brain_volume_ml": 1523.4, "fber": None},
         )  # fmt: skip
-        (anat / f"{name}_desc-harmony_predictions.json").write_text(json.dumps(predictions()))
+        written = [anat / f"{name}_desc-harmony_predictions.json"]
+        written[0].write_text(json.dumps(predictions()))
         (folder / "figures").mkdir(exist_ok=True)
         for what, path in drawn.items():
-            shutil.copy(path, folder / "figures" / f"{name}_desc-{what}_T1w.png")
+            written.append(folder / "figures" / f"{name}_desc-{what}_T1w.png")
+            shutil.copy(path, written[-1])
+        record["outputs"] = [path.relative_to(out).as_posix() for path in written]
     (anat / f"{name}_desc-harmony_qc.json").write_text(json.dumps(record))
 
 
@@ -331,6 +334,14 @@ def test_many_scans_stay_below_ten_megabytes(tmp_path, drawn):
     report = write_participant_report(tmp_path, "01")
     assert report.stat().st_size < 10_000_000
     assert report.read_text().count("data:image/webp;base64,") == 36
+
+
+def test_every_version_that_made_a_scan_is_named(tmp_path, drawn):
+    for run, version in (("1", "0.1.0"), ("2", "0.2.0"), ("3", "0.1.0")):
+        fact = facts(f"sub-01_run-{run}", "01", run=run)
+        fact["processing"]["version"] = version
+        write_scan(tmp_path, drawn, fact)
+    assert "Processed with bids_harmony 0.1.0 and 0.2.0." in page_of(tmp_path)
 
 
 def test_metrics_out_of_range_are_marked(tmp_path, drawn):

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_harmony.qc.consistency import PROCESSING, processing_columns
+from bids_harmony.qc.values import mapping, number, text, texts
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -48,8 +51,11 @@ FACTS = (
 )  # fmt: skip
 TEXTS = frozenset(
     {"scan", "participant_id", "session_id", "site", "sex", "diagnosis", "qc_status", "error",
-     "harmonization_status", "bundle"} | (set(SCANNER) - NUMBERS_OF_SCANNER)
+     "harmonization_status", "input_sha256"} | (set(SCANNER) - NUMBERS_OF_SCANNER)
+    | (set(PROCESSING) - {"resolution"})
 )  # fmt: skip
+#: Parts of an output's name that its scan's does not have.
+MADE = ("space-", "res-", "desc-", "from-", "to-", "mode-")
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,10 @@ class Group:
         ``name``, ``version``, ``sha256`` and ``reference_site`` of the bundle most scans were
         made with, ``n_scans`` made with it and ``n_scans_other`` with others, ``training_data``
         by target, and ``simulated``: the targets whose labels were. None where no scan had one.
+    notes : tuple of str
+        What the user should know about the dataset as a whole.
+    absent : tuple of (str, str)
+        Scans and participants that only the dataset or only the records know, and why.
     """
 
     scans: pd.DataFrame
@@ -110,6 +120,8 @@ class Group:
     figures: dict[str, tuple[str, ...]]
     volumes: dict[str, dict[str, str]]
     bundle: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+    absent: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,16 +168,20 @@ def find_records(out: Path) -> list[Path]:
     Only the folders that may hold records are opened: of ten thousand participants a search of
     every subfolder takes many times as long.
     """
+    return sorted(path for subject in _folders(out, "sub-") for path in subject_records(subject))
+
+
+def subject_records(subject: Path) -> list[Path]:
+    """List the records in one participant's folder of the output folder."""
     found = []
-    for subject in _folders(out, "sub-"):
-        for folder in (subject, *_folders(subject, "ses-")):
-            with suppress(OSError):
-                found += [
-                    Path(entry.path)
-                    for entry in os.scandir(folder / "anat")
-                    if entry.name.endswith(QC_ENDING)
-                ]
-    return sorted(found)
+    for folder in (subject, *_folders(subject, "ses-")):
+        with suppress(OSError):
+            found += [
+                Path(entry.path)
+                for entry in os.scandir(folder / "anat")
+                if entry.name.endswith(QC_ENDING)
+            ]
+    return found
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
@@ -215,46 +231,40 @@ def read_scan(path: Path, out: Path) -> ScanRow:
         cause = f"The record {where} cannot be read ({error})."
         return ScanRow(values | {"qc_status": "error", "error": cause})
 
-    status, scanner, check = record["status"], _dict(record, "scanner"), _dict(record, "check")
-    guard, bundle = _dict(record, "guard"), _dict(record, "bundle")
+    status, scanner, check = record["status"], mapping(record, "scanner"), mapping(record, "check")
+    guard, bundle = mapping(record, "guard"), mapping(record, "bundle")
     voxel = check.get("voxel_size_mm")
     sizes = voxel if isinstance(voxel, list) and len(voxel) == 3 else [None] * 3
-    cause = _text(_dict(record, "error").get("cause")) or "The record names no cause."
+    cause = text(mapping(record, "error").get("cause")) or "The record names no cause."
     values |= {
-        "site": _text(record.get("site")) or "unknown",
+        "site": text(record.get("site")) or "unknown",
         "age": number(record.get("age")),
-        "sex": _text(record.get("sex")),
-        "diagnosis": _text(record.get("diagnosis")),
+        "sex": text(record.get("sex")),
+        "diagnosis": text(record.get("diagnosis")),
         **{
-            column: (number if column in NUMBERS_OF_SCANNER else _text)(scanner.get(field))
+            column: (number if column in NUMBERS_OF_SCANNER else text)(scanner.get(field))
             for column, field in SCANNER.items()
         },
         **{f"voxel_{axis}_mm": number(v) for axis, v in zip("xyz", sizes, strict=True)},
         "qc_status": status,
         "error": cause if status == "error" else None,
-        **{str(k): number(v) for k, v in _dict(record, "metrics").items()},
-        "harmonization_status": _text(guard.get("status")),
+        **{str(k): number(v) for k, v in mapping(record, "metrics").items()},
+        "harmonization_status": text(guard.get("status")),
         "bundle": f"{bundle['name']} {bundle.get('version', '')}" if "name" in bundle else None,
+        **processing_columns(record),
     }
-    outputs = _texts(record, "outputs")
-    if status == "error":
-        # Its record lists no outputs; pictures made before it failed show why.
-        folder = out / values["participant_id"] / "figures"
-        outputs = [p.relative_to(out).as_posix() for p in folder.glob(f"{key}_*.png")]
-    predictions: dict[str, Any] = {}
-    problem = None
-    if bundle and status != "error":
-        predictions, problem = _read_predictions(path, where)
+    outputs = listed_files(record, key)
+    predictions, problem = read_predictions(path, record)
     return ScanRow(
         values | _predicted(predictions),
-        metrics=tuple(map(str, _dict(record, "metrics"))),
+        metrics=tuple(map(str, mapping(record, "metrics"))),
         targets={
-            name: _text(entry.get("training_data")) or ""
+            name: text(entry.get("training_data")) or ""
             for name, entry in predictions.items()
             if isinstance(entry, dict) and "training_data" in entry
         },
-        reasons=tuple(_texts(record, "reasons")),
-        guard_reasons=tuple(_texts(guard, "reasons")),
+        reasons=tuple(texts(record, "reasons")),
+        guard_reasons=tuple(texts(guard, "reasons")),
         figures=tuple(sorted(p for p in outputs if "/figures/" in p)),
         volumes=_volumes(outputs),
         bundle=bundle,
@@ -262,15 +272,62 @@ def read_scan(path: Path, out: Path) -> ScanRow:
     )
 
 
-def _read_predictions(path: Path, where: str) -> tuple[dict[str, Any], str | None]:
-    file = path.with_name(path.name.replace(QC_ENDING, PREDICTIONS_ENDING))
+def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
+    """List a scan's files, pictures too, as its record does: what else lies there is not its own.
+
+    Parameters
+    ----------
+    record : mapping
+        The scan's record; that of a failed scan lists what is still to be seen, if anything.
+    key : str
+        The scan. A file whose name has other entities is left out, and so is that of a scan
+        whose name begins alike.
+
+    Returns
+    -------
+    list of str
+        Paths relative to the output folder.
+    """
+    own = sorted(key.split("_"))
+    names = {path: path.rpartition("/")[2].split("_")[:-1] for path in texts(record, "outputs")}
+    return [
+        path
+        for path, parts in names.items()
+        if sorted(part for part in parts if not part.startswith(MADE)) == own
+    ]
+
+
+def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Read a finished scan's predictions where its record lists them.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The record's file.
+    record : mapping
+        What it says.
+
+    Returns
+    -------
+    predictions : dict
+        Empty for a failed scan, and for one that was made without a bundle.
+    problem : str or None
+        Why there are none although there should be.
+    """
+    file = path.with_name(path.name.removesuffix(QC_ENDING) + PREDICTIONS_ENDING)
+    if record.get("status") == "error":
+        return {}, None
+    files = listed_files(record, path.name.removesuffix(QC_ENDING))
+    if file.name not in {name.rpartition("/")[2] for name in files}:
+        problem = f"{path.name} names a bundle but lists no predictions"
+        return {}, problem if record.get("bundle") else None
     try:
         values = json.loads(file.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        return {}, f"The predictions beside {where} cannot be read ({why})"
+        return {}, f"The predictions {file.name} cannot be read ({why})"
     return values, None
 
 
@@ -301,31 +358,6 @@ def _volumes(outputs: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def number(value: Any) -> float:
-    """Take a finite number as it is; anything else is missing (NaN)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
-
-
-def _text(value: Any) -> str | None:
-    """Take a value as one line of text; nothing is None."""
-    return None if value is None else " ".join(str(value).split()) or None
-
-
-def _dict(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _texts(record: Mapping[str, Any], name: str) -> list[str]:
-    value = record.get(name)
-    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
-
-
 def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
     """Put scans into one table.
 
@@ -351,7 +383,8 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
     known = [name for name in dictionary() if name in seen]
     metrics = (*known, *sorted(seen - set(known) - set(FACTS)))
     targets = tuple(sorted({name for row in rows for name in row.targets}))
-    columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets), "bundle"]
+    columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
+               *PROCESSING, "input_sha256"]  # fmt: skip
     table = pd.DataFrame(index=range(len(rows)))
     data = {}
     for column in columns:
@@ -376,7 +409,10 @@ def prediction_columns(targets: Iterable[str]) -> list[str]:
 
 def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
     """Describe the bundle most scans were made with; see :class:`Group`."""
-    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in rows if row.bundle)
+    with_one = [row for row in rows if row.bundle]
+    # A scan that failed was made with none, though its record names the one it was to be.
+    done = [row for row in with_one if row.values["qc_status"] != "error"] or with_one
+    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in done)
     if not used:
         return None
     text, n_scans = used.most_common(1)[0]

@@ -47,6 +47,20 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         },
     },
     "error": {"Description": "Why the scan could not be finished"},
+    "skull_strip": {
+        "Description": "How the brain mask was made; precomputed: given with the data; stripped: "
+        "the scan came without a skull"
+    },
+    "registration": {"Description": "How the scan was registered to the template"},
+    "template": {
+        "Description": "Template space, and the start of its file's SHA-256 if it was given"
+    },
+    "resolution": {"Description": "Voxel size of the template grid", "Units": "mm"},
+    "normalization": {"Description": "How intensities were scaled"},
+    "options": {"Description": "Options of the participant level that change its results"},
+    "software_version": {"Description": "Version of bids_harmony"},
+    "tools": {"Description": "Versions of the tools used"},
+    "input_sha256": {"Description": "SHA-256 of the raw image's file"},
     "outlier_rank": {"Description": "Order in which to look at the flagged scans, from 1"},
     "outlier_score": {
         "Description": "How far the scan's most remarkable measure lies from what is usual at "

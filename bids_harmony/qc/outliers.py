@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bids_harmony.qc.collect import Flag, ScanRow
+from bids_harmony.qc.consistency import NAMED, named, same_images
 from bids_harmony.qc.guard import MEASURES
 from bids_harmony.qc.usual import (
     MIN_SITE,
@@ -145,8 +146,13 @@ def find_outliers(
 
 
 def _states(rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
-    """Flag scans that failed, whose harmonization did, or whose predictions make no sense."""
+    """Flag scans that failed, are twice, or whose harmonization or predictions make no sense."""
+    same = {scan: scans for scans in same_images(rows) for scan in scans}
     for i, row in enumerate(rows):
+        if scans := same.get(row.scan, ()):
+            others = [scan for scan in scans[: NAMED + 1] if scan != row.scan]
+            text = f"It is the same image as {named(others, n=len(scans) - 1)}"
+            yield i, Flag("image", text, 2.0)
         if row.values["qc_status"] == "error":
             yield i, Flag("status", f"It failed: {row.values['error']}", MOST)
             continue

@@ -105,6 +105,8 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
         # A scan may be named by its file.
         row["scan"] = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
         row["verdict"] = row["verdict"].lower()
+        # Or by one that was made of it.
+        row["scan"] = re.sub(r"_(space|res)-[^_]*", "", row["scan"])
         if not any(row.values()):
             continue
         where = f"{path}, line {n}"

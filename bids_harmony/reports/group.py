@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from bids_harmony.files import write_text
+from bids_harmony.qc.collect import prediction_columns
 from bids_harmony.reports.group_images import dataset_pictures
 from bids_harmony.reports.group_tables import (
     age_rows,
@@ -117,7 +118,7 @@ def page_data(group: Group) -> dict[str, Any]:
     """
     scans = group.scans
     place = {scan: i for i, scan in enumerate(scans["scan"])}
-    predicted = [c for c in map(str, scans) if any(c.startswith(f"{t}_") for t in group.targets)]
+    predicted = [name for name in prediction_columns(group.targets) if name in scans]
     columns = dict.fromkeys([*NUMBERS, *group.metrics, *predicted])
     paths: dict[str, int] = {}
     pictures = {

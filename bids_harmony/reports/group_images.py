@@ -116,7 +116,8 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[SitePictures], list[
         What is not shown and why, one sentence each.
     """
     scans = kept(group)
-    scans = scans[_having(group, scans, "preproc")]
+    every = scans[_having(group, scans, "preproc")]
+    scans = _on_one_grid(every)
     plan = _plan(group, scans, out)
     if plan is None:
         return [], ["No images on the template grid were found, so there is nothing to show."]
@@ -124,6 +125,9 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[SitePictures], list[
     counts = scans["site"].value_counts()
     sites = sorted(counts.index, key=lambda site: (site != name, -counts[site], site))
     notes = []
+    if others := len(every) - len(scans):
+        notes.append(f"{others} of {len(every)} scans are on another template grid than most, and "
+                     "are not among the pictures.")  # fmt: skip
     if len(sites) > MAX_SITES:
         notes.append(f"Of {len(sites)} sites, the {MAX_SITES} with most scans are shown.")
     sites = sites[:1] * (sites[0] == name) + sorted(sites[sites[0] == name : MAX_SITES])
@@ -179,6 +183,15 @@ def _plan(group: Group, scans: pd.DataFrame, out: Path) -> _Plan | None:
             )
             return _Plan(inside.shape, image.affine, slices, maps)
     return None
+
+
+def _on_one_grid(scans: pd.DataFrame) -> pd.DataFrame:
+    """Choose the scans on the grid that most were resampled to."""
+    if scans.empty:
+        return scans
+    grid = scans.reindex(columns=["template", "resolution"]).map(str).agg(" ".join, axis=1)
+    most: pd.DataFrame = scans[grid == grid.mode().iloc[0]]
+    return most
 
 
 def _having(group: Group, scans: pd.DataFrame, volume: str) -> np.ndarray:

@@ -16,6 +16,7 @@ import yaml
 
 from bids_harmony.files import write_text
 from bids_harmony.outputs import load_record
+from bids_harmony.qc.collect import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.reports.methods import methods_html
 from bids_harmony.reports.reportlets import LABELS, ScanView, headline, render
 
@@ -33,9 +34,10 @@ _FIGURE = re.compile(
 def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     """Write ``sub-<subject>.html`` from the outputs of the participant's scans.
 
-    What the report says comes from each scan's ``<key>_desc-harmony_{qc,predictions}.json`` and
-    ``figures/<key>_desc-*_T1w.png``, so it can be written again at any time. Pictures are inside
-    the file, nothing is fetched from elsewhere, and no part needs JavaScript.
+    What the report says comes from each scan's record, ``<key>_desc-harmony_qc.json``, and the
+    predictions and pictures that it lists, so it can be written again at any time; what else an
+    earlier run left is not shown. Pictures are inside the file, nothing is fetched from
+    elsewhere, and no part needs JavaScript.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     title = f"bids_harmony: sub-{subject}"
     with tempfile.TemporaryDirectory(prefix="bids_harmony_report") as scratch:
         stage = Path(scratch)
-        spec = _stage(stage, out_dir / f"sub-{subject}" / "figures", scans, title)
+        spec = _stage(stage, out_dir, scans, title)
         report = Report(
             stage,
             None,
@@ -89,8 +91,8 @@ def _forget_layouts() -> None:
 def find_scan_views(out_dir: Path, subject: str) -> list[ScanView]:
     """Load the records of a participant's scans, in the order of sessions and runs."""
     found = []
-    for path in (out_dir / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json"):
-        key = path.name.removesuffix("_desc-harmony_qc.json")
+    for path in subject_records(out_dir / f"sub-{subject}"):
+        key = path.name.removesuffix(QC_ENDING)
         record = load_record(path)
         if record is None:
             record = {
@@ -100,14 +102,16 @@ def find_scan_views(out_dir: Path, subject: str) -> list[ScanView]:
                     "remedy": "Remove it and run the same command again.",
                 },
             }
-        predictions = load_record(path.with_name(f"{key}_desc-harmony_predictions.json"))
+        predictions, problem = read_predictions(path, record)
         failed = record.get("status") not in ("pass", "warn")
         error = {"cause": "The scan has no result.", "remedy": "", "crash_file": None}
         record = {
             "site": None, "age": None, "reasons": [], "warnings": [], **record, "name": key,
             **({"error": error | (record.get("error") or {})} if failed else {}),
         }  # fmt: skip
-        found.append((_order(record), record, {} if failed else predictions or {}))
+        if problem:
+            record["warnings"] = [*record["warnings"], f"{problem}."]
+        found.append((_order(record), record, {} if failed else predictions))
     found.sort(key=lambda item: item[0])
     return [
         ScanView(f"scan-{n}", record, predictions)
@@ -125,7 +129,7 @@ def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _stage(stage: Path, figures: Path, scans: Sequence[ScanView], title: str) -> Path:
+def _stage(stage: Path, out_dir: Path, scans: Sequence[ScanView], title: str) -> Path:
     """Lay out what nireports assembles, and write the bootstrap file that says in which order.
 
     Reportlets get names of our own (``sub-page_run-N``), so that nireports finds them whatever
@@ -133,10 +137,11 @@ def _stage(stage: Path, figures: Path, scans: Sequence[ScanView], title: str) ->
     """
     folder = stage / "sub-page" / "figures"
     folder.mkdir(parents=True)
-    parts = yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
-    version = next(
-        (v for s in scans if (v := (s.record.get("processing") or {}).get("version"))), ""
+    parts = yaml.safe_load(
+        (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
     )
+    used = ((s.record.get("processing") or {}).get("version") for s in scans)
+    version = " and ".join(dict.fromkeys(str(v) for v in used if v))
 
     def text(number: int, what: str, content: str) -> dict[str, Any]:
         path = folder / f"sub-page_run-{number}_desc-{what}_T1w.html"
@@ -154,14 +159,15 @@ def _stage(stage: Path, figures: Path, scans: Sequence[ScanView], title: str) ->
     ]
     for number, scan in enumerate(scans, start=1):
         reportlets = []
+        own = [p for p in listed_files(scan.record, scan.record["name"]) if "/figures/" in p]
         for part in parts:
             if "html" in part:
                 if content := render(part["html"], scan):
                     reportlets.append(text(number, part["html"], content))
                 continue
             what = part["figure"]
-            source = figures / f"{scan.record['name']}_desc-{what}_T1w.png"
-            if source.is_file():
+            source = next((out_dir / p for p in own if p.endswith(f"_desc-{what}_T1w.png")), None)
+            if source is not None and source.is_file():
                 link = folder / f"sub-page_run-{number}_desc-{what}_T1w.png"
                 link.symlink_to(source.resolve())
                 reportlets.append(_reportlet(number, what, part))
@@ -207,7 +213,9 @@ def _embed(page: str, stage: Path) -> str:
         kind = "webp"
     subtitles = {
         part["figure"]: part["subtitle"]
-        for part in yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
+        for part in yaml.safe_load(
+            (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
+        )
         if "figure" in part
     }
 

@@ -20,7 +20,8 @@ the test named at its end (`tests/`); this page is made from the tests' own tabl
 (`python tests/faults/fault_table.py`).
 
 * **works**: used like any other.
-* **warning**: used, and said at the top of the log and in the scan's record.
+* **warning**: used, and said at the top of the log and in the scan's record; what concerns the
+  whole dataset at the top of the group's page.
 * **left out**: not used, and said with the reason at the end of the log.
 * **QC flag**: done, with the status `warn` and the reason in the table and the report.
 * **scan fails**: its record and report have the status `error` with the reason; the other scans
@@ -68,6 +69,7 @@ def _rows(
 _SCAN = "test_scan_faults.py::"
 _CHECK = "test_file_check.py::"
 _MACHINE = "test_machine_faults.py::"
+_GROUP = "test_group_dataset.py::"
 _BUNDLE = "test_bundle_faults.py::"
 _NAMES = "test_dataset_faults.py::"
 
@@ -383,6 +385,47 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "many files": Fault(
             "100,000 files: listed in bounded time and memory", WORKS, "", 0,
             _NAMES + "test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory",
+        ),
+    },
+    "The whole dataset (level group)": {
+        **_rows(
+            _GROUP + "test_scans_that_were_never_done_are_named", WARNING, 0,
+            {
+                "never done": (
+                    "scans of the dataset without a record",
+                    "have no record, and are in no table: sub-01, sub-02 …",
+                ),
+                "no longer there": (
+                    "records of scans that the dataset no longer has",
+                    "no longer in the dataset, but still in the tables",
+                ),
+            },
+        ),
+        **_rows(
+            _GROUP + "test_group_goes_on_without_its_dataset", WARNING, 0,
+            {"no dataset": ("dataset gone, or not to be listed", "have no record is not known")},
+        ),
+        **_rows(
+            _GROUP + "test_the_same_image_twice_is_said", WARNING, 0,
+            {
+                "same image": (
+                    "the same image under two participants, or twice under one",
+                    "The same image stands under different participants",
+                ),
+            },
+        ),
+        **_rows(
+            _GROUP + "test_scans_made_in_different_ways_are_counted", WARNING, 0,
+            {
+                "different ways": (
+                    "scans stripped, registered or scaled in different ways or versions",
+                    "3 of 10 scans were registered by flirt, 7 by ants",
+                ),
+            },
+        ),
+        **_rows(
+            _GROUP + "test_predictions_that_should_be_there_are_missed", FLAG, 0,
+            {"predictions gone": ("predictions removed or damaged", "cannot be read")},
         ),
     },
     "Anything at all": {

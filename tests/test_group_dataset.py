@@ -1,0 +1,344 @@
+"""The group level beside its dataset: what is missing, what is twice, what was made differently.
+
+Nothing that a scan's record does not list is shown as the scan's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_scans import made_metrics, made_row, outliers_of, write_scan
+from PIL import Image
+
+from bids_harmony.bids import find_scans, list_scans
+from bids_harmony.cli.run import main
+from bids_harmony.config import RunConfig
+from bids_harmony.outputs import write_dataset_files
+from bids_harmony.qc.collect import find_records, listed_files, read_scans
+from bids_harmony.qc.consistency import image_notes
+from bids_harmony.qc.ratings import read_ratings
+from bids_harmony.reports.participant import write_participant_report
+
+BUNDLE = {"name": "b", "version": "1", "sha256": "0", "reference_site": "A"}
+AGE = {"brain_age": {"raw": 61.5, "harmonized": 62.5, "training_data": "real scans"}}
+PROCESSING = {
+    "version": "1.0", "registration": "auto", "template": "T", "on_guard_fail": "warn",
+    "contract": {"registration": "ants", "resolution": 2, "grey": 0.55, "shading_order": 3},
+    "tools": {"antspyx": "0.5.4", "deepbet": "1.0"},
+}  # fmt: skip
+
+
+def dataset(root: Path, keys: Iterable[str]) -> Path:
+    """Write a dataset of empty files."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    for key in keys:
+        subject, *rest = key.split("_")
+        session = rest[0] if rest and rest[0].startswith("ses-") else ""
+        path = root / subject / session / "anat" / f"{key}_T1w.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    return dataset(tmp_path / "bids", [])
+
+
+@pytest.fixture
+def out(bids: Path) -> Path:
+    out = bids.parent / "out"
+    write_dataset_files(out, bids)
+    return out
+
+
+def group(bids: Path, out: Path) -> int:
+    return main([str(bids), str(out), "group", "-w", str(bids.parent / "work")])
+
+
+def rows_of(out: Path) -> pd.DataFrame:
+    path = out / "group_T1w.tsv"
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, index_col="scan")
+
+
+def draw(out: Path, key: str, *kinds: str) -> list[str]:
+    """Put pictures of a scan where they belong; return their paths in the output folder."""
+    paths = []
+    for kind in kinds:
+        path = out / key.split("_")[0] / "figures" / f"{key}_desc-{kind}_T1w.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+        paths.append(path.relative_to(out).as_posix())
+    return paths
+
+
+def predict(record: Path) -> str:
+    """Write predictions beside a record; return their path below the participant's folder."""
+    path = record.with_name(record.name.replace("_qc", "_predictions"))
+    path.write_text(json.dumps(AGE))
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("failed", "other"),
+    [
+        ("sub-01", "sub-01_acq-b"), ("sub-01", "sub-01_run-1"), ("sub-01_acq-a", "sub-01_acq-ab"),
+        ("sub-01_ses-a", "sub-01_ses-a_run-2"), ("sub-01_run-1", "sub-01_run-10"),
+        ("sub-01_acq-b", "sub-01"),
+    ],
+)  # fmt: skip
+def test_a_failed_scan_carries_no_pictures_of_a_neighbour(
+    out: Path, failed: str, other: str
+) -> None:
+    write_scan(out, failed, "A", None, status="error", error={"cause": "Broken."})
+    pictures = draw(out, other, "norm", "predictions")
+    write_scan(out, other, "A", {}, outputs=pictures)
+    figures = {row.scan: row.figures for row in read_scans(find_records(out), out)}
+    assert figures == {failed: (), other: tuple(sorted(pictures))}
+    page = write_participant_report(out, "01").read_text()
+    assert page.count("<figure>") == 2
+
+
+def test_files_of_a_scan_are_told_by_all_their_entities() -> None:
+    names = [
+        "sub-01/anat/sub-01_space-T_res-2_desc-preproc_T1w.nii.gz",
+        "sub-01/anat/sub-01_from-T1w_to-T_mode-image_xfm.txt",
+        "sub-01/anat/sub-01_acq-b_space-T_res-2_desc-preproc_T1w.nii.gz",
+        "sub-01/figures/sub-01_desc-norm_T1w.png",
+        "sub-01/figures/sub-01_chunk-1_desc-norm_T1w.png",
+        "sub-010/figures/sub-010_desc-norm_T1w.png",
+    ]
+    chunk = "sub-01/anat/sub-01_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz"
+    record: dict[str, Any] = {"outputs": [*names, chunk, 5, None]}
+    assert listed_files(record, "sub-01") == [names[0], names[1], names[3]]
+    assert listed_files(record, "sub-01_acq-b") == [names[2]]
+    assert listed_files(record, "sub-01_run-1_chunk-2") == [chunk]
+    assert listed_files({"outputs": "sub-01_desc-norm_T1w.png"}, "sub-01") == []
+    assert listed_files({}, "sub-01") == []
+
+
+@pytest.mark.parametrize("status", ["pass", "error"])
+def test_what_an_earlier_run_left_is_not_shown(bids: Path, out: Path, status: str) -> None:
+    """After ``--bundle none``, or where the scan was damaged meanwhile."""
+    dataset(bids, ["sub-01"])
+    drawn = draw(out, "sub-01", "norm", "harmonized", "predictions", "histogram")
+    error = {"error": {"cause": "Broken."}} if status == "error" else {}
+    now = drawn[:1]
+    record = write_scan(out, "sub-01", "A", {}, status=status, outputs=now, **error)
+    predict(record)
+    stale = out / "sub-01" / "anat" / "sub-01_space-T_res-2_desc-harmonized_T1w.nii.gz"
+    stale.touch()
+    (row,) = read_scans(find_records(out), out)
+    assert (row.figures, row.volumes, row.targets, row.problem) == (tuple(now), {}, {}, None)
+    assert group(bids, out) == 0
+    assert "brain_age_raw" not in rows_of(out)
+    page = write_participant_report(out, "01").read_text()
+    assert page.count("<figure>") == len(now)
+    for gone in ("Brain age, slice by slice", "Before and after", "61.5", "62.5"):
+        assert gone not in page
+
+
+def test_predictions_that_should_be_there_are_missed(bids: Path, out: Path) -> None:
+    dataset(bids, ["sub-01", "sub-02", "sub-03"])
+    predict(write_scan(out, "sub-01", "A", {}, predicted=True, bundle=BUNDLE))
+    write_scan(out, "sub-02", "A", {}, predicted=True, bundle=BUNDLE)
+    predict(write_scan(out, "sub-03", "A", {}, bundle=BUNDLE))
+    assert group(bids, out) == 0
+    rows = rows_of(out)
+    assert list(rows["brain_age_raw"]) == ["61.5", "n/a", "n/a"]
+    assert "cannot be read (No such file or directory)" in rows["reasons"]["sub-02"]
+    assert "lists no predictions" in rows["reasons"]["sub-03"]
+    assert "cannot be read" in write_participant_report(out, "02").read_text()
+
+
+def test_scans_that_were_never_done_are_named(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = ["sub-01_acq-b", "sub-02_ses-1"]
+    never = ["sub-01", "sub-02_ses-2", "sub-03", *(f"sub-1{i}" for i in range(10))]
+    dataset(bids, [*done, *never])
+    (bids / "sub-04").mkdir()
+    (bids / "sub-05" / "anat").mkdir(parents=True)
+    (bids / "sub-05" / "anat" / "sub-05_part-phase_T1w.nii.gz").touch()
+    for key in (*done, "sub-06"):
+        write_scan(out, key, "A", {})
+    assert group(bids, out) == 0
+    told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
+    first = "sub-01, sub-02_ses-2, sub-03, sub-10, sub-11, sub-12, sub-13, sub-14, sub-15, sub-16"
+    for said in (
+        f"13 scans of 13 participants in the dataset have no record, and are in no table: {first} "
+        "and 3 more.",
+        "2 participants of the dataset have no T1w scan that can be used: sub-04 (its folder is "
+        "empty (in a DataLad dataset, run `datalad get` on it)), sub-05 (part-phase is not a "
+        "magnitude image).",
+        "1 scan with a record is no longer in the dataset, but still in the tables: sub-06.",
+    ):
+        assert f"Warning: {said}" in told
+        assert f"<li>{said}</li>" in page
+    for name in (*never, "sub-04", "sub-05", "sub-06"):
+        assert f'<tr><th scope="row">{name}</th><td>' in page
+    assert list(rows_of(out).index) == ["sub-01_acq-b", "sub-02_ses-1", "sub-06"]
+
+
+def test_a_dataset_that_is_all_there_is_not_remarked_upon(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["sub-01", "sub-01_acq-b", "sub-02_ses-1_run-01"]
+    dataset(bids, keys)
+    for key in keys:
+        write_scan(out, key, "A", {})
+    assert group(bids, out) == 0
+    assert "Warning" not in capsys.readouterr().out
+    page = (out / "group_T1w.html").read_text()
+    assert 'id="warnings"' not in page
+    assert 'id="absent"' not in page
+
+
+def test_group_goes_on_without_its_dataset(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scan(out, "sub-01", "A", {})
+    why = "Which scans of the dataset have no record is not known"
+    assert group(bids, out) == 0
+    assert f"Warning: {why}: {bids} holds no sub-* folder." in capsys.readouterr().out
+    shutil.rmtree(bids)
+    assert group(bids, out) == 0
+    assert f"Warning: {why}: {bids} cannot be listed" in capsys.readouterr().out
+    bids.mkdir()  # where its disk is not mounted
+    assert group(bids, out) == 0
+    assert f"Warning: {why}: {bids} holds no sub-* folder." in capsys.readouterr().out
+    assert why in (out / "group_T1w.html").read_text()
+
+
+def test_scans_are_listed_as_the_participant_level_finds_them(tmp_path: Path) -> None:
+    keys = ["sub-01", "sub-01_ses-a_run-2", "sub-02_part-phase", "sub-02_part-mag", "sub-3_foo-1"]
+    root = dataset(tmp_path / "bids", keys)
+    (root / "sub-01" / "anat" / "sub-01_T1w.nii").touch()
+    (root / "sub-04").mkdir()
+    config = RunConfig(bids_dir=root, output_dir=tmp_path / "out", participant_label=("01",))
+    found = find_scans(RunConfig(bids_dir=root, output_dir=tmp_path / "out"))
+    there, skipped = list_scans(config)
+    assert there == ["sub-01", "sub-01_ses-a_run-2", "sub-02_part-mag"]
+    assert there == [scan.key for scan in found.scans]
+    assert skipped == list(found.skipped)
+
+
+def test_the_same_image_twice_is_said(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {"sub-01": "aa", "sub-02_ses-1": "aa", "sub-03_run-1": "bb", "sub-03_run-2": "bb",
+              "sub-04": "cc", "sub-05": None, "sub-06": None}  # fmt: skip
+    dataset(bids, images)
+    for key, digest in images.items():
+        known = {} if digest is None else {"input_sha256": digest}
+        write_scan(out, key, "A", {}, **known)
+    assert group(bids, out) == 0
+    told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
+    for said in (
+        "The same image stands under different participants, and is counted for each: sub-01 and "
+        "sub-02_ses-1.",
+        "The same image stands more than once under one participant: sub-03_run-1 and "
+        "sub-03_run-2.",
+    ):
+        assert f"Warning: {said}" in told
+        assert f"<li>{said}</li>" in page
+    rows = rows_of(out)
+    assert rows["reasons"]["sub-01"] == "It is the same image as sub-02_ses-1"
+    assert rows["reasons"]["sub-03_run-2"] == "It is the same image as sub-03_run-1"
+    assert list(rows["reasons"][["sub-04", "sub-05", "sub-06"]]) == ["n/a"] * 3
+    assert list(rows["input_sha256"][["sub-01", "sub-06"]]) == ["aa", "n/a"]
+
+
+def test_files_of_one_name_are_told_by_their_content(bids: Path, out: Path) -> None:
+    """A template and atlases of the same name, and the image of a scan that failed."""
+    processing = PROCESSING | {"template": "custom"}
+    for i, digest in enumerate(("a" * 64, "b" * 64, "b" * 64)):
+        inputs = {"template": digest, "atlases": digest, "T1w": "c" * 64, "brain_mask": None}
+        status = {"status": "error", "error": {"cause": "Broken."}} if i == 2 else {}
+        write_scan(out, f"sub-0{i}", "A", {}, processing=processing, inputs=inputs, **status)
+    assert group(bids, out) == 0
+    page = (out / "group_T1w.html").read_text()
+    assert f"registered to custom {'a' * 12}, 1 to custom {'b' * 12}." in page
+    assert f"--atlas-dir {'a' * 12}, 1 with" in page
+    assert "is counted for each: sub-00 and sub-01 and sub-02." in page
+
+
+def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
+    rows = [made_row(f"sub-{i:04d}", "A", {}, input_sha256="aa") for i in range(5000)]
+    first = [f"sub-{i:04d}" for i in range(10)]
+    (note,) = image_notes(rows)
+    assert note.endswith(f": {' and '.join(first)} and 4990 more.")
+    flags = outliers_of(rows).flags
+    assert flags["sub-4999"][0].text == f"It is the same image as {', '.join(first)} and 4989 more"
+
+
+def test_scans_made_in_different_ways_are_counted(
+    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten scans: two by bet, one with a mask of its own, seven by deepbet, and so on."""
+    rng = np.random.default_rng(0)
+    keys = [f"sub-{i:02d}" for i in range(12)]
+    dataset(bids, keys)
+    for i, key in enumerate(keys[:10]):
+        method = "bet" if i < 2 else "precomputed" if i == 2 else "deepbet"
+        changed: dict[str, Any] = {}
+        if i < 3:
+            changed["registration"] = "flirt"
+        if i == 4:
+            changed |= {"tools": {"antspyx": "0.6.1", "deepbet": "1.0"}, "version": "1.1"}
+            changed["contract"] = PROCESSING["contract"] | {"resolution": 1, "grey": 0.6}
+        if i == 5:
+            changed |= {"sloppy": True, "template": "U"}
+        write_scan(
+            out, key, "A", made_metrics(rng), mask={"method": method}, predicted=i < 9,
+            processing=PROCESSING | changed, bundle=BUNDLE if i < 9 else None,
+        )  # fmt: skip
+        if i < 9:
+            predict(out / key / "anat" / f"{key}_desc-harmony_qc.json")
+    # What was not finished was made in no way, and what does not say is not counted.
+    other: dict[str, Any] = {"processing": PROCESSING | {"version": "0.1"}}
+    other["bundle"] = BUNDLE | {"name": "c"}
+    write_scan(out, keys[10], "A", None, status="error", error={"cause": "Broken."}, **other)
+    odd: dict[str, Any] = {"mask": [], "processing": {"contract": [1], "tools": "x"}}
+    write_scan(out, keys[11], "A", made_metrics(rng), bundle=BUNDLE, **odd)
+    assert group(bids, out) == 0
+    told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
+    for said in (
+        "1 of 10 scans was stripped with masks given with the data, 2 by bet, 7 by deepbet",
+        "3 of 10 scans were registered by flirt, 7 by ants",
+        "1 of 10 scans was registered to U, 9 to T",
+        "1 of 10 scans was resampled to 1 mm, 9 to 2 mm",
+        "1 of 10 scans was scaled with grey matter at 0.6 and a bias field of order 3, 9 with "
+        "grey matter at 0.55 and a bias field of order 3",
+        "1 of 10 scans was made with --on-guard-fail warn --sloppy, 9 with --on-guard-fail warn",
+        "1 of 10 scans was made by bids_harmony 1.1, 9 by bids_harmony 1.0",
+        "1 of 10 scans was made with antspyx 0.6.1, 9 with antspyx 0.5.4",
+        "1 of 11 scans was harmonized with no bundle, 10 with b 1",
+    ):
+        assert f"Warning: {said}.\n" in told
+        assert f"<li>{said}.</li>" in page
+    assert "Scans that were made in different ways may differ for that alone." in told
+    assert "deepbet 1.0" not in told
+    assert "reference site A:\n10 scans." in page
+    rows = rows_of(out)
+    assert list(rows.loc["sub-00", ["skull_strip", "registration", "resolution", "tools"]]) == [
+        "bet", "flirt", "2", "antspyx 0.5.4; deepbet 1.0",
+    ]  # fmt: skip
+    assert list(rows.loc["sub-11", ["skull_strip", "template", "tools"]]) == ["n/a"] * 3
+
+
+def test_a_rating_may_name_its_scan_by_what_was_made_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.tsv"
+    names = ["sub-01_acq-b_T1w.nii.gz", "sub-01_space-T_res-2_desc-preproc_T1w.nii.gz",
+             "sub-01_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz"]  # fmt: skip
+    path.write_text("scan\tverdict\n" + "".join(f"{name}\treject\n" for name in names))
+    ratings, _ = read_ratings([path])
+    assert set(ratings["scan"]) == {"sub-01_acq-b", "sub-01", "sub-01_run-1_chunk-2"}
