@@ -13,6 +13,7 @@ from typing import Any
 from bids_harmony import __version__
 from bids_harmony.bids_sidecars import ENTITIES, parse_entities
 from bids_harmony.files import write_json, write_text
+from bids_harmony.qc.collect import read_predictions, subject_records
 from bids_harmony.qc.record import RESULTS, failed_record
 from bids_harmony.text import read_json_or_empty
 
@@ -39,6 +40,8 @@ DESCRIPTIONS = {
     "desc-harmonized": "desc-preproc mapped to the look of the bundle's reference site",
 }
 
+#: Folder in a scan's work folder where its outputs wait until all of them are there.
+STAGING = "outputs"
 #: Entities that derivatives have beside those of their scan.
 DERIVED = ("space", "res", "desc", "from", "to", "mode")
 OUR_DESCS = frozenset(desc.removeprefix("desc-") for desc in DESCRIPTIONS) | {"harmony"}
@@ -206,14 +209,6 @@ def load_record(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def load_predictions(record_path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the predictions that a scan's record names; empty where it names none."""
-    name = record_path.name.replace("_qc.json", "_predictions.json")
-    if not any(Path(output).name == name for output in record.get("outputs") or ()):
-        return {}
-    return load_record(record_path.with_name(name)) or {}
-
-
 def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Path:
     """Path of a scan's ``desc-harmony_{qc,predictions}.json``."""
     folder = out / f"sub-{entities['subject']}"
@@ -311,7 +306,7 @@ def publish_scan(staging: Path, out: Path, record: Path) -> Path:
 def write_scans_tables(out: Path, subject: str) -> None:
     """Rebuild ``scans.tsv`` of each of a subject's sessions from the per-scan JSONs."""
     folders: dict[Path, list[dict[str, str]]] = {}
-    for path in sorted((out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json")):
+    for path in sorted(subject_records(out / f"sub-{subject}")):
         row = scans_row(path)
         folder = path.parent.parent
         folders.setdefault(folder, [])
@@ -337,7 +332,7 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     record = load_record(qc_path)
     if record is None or record.get("status") == "error" or not record.get("outputs"):
         return None
-    predictions = load_predictions(qc_path, record)
+    predictions, _ = read_predictions(qc_path, record)
     age = predictions.get("brain_age") or {}
     scz = predictions.get("schizophrenia_probability") or {}
     used = "raw" if age.get("harmonized") is None else "harmonized"

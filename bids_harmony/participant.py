@@ -26,7 +26,8 @@ from bids_harmony.errors import (
 from bids_harmony.failures import Failure, read_failures
 from bids_harmony.files import claim, digest_of, sha256_of, write_json, write_text
 from bids_harmony.outputs import (
-    remove_scan_files,
+    STAGING,
+    publish_scan,
     scan_file,
     write_dataset_files,
     write_scans_tables,
@@ -121,6 +122,11 @@ def work_folder(config: RunConfig) -> Path:
 def scan_work_folder(config: RunConfig, scan: str) -> Path:
     """Folder of one scan's intermediate files, by the name of its workflow."""
     return work_folder(config) / "harmony_wf" / scan
+
+
+def staging_folder(config: RunConfig, scan: str) -> Path:
+    """Folder of a scan's outputs until all of them are there."""
+    return scan_work_folder(config, scan) / STAGING
 
 
 def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
@@ -312,6 +318,8 @@ class Run:
             if (why := refuse_file(s.path) or refuse_folder(records[s.key].parent))
         }
         opened = [s for s in scans if s.wf_name not in refused]
+        for scan in scans:  # what an earlier run left there
+            shutil.rmtree(staging_folder(config, scan.wf_name), ignore_errors=True)
         for scan in opened:
             facts[scan.key]["inputs"] = self.inputs(scan)
             discard_outdated(scan_work_folder(config, scan.wf_name), facts[scan.key]["inputs"])
@@ -378,14 +386,26 @@ class Run:
                 crash = failure.crash_file.name if failure.crash_file else None
                 record = failed_record(facts[scan.key], failure.cause, failure.remedy, crash)
                 try:
-                    write_json(path, record)
-                    remove_scan_files(config.output_dir, scan.entities, keep=[path])
+                    self.publish_failure(scan, record)
                 except OSError as error:
                     if concerns_all(error):
                         raise
                     told += f" Its record could not be written ({error})."
             outcomes.append(Outcome(scan.key, "failed", told))
         return outcomes
+
+    def publish_failure(self, scan: Scan, record: dict[str, Any]) -> None:
+        """Put a failed scan's record in the place of all it had, with the figures that got drawn.
+
+        They show why it failed, as a brain mask or a registration that went wrong.
+        """
+        out = self.config.output_dir
+        staging = staging_folder(self.config, scan.wf_name)
+        drawn = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
+        record["outputs"] = sorted(path.relative_to(staging).as_posix() for path in drawn)
+        path = scan_file(staging, scan.entities, scan.key, "qc")
+        write_json(path, record)
+        publish_scan(staging, out, path)
 
     def report(self, subjects: Iterable[str]) -> list[Outcome]:
         """Rebuild the tables and reports of participants from what is on disk.

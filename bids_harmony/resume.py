@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.files import sha256_of, write_json
 from bids_harmony.outputs import load_record, scan_file
+from bids_harmony.qc.collect import subject_records
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
@@ -85,7 +86,7 @@ def report_is_new(out: Path, subject: str) -> bool:
 def record_times(out: Path, subject: str) -> dict[Path, int]:
     """List a participant's records with the times they were written (ns)."""
     times = {}
-    for path in (out / f"sub-{subject}").glob("**/anat/*_desc-harmony_qc.json"):
+    for path in subject_records(out / f"sub-{subject}"):
         with suppress(FileNotFoundError):  # another job is replacing it
             times[path] = path.stat().st_mtime_ns
     return times

@@ -12,6 +12,7 @@ from nipype.pipeline import engine as pe
 
 from bids_harmony.bids import Scan
 from bids_harmony.contract import Contract
+from bids_harmony.outputs import STAGING
 from bids_harmony.workflows.anat import init_anat_wf
 from bids_harmony.workflows.harmonize import init_harmonize_wf
 from bids_harmony.workflows.outputs import init_outputs_wf
@@ -131,7 +132,7 @@ def init_scan_wf(
         source_file=str(scan.path),
         source_uri=f"bids:raw:{scan.path.relative_to(bids_dir).as_posix()}",
         output_dir=output_dir,
-        staging_dir=str(Path(work_dir) / scan.wf_name / "outputs"),
+        staging_dir=str(Path(work_dir) / scan.wf_name / STAGING),
         space=space,
         resolution=contract.resolution,
         facts=facts,

@@ -148,7 +148,8 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
         return
     owner = (output_dir / raw).resolve()
     same_name = content.get("Name") == derivatives_name(bids_dir)
-    if same_name and owner == bids_dir.resolve():
+    gone = not (bids_dir / "dataset_description.json").is_file()  # as of a disk not mounted
+    if owner == bids_dir.resolve() and (same_name or gone):
         return
     # Renamed, moved, or mounted elsewhere: its scans tell.
     known = _same_scans(output_dir, bids_dir)
@@ -165,9 +166,10 @@ def _same_scans(output_dir: Path, bids_dir: Path, most: int = 5) -> bool | None:
     """Tell whether outputs were made from a dataset's scans; None where no scan can tell."""
     from bids_harmony.files import sha256_of
     from bids_harmony.outputs import load_record
+    from bids_harmony.qc.collect import subject_records
 
     tried = 0
-    for path in output_dir.glob("sub-*/**/anat/*_desc-harmony_qc.json"):
+    for path in (p for s in output_dir.glob("sub-*/") for p in subject_records(s)):
         record = load_record(path) or {}
         source, digest = record.get("source"), record.get("input_sha256")
         if not digest or not (bids_dir / str(source)).is_file():

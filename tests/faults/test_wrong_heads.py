@@ -33,6 +33,11 @@ def test_wrong_heads_end_as_the_table_says(out: Path, row: str) -> None:
     if fault.then == ERROR:
         assert record["status"] == "error"
         assert fault.says in record["error"]["cause"]
+        # The mask and the registration show why, in the report and for whoever opens the folder.
+        shown = {name.rpartition("_desc-")[2] for name in record["outputs"]}
+        assert shown == {"brainmask_T1w.png", "norm_T1w.png"}
+        assert all((out / name).is_file() for name in record["outputs"])
+        assert (out / f"sub-{label_of(row)}.html").read_text().count("data:image/") >= 2
     elif fault.then == FLAG:
         assert record["status"] == "warn"
         assert any(fault.says in reason for reason in record["reasons"])
