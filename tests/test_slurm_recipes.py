@@ -37,6 +37,21 @@ def program(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
+def runs_until_term(folder: Path, then: str) -> Path:
+    """Have bids_harmony wait for SIGTERM; return the file it makes when it does."""
+    ready = folder.parent / "ready"
+    loop = "for i in {1..300}; do sleep 0.1; done"
+    program(folder, "bids_harmony", f"trap '{then}' TERM; touch {ready}; {loop}")
+    return ready
+
+
+def until(path: Path) -> None:
+    for _ in range(300):
+        if path.exists():
+            return
+        time.sleep(0.05)
+
+
 def submit(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [RECIPE / "submit.sh", *map(str, args)], capture_output=True, text=True, check=False
@@ -146,17 +161,9 @@ def test_a_task_takes_its_participants_and_leaves_the_scratch_disk_clean(
 def test_a_task_hands_sigterm_on_and_ends_with_the_commands_code(
     task: list[str], programs: Path, tmp_path: Path
 ) -> None:
-    ready = tmp_path / "ready"
-    program(
-        programs,
-        "bids_harmony",
-        f'trap "echo told; exit 130" TERM; touch {ready}; for i in {{1..300}}; do sleep 0.1; done',
-    )
+    ready = runs_until_term(programs, "echo told; exit 130")
     run = subprocess.Popen(task, stdout=subprocess.PIPE, text=True)
-    for _ in range(300):
-        if ready.exists():
-            break
-        time.sleep(0.05)
+    until(ready)
     run.send_signal(signal.SIGTERM)
     assert run.communicate(timeout=20)[0].endswith("told\n")
     assert run.returncode == 130
@@ -167,20 +174,40 @@ def test_a_task_told_to_end_ends_with_130_whatever_kills_its_command(
     task: list[str], programs: Path, tmp_path: Path
 ) -> None:
     """As where the container's file system goes away while the command still reads from it."""
-    ready = tmp_path / "ready"
-    program(
-        programs,
-        "bids_harmony",
-        f"trap 'kill -BUS $$' TERM; touch {ready}; for i in {{1..300}}; do sleep 0.1; done",
-    )
+    ready = runs_until_term(programs, "kill -BUS $$")
     run = subprocess.Popen(task, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(300):
-        if ready.exists():
-            break
-        time.sleep(0.05)
+    until(ready)
     run.send_signal(signal.SIGTERM)
     assert run.communicate(timeout=20)[1] == ""
     assert run.returncode == 130
+
+
+def test_training_is_told_of_its_limit_by_a_signal_that_spares_the_containers_files(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's signal reaches every process of a step; those without a handler ignore SIGURG."""
+    assert "#SBATCH --signal=URG@" in (RECIPE / "train.sbatch").read_text()
+    task = tmp_path / "task"
+    program(programs, "srun", f'echo $$ > {task}; shift 2; exec "$@"')
+    ready = runs_until_term(programs, "echo $* saved; exit 130")
+    for name, value in {
+        "RECIPE": RECIPE, "SLURM_CPUS_PER_TASK": 2, "SLURM_NTASKS_PER_NODE": 3,
+        "SLURM_JOB_NUM_NODES": 2,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    run = subprocess.Popen(
+        ["bash", RECIPE / "train.sbatch", tmp_path, tmp_path / "out", tmp_path / "w", "--force"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until(ready)
+    os.kill(int(task.read_text()), signal.SIGURG)
+    said = run.communicate(timeout=20)[0]
+    assert run.returncode == 130
+    assert said == (
+        f"{tmp_path} {tmp_path}/out train -w {tmp_path}/w --devices 3 --nodes 2 --nprocs 6 "
+        "--force saved\n"
+    )
 
 
 def test_a_command_that_dies_untold_keeps_its_code(task: list[str], programs: Path) -> None:

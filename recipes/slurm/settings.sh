@@ -109,15 +109,15 @@ set_command() {
   harmony+=("$CONTAINER")
 }
 
-# run COMMAND...: with SIGTERM to the job's shell handed on to the command alone. Ends with its code,
-# or 130 where the signal ended it.
+# run COMMAND...: with SIGTERM to this shell, or SIGURG, handed on as SIGTERM to the command alone.
+# Ends with its code, or 130 where the signal ended it.
 run() {
   local code=0 told=''
   # A dying container may leave cores of some GB.
   ulimit -c 0
   # In the background, as the shell hears no signal while it waits for a command.
   "$@" &
-  trap 'told=1; kill -TERM $! 2>/dev/null' TERM
+  trap 'told=1; kill -TERM $! 2>/dev/null' TERM URG
   wait $! || code=$?
   # A signal ends the wait; the command still has to end.
   while [[ $told ]] && kill -0 $! 2>/dev/null; do
