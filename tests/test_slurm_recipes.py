@@ -210,6 +210,31 @@ def test_training_is_told_of_its_limit_by_a_signal_that_spares_the_containers_fi
     )
 
 
+@pytest.mark.parametrize(("code", "grouped"), [(0, True), (1, True), (2, False)])
+def test_the_plugins_job_makes_the_group_report_with_the_same_bundle(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, grouped: bool
+) -> None:
+    monkeypatch.setenv("RECIPE", str(RECIPE))
+    monkeypatch.chdir(tmp_path)
+    program(programs, "bids_harmony", f'echo "$*"; [[ $3 == group ]] || exit {code}')
+    result = subprocess.run(
+        ["bash", RECIPE / "plugin.sbatch", "/b", "/o", "/w", "--bundle=mine", "-d", "masks"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code
+    here = str(tmp_path)
+    assert (
+        result.stdout.splitlines()
+        == [
+            f"/b /o participant -w /w --use-plugin {RECIPE}/plugin.yml --bundle={here}/mine "
+            f"-d {here}/masks",
+            f"/b /o group -w /w --bundle={here}/mine",
+        ][: 1 + grouped]
+    )
+
+
 def test_a_command_that_dies_untold_keeps_its_code(task: list[str], programs: Path) -> None:
     program(programs, "bids_harmony", "kill -BUS $$")
     assert subprocess.run(task, capture_output=True, check=False).returncode == 128 + 7
