@@ -218,7 +218,18 @@ def test_the_plugins_job_makes_the_group_report_with_the_same_bundle(
     monkeypatch.chdir(tmp_path)
     program(programs, "bids_harmony", f'echo "$*"; [[ $3 == group ]] || exit {code}')
     result = subprocess.run(
-        ["bash", RECIPE / "plugin.sbatch", "/b", "/o", "/w", "--bundle=mine", "-d", "masks"],
+        [
+            "bash",
+            RECIPE / "plugin.sbatch",
+            "/b",
+            "/o",
+            "/w",
+            "--bundle=mine",
+            "-d",
+            "masks",
+            "--qc-ratings",
+            "r.json",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -229,8 +240,8 @@ def test_the_plugins_job_makes_the_group_report_with_the_same_bundle(
         result.stdout.splitlines()
         == [
             f"/b /o participant -w /w --use-plugin {RECIPE}/plugin.yml --bundle={here}/mine "
-            f"-d {here}/masks",
-            f"/b /o group -w /w --bundle={here}/mine",
+            f"-d {here}/masks --qc-ratings {here}/r.json",
+            f"/b /o group -w /w --bundle={here}/mine --qc-ratings {here}/r.json",
         ][: 1 + grouped]
     )
 
@@ -265,10 +276,8 @@ def called(tmp_path: Path) -> tuple[list[str], list[str], list[str], dict[str, s
     """Options of apptainer but its mounts, its mounts, the program's arguments, and variables."""
     argv, variables = json.loads((tmp_path / "called").read_text())
     end = argv.index(str(tmp_path / "app.sif"))
-    mounts = [value for flag, value in pairwise(argv) if flag == "-B"]
-    first = argv.index("-B")
-    assert first + 2 * len(mounts) == end
-    return argv[:first], mounts, argv[end + 1 :], variables
+    mounts = [value for flag, value in pairwise(argv) if flag in ("-B", "--mount")]
+    return argv[: end - 2 * len(mounts)], mounts, argv[end + 1 :], variables
 
 
 def test_the_container_sees_the_folders_of_the_task(
@@ -314,15 +323,15 @@ FORMS = [
     (["--bundle=./mine"], "mine", ["--bundle={}/mine"]),
     (["--bundle", "default"], None, ["--bundle", "default"]),
     (["--bundle", "none"], None, ["--bundle", "none"]),
-    (["--derivatives", "X=mine", "a b"], "mine,a b", ["--derivatives", "X={}/mine", "{}/a b"]),
+    (["--derivatives", "X=mine", "a b"], "mine|a b", ["--derivatives", "X={}/mine", "{}/a b"]),
     (["-dX=mine"], "mine", ["-dX={}/mine"]),
     (["-d", "mine", "--sloppy", "x"], "mine", ["-d", "{}/mine", "--sloppy", "x"]),
     (["--template", "a b/t.nii.gz"], "a b/t.nii.gz", ["--template", "{}/a b/t.nii.gz"]),
     (["--bids_filter_file", "f.json"], "f.json", ["--bids_filter_file", "{}/f.json"]),
-    (["--qc-ratings", "f.json", "mine"], "f.json,mine", ["--qc-ratings", "{}/f.json", "{}/mine"]),
+    (["--qc-ratings", "f.json", "mine"], "f.json|mine", ["--qc-ratings", "{}/f.json", "{}/mine"]),
     (["--atlas-dir", "../here/mine/"], "mine", ["--atlas-dir", "{}/mine"]),
     (["--use-plugin", "link"], "link", ["--use-plugin", "{}/link"]),
-    (["--template", "odd:one"], "odd:one", ["--template", "{}/odd:one"]),
+    (["--template", "odd:, one"], "odd:, one", ["--template", "{}/odd:, one"]),
     (["--template", "absent"], None, ["--template", "{}/absent"]),
 ]  # fmt: skip
 
@@ -338,17 +347,18 @@ def test_what_options_name_is_mounted_read_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here = tmp_path / "here"
-    for name in ("mine/x", "a b/t.nii.gz", "f.json", "odd:one"):
+    for name in ("mine/x", "a b/t.nii.gz", "f.json", "odd:, one"):
         write(here, name)
     (here / "link").symlink_to("f.json")
     monkeypatch.chdir(here)
     result = submit(dataset, tmp_path / "out", *words)
     assert result.returncode == 0, result.stderr
     _, mounts, given, _ = called(tmp_path)
-    names = [name.replace(":", "\\:") for name in mounted.split(",")] if mounted else []
-    assert [m for m in mounts if str(here) in m] == sorted(
-        f"{here}/{name}:{here}/{name}:ro" for name in names
-    )
+    wanted = {
+        f'type=bind,"src={path}","dst={path}",ro' if ":" in path else f"{path}:{path}:ro"
+        for path in (f"{here}/{name}" for name in (mounted.split("|") if mounted else ()))
+    }
+    assert {m for m in mounts if str(here) in m} == wanted
     assert given[-len(passed) :] == [word.format(here) for word in passed]
     assert " ".join(given[-len(passed) :]) in (tmp_path / "jobs").read_text()
 

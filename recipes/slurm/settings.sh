@@ -58,7 +58,7 @@ read_options() {
         done < <(grep -oE '"(bids_database_dir": ")?/[^"]*"' "$value")
       fi
     fi
-    [[ ! $option =~ ^--(bundle|config-file)$ ]] || group_options+=("$word")
+    [[ ! $option =~ ^--(bundle|config-file|qc-ratings)$ ]] || group_options+=("$word")
     options+=("$word")
   done
 }
@@ -100,11 +100,13 @@ set_command() {
   for folder in "${folders[@]}"; do mode[$folder]=''; done
   # Sorted, since a folder mounted later hides what was mounted inside it.
   while IFS= read -r path; do
-    folder=$path
-    # Apptainer reads colons and commas as its own.
-    folder=${folder//:/\\:}
-    folder=${folder//,/\\,}
-    harmony+=(-B "$folder:$folder${mode[$path]}")
+    if [[ $path == *[:,\"]* ]]; then
+      # Which -B reads as its own; --mount is a line of CSV.
+      folder=${path//\"/\"\"}
+      harmony+=(--mount "type=bind,\"src=$folder\",\"dst=$folder\"${mode[$path]/:/,}")
+    else
+      harmony+=(-B "$path:$path${mode[$path]}")
+    fi
   done < <(printf '%s\n' "${!mode[@]}" | LC_ALL=C sort)
   harmony+=("$CONTAINER")
 }
