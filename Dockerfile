@@ -43,8 +43,11 @@ COPY --from=dependencies /opt/bids_harmony /opt/bids_harmony
 # Copied, though a mount would save its 9 MB: Podman takes a layer from its cache whatever the
 # mounts hold, and a build of a newer program would have the old one.
 COPY --from=wheel /dist /opt/dist
+COPY container/clean.sh /opt/bids_harmony/bin/clean
 RUN pip --python /opt/bids_harmony/bin/python install --no-cache-dir --no-compile --no-deps \
         /opt/dist/*.whl \
+    && sed -i '1s|.*|#!/bin/sh /opt/bids_harmony/bin/clean|' \
+        /opt/bids_harmony/bin/bids_harmony /opt/bids_harmony/bin/bids_harmony-simulate \
     && python -m compileall -q --invalidation-mode unchecked-hash \
         /opt/bids_harmony/lib/python3.11/site-packages/bids_harmony
 # Any uid may run it, on a read-only root: all that is written goes to OUTPUT_DIR, to the work
@@ -92,6 +95,12 @@ RUN mkdir -p /opt/fsl
 FROM fsl-${FSL} AS fsl
 
 FROM slim AS full
+USER 0:0
+# For `bet -R`, a script that counts with dc.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends dc \
+    && rm -rf /var/lib/apt/lists/*
+USER 1000:1000
 COPY --from=fsl /opt/fsl /opt/fsl
 COPY container/FSL_LICENCE.txt /opt/fsl/LICENCE
 # After the program's own environment, whose python must come first.
@@ -99,5 +108,9 @@ ENV FSLDIR=/opt/fsl \
     FSLOUTPUTTYPE=NIFTI_GZ \
     FSLMULTIFILEQUIT=TRUE \
     PATH=$PATH:/opt/fsl/bin
+# A program or file that FSL's scripts lack shows here, not at the first user's.
+COPY container/try_fsl.sh /opt/fsl/try_fsl.sh
+ARG FSL
+RUN [ "${FSL}" = none ] || sh /opt/fsl/try_fsl.sh
 LABEL org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-FSL" \
       org.opencontainers.image.title="bids_harmony with FSL"

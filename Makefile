@@ -27,12 +27,14 @@ test: $(VENV)/.test  ## quick tests
 test-slow: $(VENV)/.test  ## the slow tests, on whole scans
 	$(BIN)/python -m pytest -n auto -m slow
 
-lint: $(VENV)/.test  ## style and types
+lint: $(VENV)/.test  ## style, types and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry bids_harmony workflows
+	$(BIN)/deptry --ignore DEP002,DEP004 docs docs/_ext tests tests/faults benchmarks recipes container
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/shellcheck .ci/run .ci/smoke .ci/deploy container/trim.sh recipes/slurm/*.sh recipes/slurm/*.sbatch
+	$(BIN)/shellcheck .ci/run .ci/smoke .ci/deploy container/*.sh recipes/slurm/*.sh recipes/slurm/*.sbatch
 	$(BIN)/check-jsonschema --builtin-schema vendor.circle-ci .circleci/config.yml
 
 docs: $(VENV)/.docs  ## the pages, in docs/_build/html; a warning is an error

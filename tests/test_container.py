@@ -73,6 +73,21 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     assert "setuptools" in pins
 
 
+def test_what_is_imported_is_declared_and_the_reverse() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    of_program, of_others = re.findall(r"^\t\$\(BIN\)/deptry (.*)$", makefile, re.MULTILINE)
+    assert of_program == "bids_harmony workflows"
+    for given in (of_program, of_others):
+        ran = subprocess.run(
+            [Path(sys.executable).with_name("deptry"), *shlex.split(given)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
 def test_all_that_pip_installs_in_the_image_is_pinned() -> None:
     installs = [
         command
@@ -142,6 +157,104 @@ def test_image_runs_the_program_as_nobody_in_particular() -> None:
 
 def test_program_knows_that_it_is_in_the_container() -> None:
     assert set(values("slim", "ENV")) & set(CONTAINER_VARIABLES)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder with what the image's commands begin with, and a python that says what it sees."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "clean").write_bytes((ROOT / "container/clean.sh").read_bytes())
+    (folder / "python").write_text('#!/bin/sh\necho "$@"\nenv\n')
+    (folder / "python").chmod(0o755)
+    copied, first = re.search(
+        r"clean.sh (\S+)\nRUN .* sed -i '1s\|\.\*\|#!(/bin/sh \S+)\|'",
+        (ROOT / "Dockerfile").read_text(),
+        re.DOTALL,
+    ).groups()
+    assert first == f"/bin/sh {copied}"
+    return folder
+
+
+def test_commands_of_the_image_see_nothing_of_the_hosts_environment(
+    commands: Path, tmp_path: Path
+) -> None:
+    harmful = {
+        "PYTHONHOME": "/x", "PYTHONPATH": "/x", "PYTHONSTARTUP": "/x", "PYTHONWARNINGS": "error",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MPLCONFIGDIR": "/x",
+        "TEMPLATEFLOW_HOME": "/x", "FSL_LOAD_NIFTI_EXTENSIONS": "1", "XDG_CACHE_HOME": "/x",
+        "NUMBA_CACHE_DIR": "/x", "ITK_GLOBAL_DEFAULT_THREADER": "x", "LD_PRELOAD_32": "/x.so",
+        "CONDA_PREFIX": "/x", "BASH_ENV": "/x", "LC_ALL": "de_DE.UTF-8", "LC_NUMERIC": "de_DE",
+        "TMPDIR": "/nowhere", "FSLDIR": "/x", "FSLOUTPUTTYPE": "NIFTI", "NIPYPE_CONFIG_DIR": "/x",
+    }  # fmt: skip
+    harmless = {
+        "SLURM_PROCID": "1", "CUDA_VISIBLE_DEVICES": "0", "HOME": "/h", "LD_LIBRARY_PATH": "/gpu",
+        "ODD": "a\nFSLDIR=b",
+    }  # fmt: skip
+    ran = subprocess.run(
+        ["/bin/sh", commands / "clean", "/the/command", "an argument", "*"],
+        env={"PATH": os.environ["PATH"], **harmful, **harmless},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    given, *lines = ran.stdout.splitlines()
+    assert given == "/the/command an argument *"
+    seen = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert not set(seen) & (set(harmful) - {"FSLDIR"})
+    assert harmless.keys() <= seen.keys()
+    assert {"LANG", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE"} <= seen.keys()
+    assert ran.stderr == ""
+
+
+def test_a_temporary_folder_that_is_there_is_kept(commands: Path, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        ["/bin/sh", commands / "clean"],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"TMPDIR={tmp_path}\n" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("broken", "script"),
+    [
+        (None, ""),
+        ("bet", "exit 1"),
+        ("bet", "true"),
+        ("fslstats", "echo 0 0"),
+        ("fslstats", "exit 1"),
+        ("flirt", "true"),
+    ],
+)
+def test_the_build_of_full_stops_where_fsl_does_not_work(
+    tmp_path: Path, broken: str | None, script: str
+) -> None:
+    """Else ``bet``, a script, would fail for the first user for want of ``dc``."""
+    works = {
+        "bids_harmony-simulate": 'mkdir -p "$1/sub-01/anat"; touch "$1/sub-01/anat/a_T1w.nii.gz"',
+        "bet": 'test "$3 $4" = "-R -m"; test -f "$1"; touch "${2%.nii.gz}_mask.nii.gz"',
+        "fslstats": 'test -f "$1"; echo 150000 1200000',
+        "flirt": 'while [ "$1" != -omat ]; do shift; done; echo 1 > "$2"',
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (works | ({broken: script} if broken else {})).items():
+        (folder / name).write_text(f"#!/bin/sh\nset -e\n{text}\n")
+        (folder / name).chmod(0o755)
+    ran = subprocess.run(
+        ["/bin/sh", ROOT / "container/try_fsl.sh"],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (ran.returncode == 0) == (broken is None)
+    full = [rest for word, rest in STAGES["full"] if word == "RUN"]
+    assert any(re.search(r"apt-get install .* dc\b", rest) for rest in full)
+    assert full[-1].endswith("sh /opt/fsl/try_fsl.sh")
 
 
 def test_errors_about_paths_speak_of_mounts_in_a_container_only(

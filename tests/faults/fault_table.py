@@ -169,6 +169,17 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "SIGTERM, as at the end of a cluster's job", RESUMES, "Interrupted.", 130,
             _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
         ),
+        "scancel": Fault(
+            "a task's container cancelled together with its file system", RESUMES, "", 130,
+            "test_slurm_recipes.py::"
+            "test_a_task_told_to_end_ends_with_130_whatever_kills_its_command",
+        ),
+        "odd environment": Fault(
+            "the user's `PYTHONHOME`, `MPLBACKEND`, `FSLDIR` and the like, in the container",
+            WORKS, "", 0,
+            "test_container.py::"
+            "test_commands_of_the_image_see_nothing_of_the_hosts_environment",
+        ),
         "main killed": Fault(
             "SIGKILL of the command alone: its workers end too", RESUMES, "", None,
             _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",

@@ -19,7 +19,8 @@ def main() -> None:
     for word in given:
         if not word.startswith("-"):
             break  # the image
-        if word in FLAGS:
+        # The image keeps odd variables from the program; here there is no image.
+        if word in FLAGS or word.startswith("--env="):
             continue
         value = next(given)
         if word == "--entrypoint":
