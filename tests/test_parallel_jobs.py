@@ -13,9 +13,8 @@ import pytest
 from bids_dataset import write
 
 from bids_harmony.config import RunConfig
-from bids_harmony.contract import Contract
 from bids_harmony.outputs import scan_file, write_dataset_files
-from bids_harmony.participant import Run
+from bids_harmony.participant import Run, prepare
 
 ROOT_FILES = (
     "dataset_description.json", "README.md", "CHANGES", ".bidsignore", "descriptions.tsv",
@@ -105,7 +104,7 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
 
 def make_run(out: Path) -> Run:
     config = RunConfig(bids_dir=out.parent, output_dir=out, bundle="none")
-    return Run(config, None, Contract(), "MNI152NLin2009aSym", "cpu", ())
+    return prepare(config)
 
 
 def write_failed_record(out: Path, session: str) -> None:
