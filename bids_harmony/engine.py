@@ -222,7 +222,7 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
 
     remedy = "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`."
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         name, args = values["plugin"], values.get("plugin_args") or {}
         known = hasattr(plugins, f"{name}Plugin")
     except (OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:

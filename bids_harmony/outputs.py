@@ -174,7 +174,7 @@ def _raw_description(bids_dir: Path) -> dict[str, Any]:
 def load_record(path: Path) -> dict[str, Any] | None:
     """Read a per-scan JSON, or return None where there is none that can be read."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

@@ -299,7 +299,12 @@ def _slurm(*command: str) -> tuple[str, str]:
     """Run a Slurm command; return what it printed, and why it failed in one line or ``""``."""
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, env=os.environ
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            env=os.environ,
         )
     except OSError as error:
         return "", f"{command[0]}: {error.strerror}"

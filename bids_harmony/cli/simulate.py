@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
+from bids_harmony.cli.utf8 import use_utf8
 from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
 #: Heads made at once unless told otherwise, where the machine has the processors.
@@ -149,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0; 2 when an argument is wrong, 70 when writing fails.
     """
+    if argv is None:
+        use_utf8()
     args = build_parser().parse_args(argv)
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset

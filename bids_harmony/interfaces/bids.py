@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
-_SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text())
+_SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
 
 class DerivativesDataSink(_DerivativesDataSink):
@@ -51,11 +51,11 @@ class DerivativesDataSink(_DerivativesDataSink):
 
     def _describe_resolution(self) -> None:
         sidecar = Path(self._results["out_meta"])
-        metadata = json.loads(sidecar.read_text())
+        metadata = json.loads(sidecar.read_text(encoding="utf-8"))
         metadata["Resolution"] = (
             f"{self.inputs.resolution} mm isotropic, on the grid of {self.inputs.space}"
         )
-        sidecar.write_text(json.dumps(metadata, sort_keys=True, indent=2))
+        sidecar.write_text(json.dumps(metadata, sort_keys=True, indent=2), encoding="utf-8")
 
 
 def publish(source: str | Path, target: Path) -> Path:

@@ -133,7 +133,9 @@ def _stage(stage: Path, figures: Path, scans: Sequence[ScanView], title: str) ->
     """
     folder = stage / "sub-page" / "figures"
     folder.mkdir(parents=True)
-    parts = yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
+    parts = yaml.safe_load(
+        (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
+    )
     version = next(
         (v for s in scans if (v := (s.record.get("processing") or {}).get("version"))), ""
     )
@@ -207,7 +209,9 @@ def _embed(page: str, stage: Path) -> str:
         kind = "webp"
     subtitles = {
         part["figure"]: part["subtitle"]
-        for part in yaml.safe_load((files("bids_harmony.data") / "reports-spec.yml").read_text())
+        for part in yaml.safe_load(
+            (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
+        )
         if "figure" in part
     }
 

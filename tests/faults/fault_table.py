@@ -220,6 +220,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "output or work folder of someone else", REFUSED, "cannot be written", 2,
             "test_parser_places.py::test_places_must_be_writable",
         ),
+        "locale": Fault(
+            "locale without UTF-8 (`LC_ALL=C`), `ä` and `中` in the paths", WORKS, "", 0,
+            "test_locale_faults.py::test_a_run_in_an_ascii_locale_ends_well",
+        ),
         "clock": Fault(
             "clock that is set back again and again", WORKS, "", 0,
             _MACHINE + "test_a_clock_that_is_set_back_changes_nothing",
