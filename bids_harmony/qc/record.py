@@ -32,7 +32,8 @@ def scan_record(
         They stand in the record unchanged.
     check, mask, scale : mapping
         Records of the check, brain mask and intensity steps. ``mask`` has ``method`` and, for a
-        scan that was stripped before, ``detected``.
+        scan that was stripped before, ``detected``. What the first two have as ``notes`` become
+        warnings.
     metrics : mapping
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
         :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
@@ -57,7 +58,7 @@ def scan_record(
     """
     verdict = judge(metrics, reference)
     reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
-    notes = [str(note) for note in check.get("notes", ())]
+    notes = [str(note) for part in (check, mask) for note in part.get("notes", ())]
     return {
         **facts,
         "status": "warn" if reasons else "pass",
