@@ -31,7 +31,7 @@ def merge(scans: Path, merged: Path) -> int:
     rows, licences, n_scans = [], [], 0
     for folder, prefix in SOURCES.items():
         source = scans / folder
-        description = json.loads((source / "dataset_description.json").read_text())
+        description = json.loads((source / "dataset_description.json").read_text(encoding="utf-8"))
         licences.append(f"{description['Name']}: {description['License']}")
         with (source / "participants.tsv").open(encoding="utf-8") as file:
             people = list(csv.DictReader(file, delimiter="\t"))
@@ -47,7 +47,7 @@ def merge(scans: Path, merged: Path) -> int:
                 sidecar = source / "T1w.json"
                 if sidecar.is_file():
                     name = target.name.replace(".nii.gz", ".json")
-                    write_text(target.with_name(name), sidecar.read_text())
+                    write_text(target.with_name(name), sidecar.read_text(encoding="utf-8"))
                 n_scans += 1
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(row.get(column) or "n/a" for column in COLUMNS) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,10 +11,22 @@ import pytest
 from scipy import ndimage
 from t1w_images import SHAPE, affine, scan
 
-from bids_harmony.anat.brain import conform_mask, deepbet_mask, dice, foreground, is_stripped
+from bids_harmony.anat.brain import (
+    as_mask,
+    conform_mask,
+    deepbet_mask,
+    dice,
+    foreground,
+    given_mask,
+    is_stripped,
+)
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.template import load_template
 from bids_harmony.errors import ScanError
+from bids_harmony.interfaces.anat import ConformMask
+from bids_harmony.qc.record import scan_record
+
+NAN = float("nan")
 
 
 def test_template_is_a_stripped_scan_and_a_head_around_it_is_not() -> None:
@@ -23,6 +36,22 @@ def test_template_is_a_stripped_scan_and_a_head_around_it_is_not() -> None:
     assert is_stripped(template.t1w)
     head = data + 0.8 * (far & ~near).astype(np.float32)
     assert not is_stripped(nib.Nifti1Image(head, template.t1w.affine))
+
+
+def test_a_template_with_a_broken_sform_and_nan_around_it_is_read(tmp_path: Path) -> None:
+    embedded = load_template(2)
+    data = np.where(embedded.mask, np.asarray(embedded.t1w.dataobj), np.nan)
+    img = nib.Nifti1Image(data.astype(np.float32)[..., None], embedded.t1w.affine)
+    img.set_qform(img.affine, 1)
+    img.set_sform(img.affine, 1)
+    content = bytearray(img.to_bytes())
+    content[280:328] = bytes(48)
+    path = tmp_path / "tpl-x_T1w.nii"
+    path.write_bytes(bytes(content))
+    template = load_template(2, str(path))
+    np.testing.assert_allclose(template.t1w.affine, embedded.t1w.affine, atol=1e-3)
+    assert dice(template.mask, embedded.mask) > 0.999
+    assert np.isfinite(np.asarray(template.t1w.dataobj)).all()
 
 
 def test_foreground_of_a_stripped_scan_may_have_any_background() -> None:
@@ -47,6 +76,119 @@ def test_mask_on_another_grid_of_the_same_space_is_conformed() -> None:
     elsewhere[:3, 3] += 300
     with pytest.raises(ScanError, match="does not lie in the scan's space"):
         conform_mask(nib.Nifti1Image(fine, elsewhere), img)
+
+
+@pytest.mark.parametrize(
+    ("values", "brain", "threshold"),
+    [
+        ([0, 0, 1, 1, 1], [0, 0, 1, 1, 1], None),
+        ([0, NAN, -1, 1, 1], [0, 0, 0, 1, 1], None),
+        ([0, 0.2, 0.5, 0.51, 1], [0, 0, 0, 1, 1], 0.5),
+        ([0, 0.1, 0.4, 0.6, 0.7], [0, 0, 0, 1, 1], 0.5),
+        ([-0.1, 0.05, 0.45, 0.95, 1.1], [0, 0, 0, 1, 1], 0.5),
+        ([0, 0, 255, 255, 255], [0, 0, 1, 1, 1], 127.5),
+        ([0, 30, 49, 51, 100, 100, 98], [0, 0, 0, 1, 1, 1, 1], 50),
+        ([0, 127, 128, 250, 255, 240], [0, 0, 1, 1, 1, 1], 127.5),
+        ([0, 2, 3, 17, 41, 42, 77], [0, 1, 1, 1, 1, 1, 1], 0),
+        ([0, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1], 0),
+    ],
+)
+def test_what_counts_as_brain_by_the_values_of_a_mask(
+    values: list[float], brain: list[int], threshold: float | None
+) -> None:
+    mask, record = as_mask(np.reshape(values, (-1, 1, 1)), "The brain mask x")
+    np.testing.assert_array_equal(mask.ravel(), np.array(brain, bool))
+    assert record.get("threshold") == threshold
+    if threshold is not None:
+        (note,) = record["notes"]
+        assert f"above {threshold:g} was taken as brain" in note
+
+
+@pytest.mark.parametrize(
+    "data", [scan() + 0.5, np.zeros((*SHAPE, 2)), np.zeros(SHAPE, np.complex64)]
+)
+def test_an_image_is_no_mask(data: np.ndarray) -> None:
+    with pytest.raises(ScanError, match=r"The brain mask x .*(no mask|not a 3-D volume)"):
+        as_mask(data, "The brain mask x")
+
+
+def box() -> np.ndarray:
+    """Some 1.1 litres, nearer to one side of each axis."""
+    mask = np.zeros(SHAPE, np.float32)
+    mask[10:30, 10:40, 8:36] = 1
+    return mask
+
+
+def without_codes(path: Path) -> None:
+    img = nib.Nifti1Image(box(), affine(flip=True))
+    img.set_sform(None, 0)
+    img.set_qform(None, 0)
+    nib.save(img, path)
+
+
+def with_sform_of_zeros(path: Path) -> None:
+    img = nib.Nifti1Image(box()[..., None], affine(flip=True))
+    img.set_qform(img.affine, 1)
+    content = bytearray(img.to_bytes())
+    content[280:328] = bytes(48)
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (without_codes, "taken to lie on the scan's own grid"),
+        (with_sform_of_zeros, "the qform was used"),
+    ],
+)
+def test_a_mask_with_a_broken_header_lies_where_its_scan_does(
+    tmp_path: Path, make: Callable[[Path], None], says: str
+) -> None:
+    """The scan is stored from right to left: in RAS the mask is mirrored."""
+    img = nib.as_closest_canonical(nib.Nifti1Image(scan(), affine(flip=True)))
+    path = tmp_path / "sub-01_desc-brain_mask.nii"
+    make(path)
+    mask, record = given_mask(path, img, "LAS")
+    np.testing.assert_array_equal(mask, box()[::-1] > 0)
+    (note,) = record["notes"]
+    assert path.name in note
+    assert says in note
+
+
+def test_a_mask_without_orientation_of_another_shape_is_refused(tmp_path: Path) -> None:
+    img = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), affine())
+    without_codes(tmp_path / "x_mask.nii")
+    with pytest.raises(ScanError, match=r"The brain mask x_mask.nii has neither sform nor qform"):
+        given_mask(tmp_path / "x_mask.nii", img, "RAS")
+
+
+def test_how_a_mask_was_read_stands_in_the_record_and_among_the_warnings(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(scan(), affine()), tmp_path / "t1w.nii")
+    soft = np.where(box() > 0, 0.9, 0.3)
+    nib.save(nib.Nifti1Image(soft.astype(np.float32), affine()), tmp_path / "soft_mask.nii")
+    conform = ConformMask(
+        in_file=str(tmp_path / "t1w.nii"),
+        in_mask=str(tmp_path / "soft_mask.nii"),
+        method="precomputed",
+    )
+    found = conform.run(cwd=str(tmp_path)).outputs
+    np.testing.assert_array_equal(np.asarray(nib.load(found.out_mask).dataobj), box())
+    assert found.record["threshold"] == 0.5
+    record = scan_record({}, check={}, mask=found.record, scale={}, metrics={})
+    assert record["warnings"] == [
+        "The brain mask soft_mask.nii holds values other than 0 and 1 up to 0.9; what lies above "
+        "0.5 was taken as brain"
+    ]
+
+
+def test_a_mask_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(scan(), affine()), tmp_path / "t1w.nii")
+    path = tmp_path / "x_mask.nii.gz"
+    nib.save(nib.Nifti1Image(scan(), affine()), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    conform = ConformMask(in_file=str(tmp_path / "t1w.nii"), in_mask=str(path), method="given")
+    with pytest.raises(ScanError, match=r"The brain mask x_mask.nii.gz cannot be read"):
+        conform.run(cwd=str(tmp_path))
 
 
 def test_deepbet_finds_no_brain_in_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,34 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from scipy import ndimage
 from t1w_images import SHAPE, affine, scan, write
 
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.errors import ScanError
+from bids_harmony.interfaces.anat import RestoreOrientation
+
+#: Fields of a NIfTI-1 header: place in bytes and format.
+PIXDIM, CODES, QUATERNION, SROW = (76, "4f"), (252, "2h"), (256, "3f"), (280, "12f")
+NAN = float("nan")
+
+
+def with_header(
+    path: Path, *changes: tuple[tuple[int, str], tuple[float, ...]], q: np.ndarray | None = None
+) -> Path:
+    """Write a scan with the affine ``q`` in both forms, then change fields of its header."""
+    img = nib.Nifti1Image(scan(), affine() if q is None else q)
+    img.set_sform(img.affine, 1)
+    img.set_qform(img.affine, 1)
+    content = bytearray(img.to_bytes())
+    for (place, form), values in changes:
+        struct.pack_into("<" + form, content, place, *values)
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else bytes(content))
+    return path
+
+
+def srow(matrix: np.ndarray) -> tuple[tuple[int, str], tuple[float, ...]]:
+    return SROW, tuple(matrix[:3].ravel())
 
 
 def truncated(path: Path) -> None:
@@ -74,6 +99,12 @@ def colours(path: Path) -> None:
     nib.save(nib.Nifti1Image(data, affine()), path)
 
 
+def slab_in_zeros(path: Path) -> None:
+    data = scan()
+    data[:, 10:] = 0
+    write(path, data)
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (truncated, "cannot be read"),
     "corrupt": (corrupt, "cannot be read"),
@@ -98,6 +129,31 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN affine": (nan_affine, "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
     "no sform and no qform": (without_forms, "neither sform nor qform"),
+    "sform of zeros alone": (
+        lambda p: with_header(p, srow(np.zeros((4, 4))), (CODES, (0, 1))),
+        "impossible geometry: the sform has voxels of 0 x 0 x 0 mm",
+    ),
+    "both forms useless": (
+        lambda p: with_header(p, srow(np.full((4, 4), NAN)), (QUATERNION, (1, 1, 1))),
+        "impossible geometry",
+    ),
+    "qform alone, no rotation": (
+        lambda p: with_header(p, (QUATERNION, (1, 1, 1)), (CODES, (1, 0))),
+        "impossible geometry: the qform",
+    ),
+    "matrix marked as unused": (
+        lambda p: with_header(p, (CODES, (0, 0))),
+        "neither sform nor qform.*Its sform has code 0",
+    ),
+    "40-mm slab": (
+        lambda p: write(p, scan()[:, :, :10]),
+        "a part of the head only: 40 mm from bottom to top, where at least 80 mm",
+    ),
+    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 mm from left to right"),
+    "slab among zeros": (
+        slab_in_zeros,
+        "covers a part of the head only: 40 mm from back to front",
+    ),
     "a terabyte": (claims_too_much, "voxels"),
 }
 
@@ -184,6 +240,84 @@ def test_qform_alone_and_qform_beside_a_broken_sform_are_used(tmp_path: Path) ->
         assert len(record["notes"]) == n_notes
 
 
+@pytest.mark.parametrize("name", ["x_T1w.nii", "x_T1w.nii.gz"])
+@pytest.mark.parametrize(
+    "matrix",
+    {
+        "zeros": np.zeros((4, 4)),
+        "singular": singular(),
+        "nearly singular": singular() + np.diag([0, 1e-2, 0, 0]),
+        "NaN": np.full((4, 4), NAN),
+        "infinite": np.full((4, 4), np.inf),
+        "metres": affine() @ np.diag([1e-3] * 3 + [1]),
+        "three times too large": affine() @ np.diag([3, 3, 3, 1]),
+        "one side twice too large": affine() @ np.diag([1, 1, 2, 1]),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_useless_sform_gives_way_to_the_qform_everywhere(
+    tmp_path: Path, matrix: tuple[str, np.ndarray], name: str
+) -> None:
+    stored = affine(turn=(0, 0, 12), flip=True)
+    path = with_header(tmp_path / name, srow(matrix[1]), q=stored)
+    loaded, record = load_t1w(path)
+    assert record["orientation"] == "LAS"
+    np.testing.assert_array_equal(np.asarray(loaded.dataobj), scan()[::-1])
+    np.testing.assert_allclose(
+        apply_affine(loaded.affine, [SHAPE[0] - 1, 5, 6]),
+        apply_affine(stored, [0, 5, 6]),
+        atol=1e-3,
+    )
+    (note,) = record["notes"]
+    assert note.startswith("the sform ")
+    assert note.endswith("; the qform was used")
+
+    nib.save(loaded, tmp_path / "ras.nii")
+    restore = RestoreOrientation(in_file=str(tmp_path / "ras.nii"), original=str(path))
+    back = nib.load(restore.run(cwd=str(tmp_path)).outputs.out_file)
+    np.testing.assert_array_equal(np.asarray(back.dataobj), scan())
+    np.testing.assert_allclose(back.affine, stored, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "longer than 1": (QUATERNION, (1, 1, 1)),
+        "NaN": (QUATERNION, (NAN, 0, 0)),
+        "voxel size 0": (PIXDIM, (1, 0, 4, 4)),
+        "voxel size NaN": (PIXDIM, (1, 4, NAN, 4)),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_useless_qform_is_said_beside_a_good_sform(
+    tmp_path: Path, change: tuple[str, Any]
+) -> None:
+    loaded, record = load_t1w(with_header(tmp_path / "x_T1w.nii.gz", change[1]))
+    np.testing.assert_allclose(loaded.affine, affine())
+    (note,) = record["notes"]
+    assert note.startswith("the qform ")
+    assert note.endswith("; the sform was used")
+
+
+def test_the_sign_of_an_odd_qfac_counts(tmp_path: Path) -> None:
+    """By NIfTI's standard a negative qfac mirrors the third axis; nibabel knows -1 alone."""
+    for qfac, side in ((-2, "I"), (7, "S"), (0, "S"), (-1, "I")):
+        path = with_header(tmp_path / "x_T1w.nii.gz", (PIXDIM, (qfac, 4, 4, 4)), (CODES, (1, 0)))
+        _, record = load_t1w(path)
+        assert record["orientation"] == "RA" + side
+        assert len(record["notes"]) == (qfac in (-2, 7))
+
+
+def test_an_sform_alone_that_differs_from_the_voxel_size_is_used_and_said(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "x_T1w.nii.gz", (PIXDIM, (1, 2, 4, 4)), (CODES, (0, 1)))
+    loaded, record = load_t1w(path)
+    np.testing.assert_allclose(loaded.affine, affine())
+    assert record["notes"] == [
+        "the sform has voxels of 4 x 4 x 4 mm where the header says 2 x 4 x 4 mm; the sform was "
+        "used"
+    ]
+
+
 def test_a_few_bad_voxels_are_replaced_and_counted(tmp_path: Path) -> None:
     data = scan()
     data[5, 5, 5:8] = np.nan, np.inf, -np.inf
@@ -200,3 +334,126 @@ def test_standardised_intensities_are_lifted_above_the_background(tmp_path: Path
     assert out.min() == 0
     assert np.corrcoef(out.ravel(), data.ravel())[0, 1] > 0.999
     assert "below 0" in record["notes"][0]
+
+
+def head(noise: bool = True) -> np.ndarray:
+    """Something bright of 140 x 170 x 120 mm, of any value from 300 to 1300, in noisy air."""
+    grid = np.meshgrid(*[np.linspace(-1, 1, n) * n * 2 for n in SHAPE], indexing="ij")
+    inside = sum((g / r) ** 2 for g, r in zip(grid, (70, 85, 60), strict=True)) < 1
+    air = np.random.default_rng(0).uniform(0, 30, SHAPE) if noise else np.zeros(SHAPE)
+    return np.where(inside, 300 + scan(), air).astype(np.float32)
+
+
+def off_view() -> np.ndarray:
+    """What lies outside a cylinder along the third axis: a fifth of the voxels."""
+    x, y = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE[:2]], indexing="ij")
+    return np.broadcast_to((np.hypot(x, y) > 1)[..., None], SHAPE)
+
+
+def loaded_from(path: Path, data: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    loaded, record = load_t1w(write(path, data.astype(np.float32)))
+    return np.asarray(loaded.dataobj), record
+
+
+@pytest.mark.parametrize("value", [-1, -1000, -1024, -32768, -777.5, 4095, 65535])
+@pytest.mark.parametrize("noise", [True, False])
+def test_padding_is_background_and_changes_nothing(
+    tmp_path: Path, value: float, noise: bool
+) -> None:
+    """Head and air stay as they are, to the last bit; all else is 0."""
+    data = head(noise)
+    found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), value, data))
+    np.testing.assert_array_equal(found, np.where(off_view(), 0, data))
+    assert record["padding"] == [value]
+    assert record["notes"] == [
+        f"the value {value:g} outside the field of view was taken as padding and set to 0"
+    ]
+
+
+def test_padding_that_was_interpolated_is_found_with_what_it_was_mixed_into(
+    tmp_path: Path,
+) -> None:
+    def turned(outside: float) -> np.ndarray:
+        data = np.where(off_view(), outside, head())
+        return ndimage.rotate(data, 7, reshape=False, order=1, cval=outside)
+
+    found, record = loaded_from(tmp_path / "x_T1w.nii", turned(-1000))
+    wanted = turned(0)
+    assert record["padding"] == [-1000]
+    assert found.min() == 0
+    inside = ndimage.rotate(head() > 200, 7, reshape=False, order=0)
+    np.testing.assert_allclose(found[inside], wanted[inside], atol=1e-2)
+    # Beside the padding there is air alone.
+    assert np.abs(found - wanted).max() < 30
+
+
+def test_what_is_cut_off_at_the_highest_value_is_no_padding(tmp_path: Path) -> None:
+    data = head()
+    data[15:33, 20:36, :5] = 4095  # the neck, where a coil lies close
+    found, record = loaded_from(tmp_path / "x_T1w.nii", data)
+    assert record["notes"] == []
+    np.testing.assert_array_equal(found, data)
+
+
+def test_standardized_scans_keep_their_intensities_whatever_surrounds_them(tmp_path: Path) -> None:
+    path, data = tmp_path / "x_T1w.nii", (head() - 200) / 300
+    own = np.where(off_view(), data.min(), data)
+    wanted, record = loaded_from(path, own)
+    assert not record["padding"]
+    assert record["notes"] == ["intensities below 0 were found; 0.6667 was added to all"]
+    np.testing.assert_allclose(wanted, np.where(off_view(), 0, data + 2 / 3), atol=1e-3)
+    for value in (-1000, -32768, -5):
+        found, record = loaded_from(path, np.where(off_view(), value, data))
+        assert record["padding"] == [value]
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+def test_a_constant_background_of_a_standardized_scan_is_no_padding(tmp_path: Path) -> None:
+    """The air of a head was 0 before; what is 0 is 0 again."""
+    data = np.maximum(head(noise=False) - 280, 0)
+    found, record = loaded_from(tmp_path / "x_T1w.nii", data / 500 - 0.8)
+    assert not record["padding"]
+    np.testing.assert_allclose(found, data / 500, atol=1e-6)
+
+
+def test_a_scan_standardized_within_the_brain_has_its_background_below_it(tmp_path: Path) -> None:
+    data = head(noise=False)
+    brain = data > 0
+    scaled = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
+    found, _ = loaded_from(tmp_path / "x_T1w.nii", scaled)
+    assert not found[~brain].any()
+    assert np.corrcoef(found[brain], data[brain])[0, 1] > 0.9999
+    assert found[brain].mean() == pytest.approx(-np.percentile(scaled[brain], 0.1), abs=0.01)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3.4e38])
+def test_values_that_are_none_around_a_brain_are_its_background(
+    tmp_path: Path, value: float
+) -> None:
+    brain = head(noise=False)
+    given = np.where(brain > 0, brain, value)
+    middle = tuple(n // 2 for n in SHAPE)
+    given[middle] = np.nan
+    found, record = loaded_from(tmp_path / "x_T1w.nii", given)
+    brain[middle] = 0
+    np.testing.assert_array_equal(found, brain)
+    assert record["nonfinite_voxels"] == np.sum(brain == 0)
+    assert record["notes"] == [
+        "1 voxels were NaN or infinite and were set to 0",
+        f"{np.sum(brain == 0) - 1} voxels around the brain were NaN or infinite and were set to "
+        "0, as background",
+    ]
+
+
+def test_values_that_are_none_within_a_brain_are_refused(tmp_path: Path) -> None:
+    """Also where they are few of the file, but not of the brain."""
+    brain = head(noise=False)
+    around = np.where(brain > 0, brain, np.nan)
+    hole, specks, planes, cut = (around.copy() for _ in range(4))
+    hole[20:28, 24:32, 16:24] = np.nan  # 512 voxels of some 23,400
+    specks[np.random.default_rng(0).random(SHAPE) < 0.05] = np.nan
+    planes[:, :, ::4] = np.nan
+    cut[20:28] = np.nan
+    for data in (hole, specks, planes, cut):
+        with pytest.raises(ScanError, match="that are not background are NaN or infinite"):
+            loaded_from(tmp_path / "x_T1w.nii", data)

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from bids_harmony.anat.brain import dice
-from bids_harmony.anat.multiatlas import Atlas, find_atlases, fuse, multiatlas_mask
+from bids_harmony.anat.multiatlas import Atlas, _load_mask, find_atlases, fuse, multiatlas_mask
 from bids_harmony.errors import ScanError, UsageError
 
 
@@ -52,6 +52,24 @@ def test_bids_pairs_are_found_across_derivatives(tmp_path: Path) -> None:
     labels = save(tmp_path / "derivatives" / "d" / "sub-01" / "sub-01_desc-dlmuse_dseg.nii.gz")
     save(tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz")
     assert find_atlases(tmp_path) == [Atlas("sub-01", image, labels)]
+
+
+def test_broken_headers_and_soft_masks_of_atlases_are_read_like_those_of_scans(
+    tmp_path: Path,
+) -> None:
+    soft = np.zeros((48, 48, 48), np.float32)
+    soft[10:30], soft[30:40] = 0.9, 0.3
+    for path in (save(tmp_path / "a.nii", phantom((15, 18, 14), 0)[0]),
+                 save(tmp_path / "a_mask.nii", soft)):  # fmt: skip
+        img = nib.load(path)
+        img.set_qform(img.affine, 1)
+        content = bytearray(img.to_bytes())
+        content[280:328] = bytes(48)  # an sform of zeros
+        path.write_bytes(bytes(content))
+    (atlas,) = find_atlases(tmp_path)
+    mask = _load_mask(atlas, 4.0)
+    np.testing.assert_allclose(mask.affine, np.diag([4.0, 4, 4, 1]))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), soft > 0.5)
 
 
 def test_plain_pairs_are_found(tmp_path: Path) -> None:

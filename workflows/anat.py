@@ -122,7 +122,10 @@ def init_anat_wf(
     )
     workflow.connect([
         (inputnode, check, [("t1w", "in_file")]),
-        (check, brain_mask_wf, [("out_file", "inputnode.t1w")]),
+        (check, brain_mask_wf, [
+            ("out_file", "inputnode.t1w"),
+            ("orientation", "inputnode.orientation"),
+        ]),
         (check, affine_wf, [("out_file", "inputnode.t1w")]),
         (check, normalize, [("out_file", "in_file")]),
         (brain_mask_wf, affine_wf, [("outputnode.mask", "inputnode.mask")]),
@@ -185,6 +188,8 @@ def init_brain_mask_wf(
     ------
     t1w
         RAS T1w.
+    orientation
+        Axes of the scan as it is stored, for a mask computed earlier.
 
     Outputs
     -------
@@ -192,7 +197,7 @@ def init_brain_mask_wf(
         Brain mask on the scan's grid; which method and tool made it.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=["t1w"]), name="inputnode")
+    inputnode = pe.Node(niu.IdentityInterface(fields=["t1w", "orientation"]), name="inputnode")
     mask_buffer = pe.Node(niu.IdentityInterface(fields=["mask", "record"]), name="mask_buffer")
     outputnode = pe.Node(niu.IdentityInterface(fields=["mask", "record"]), name="outputnode")
     workflow.connect([(mask_buffer, outputnode, [("mask", "mask"), ("record", "record")])])
@@ -209,6 +214,7 @@ def init_brain_mask_wf(
         ])  # fmt: skip
         if mask is not None:
             conform_mask.inputs.in_mask = mask
+            workflow.connect([(inputnode, conform_mask, [("orientation", "orientation")])])
         else:
             from bids_harmony.anat.fsl import bet_interface
 

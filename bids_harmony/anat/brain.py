@@ -1,14 +1,16 @@
-"""Brain masks: deepbet, or the outline of a scan that is already stripped."""
+"""Brain masks: deepbet, the outline of a scan that is already stripped, or one that is given."""
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.anat.geometry import open_image, usable_affine, without_single_axes
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError
 
@@ -16,6 +18,12 @@ from bids_harmony.errors import ScanError
 BRAIN_LITRES = (0.6, 2.3)
 #: Voxels beside a stripped brain, as a share of the brain's.
 BESIDE = 0.1
+#: Values up to this are those of a mask, or of probabilities with interpolation's ringing.
+MAX_PROBABILITY = 1.5
+#: Share of a mask's voxels that lie near its highest value, unless the values are labels.
+NEAR_HIGHEST = 0.5
+#: More different values than a label map has.
+MAX_LABELS = 1000
 #: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
 STRIPPED_DICE = 0.85
 
@@ -110,17 +118,123 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2.0 * int(np.logical_and(a, b).sum()) / total if total else 1.0
 
 
+def given_mask(
+    path: str | Path, img: nib.Nifti1Image, orientation: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Bring a mask that was made elsewhere from its file onto the scan's RAS grid.
+
+    Parameters
+    ----------
+    path : path-like
+        The mask's file.
+    img : nibabel.Nifti1Image
+        3-D RAS scan.
+    orientation : str
+        Axes of the scan as it is stored (``LAS``). A mask whose header is useless is taken to be
+        stored like the scan if it has its shape.
+
+    Returns
+    -------
+    mask : numpy.ndarray
+        Boolean mask on the scan's grid.
+    record : dict
+        What is to be said of it: ``notes``, and ``threshold`` where the mask holds other values
+        than 0 and 1.
+
+    Raises
+    ------
+    ScanError
+        When it is no mask, or does not cover the scan's space. What nibabel raises passes.
+    """
+    name = f"The brain mask {Path(path).name}"
+    mask = open_image(path)
+    try:
+        affine, _, notes = usable_affine(mask, name)
+        notes = [f"{name}: {note}" for note in notes]
+    except ScanError:
+        axes = nib.orientations.axcodes2ornt(orientation)
+        stored = img.as_reoriented(
+            nib.orientations.ornt_transform(nib.io_orientation(img.affine), axes)
+        )
+        if mask.shape[:3] != stored.shape:
+            raise
+        affine = stored.affine
+        notes = [
+            f"{name} has no usable orientation in its header; as its shape is the scan's, it was "
+            "taken to lie on the scan's own grid"
+        ]
+    data, record = as_mask(without_single_axes(mask), name)
+    if notes:
+        record["notes"] = [*notes, *record.get("notes", ())]
+    return conform_mask(nib.Nifti1Image(data.astype(np.uint8), affine), img), record
+
+
+def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Turn a mask's values into brain or not.
+
+    Probabilities count from 0.5, other scales (0 to 100, 0 to 255) from half of the highest
+    value. Whole numbers that are mostly not near the highest are labels, all of them brain.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        3-D.
+    name : str
+        What it is, for messages.
+
+    Returns
+    -------
+    mask : numpy.ndarray
+        Boolean.
+    record : dict
+        Empty for a mask of 0 and 1; otherwise ``threshold``, above which voxels are brain, and
+        ``notes``.
+
+    Raises
+    ------
+    ScanError
+        When it is not 3-D or its values are those of no mask.
+    """
+    if data.ndim != 3 or data.dtype.fields or np.iscomplexobj(data):
+        raise ScanError(
+            f"{name} is not a 3-D volume of numbers (its shape is "
+            f"{' x '.join(map(str, data.shape))}).",
+            "Give one 3-D mask of 0 and 1.",
+        )
+    data = np.nan_to_num(data.astype(np.float32), nan=0, posinf=0, neginf=0)
+    values = np.unique(data[data > 0])
+    if np.allclose(values, 1, atol=1e-3):
+        return data > 0.5, {}
+    highest, whole = values[-1], np.array_equal(values, values.round())
+    if highest <= MAX_PROBABILITY:
+        cut = 0.5
+    elif np.mean(data[data > 0] >= 0.9 * highest) >= NEAR_HIGHEST:
+        cut = float(highest) / 2
+    elif whole and len(values) <= MAX_LABELS:
+        cut = 0.0
+    else:
+        raise ScanError(
+            f"{name} holds {len(values)} different values up to {highest:g}, which is no mask.",
+            "Give a mask of 0 and 1, or of probabilities from 0 to 1.",
+        )
+    kind = "labels" if cut == 0 else "values other than 0 and 1"
+    note = f"{name} holds {kind} up to {highest:g}; what lies above {cut:g} was taken as brain"
+    return data > cut, {"threshold": cut, "notes": [note]}
+
+
 def conform_mask(mask_img: nib.Nifti1Image, img: nib.Nifti1Image) -> np.ndarray:
     """Bring a mask of the same scan, made elsewhere, onto the scan's RAS grid.
 
     Raises
     ------
     ScanError
-        When the mask does not cover the scan's space.
+        When it is no mask, or does not cover the scan's space.
     """
-    ras = nib.as_closest_canonical(mask_img)
-    data = np.asarray(ras.dataobj).reshape(ras.shape[:3]) > 0
-    if ras.shape[:3] == img.shape[:3] and np.allclose(ras.affine, img.affine, atol=1e-2):
+    given, _ = as_mask(without_single_axes(mask_img), "The brain mask")
+    affine = usable_affine(mask_img, "The brain mask").affine
+    ras = nib.as_closest_canonical(nib.Nifti1Image(given.astype(np.uint8), affine))
+    data = np.asarray(ras.dataobj) > 0
+    if ras.shape == img.shape[:3] and np.allclose(ras.affine, img.affine, atol=1e-2):
         return data
     to_mask = np.linalg.inv(ras.affine) @ img.affine
     moved = ndimage.affine_transform(

@@ -13,20 +13,27 @@ from nibabel import affines
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from bids_harmony.anat.background import background_value, find_padding, lift, surrounding
+from bids_harmony.anat.geometry import (
+    REMEDY,
+    in_mm,
+    open_image,
+    usable_affine,
+    without_single_axes,
+)
 from bids_harmony.errors import ScanError
 
 MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 8.0
+#: A brain is longer than this in every direction, and no field of view than the other.
 MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 700.0
 MAX_VOXELS = 2**28
 MAX_NONFINITE = 0.01
 #: Beyond this a value is as good as infinite: sums of squares would overflow.
 MAX_VALUE = 1e15
-#: Share of voxels below 0 that interpolation's ringing can explain.
-MAX_NEGATIVE = 0.01
 #: Bytes that may follow an image in its file: some programs write something there.
 MAX_SURPLUS = 2**24
 MAX_FILE = 8 * MAX_VOXELS + MAX_SURPLUS
-AFFINE_TOLERANCE_MM = 1.0
+DIRECTIONS = {"R": "left to right", "A": "back to front", "S": "bottom to top"}
 
 
 def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
@@ -44,19 +51,19 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         resampled), all values finite.
     record : dict
         What was found and done: shape, voxel size, original orientation, header codes,
-        number of non-finite values replaced, notes in plain words.
+        number of non-finite values replaced, values found as padding, notes in plain words.
 
     Raises
     ------
     ScanError
-        When the file is absent, unreadable, truncated, not 3-D, empty, mostly not finite, or
-        its header makes no sense.
+        When the file is absent, unreadable, truncated, not 3-D, empty, not finite within the
+        head, covers a part of it alone, or its header makes no sense.
     """
     path = Path(path)
     name = path.name
     check_file(path)
     try:
-        img = nib.load(path)
+        img = open_image(path)
         shape = tuple(int(n) for n in img.shape)
         if np.prod(shape, dtype=float) > MAX_VOXELS:
             raise ScanError(
@@ -64,7 +71,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
                 "Check how it was converted: no T1w scan is this large.",
             )
         _check_integrity(path, _claimed_bytes(img))
-        data = np.asanyarray(img.dataobj)
+        data = without_single_axes(img)
     except ScanError:
         raise
     except (
@@ -76,53 +83,61 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         ) from error
     if np.iscomplexobj(data) or data.dtype.fields:
         raise ScanError(f"{name} is not a grey-scale image.", "Provide a magnitude T1w image.")
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3 or min(data.shape) < 8:
+    if data.ndim != 3 or min(data.shape) < 2:
         raise ScanError(
             f"{name} is not a 3-D volume (its shape is {' x '.join(map(str, shape))}).",
             "Provide one 3-D T1w volume per file.",
         )
 
-    notes: list[str] = []
-    affine, codes = _usable_affine(img, name, notes)
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    affine, codes, notes = usable_affine(img, name)
+    zooms = affines.voxel_sizes(affine)
     extent = zooms * data.shape
-    if not (
-        _invertible(affine)
-        and zooms.min() >= MIN_ZOOM_MM
-        and zooms.max() <= MAX_ZOOM_MM
-        and extent.min() >= MIN_EXTENT_MM
-        and extent.max() <= MAX_EXTENT_MM
-    ):
+    possible = zooms.min() >= MIN_ZOOM_MM and zooms.max() <= MAX_ZOOM_MM
+    if not possible or extent.max() > MAX_EXTENT_MM:
         raise ScanError(
-            f"{name} has an impossible geometry: voxels of "
-            f"{' x '.join(f'{z:.3g}' for z in zooms)} mm in a field of view of "
-            f"{' x '.join(f'{e:.3g}' for e in extent)} mm.",
-            "Correct the header's voxel size and affine (for example by converting it again).",
+            f"{name} has an impossible geometry: voxels of {in_mm(zooms)} mm in a field of view "
+            f"of {in_mm(extent)} mm.",
+            REMEDY,
         )
+    _check_coverage(np.ones(data.shape, dtype=bool), affine, name)
 
     data = data.astype(np.float32)
-    finite = np.abs(data) < MAX_VALUE
-    n_nonfinite = int(data.size - finite.sum())
-    if n_nonfinite > MAX_NONFINITE * data.size:
+    bad = ~(np.abs(data) < MAX_VALUE)
+    n_nonfinite = int(bad.sum())
+    outside = surrounding(bad) if n_nonfinite > MAX_NONFINITE * data.size else np.zeros_like(bad)
+    n_inside = n_nonfinite - int(outside.sum())
+    if n_inside > MAX_NONFINITE * (data.size - outside.sum()):
         raise ScanError(
-            f"{n_nonfinite / data.size:.1%} of the voxels of {name} are NaN or infinite.",
+            f"{n_inside / (data.size - outside.sum()):.1%} of the voxels of {name} that are not "
+            "background are NaN or infinite.",
             "Find the processing step that made them, and provide the scan from before it.",
         )
     if n_nonfinite:
-        data[~finite] = 0
-        notes.append(f"{n_nonfinite} voxels were NaN or infinite and were set to 0")
-    if data.max() == data.min():
+        data[bad] = 0
+    if n_inside:
+        notes.append(f"{n_inside} voxels were NaN or infinite and were set to 0")
+    if outside.any():
+        notes.append(
+            f"{int(outside.sum())} voxels around the brain were NaN or infinite and were set to "
+            "0, as background"
+        )
+    padding, constants = find_padding(data, outside)
+    outside |= padding
+    for value in constants:
+        notes.append(
+            f"the value {value:g} outside the field of view was taken as padding and set to 0"
+        )
+    scanned = data[~outside]
+    if not scanned.size or scanned.max() == scanned.min():
         raise ScanError(
             f"All voxels of {name} have the same value.", "Convert or download the scan again."
         )
-    if np.mean(data < 0) > MAX_NEGATIVE:
-        # Standardised intensities: what follows takes 0 for the background, so that tissue must
-        # lie above it. A percentile, as single voxels may lie far below all others.
-        lowest = float(np.percentile(data, 0.1))
-        data = np.maximum(data - lowest, 0)
-        notes.append(f"intensities below 0 were found; {-lowest:.4g} was added to all")
+    # What follows takes 0 for the background, so that tissue must lie above it.
+    data, added = lift(data, outside)
+    if added:
+        notes.append(f"intensities below 0 were found; {added:.4g} was added to all")
+    # Where the faces hold no constant (None), everything was scanned.
+    _check_coverage(data != background_value(data), affine, name)
 
     clean = nib.Nifti1Image(data, affine)
     clean.set_qform(affine, 1)
@@ -139,9 +154,34 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         "qform_code": codes[0],
         "sform_code": codes[1],
         "nonfinite_voxels": n_nonfinite,
+        "padding": constants,
         "notes": notes,
     }
     return ras, record
+
+
+def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
+    """Refuse a slab.
+
+    Raises
+    ------
+    ScanError
+        When what was scanned is too thin for a brain in some direction.
+    """
+    short = []
+    for axis, code in enumerate(nib.aff2axcodes(affine, (("R", "R"), ("A", "A"), ("S", "S")))):
+        along = np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis})))
+        length = (
+            (along[-1] + 1 - along[0]) * affines.voxel_sizes(affine)[axis] if along.size else 0
+        )
+        if length < MIN_EXTENT_MM:
+            short.append(f"{length:.0f} mm from {DIRECTIONS[code]}")
+    if short:
+        raise ScanError(
+            f"{name} covers a part of the head only: {' and '.join(short)}, where at least "
+            f"{MIN_EXTENT_MM:.0f} mm are needed.",
+            "Provide a scan of the whole head.",
+        )
 
 
 def check_file(path: Path) -> None:
@@ -194,50 +234,6 @@ def _check_integrity(path: Path, claimed: float) -> None:
                         "header.",
                         "The file is damaged or not what it seems: convert or download it again.",
                     )
-
-
-def _usable_affine(
-    img: Any, name: str, notes: list[str]
-) -> tuple[np.ndarray, tuple[int | None, int | None]]:
-    """Choose the affine among sform and qform, recording any conflict."""
-    if not hasattr(img, "get_qform"):
-        return np.asarray(img.affine, dtype=float), (None, None)
-    header = img.header
-    qcode, scode = int(header["qform_code"]), int(header["sform_code"])
-    if qcode == 0 and scode == 0:
-        raise ScanError(
-            f"{name} has neither sform nor qform, so left and right cannot be told apart.",
-            "Convert it again from DICOM, or set its orientation (for example with fslorient).",
-        )
-    forms: dict[str, np.ndarray] = {}
-    if scode:
-        forms["sform"] = np.asarray(img.get_sform(), dtype=float)
-    if qcode:
-        try:
-            forms["qform"] = np.asarray(img.get_qform(), dtype=float)
-        except (HeaderDataError, ValueError):  # the latter for a quaternion longer than 1
-            notes.append("the qform is not a valid rotation; the sform was used")
-    if not forms:
-        raise ScanError(
-            f"{name} has no sform and its qform is not a valid rotation.",
-            "Convert it again from DICOM.",
-        )
-    if len(forms) == 2 and not _invertible(forms["sform"]):
-        notes.append("the sform is not an affine; the qform was used")
-        return forms["qform"], (qcode, scode)
-    affine = next(iter(forms.values()))
-    if len(forms) == 2:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in img.shape[:3]])).reshape(3, -1).T
-        shift = np.abs(
-            affines.apply_affine(affine, corners) - affines.apply_affine(forms["qform"], corners)
-        ).max()
-        if not shift < AFFINE_TOLERANCE_MM:
-            notes.append(f"sform and qform disagree by {shift:.1f} mm; the sform was used")
-    return affine, (qcode, scode)
-
-
-def _invertible(affine: np.ndarray) -> bool:
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)
 
 
 def _first_line(error: BaseException) -> str:

@@ -141,7 +141,7 @@ def fsl_to_itk(
     import nitransforms as nt
 
     try:
-        lines = Path(matrix).read_text().splitlines()
+        lines = Path(matrix).read_text(encoding="utf-8").splitlines()
         values = np.array([row for line in lines if (row := line.split())], dtype=float)
     except ValueError as error:
         raise ScanError(

@@ -14,7 +14,9 @@ from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 
 from bids_harmony.anat.affine import downsample, local_correlation, to_ants
-from bids_harmony.anat.brain import dice
+from bids_harmony.anat.brain import as_mask, dice
+from bids_harmony.anat.check import load_t1w
+from bids_harmony.anat.geometry import load_image
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError, UsageError
 
@@ -162,7 +164,10 @@ def multiatlas_mask(
         voters = [_warp(fixed, atlas, affine, seed) for _, atlas, affine in ranked]
     chance = fuse(np.asarray(fixed.dataobj), voters, PATCH_MM / WORK_MM)
     fused = chance > 0.5
+    records = [_read_mask(atlas)[1] for _, atlas, _ in ranked]
     return _to_native(chance, fixed.affine, img), {
+        # That labels are brain needs no word: they are as good as masks here.
+        "notes": [note for r in records if r.get("threshold") for note in r["notes"]],
         "n_atlases": len(atlases),
         "excluded": len(atlases) - len(pool),
         "used": [
@@ -214,7 +219,7 @@ def _rank(
     ants.config.set_ants_deterministic(True, seed)
     result = ants.registration(
         target,
-        _ants(_prepare(nib.load(atlas.image), COARSE_MM)),
+        _ants(_prepare(load_t1w(atlas.image)[0], COARSE_MM)),
         type_of_transform="Affine",
         outprefix=prefix,
         aff_iterations=(200, 100),
@@ -249,7 +254,7 @@ def _warp(
     fixed: nib.Nifti1Image, atlas: Atlas, affine: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Warp an atlas to the scan by SyN; return its image and its mask on the scan's grid."""
-    whole = nib.load(atlas.image)
+    whole, _ = load_t1w(atlas.image)
     target, moving = _ants(_prepare(fixed, SYN_MM)), _ants(_prepare(whole, SYN_MM))
     import ants
 
@@ -270,20 +275,24 @@ def _warp(
 
 
 def _prepare(img: nib.Nifti1Image, target_mm: float) -> nib.Nifti1Image:
-    """Bring an image to RAS and coarser voxels, with values in [0, 1] and no bright outliers."""
-    ras = nib.as_closest_canonical(img)
-    data = np.nan_to_num(np.asarray(ras.dataobj, dtype=np.float32).reshape(ras.shape[:3]))
-    data, affine = downsample(data, ras.affine, target_mm)
+    """Bring a RAS image to coarser voxels, with values in [0, 1] and no bright outliers."""
+    data, affine = downsample(np.asarray(img.dataobj, dtype=np.float32), img.affine, target_mm)
     low, high = np.percentile(data, (1, 99.5))
     return nib.Nifti1Image(np.clip((data - low) / ((high - low) or 1), 0, 1), affine)
 
 
 def _load_mask(atlas: Atlas, target_mm: float) -> nib.Nifti1Image:
     """Load an atlas' brain mask in RAS and at coarser voxels, with values in [0, 1]."""
-    ras = nib.as_closest_canonical(nib.load(atlas.mask))
-    brain = (np.asarray(ras.dataobj).reshape(ras.shape[:3]) > 0).astype(np.float32)
-    data, affine = downsample(brain, ras.affine, target_mm)
+    mask, _ = _read_mask(atlas)
+    ras = nib.as_closest_canonical(mask)
+    data, affine = downsample(np.asarray(ras.dataobj, np.float32), ras.affine, target_mm)
     return nib.Nifti1Image(data, affine)
+
+
+def _read_mask(atlas: Atlas) -> tuple[nib.Nifti1Image, dict[str, Any]]:
+    img, _ = load_image(atlas.mask)
+    mask, record = as_mask(np.asarray(img.dataobj), f"The mask of the atlas {atlas.name}")
+    return nib.Nifti1Image(mask.astype(np.uint8), img.affine), record
 
 
 def _ants(img: nib.Nifti1Image) -> Any:
@@ -328,13 +337,13 @@ def _preference(stem: str) -> tuple[bool, bool, str]:
 
 def _check_grids(atlas: Atlas) -> None:
     try:
-        image, mask = nib.load(atlas.image), nib.load(atlas.mask)
-    except (ImageFileError, OSError) as error:
+        image, mask = (load_image(path)[0] for path in (atlas.image, atlas.mask))
+    except (ImageFileError, OSError, EOFError, ValueError, ScanError) as error:
         raise UsageError(
             f"The atlas {atlas.name} cannot be read ({error}).",
             "Fetch or replace the file, or take the pair out of --atlas-dir.",
         ) from error
-    same = image.shape[:3] == mask.shape[:3]
+    same = image.shape == mask.shape
     if not (same and np.allclose(image.affine, mask.affine, atol=0.01)):
         raise UsageError(
             f"The atlas image {atlas.image} and its mask {atlas.mask} lie on different grids.",

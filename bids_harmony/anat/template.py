@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from bids_harmony.anat.geometry import load_image
 from bids_harmony.errors import UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
@@ -72,8 +73,8 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
     from nibabel.processing import resample_to_output
 
     try:
-        img = nib.as_closest_canonical(nib.load(path))
-        data = img.get_fdata(dtype=np.float32)
+        img = nib.as_closest_canonical(load_image(path)[0])
+        data = np.nan_to_num(img.get_fdata(dtype=np.float32), posinf=0, neginf=0)
     except Exception as error:
         raise UsageError(
             f"The template {path} cannot be read ({error}).", "Give a NIfTI image."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import parse_args
+from bids_harmony.cli.utf8 import use_utf8
 from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError, machine_error
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 all done, 1 some scans failed, 2 usage, 66 no T1w, 70 internal, 78 bundle, 127 missing
         program, 130 interrupted.
     """
+    if argv is None:
+        use_utf8()
     config = None
     prepare_streams()
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -156,7 +159,8 @@ def write_crash(config: RunConfig | None) -> Path | None:
     path = config.log_dir / "crash.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        text = traceback.format_exc()
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
         return None
     return path

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
+from bids_harmony.cli.utf8 import use_utf8
 from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
@@ -150,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0; 2 when an argument is wrong, 70 when writing fails.
     """
+    if argv is None:
+        use_utf8()
     prepare_streams()
     try:
         return _simulate(build_parser().parse_args(argv))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class _CheckT1wInputSpec(BaseInterfaceInputSpec):
 class _CheckT1wOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="RAS float32 copy")
     record = traits.Dict(desc="what was found")
+    orientation = traits.Str(desc="axes of the scan as it is stored")
 
 
 class CheckT1w(SimpleInterface):
@@ -55,7 +57,9 @@ class CheckT1w(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from bids_harmony.anat.check import load_t1w
 
-        img, self._results["record"] = load_t1w(self.inputs.in_file)
+        img, record = load_t1w(self.inputs.in_file)
+        self._results["record"] = record
+        self._results["orientation"] = record["orientation"]
         self._results["out_file"] = save_image(img, runtime, "t1w.nii")
         return runtime
 
@@ -116,6 +120,7 @@ class _ConformMaskInputSpec(BaseInterfaceInputSpec):
     in_mask = File(mandatory=True, desc="mask of the same scan, perhaps not fetched yet")
     method = traits.Str(mandatory=True, desc="where the mask comes from")
     record = traits.Dict(desc="what the program that made it recorded")
+    orientation = traits.Str("RAS", usedefault=True, desc="axes of the scan as it is stored")
 
 
 class ConformMask(SimpleInterface):
@@ -128,24 +133,23 @@ class ConformMask(SimpleInterface):
         from bids_harmony.anat import brain
 
         img = nib.load(self.inputs.in_file)
+        path = Path(self.inputs.in_mask)
         try:
-            given = nib.load(self.inputs.in_mask)
-        except (OSError, ImageFileError) as error:
-            path = Path(self.inputs.in_mask)
+            mask, record = brain.given_mask(path, img, self.inputs.orientation)
+        except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
             raise ScanError(
                 f"The brain mask {path.name} cannot be read ({why_unread(path, error)}).",
                 "Provide it, or leave --derivatives out.",
             ) from error
-        mask = brain.conform_mask(given, img)
         brain.check_mask(mask, img)
-        record = {"method": self.inputs.method, **self.inputs.record}
+        notes = [*self.inputs.record.get("notes", ()), *record.get("notes", ())]
         if self.inputs.method == "bet" and brain.outlines_brain(img) is not None:
-            record["notes"] = [
-                *record.get("notes", ()),
+            notes.append(
                 "the scan looks stripped already, and bet shaves the cortex off such scans: "
-                "use --skull-strip auto or skip",
-            ]
-        self._results["record"] = record
+                "use --skull-strip auto or skip"
+            )
+        found = {"method": self.inputs.method, **self.inputs.record, **record}
+        self._results["record"] = found | ({"notes": notes} if notes else {})
         self._results["out_mask"] = save_mask(mask, img.affine, runtime)
         return runtime
 
@@ -340,8 +344,11 @@ class RestoreOrientation(SimpleInterface):
     output_spec = _RestoreOrientationOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.anat.geometry import open_image, usable_affine
+
         img = nib.load(self.inputs.in_file)
-        wanted = nib.io_orientation(nib.load(self.inputs.original).affine)
+        path = self.inputs.original
+        wanted = nib.io_orientation(usable_affine(open_image(path), Path(path).name).affine)
         back = nib.orientations.ornt_transform(nib.io_orientation(img.affine), wanted)
         out = img.as_reoriented(back)
         self._results["out_file"] = save_image(out, runtime, "original_axes.nii.gz")

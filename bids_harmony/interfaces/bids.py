@@ -19,7 +19,7 @@ from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataS
 
 from bids_harmony.files import write_json
 
-_SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text())
+_SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
 
 class DerivativesDataSink(_DerivativesDataSink):

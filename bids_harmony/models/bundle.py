@@ -91,14 +91,18 @@ class Bundle:
         """Read the reference statistics of QC metrics and the reference histograms, by site."""
         if "qc_reference.json" not in self.info["files"]:
             return {"metrics": {}, "histograms": {}}
-        content: dict[str, Any] = json.loads((self.path / "qc_reference.json").read_text())
+        content: dict[str, Any] = json.loads(
+            (self.path / "qc_reference.json").read_text(encoding="utf-8")
+        )
         return content
 
     def guard(self) -> dict[str, Any] | None:
         """Read ``guard.json``: ``limits`` and ``style`` of the anatomy guard; None without one."""
         if "guard.json" not in self.info["files"]:
             return None
-        content: dict[str, Any] = json.loads((self.path / "guard.json").read_text())
+        content: dict[str, Any] = json.loads(
+            (self.path / "guard.json").read_text(encoding="utf-8")
+        )
         return content
 
     def identity(self) -> dict[str, str]:

@@ -92,7 +92,7 @@ def scan_metrics(
 
 def read_itk_matrix(path: str | Path) -> np.ndarray:
     """Read the 3 x 3 matrix of an ITK text affine transform."""
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         if line.startswith("Parameters:"):
             return np.array(line.split()[1:10], dtype=float).reshape(3, 3)
     raise ValueError(f"{Path(path).name} is not an ITK text transform")

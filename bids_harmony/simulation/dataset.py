@@ -271,7 +271,7 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
 def _is_ours(dataset: Path) -> bool:
     """Whether a dataset says that this generator wrote it."""
     try:
-        described = json.loads((dataset / "dataset_description.json").read_text())
+        described = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
         return bool(described["GeneratedBy"][0]["Name"] == GENERATOR)
     except (OSError, ValueError, LookupError, TypeError):
         return False
@@ -348,11 +348,11 @@ def _write_mask(dataset: Path, place: Path, mask: nib.Nifti1Image) -> None:
 def _write_root(job: Job, subjects: list[Subject]) -> None:
     """Write what stands at the root of each dataset, except what only the heads tell."""
     out, travelling = job.out, job.travelling
-    (out / "README").write_text(describe.readme(subjects, travelling))
-    (out / TRUTH / "README").write_text(describe.TRUTH_README)
+    (out / "README").write_text(describe.readme(subjects, travelling), encoding="utf-8")
+    (out / TRUTH / "README").write_text(describe.TRUTH_README, encoding="utf-8")
     if any("wrong-mask" in subject.defects for subject in subjects):
         (out / MASKS).mkdir(parents=True, exist_ok=True)
-        (out / MASKS / "README").write_text(describe.MASKS_README)
+        (out / MASKS / "README").write_text(describe.MASKS_README, encoding="utf-8")
     columns = describe.participant_columns(travelling)
     _write_json(out / "participants.json", columns)
     truth = columns | describe.TRUTH_COLUMNS | describe.EFFECT_COLUMNS | describe.PATHOLOGY_COLUMNS
@@ -362,7 +362,7 @@ def _write_root(job: Job, subjects: list[Subject]) -> None:
     _write_json(out / TRUTH / "scans.json", describe.SCAN_COLUMNS)
     _write_json(out / TRUTH / "sites.json", describe.SITE_COLUMNS)
     names = (f"{stem}.{end}\n" for stem in ("sites", "scans") for end in ("tsv", "json"))
-    (out / TRUTH / ".bidsignore").write_text("".join(names))
+    (out / TRUTH / ".bidsignore").write_text("".join(names), encoding="utf-8")
     _write_tsv(
         out / "participants.tsv", [describe.participant_row(s, travelling) for s in subjects]
     )
@@ -371,9 +371,9 @@ def _write_root(job: Job, subjects: list[Subject]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = ["\t".join(rows[0]), *("\t".join(str(v) for v in row.values()) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from bids_harmony.anat.geometry import load_image
 from bids_harmony.errors import UsageError
 from bids_harmony.simulation.atlas import (
     ORIGIN,
@@ -110,7 +111,7 @@ def read_table(folder: Path) -> dict[int, str]:
 def _read_map(path: Path, table: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """Read a label map as RAS+ indices into :data:`TISSUES`, with its affine."""
     try:
-        img = nib.as_closest_canonical(nib.load(path))
+        img = nib.as_closest_canonical(load_image(path)[0])
         data = np.asarray(img.dataobj)
     except Exception as error:
         raise UsageError(f"{path} cannot be read ({error}).", "Remove or replace it.") from error

@@ -239,7 +239,7 @@ def _files(
         card = model_card(info, guard)
         files |= {"model_card.json": card, "model_card.html": card_html(card)}
     if "splits.json" in bundle.info["files"]:
-        splits = json.loads((bundle.path / "splits.json").read_text())
+        splits = json.loads((bundle.path / "splits.json").read_text(encoding="utf-8"))
         subjects = sorted({str(s).split("/", 1)[1] for s in data.subjects[scans]})
         splits[site] = {TRAIN: subjects, VALIDATION: [], TEST: []}
         files["splits.json"] = splits

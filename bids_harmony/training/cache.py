@@ -165,7 +165,7 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time in: of several that train together, one makes the store."""
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

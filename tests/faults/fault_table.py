@@ -68,6 +68,7 @@ def _rows(
 
 _SCAN = "test_scan_faults.py::"
 _CHECK = "test_file_check.py::"
+_MASK = "test_brain_mask.py::"
 _MACHINE = "test_machine_faults.py::"
 _GROUP = "test_group_dataset.py::"
 _BUNDLE = "test_bundle_faults.py::"
@@ -111,6 +112,15 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "micrometres": ("voxel size in µm", "impossible geometry"),
                 "NaN affine": ("NaN in the affine", "impossible geometry"),
                 "no sform and no qform": ("header without orientation", "neither sform nor qform"),
+                "both forms useless": ("sform NaN, qform no rotation", "impossible geometry"),
+                "40-mm slab": (
+                    "slab of 40 mm",
+                    "a part of the head only: 40 mm from bottom to top, where at least 80 mm",
+                ),
+                "slab among zeros": (
+                    "slab of 40 mm in a large volume of zeros",
+                    "covers a part of the head only: 40 mm from back to front",
+                ),
             },
         ),
         **_rows(
@@ -124,6 +134,33 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "5-mm slices": ("5-mm slices", ""),
                 "0.4-mm slices": ("0.4-mm slices", ""),
             },
+        ),
+        **_rows(
+            _SCAN + "test_odd_scans_are_done_like_a_plain_one", WARNING, 0,
+            {
+                "sform of zeros": (
+                    "sform of zeros, singular or NaN beside a good qform", "the qform was used",
+                ),
+                "padding": ("padding of −1000 outside the field of view", "taken as padding"),
+                "padding of 65535": ("padding of 65535", "taken as padding"),
+                "NaN around": (
+                    "NaN where nothing was scanned", "around the brain were NaN or infinite",
+                ),
+            },
+        ),
+        "NaN within": Fault(
+            "NaN in more than 1 % of the brain", ERROR, "that are not background are NaN", 1,
+            _CHECK + "test_values_that_are_none_within_a_brain_are_refused",
+        ),
+        "soft mask": Fault(
+            "mask from `--derivatives` that is not 0 and 1: above 0.5 is brain, above half of the "
+            "highest value (0 to 100, 0 to 255), or every label", WARNING, "was taken as brain", 0,
+            _MASK + "test_how_a_mask_was_read_stands_in_the_record_and_among_the_warnings",
+        ),
+        "mask without orientation": Fault(
+            "mask with a useless header and the scan's shape", WARNING,
+            "taken to lie on the scan's own grid", 0,
+            _MASK + "test_a_mask_with_a_broken_header_lies_where_its_scan_does",
         ),
         "few NaN": Fault(
             "a few voxels NaN or infinite", WARNING, "were set to 0", 0,
@@ -244,7 +281,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "test_a_participants_folder_that_cannot_be_written_costs_that_participant",
         ),
         "reader gone": Fault(
-            "nobody reads what is printed (`| head -1`), or the disk behind it is full", WORKS,
+            "nobody reads what is printed, or the disk behind it is full", WORKS,
             "", 0, "test_resume.py::test_printing_never_ends_a_run",
         ),
         "other dataset": Fault(
@@ -259,6 +296,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "environment": Fault(
             "`MPLBACKEND`, `PYTHONWARNINGS` and the like in the user's shell", WORKS, "", 0,
             "test_resume.py::test_what_the_users_shell_sets_is_set_aside",
+        ),
+        "locale": Fault(
+            "locale without UTF-8 (`LC_ALL=C`), `ä` and `中` in the paths", WORKS, "", 0,
+            "test_locale_faults.py::test_a_run_in_an_ascii_locale_ends_well",
         ),
         "clock": Fault(
             "clock that is set back again and again", WORKS, "", 0,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 from t1w_images import affine, scan
 
 #: Byte offsets in a NIfTI-1 header, and the fields there.
@@ -131,7 +132,20 @@ def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
     mirrored = np.diag([-1.0, 1, 1, 1])
     mirrored[0, 3] = data.shape[0] - 1
+    high = np.indices(data.shape)[0] > 0.97 * data.shape[0]
+    around = ndimage.binary_dilation(data > 0.1 * np.percentile(data, 99), iterations=3)
+    broken = nib.Nifti1Image(data, img.affine)
+    broken.set_qform(img.affine, 1)
+    broken.set_sform(np.zeros((4, 4)), 1)
+    # Without an affine of its own: on saving, nibabel would write that into the header.
+    broken = nib.Nifti1Image(data, None, broken.header)
     odd = {
+        "sform of zeros": broken,
+        "padding": nib.Nifti1Image(np.where(high, -1000, data), img.affine),
+        "padding of 65535": nib.Nifti1Image(np.where(high, 65535, data), img.affine),
+        "NaN around": nib.Nifti1Image(
+            np.where(ndimage.binary_fill_holes(around), data, np.nan), img.affine
+        ),
         "big-endian": nib.Nifti1Image(data.astype(">i2"), img.affine, big),
         "oblique by 40 degrees": nib.Nifti1Image(data, turned @ img.affine),
         "no slope": no_slope,
@@ -141,7 +155,7 @@ def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
         "0.4-mm slices": resample_to_output(ras, (2, 2, 0.4), order=1),
     }
     for name, made in odd.items():
-        if name != "negative zooms":
+        if name not in ("negative zooms", "sform of zeros"):
             made.set_sform(made.affine, 1)
             made.set_qform(made.affine, 1)
     return odd
