@@ -28,8 +28,8 @@ class TrainingSet:
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``levels`` (of fluid, grey
-        and white matter before scaling), and the dataset's other columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``source`` (the scan's raw
+        image, transform and brain mask, where known), and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
     filled : numpy.ndarray
@@ -94,8 +94,18 @@ class TrainingSet:
 
     @cached_property
     def subjects(self) -> np.ndarray:
-        """Subject of each scan as ``site/label``, which is what splits keep whole."""
+        """Subject of each scan as ``site/label``."""
         return (self.table["site"] + "/" + self.table["subject"]).to_numpy(dtype=str)
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """Person of each scan, the unit of splits and statistics.
+
+        The dataset's column ``person`` or ``person_id`` where it has one, else the subject's label.
+        """
+        labels = self.table["subject"]
+        named = self.table["person"] if "person" in self.table else labels
+        return named.fillna(labels).to_numpy(dtype=str)
 
     @cached_property
     def ages(self) -> np.ndarray:
@@ -171,12 +181,24 @@ def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
-    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics", "levels")
+    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
     rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
     table = pd.DataFrame(rows)
-    for name in set(table) - set(known):
+    if any(scan.raw for scan in scans):
+        table["source"] = [(scan.raw, scan.transform, scan.mask) for scan in scans]
+    persons = {scan.subject: name for scan in reversed(scans) if (name := _person(scan))}
+    if persons:
+        table["person"] = [persons.get(scan.subject) for scan in scans]
+    for name in set(table) - {*known, "source", "person"}:
         table[name] = _as_numbers(table[name])
     return with_columns(table)
+
+
+def _person(scan: TrainScan) -> str | None:
+    """Whom the dataset's tables name as the person behind a scan's label."""
+    cells = {name.lower(): cell for name, cell in scan.columns.items()}
+    named = cells.get("person") or cells.get("person_id")
+    return named.strip().removeprefix("sub-") if named else None
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:
