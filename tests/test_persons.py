@@ -14,8 +14,8 @@ from bids_harmony.evaluation.persons import (
 )
 
 #: Albumin, total protein, Krebs-Goplerud score and outcome of the 43 women with all three measures
-#: in DeLong, DeLong and Clarke-Pearson (1988), as listed in the SAS/STAT User's Guide, The LOGISTIC
-#: Procedure, "Comparing Receiver Operating Characteristic Curves".
+#: in DeLong, DeLong and Clarke-Pearson (1988), as listed in the SAS/STAT User's Guide, "The
+#: LOGISTIC Procedure", example "Comparing Receiver Operating Characteristic Curves".
 OVARIAN = """
 3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0
 1.6 5.6 5 1  3.8 5.7 5 1  3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1

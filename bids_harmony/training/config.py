@@ -186,3 +186,10 @@ class TrainScan:
     sha256: str | None = None
     raw: Path | None = None
     transform: Path | None = None
+
+    @property
+    def person(self) -> str | None:
+        """Whom the dataset's tables name as the person behind the label, if they do."""
+        cells = {name.lower(): cell for name, cell in self.columns.items()}
+        named = cells.get("person") or cells.get("person_id")
+        return named.strip().removeprefix("sub-") if named else None

@@ -28,7 +28,7 @@ class TrainingSet:
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``source`` (the scan's raw
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``_source`` (the scan's raw
         image, transform and brain mask, where known), and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
@@ -101,10 +101,10 @@ class TrainingSet:
     def persons(self) -> np.ndarray:
         """Person of each scan, the unit of splits and statistics.
 
-        The dataset's column ``person`` or ``person_id`` where it has one, else the subject's label.
+        What the dataset's column ``person`` or ``person_id`` names, else the subject's label.
         """
         labels = self.table["subject"]
-        named = self.table["person"] if "person" in self.table else labels
+        named = self.table.get("person", labels)
         return named.fillna(labels).to_numpy(dtype=str)
 
     @cached_property
@@ -185,20 +185,14 @@ def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
     table = pd.DataFrame(rows)
     if any(scan.raw for scan in scans):
-        table["source"] = [(scan.raw, scan.transform, scan.mask) for scan in scans]
-    persons = {scan.subject: name for scan in reversed(scans) if (name := _person(scan))}
+        sources = [(scan.raw, scan.transform, scan.mask) for scan in scans]
+        table["_source"] = pd.Series(sources, dtype=object)
+    persons = {scan.subject: person for scan in reversed(scans) if (person := scan.person)}
     if persons:
         table["person"] = [persons.get(scan.subject) for scan in scans]
-    for name in set(table) - {*known, "source", "person"}:
+    for name in set(table) - {*known, "_source", "person"}:
         table[name] = _as_numbers(table[name])
     return with_columns(table)
-
-
-def _person(scan: TrainScan) -> str | None:
-    """Whom the dataset's tables name as the person behind a scan's label."""
-    cells = {name.lower(): cell for name, cell in scan.columns.items()}
-    named = cells.get("person") or cells.get("person_id")
-    return named.strip().removeprefix("sub-") if named else None
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:

@@ -256,7 +256,8 @@ def plan_folds(
     scans, watched : numpy.ndarray
         Numbers of the scans to learn from, and of those that only say when to end.
     folds : numpy.ndarray
-        Fold of each of ``scans``: whole persons, balanced on age, and on class where there are two.
+        Fold of each of ``scans``: whole persons, balanced on age, and on class where there are
+        two.
 
     Raises
     ------
