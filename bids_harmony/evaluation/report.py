@@ -347,7 +347,8 @@ def _left_out_sentences(findings: Findings) -> list[str]:
     if table is None:
         return []
     keys = ["experiment", "way", "target", "test_site", "reason"]
-    table = table.reindex(columns=[*keys, "n_scans"]).fillna(dict.fromkeys(keys, ""))
+    table = table.reindex(columns=[*keys, "n_scans"])
+    table[keys] = table[keys].astype(object).where(table[keys].notna(), "")
     said = []
     for key, part in table.groupby(keys, sort=False):
         experiment, way, target, site, reason = (str(name) for name in key)

@@ -55,9 +55,11 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
         named: dict[str, Any] = dict(zip(CELL, key, strict=True))
         groups = [(str(site), part) for site, part in cell.groupby("test_site", sort=True)]
         foreign = cell[~cell["test_site"].isin(named["train_sites"].split("+"))]
-        if foreign["test_site"].nunique() > 1:
+        if (n_sites := foreign["test_site"].nunique()) > 1:
             together = "+".join(sorted(foreign["test_site"].unique()))
-            groups.append((together, foreign))
+            # A way that one of them lacks says nothing of all.
+            everywhere = foreign.groupby("way")["test_site"].transform("nunique") == n_sites
+            groups.append((together, foreign[everywhere]))
         for site, part in groups:
             cells = _cell(part, binary[named["target"]], seed)
             found += [named | {"test_site": site} | row for row in cells]

@@ -46,8 +46,8 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
         ``site``, ``way``, ``n_scans``, ``n_persons``; ``tissue_distance``, Wasserstein-1 distance
         of the site's mean quantiles from the reference's at the same ages, and what part of that
         with tissue normalization only is left; ``site_probe``, cross-validated balanced accuracy
-        of telling the site's scans from the reference's (0.5 is chance), with ``site_probe_p``; and
-        medians of the guard's measures.
+        of telling the site's scans from the reference's (0.5 is chance), with ``site_probe_p``;
+        and medians of the guard's measures.
     """
     first = rows[rows["seed"] == rows["seed"].min()]
     home = first[(first["site"] == reference) & (first["way"] == SCALED)]
