@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony import __version__
+from bids_harmony.bids import counted
 from bids_harmony.evaluation.columns import COLUMNS
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.plots import draw_figures
@@ -209,10 +210,11 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
     """One site's figure by way, and whether harmonization gained on each."""
     name = PRIMARY[binary]
     values = ", ".join(
-        f"{SPOKEN[row['way']]} {row[name]:.2f} "
-        f"({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+        f"{SPOKEN[row['way']]} {row[name]:.2f}"
+        + (f" ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+           if np.isfinite(row[f"{name}_low"]) else "")
         for row in rows
-    )
+    )  # fmt: skip
     what = "area under the curve" if binary else "mean absolute error"
     ours = next((row for row in rows if row["way"] == HARMONIZED), {})
     verdicts = []
@@ -226,11 +228,9 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
             f"(p {shown_p(p)})"
         )
     # A way that could not be had in all folds has fewer persons.
-    counts = sorted({row["n_persons"] for row in rows})
-    text = (
-        f"{rows[0]['target']} at {rows[0]['test_site']} ({' to '.join(map(str, counts))} "
-        f"persons), {what}: {values}."
-    )
+    least, most = (f(row["n_persons"] for row in rows) for f in (min, max))
+    people = counted(most, "person") if least == most else f"{least} to {most} persons"
+    text = f"{rows[0]['target']} at {rows[0]['test_site']} ({people}), {what}: {values}."
     return f"{text} Harmonized scans are {', '.join(verdicts)}." if verdicts else text
 
 
@@ -311,10 +311,10 @@ def _limits(findings: Findings) -> list[str]:
     if findings.sloppy:
         unknown.append("Training was cut short (--sloppy): no figure here means anything.")
     table = findings.tables["experiments"]
-    few = table[table["n_persons"] < FEW][["test_site", "n_persons"]].drop_duplicates()
     unknown += [
-        f"{row['test_site']} has {row['n_persons']} persons: read the intervals, not the figures."
-        for row in few.to_dict("records")
+        f"{site} has {counted(n, 'person')}: read the intervals, not the figures."
+        for site, n in table.groupby("test_site", sort=False)["n_persons"].max().items()
+        if n < FEW
     ]
     for site, row in findings.overlap.items():
         smd = ((row.get("smd") or {}).get("age") or {}).get("after")

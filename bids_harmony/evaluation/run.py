@@ -292,22 +292,29 @@ def run_unit(study: Study, unit: Unit) -> Result:
         study.say(f"Left out here: {what} ({counted(row['n_scans'], 'scan')}): {row['reason']}")
     predictions = predict_unit(study, unit, prepared)
     images = unit.experiment == "sites"
+    scans = measure_scans(study, unit, prepared) if images else []
+    for row in scans:
+        row["quantiles"] = np.round(row["quantiles"], 5).tolist()
+    at = {"experiment": unit.experiment, "seed": unit.seed, "fold": unit.fold,
+          "train_sites": "+".join(unit.train_sites)}  # fmt: skip
     result = Result(
-        predictions,
-        measure_scans(study, unit, prepared) if images else [],
-        measure_pairs(study, unit, prepared) if images else [],
+        _json_ready(predictions),
+        _json_ready(scans),
+        _json_ready(measure_pairs(study, unit, prepared) if images else []),
         prepared.step,
         prepared.overlap,
-        [
-            {"experiment": unit.experiment, "seed": unit.seed, "fold": unit.fold,
-             "train_sites": "+".join(unit.train_sites)} | row
-            for row in left_out
-        ],
-    )  # fmt: skip
-    for row in result.scans:
-        row["quantiles"] = np.round(row["quantiles"], 5).tolist()
+        [at | row for row in left_out],
+    )
     write_json(path, asdict(result))
     return result
+
+
+def _json_ready(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write None for what is unknown, such as an age: JSON has no NaN."""
+    return [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
 
 
 def _digest(study: Study, unit: Unit) -> str:

@@ -59,7 +59,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
             if here.empty or home.empty:  # a way that could not be had there
                 continue
             wanted = at_ages(
-                list(home["quantiles"]), home["age"].to_numpy(), here["age"].to_numpy()
+                list(home["quantiles"]), home["age"].to_numpy(float), here["age"].to_numpy(float)
             )
             distance = float(np.abs(np.mean(list(here["quantiles"]), axis=0) - wanted).mean())
             before = distance if way == SCALED else before
