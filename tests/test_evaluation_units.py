@@ -166,3 +166,16 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):
         chosen(age=40.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_site_of_few_persons_keeps_one_to_train_on(seed: int) -> None:
+    rows = table({"A": AGES, "B": AGES[:4]})
+    rows["subject"] = [f"s{i}" for i in range(24)]
+    data = people(rows)
+    folds = np.where(np.arange(24) % 4 == 0, 0, 1)  # of B one person is tested, or three are
+    for fold in (0, 1):
+        unit = Unit("sites", seed, fold, ("A",), ("A", "B"))
+        split, _ = split_of(data, unit, folds, 0.4)
+        assert "train" in split[data.sites == "B"]
+        assert ((split == "test") == (folds == fold)).all()

@@ -16,7 +16,7 @@ import numpy as np
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import SIZES, EvaluateOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.splits import TEST, make_folds, split_subjects
+from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
 
@@ -225,6 +225,11 @@ def split_of(
     rng = np.random.default_rng([unit.seed, unit.fold])
     split = split_subjects(data, validation, 0.0, rng)
     split[folds == unit.fold] = TEST
+    for site in np.unique(data.sites):
+        # The little that is left of a site is trained on; a checkpoint can be chosen without it.
+        left = data.persons[(data.sites == site) & (split != TEST)]
+        if not (split[data.sites == site] == TRAIN).any():
+            split[np.isin(data.persons, left)] = TRAIN
     seen = split.copy()
     if unit.left_out is not None:
         seen[data.sites == unit.left_out] = TEST

@@ -201,7 +201,9 @@ def train_bundle(
     reference = choose_reference(data.sites[fit].tolist(), options)
     train = np.flatnonzero((split == TRAIN) & fit)
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
-    say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
+    n_persons = len(np.unique(data.persons))
+    say(f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} to fit on; "
+        f"reference {reference}")  # fmt: skip
     parts = {str(site): data.site_scans(site, train) for site in np.unique(data.sites[train])}
     if reference not in parts or len(parts) < 2:
         raise UsageError(
