@@ -131,8 +131,11 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
 ) -> None:
     # Of five persons of A two or three are left to fit ComBat on, of C nobody while it is tested.
     preprocessed_dataset(tmp_path, {"REF": 14, "A": 5, "C": 1}, {"A": 1.8})
+    table = tmp_path / "bids" / "participants.tsv"
+    table.write_text(re.sub(r"(?<=sub-REF5\t)[\d.]+", "n/a", table.read_text()))
     assert evaluate(tmp_path) == 0
     out = capsys.readouterr().out
+    assert "brain_age: 1 scan of REF without a value in the column age, not tested." in out
     assert "20 of 20 scans lack their raw image or their transform" in out
     assert "Left out here: ComBat at C (1 scan): ComBat wants 3 persons of each site" in out
     folder = tmp_path / "out" / "evaluation"
@@ -141,6 +144,7 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     counts = table.set_index(["way", "test_site"])["n_folds"]
     assert counts["harmonized"].to_dict() == {"A": 2, "C": 1, "REF": 2, "A+C": 2}
     assert counts["combat"].to_dict() == {"A": 1, "REF": 1}
+    assert table.set_index(["way", "test_site"])["n_scans"]["harmonized", "REF"] == 13
     left = pd.read_csv(folder / "left_out.tsv", sep="\t").groupby("test_site")["n_scans"]
     assert left.sum()["C"] == 1
     assert left.sum()["A"] == 5 - table.set_index(["way", "test_site"])["n_scans"]["combat", "A"]
@@ -149,6 +153,7 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     assert "ComBat at A could not be had in 1 of the trainings" in page
     assert "without any harmonization could not be had" in page
     assert "Not evaluated: diagnosis." in page
+    assert "1 scan of REF without a value" in page
 
 
 def test_what_is_done_is_written_before_something_fails(

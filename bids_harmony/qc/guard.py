@@ -2,7 +2,8 @@
 
 Each measure of the change (:mod:`bids_harmony.qc.harmonization`), the cycle error and the
 distance to the training sites has a limit that 99 % of validation scans keep: the maps were not
-fitted on them, and test scans have no say (science.md §10). The limits stand in the bundle's ``guard.json``.
+fitted on them, and test scans have no say (science.md §10). The limits stand in the bundle's
+``guard.json``.
 """
 
 from __future__ import annotations
