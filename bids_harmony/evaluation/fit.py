@@ -141,8 +141,9 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         if available():
             why[COMBAT] = f"ComBat wants {LEAST} persons of each site to fit on"
         change = None
-        if set(unit.train_sites) <= set(sites):
+        if set(unit.train_sites) <= set(sites) and len(sites) > 1 and available():
             change = combat(data, fitted, reference, unit.seed)
+            why[COMBAT] = why[COMBAT] if change else "neuroCombat's fit failed"
         if change is not None:
             changes[COMBAT] = (change, f"combat {fitted.tolist()}")
             known[COMBAT] = np.array(sites)
