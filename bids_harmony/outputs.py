@@ -95,11 +95,11 @@ def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
             "Units": "year",
         },
         "brain_age_harmonized_low": {
-            "Description": "Lower end of the 90 % interval of brain_age_harmonized",
+            "Description": "Lower end of the empirical 90 % interval of brain_age_harmonized",
             "Units": "year",
         },
         "brain_age_harmonized_high": {
-            "Description": "Upper end of the 90 % interval of brain_age_harmonized",
+            "Description": "Upper end of the empirical 90 % interval of brain_age_harmonized",
             "Units": "year",
         },
         "brain_age_gap": {

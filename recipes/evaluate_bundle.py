@@ -128,7 +128,7 @@ def cross_validate(study: Study, n_folds: int, say: Say) -> dict[int, Measured]:
     study : Study
         Bundle and scans.
     n_folds : int
-        Folds of the source scans, by subject, stratified by site and balanced on age.
+        Folds of the source scans, by person, stratified by site and balanced on age.
     say : callable
         Takes a line of progress.
 
@@ -140,10 +140,7 @@ def cross_validate(study: Study, n_folds: int, say: Say) -> dict[int, Measured]:
     data, reference = study.data, study.bundle.reference_site
     seed, grey = study.options["seed"], study.bundle.contract.grey
     rng = np.random.default_rng(seed)
-    folds = np.full(len(data), -1)
-    for site in sorted(set(data.sites.tolist()) - {reference}):
-        here = np.flatnonzero(data.sites == site)
-        folds[here] = make_folds(data, here, n_folds, rng)[here]
+    folds = make_folds(data, np.flatnonzero(data.sites != reference), n_folds, rng, data.sites)
     trained_on = np.flatnonzero((data.sites == reference) & (study.split != TEST))
     measured: dict[int, Measured] = {}
     for fold in range(-1, n_folds):
@@ -154,7 +151,8 @@ def cross_validate(study: Study, n_folds: int, say: Say) -> dict[int, Measured]:
             # The bundle's own test part of the sources has no say here: every scan has a fold.
             split[(data.sites != reference) & (split == TEST)] = TRAIN
             scans = np.flatnonzero(folds == fold)
-            split[scans] = TEST
+            # Nor do the maps see a tested person at the reference.
+            split[np.isin(data.persons, data.persons[scans])] = TEST
             models = refit(study, split, say)
         used = np.concatenate([trained_on, np.flatnonzero((data.sites != reference)
                                                           & (split == TRAIN))])  # fmt: skip
@@ -180,6 +178,7 @@ def summarize(
                 data.ages[here],
                 False,
                 np.random.default_rng(seed),
+                data.persons[here],
             )
             for method in METHODS
         }

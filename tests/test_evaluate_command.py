@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from test_train_command import preprocessed_dataset
 
+from bids_harmony.anat.affine import write_affine
 from bids_harmony.cli.run import main
-from bids_harmony.evaluation import statistics, summaries
+from bids_harmony.errors import HarmonyError
+from bids_harmony.evaluation import run, statistics, summaries
+from bids_harmony.evaluation.fit import Study
+from bids_harmony.evaluation.units import Unit
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heads")
     preprocessed_dataset(folder, {"REF": 14, "A": 9, "B": 9}, {"A": 1.8, "B": 0.6})
-    for path in (folder / "out").rglob("*_qc.json"):
-        record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"scale": {"fluid_grey_white": [90, 500, 800]}}))
+    with_raw_scans(folder)
     return folder
+
+
+def with_raw_scans(folder: Path) -> None:
+    """Write a raw scan, and its transform to the template, behind each preprocessed one."""
+    for path in (folder / "out").rglob("*preproc_T1w.nii.gz"):
+        label, image = path.name.split("_")[0], nib.load(path)
+        raw = nib.Nifti1Image(600 * np.asarray(image.dataobj) + 50, image.affine)
+        nib.save(raw, folder / "bids" / label / "anat" / f"{label}_T1w.nii.gz")
+        transform = path.with_name(f"{label}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt")
+        write_affine(np.eye(4), transform)
 
 
 @pytest.fixture(autouse=True)
@@ -111,14 +126,75 @@ def test_two_processes_find_the_same_and_rotate_the_sites(root: Path, tmp_path: 
     assert " comparisons below, harmonized scans are clearly better (worse) than no harm" in page
 
 
-def test_scans_without_levels_are_evaluated_without_the_plain_way(
+def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preprocessed_dataset(tmp_path, {"REF": 14, "A": 8}, {"A": 1.8})
+    # Of five persons of A two or three are left to fit ComBat on, of C nobody while it is tested.
+    preprocessed_dataset(tmp_path, {"REF": 14, "A": 5, "C": 1}, {"A": 1.8})
+    table = tmp_path / "bids" / "participants.tsv"
+    table.write_text(re.sub(r"(?<=sub-REF5\t)[\d.]+", "n/a", table.read_text()))
     assert evaluate(tmp_path) == 0
-    assert "how they were scaled" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "out" / "evaluation" / "experiments.tsv", sep="\t")
-    assert "none" not in set(table["way"])
-    page = (tmp_path / "out" / "evaluation.html").read_text()
-    assert "without tissue scaling could not be had" in page
+    out = capsys.readouterr().out
+    assert "brain_age: 1 scan of REF without a value in the column age, not tested." in out
+    assert "20 of 20 scans lack their raw image or their transform" in out
+    assert "Left out here: ComBat at C (1 scan): ComBat wants 3 persons of each site" in out
+    folder = tmp_path / "out" / "evaluation"
+    table = pd.read_csv(folder / "experiments.tsv", sep="\t")
     assert np.isfinite(table["mae"]).all()
+    counts = table.set_index(["way", "test_site"])["n_folds"]
+    assert counts["harmonized"].to_dict() == {"A": 2, "C": 1, "REF": 2, "A+C": 2}
+    assert counts["combat"].to_dict() == {"A": 1, "REF": 1}
+    assert table.set_index(["way", "test_site"])["n_scans"]["harmonized", "REF"] == 13
+    left = pd.read_csv(folder / "left_out.tsv", sep="\t").groupby("test_site")["n_scans"]
+    assert left.sum()["C"] == 1
+    assert left.sum()["A"] == 5 - table.set_index(["way", "test_site"])["n_scans"]["combat", "A"]
+    assert set(json.loads((folder / "left_out.json").read_text())) >= {"reason", "n_scans"}
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert "ComBat at A could not be had in 1 of the trainings" in page
+    assert "without any harmonization could not be had" in page
+    assert "Not evaluated: diagnosis." in page
+    assert "1 scan of REF without a value" in page
+
+
+def test_what_is_done_is_written_before_something_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "out" / "evaluation"
+    run_unit = run.run_unit
+
+    def fail(study: Study, unit: Unit, error: Exception) -> run.Result:
+        if unit.fold == 1:
+            raise error
+        return run_unit(study, unit)
+
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setattr(run, "run_unit", partial(fail, error=MemoryError()))
+    assert evaluate(root) == 70
+    table = pd.read_csv(folder / "experiments.tsv", sep="\t")
+    assert set(table["test_site"]) == {"REF", "A", "B", "A+B"}
+    assert (table["n_folds"] == 1).all()
+    assert set(pd.read_csv(folder / "predictions.tsv", sep="\t")["fold"]) == {0}
+
+    # An error that one can act on ends its unit alone, and is said.
+    error = HarmonyError("The maps diverged.", "Try another --random-seed.")
+    monkeypatch.setattr(run, "run_unit", partial(fail, error=error))
+    capsys.readouterr()
+    assert evaluate(root) == 1
+    assert "fold 2): The maps diverged." in capsys.readouterr().out
+    assert "The maps diverged." in (root / "out" / "evaluation.html").read_text()
+    assert (pd.read_csv(folder / "experiments.tsv", sep="\t")["n_folds"] == 1).all()
+
+
+@pytest.mark.parametrize("level", ["train", "evaluate"])
+def test_an_image_under_two_participants_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    preprocessed_dataset(tmp_path, {"REF": 3, "A": 2}, {})
+    for label in ("REF2", "A1"):
+        path = tmp_path / "out" / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"input_sha256": "0" * 64}))
+    args = [str(tmp_path / "bids"), str(tmp_path / "out"), level, "-w", str(tmp_path / "work")]
+    assert main(args) == 2
+    told = capsys.readouterr()
+    assert "The same image stands under two participants: sub-A1 and sub-REF2." in told.err
+    assert "network" not in told.out

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from training_data import balls
 
-from bids_harmony.anat.intensity import Levels, map_levels
-from bids_harmony.evaluation.combat import combat
-from bids_harmony.evaluation.prepare import matching, prepare, unscale, weights_digest
+from bids_harmony.anat.affine import write_affine
+from bids_harmony.evaluation.combat import combat, sites_to_fit
+from bids_harmony.evaluation.prepare import matching, plain, prepare, weights_digest
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import volume_of
-
-LEVELS = (200.0, 700.0, 1000.0)
 
 
 @pytest.fixture
 def data() -> TrainingSet:
-    found = balls()
-    found.table["levels"] = [LEVELS] * len(found)
-    return found
+    return balls()
 
 
-def test_unscaled_scans_are_what_scaling_began_with(data: TrainingSet) -> None:
-    change = unscale(data, 0.55)
-    assert change is not None
-    volume, mask = volume_of(data, 0)
-    found = change(0, volume, mask)
-    again = map_levels(found[mask], Levels(*(v / 1000 for v in LEVELS)), 0.55)
-    top = np.percentile(found[mask], 98)
-    assert top == pytest.approx(1, abs=0.01)
-    # White matter was 1000 of the percentile's about 1000: the scaling undoes the division.
-    assert np.corrcoef(again, volume[mask])[0, 1] > 0.999
-    assert found[mask].min() == pytest.approx(0.2, abs=0.03)  # fluid is not black
-    assert (found[~mask] == 0).all()
-    data.table.at[3, "levels"] = None
-    assert unscale(data, 0.55) is None
+def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    # A raw scan with a bias field, and CSF outside of what tissue normalization keeps.
+    shape = (64, 64, 48)
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    brain = x**2 + y**2 + z**2 < 0.8
+    raw = np.where(brain, 500 + 300 * x, 40).astype(np.float32)
+    used = brain & (x**2 + y**2 + z**2 < 0.6)
+    nib.save(nib.Nifti1Image(raw, affine), tmp_path / "raw.nii.gz")
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), affine), tmp_path / "mask.nii.gz")
+    write_affine(np.eye(4), tmp_path / "xfm.txt")
+    one = TrainingSet.from_arrays(
+        np.where(used, 0.5, 0).transpose(2, 1, 0)[None], used.transpose(2, 1, 0)[None],
+        pd.DataFrame({"subject": ["01"], "site": ["A"]}), affine=affine, shape=shape,
+        box=((0, shape[1]), (0, shape[0])),
+    )  # fmt: skip
+    files = (tmp_path / "raw.nii.gz", tmp_path / "xfm.txt", tmp_path / "mask.nii.gz")
+    one.table["_source"] = pd.Series([files], dtype=object)
+    found = plain(one, tmp_path, print)
+    assert found is not None
+    volume, mask = volume_of(found, 0)
+    assert np.array_equal(mask, brain)  # the brain mask as it was found
+    wanted = raw / np.percentile(raw[brain], 98)
+    np.testing.assert_allclose(volume[brain], wanted[brain], rtol=2e-3)  # and the bias field
+    assert not volume[~brain].any()
+
+    said: list[str] = []
+    (tmp_path / "xfm.txt").unlink()
+    assert plain(one, tmp_path, said.append) is None
+    assert "1 of 1 scans lack their raw image or their transform" in said[0]
+    assert "sub-01" in said[0]
+    write_affine(np.eye(4), tmp_path / "xfm.txt")
+    (tmp_path / "raw.nii.gz").write_bytes(b"broken")
+    assert plain(one, tmp_path, said.append) is None
+    assert "raw.nii.gz" in said[-1]
 
 
 def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> None:
@@ -88,3 +110,17 @@ def test_combat_takes_a_site_to_the_references_tone() -> None:
     assert found[shell].mean() == pytest.approx(0.55, abs=0.04)
     assert (found[~mask] == 0).all()
     assert combat(data, np.array([0, 1, 2, 3, 8, 9]), "REF", 0) is None  # two scans are too few
+
+
+def test_combat_wants_persons_not_scans_and_voxels_that_vary() -> None:
+    data = balls({"REF": 8, "A": 6})
+    data.table["subject"] = [f"r{i}" for i in range(8)] + ["a", "a", "a", "b", "b", "b"]
+    everything = np.arange(14)
+    assert sites_to_fit(data, everything) == ["REF"]
+    assert combat(data, everything, "REF", 0) is None
+    data = balls({"REF": 8, "A": 8})
+    images = np.array(data.volumes)
+    images[:, 6, 16, 24] = 0.5  # the same in all scans
+    change = combat(replace(data, volumes=images), np.arange(16), "REF", 0)
+    assert change is not None
+    assert np.isfinite(change(15, *volume_of(data, 15))).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bids_harmony.evaluation.report import _site_sentence
@@ -32,3 +33,13 @@ def test_a_gain_is_one_where_interval_and_p_say_so(
     }  # fmt: skip
     text = _site_sentence([row("none"), row("harmonized", **facts)], binary=False)
     assert f"Harmonized scans are {said} no harmonization (p {p:.3f})" in text
+
+
+def test_a_way_with_fewer_persons_and_no_interval_is_said_as_it_is() -> None:
+    few = row("combat", n_persons=2, mae_low=np.nan, mae_high=np.nan)
+    text = _site_sentence([few, row("harmonized")], binary=False)
+    assert text == (
+        "age at B (2 to 24 persons), mean absolute error: ComBat 8.00, "
+        "harmonized 8.00 (7.00 to 9.00)."
+    )
+    assert "Harmonized" not in _site_sentence([few], binary=False)

@@ -11,6 +11,7 @@ from training_heads import people, table
 
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.evaluation.run import choose_targets, unknown_values
 from bids_harmony.evaluation.units import (
     Unit,
     plan_units,
@@ -18,6 +19,7 @@ from bids_harmony.evaluation.units import (
     subject_folds,
     trainable_sites,
 )
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.targets import Target
 
@@ -67,9 +69,9 @@ def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
     }  # fmt: skip
     for part in (split, seen):
         assert not tested & set(travellers.subjects[part != "test"])
-    at_b = (seen != "test") & (travellers.sites == "B")
-    assert at_b.sum() == {"sites": (split[travellers.sites == "B"] != "test").sum(),
-                          "unseen": 0, "size": 5}[unit.experiment]  # fmt: skip
+    at_b = np.unique(travellers.persons[(seen != "test") & (travellers.sites == "B")])
+    every = np.unique(travellers.persons[(split != "test") & (travellers.sites == "B")])
+    assert len(at_b) == {"sites": len(every), "unseen": 0, "size": 5}[unit.experiment]
 
 
 def test_units_of_every_experiment() -> None:
@@ -119,3 +121,61 @@ def test_sites_that_cannot_be_left_out_are_refused() -> None:
         EvaluateOptions(("sties",))
     with pytest.raises(UsageError, match="--cv-folds is 1"):
         EvaluateOptions(cv_folds=1)
+
+
+def test_sizes_are_persons_with_all_their_scans() -> None:
+    rows = table({"A": AGES, "B": AGES + AGES})
+    rows["subject"] = [f"a{i}" for i in range(20)] + 2 * [f"b{i}" for i in range(20)]
+    data = people(rows)
+    units = plan_units(data, EvaluateOptions(("size",), cv_folds=2), "A", 0)
+    assert {unit.n_source for unit in units} == {5}  # of ten persons with twenty scans
+    _, seen = split_of(data, units[0], subject_folds(data, 2, 0), 0.15)
+    left = data.persons[(seen != "test") & (data.sites == "B")]
+    assert (len(left), len(set(left))) == (10, 5)
+
+
+def test_targets_that_cannot_be_evaluated_are_named() -> None:
+    rows = table({"A": AGES, "B": AGES[:8]})
+    rows["subject"] = [f"s{i}" for i in range(28)]
+    everything = np.ones(28, bool)
+
+    def chosen(**columns: object) -> tuple[list[str], list[str]]:
+        data = people(rows.assign(**columns))
+        found, notes = choose_targets(data, TrainOptions(folds=2), "A", everything, 3)
+        return [target.column for target in found], notes + unknown_values(data, found)
+
+    dx = ["control", "ill"] * 14
+    assert chosen(diagnosis=dx) == (["age", "diagnosis"], [])
+    columns, (note,) = chosen(diagnosis=dx, age=np.nan)
+    assert columns == ["diagnosis"]
+    assert note.startswith("Not evaluated: age. No scan has a value in the column age.")
+    columns, (note,) = chosen()
+    assert columns == ["age"]
+    assert "Not evaluated: diagnosis. No scan has a value" in note
+    columns, (note,) = chosen(diagnosis=dx, age=40.0)
+    assert columns == ["diagnosis"]
+    assert "age has 1 different values at A" in note
+    # One patient at the reference: no fold could learn of the class.
+    columns, (note,) = chosen(diagnosis=["ill"] + 27 * ["control"])
+    assert columns == ["age"]
+    assert "too few persons of a class" in note
+    columns, (note,) = chosen(diagnosis=dx, age=[*AGES, *AGES[:5], *[np.nan] * 3])
+    assert columns == ["age", "diagnosis"]
+    assert note == "brain_age: 3 scans of B without a value in the column age, not tested."
+    with pytest.raises(UsageError, match="No scan has a value in the column age"):
+        chosen(age=np.nan)
+    with pytest.raises(UsageError, match="age has 1 different values"):
+        chosen(age=40.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_site_of_few_persons_keeps_one_to_train_on(seed: int) -> None:
+    rows = table({"A": AGES, "B": AGES[:4]})
+    rows["subject"] = [f"s{i}" for i in range(24)]
+    data = people(rows)
+    folds = np.where(np.arange(24) % 4 == 0, 0, 1)  # of B one person is tested, or three are
+    for fold in (0, 1):
+        unit = Unit("sites", seed, fold, ("A",), ("A", "B"))
+        split, _ = split_of(data, unit, folds, 0.4)
+        assert "train" in split[data.sites == "B"]
+        assert ((split == "test") == (folds == fold)).all()

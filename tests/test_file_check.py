@@ -457,3 +457,20 @@ def test_values_that_are_none_within_a_brain_are_refused(tmp_path: Path) -> None
     for data in (hole, specks, planes, cut):
         with pytest.raises(ScanError, match="that are not background are NaN or infinite"):
             loaded_from(tmp_path / "x_T1w.nii", data)
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        ("/annex/objects/MD5E-s1--0.nii.gz\n", "datalad get"),
+    ],
+)
+def test_a_pointer_to_an_image_is_named_with_what_fetches_it(
+    tmp_path: Path, content: str, command: str
+) -> None:
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    path.write_text(content)
+    with pytest.raises(ScanError, match="content is not present") as refused:
+        load_t1w(path)
+    assert command in refused.value.remedy

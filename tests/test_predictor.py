@@ -17,7 +17,7 @@ from training_heads import AFFINE, head
 from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.apply import predict_scan
 from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
-from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
+from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import area_under_curve, figures
@@ -271,14 +271,14 @@ def test_slice_network_learns_what_the_slices_show(
     assert np.corrcoef(got, examples.targets[test])[0, 1] > 0.8
 
 
-def test_conformal_interval_covers_new_draws() -> None:
+def test_empirical_interval_covers_new_draws() -> None:
     rng = np.random.default_rng(0)
     covered = [
-        np.mean(np.abs(rng.standard_normal(500)) <= conformal_half_width(rng.standard_normal(40)))
+        np.mean(np.abs(rng.standard_normal(500)) <= empirical_half_width(rng.standard_normal(40)))
         for _ in range(200)
     ]
     assert np.mean(covered) == pytest.approx(0.91, abs=0.02)
-    assert conformal_half_width(np.array([1.0, -3.0, 2.0])) == 3.0
+    assert empirical_half_width(np.array([1.0, -3.0, 2.0])) == 3.0
 
 
 def test_age_bias_is_the_line_of_the_gap_on_age() -> None:

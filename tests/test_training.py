@@ -105,7 +105,17 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     guard = bundle.guard()
     assert guard is not None
     assert set(guard["style"]["sites"]) == {"REF", "A", "B"}
-    assert all(0 < row["n"] <= 27 for row in guard["limits"].values())
+    # Limits come from validation scans alone, and the images' figures from test scans alone.
+    parts = {part: sum(len(site[part]) for site in splits.values()) for part in splits["REF"]}
+    assert guard["n"] == parts["validation"] > 0
+    assert all(row["n"] == parts["validation"] for row in guard["limits"].values())
+    tested = {site: len(found["test"]) for site, found in splits.items() if found["test"]}
+    assert {site: row["n"] for site, row in info["metrics"]["images"].items()} == tested
+    row = figures["REF"]["held_out"]["harmonized"]
+    assert 0 <= row["coverage_95"][0] <= row["coverage"] <= row["coverage_95"][1] <= 1
+    method = info["targets"]["brain_age"]["interval"]["method"]
+    assert method.startswith("empirical")
+    assert "conformal" not in json.dumps(info)
     harmonizer = info["training"]["harmonizer"]
     assert [row["step"] for row in harmonizer["candidates"]] == [2, 3]
     assert harmonizer["chosen_step"] in (2, 3)
@@ -113,6 +123,7 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     assert card["metrics"] == info["metrics"]
     page = (bundle.path / "model_card.html").read_text()
     assert "test scans" in page
+    assert '<th class="n">coverage</th>' in page
     assert "http" not in page
 
     volume = np.asarray(nib.load(scans[20].t1w).dataobj)
@@ -129,6 +140,32 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     for value in again[0].state_dict().values():
         if value.is_floating_point():
             assert torch.equal(value, value.half().float())
+
+
+@pytest.mark.slow
+def test_a_test_scan_changes_neither_limits_nor_weights(tmp_path: Path) -> None:
+    scans = write_scans(tmp_path, {"REF": 16, "A": 8}, {"A": 1.8})
+    options = TrainOptions(
+        reference_site="REF", targets=("age",), harmonizer_steps=2, epoch_steps=2,
+        predictor_steps=2, folds=2,
+    )  # fmt: skip
+    found = []
+    for name in ("before", "after"):
+        bundle = train_bundle(
+            scans, tmp_path / name, options, work_dir=tmp_path / f"{name}-work", say=lambda _: None
+        )
+        found.append((bundle.guard(), bundle.info["files"], bundle.info["metrics"]))
+        splits = json.loads((bundle.path / "splits.json").read_text())
+        for label in (splits["REF"]["test"][0], splits["A"]["test"][0]):
+            (path,) = (scan.t1w for scan in scans if scan.subject == label)
+            volume = np.asarray(nib.load(path).dataobj)
+            wild = np.where(volume > 0, np.clip(volume**3 + 0.05, 0.01, 2), 0).astype(np.float32)
+            nib.save(nib.Nifti1Image(wild, AFFINE), path)
+    (guard, files, metrics), (guard_after, files_after, metrics_after) = found
+    assert guard == guard_after
+    weights = [name for name in files if name.endswith(".safetensors")]
+    assert {name: files[name] for name in weights} == {name: files_after[name] for name in weights}
+    assert metrics != metrics_after  # the change was there to be seen
 
 
 @pytest.mark.parametrize(

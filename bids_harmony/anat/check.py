@@ -22,6 +22,7 @@ from bids_harmony.anat.geometry import (
     without_single_axes,
 )
 from bids_harmony.errors import ScanError
+from bids_harmony.text import pointer
 
 MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 8.0
 #: A brain is longer than this in every direction, and no field of view than the other.
@@ -202,6 +203,9 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         # Reading a pipe would wait for ever.
         raise ScanError(f"{name} cannot be read (it is not a file).", "Check the dataset.")
+    if why := pointer(path):
+        cause, _, command = why.partition(": run ")
+        raise ScanError(f"{name} is no image: {cause}.", f"Run {command}, then the same again.")
     if (size := path.stat().st_size) > MAX_FILE:
         raise ScanError(
             f"{name} has {size / 1e9:.1f} GB, which no T1w scan has.",

@@ -11,6 +11,7 @@ from bids_harmony import __version__
 from bids_harmony.bids import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import MissingProgramError
+from bids_harmony.text import pointer
 
 if TYPE_CHECKING:
     from bids_harmony.participant import Run
@@ -130,6 +131,8 @@ def _row(scan: Scan, config: RunConfig, run: Run | None) -> list[str]:
         notes.insert(0, "not present: run `datalad get`" if broken else "not present any more")
     elif scan.path.stat().st_size == 0:
         notes.insert(0, "the file is empty")
+    elif why := pointer(scan.path):
+        notes.insert(0, why)
     out = config.output_dir
     record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
     if run is not None and record is not None:

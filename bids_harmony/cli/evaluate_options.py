@@ -22,7 +22,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sites: trained at the reference, tested at every site; rotations: one or two "
         "training sites in every order; unseen: maps that never saw the site they are tested on; "
-        "size: how few scans of a site the maps need "
+        "size: how few persons of a site the maps need "
         f"(default: {default_of('experiments', EvaluateOptions)})",
     )
     add_option(

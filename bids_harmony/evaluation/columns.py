@@ -5,36 +5,43 @@ from __future__ import annotations
 COLUMNS = {
     "experiment": "sites: trained at the reference, tested at every site; rotations: one or two "
     "training sites in every order; unseen: maps that saw no scan of the test site; size: maps "
-    "that saw few scans of it",
+    "that saw few persons of it",
     "train_sites": "Sites the predictor was trained at; the first is the maps' reference",
-    "n_source": "Scans of the test site that the maps saw, where that was limited",
+    "n_source": "Persons of the test site whose scans the maps saw, where that was limited",
     "target": "What is predicted",
     "test_site": "Site of the scans that are tested; several joined by + together",
-    "way": "How scans were prepared: none (over the 98th percentile of the brain), "
-    "tissue_scaling (fluid, grey and white matter to fixed values); and after that "
-    "histogram_matching, combat or harmonized",
+    "way": "How scans were prepared: none (no harmonization: resampled, over the 98th percentile "
+    "of the brain), tissue_scaling (tissue normalization only: without bias field, CSF, grey and "
+    "white matter at fixed values); and after that histogram_matching, combat or harmonized",
     "n_scans": "Scans tested",
     "n_persons": "Persons these scans are of",
+    "n_folds": "Seeds and folds that these scans were tested in: fewer where a way or target "
+    "could not be had in all, or while an evaluation is not finished",
     "n_cases": "Scans of class 1",
     "mae": "Mean absolute error",
     "bias": "Mean of predicted minus true",
     "r": "Correlation of predicted and true",
     "auc": "Area under the curve",
     "balanced_accuracy": "Mean of sensitivity and specificity",
+    "coverage": "How often the predictors' empirical 90 % interval holds the truth, each person "
+    "counting once",
+    "half_width": "Half-width of the predictor's empirical 90 % interval",
+    "reason": "Why this could not be had",
     "seed": "Seed of the repetition",
     "fold": "Part of the persons that was tested",
     "scan": "Number of the scan",
     "participant": "Participant label",
+    "person": "Person: the dataset's column person or person_id, else the participant",
     "truth": "True value; 0 or 1 for two classes",
     "predicted": "Predicted value, the median over slices; a logit for two classes",
     "site": "Site",
     "age": "Age in years",
     "tissue_distance": "Wasserstein-1 distance of the site's mean intensity quantiles, whole and "
     "in each tissue, from the reference's at the same ages",
-    "distance_left": "tissue_distance over that of the tissue-scaled scans",
+    "distance_left": "tissue_distance over that with tissue normalization only",
     "site_probe": "Cross-validated balanced accuracy of telling the site's scans from the "
-    "reference's by tone, contrast, noise and sharpness; 0.5 is chance",
-    "site_probe_p": "Its p by exchanging labels",
+    "reference's by tone, contrast, noise and sharpness, no person in two folds; 0.5 is chance",
+    "site_probe_p": "Its p by exchanging the sites of whole persons",
     "harmonized_change": "Median over scans of the mean absolute change of intensity",
     "harmonized_edge_agreement": "Median agreement of gradients before and after; 1: the same",
     "harmonized_csf_change": "Median change of the share of fluid",
@@ -45,7 +52,7 @@ COLUMNS = {
     "segmented_overlap": "Median least Dice of a tissue, where tissues are found anew",
     "measure": "What was measured: a share of the brain, the ventricles' volume in mL, a target",
     "effect": "age slope (per year), or a column of two classes (Cohen's d)",
-    "before": "The effect in tissue-scaled scans",
+    "before": "The effect with tissue normalization only",
     "after": "The effect after preparation in the given way",
     "ratio": "after over before; missing where the effect before may be none",
     "psnr": "Mean peak signal-to-noise ratio in dB, inside both masks",
@@ -58,13 +65,14 @@ COLUMNS = {
         "(mean absolute error or area under the curve); positive is better"
         for way, text in (
             ("none", "unharmonized ones"),
-            ("tissue_scaling", "tissue-scaled ones"),
+            ("tissue_scaling", "those with tissue normalization only"),
             ("histogram_matching", "histogram-matched ones"),
             ("combat", "those of ComBat"),
         )
     },
     **{
-        f"p_over_{way}": f"Two-sided p of gain_over_{way}, by exchanging the ways within persons"
+        f"p_over_{way}": f"Two-sided p of gain_over_{way}: of areas under the curve by DeLong's "
+        "test with persons as clusters, of errors by exchanging the ways within persons"
         for way in ("none", "tissue_scaling", "histogram_matching", "combat")
     },
 }

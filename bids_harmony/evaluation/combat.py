@@ -19,7 +19,7 @@ from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import volume_of
 
 #: Scans of a site that are fitted on at most, as all voxels of all of them are in memory; and the
-#: fewest, below which ComBat's spread of a site means nothing.
+#: fewest persons, below which ComBat's spread of a site means nothing.
 MOST, LEAST = 60, 3
 #: Share of the scans whose brain must hold a voxel.
 COMMON = 0.5
@@ -28,6 +28,15 @@ COMMON = 0.5
 def available() -> bool:
     """Whether neuroCombat is installed (``pip install bids_harmony[evaluate]``)."""
     return find_spec("neuroCombat") is not None
+
+
+def sites_to_fit(data: TrainingSet, among: np.ndarray) -> list[str]:
+    """List the sites with enough persons among the given scans for ComBat to be fitted on."""
+    sites = np.unique(data.sites[among]).tolist()
+    return [
+        site for site in sites
+        if len(np.unique(data.persons[data.site_scans(site, among)])) >= LEAST
+    ]  # fmt: skip
 
 
 def combat(data: TrainingSet, among: np.ndarray, reference: str, seed: int) -> Change | None:
@@ -49,14 +58,13 @@ def combat(data: TrainingSet, among: np.ndarray, reference: str, seed: int) -> C
     callable or None
         See :data:`bids_harmony.evaluation.prepare.Change`; scans of sites that were not fitted,
         and voxels outside the common brain, stay as they are. None where neuroCombat is missing
-        or no site besides the reference has enough scans.
+        or no site besides the reference has enough persons, or where the fit fails.
     """
     rng = np.random.default_rng(seed)
     by_site = {
-        str(site): np.sort(rng.permutation(data.site_scans(str(site), among))[:MOST])
-        for site in np.unique(data.sites[among])
+        site: np.sort(rng.permutation(data.site_scans(site, among))[:MOST])
+        for site in sites_to_fit(data, among)
     }
-    by_site = {site: scans for site, scans in by_site.items() if len(scans) >= LEAST}
     if not available() or reference not in by_site or len(by_site) < 2:
         return None
     scans = np.concatenate(list(by_site.values()))
@@ -65,15 +73,22 @@ def combat(data: TrainingSet, among: np.ndarray, reference: str, seed: int) -> C
         shown += volume_of(data, int(scan))[1]
     common = shown >= COMMON * len(scans)
     values = np.stack([volume_of(data, int(scan))[0][common] for scan in scans], axis=1)
+    varied = np.ptp(values, axis=1) > 0
+    common[common], values = varied, values[varied]
     from neuroCombat import neuroCombat
 
     labels = np.repeat(list(by_site), [len(part) for part in by_site.values()])
-    with contextlib.redirect_stdout(io.StringIO()):
-        fitted = neuroCombat(values, pd.DataFrame({"site": labels}), "site")["estimates"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
+            fitted = neuroCombat(values, pd.DataFrame({"site": labels}), "site")["estimates"]
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+        return None
     sites = [str(site) for site in fitted["batches"]]
     mean, spread = fitted["stand.mean"][:, 0], np.sqrt(fitted["var.pooled"][:, 0])
     shift, scale = fitted["gamma.star"], np.sqrt(fitted["delta.star"])
     home = sites.index(reference)
+    if not all(np.isfinite(part).all() for part in (mean, spread, shift, scale)):
+        return None
 
     def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
         site = str(data.sites[scan])

@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from bids_harmony.console import counted_off
-from bids_harmony.evaluation.combat import combat
+from bids_harmony.errors import UsageError
+from bids_harmony.evaluation.combat import LEAST, available, combat, sites_to_fit
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.prepare import (
     COMBAT,
@@ -21,12 +22,10 @@ from bids_harmony.evaluation.prepare import (
     MATCHED,
     NONE,
     SCALED,
-    WAYS,
     Change,
     mapping,
     matching,
     prepare,
-    unscale,
     weights_digest,
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
@@ -40,12 +39,12 @@ from bids_harmony.training.fabric import Engine, one_device
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.harmonizer import Plan, train_harmonizer
 from bids_harmony.training.overlap import covariate_overlap
-from bids_harmony.training.predictor import PREDICTORS, predict_stack
-from bids_harmony.training.predictors import Predictor, train_predictors
+from bids_harmony.training.predictor import PREDICTORS, PredictorConfig, predict_stack
+from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
 from bids_harmony.training.presets import PRESETS
 from bids_harmony.training.select import choose_checkpoint
 from bids_harmony.training.splits import TEST, TRAIN
-from bids_harmony.training.targets import Target
+from bids_harmony.training.targets import Target, find_target
 
 Say = Callable[[str], None]
 
@@ -68,6 +67,8 @@ class Study:
         What is trained and prepared is kept there, so that an interrupted evaluation continues.
     say : callable
         Takes a line of progress.
+    plain : TrainingSet or None
+        All scans without any harmonization; None where they cannot be had.
     """
 
     data: TrainingSet
@@ -76,6 +77,7 @@ class Study:
     options: EvaluateOptions
     work_dir: Path
     say: Say
+    plain: TrainingSet | None = None
 
     @property
     def fit(self) -> np.ndarray:
@@ -95,67 +97,89 @@ class Prepared:
     Attributes
     ----------
     sets : dict of str to TrainingSet
-        By way; ``none`` is missing where scans' records do not say how they were scaled, and
-        ``combat`` where it cannot be fitted.
-    test : numpy.ndarray
-        Numbers of the scans to test on.
+        By way; one that cannot be had is missing.
+    test : dict of str to numpy.ndarray
+        By way, numbers of the scans to test on. Without those of a site that ComBat was not fitted
+        on: it leaves them as they are.
     split : numpy.ndarray
         (scans,) part of each.
-    step : int
-        Step of the map's checkpoint.
+    step : int or None
+        Step of the map's checkpoint; None where no map could be trained.
     overlap : dict
         Of :func:`bids_harmony.training.overlap.covariate_overlap`, for the scans the maps saw.
+    left_out : list of dict
+        What cannot be had here: ``way`` or ``target``, ``test_site``, ``n_scans``, ``reason``.
     """
 
     sets: dict[str, TrainingSet]
-    test: np.ndarray
+    test: dict[str, np.ndarray]
     split: np.ndarray
-    step: int
+    step: int | None
     overlap: dict[str, Any]
+    left_out: list[dict[str, Any]]
 
 
 def prepare_unit(study: Study, unit: Unit) -> Prepared:
-    """Train a unit's maps and prepare its scans in every way."""
+    """Train a unit's maps and prepare its scans in every way that can be had."""
     data, reference = study.data, unit.train_sites[0]
     split, seen = split_of(data, unit, study.folds(unit.seed), study.train.validation)
     test = np.flatnonzero((split == TEST) & np.isin(data.sites, unit.test_sites))
-    network, step, overlap = fit_maps(study, seen, reference, unit.seed)
+    maps = fit_maps(study, seen, reference, unit.seed)
     looks = measure_looks(
         data, np.flatnonzero((split != TEST) & (data.sites == reference)), reference,
         unit.seed, study.train.contract.grey,
     )  # fmt: skip
-    changes: dict[str, tuple[Change | None, str]] = {
-        NONE: (unscale(data, study.train.contract.grey), "unscaled"),
-        MATCHED: (matching(looks.quantiles), f"matched {looks.quantiles.tolist()}"),
-        HARMONIZED: (mapping(network, data), f"mapped {weights_digest(network)}"),
+    changes: dict[str, tuple[Change, str]] = {
+        MATCHED: (matching(looks.quantiles), f"matched {looks.quantiles.tolist()}")
     }
+    known = {SCALED: data.sites, MATCHED: data.sites, NONE: data.sites, HARMONIZED: data.sites}
+    why: dict[str, str] = {}
     if unit.left_out is None:  # of a site it was not fitted on ComBat knows nothing
         fitted = np.flatnonzero((seen != TEST) & study.fit)
-        changes[COMBAT] = (combat(data, fitted, reference, unit.seed), f"combat {fitted.tolist()}")
-    # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
-    learnt = (split != TEST) & np.isin(data.sites, unit.train_sites)
-    elsewhere = np.union1d(test, np.flatnonzero(learnt & (data.sites != reference)))
-    everything = np.union1d(test, np.flatnonzero(learnt))
-    sets = {}
-    for way in WAYS:
-        change, what = changes.get(way, (None, ""))
+        sites = sites_to_fit(data, fitted)
+        why[COMBAT] = "neuroCombat is not installed"
+        if available():
+            why[COMBAT] = f"ComBat wants {LEAST} persons of each site to fit on"
+        change = None
+        if set(unit.train_sites) <= set(sites) and len(sites) > 1 and available():
+            change = combat(data, fitted, reference, unit.seed)
+            why[COMBAT] = why[COMBAT] if change else "neuroCombat's fit failed"
         if change is not None:
-            scans = everything if way == NONE else elsewhere
-            sets[way] = prepare(data, scans.tolist(), change, what, study.work_dir, study.say)
-        elif way == SCALED:
-            sets[way] = data
-    return Prepared(sets, test, split, step, overlap)
+            changes[COMBAT] = (change, f"combat {fitted.tolist()}")
+            known[COMBAT] = np.array(sites)
+    if maps is None:
+        why[HARMONIZED] = "no scan of another site is left to train the maps on"
+        del known[HARMONIZED]
+    else:
+        changes[HARMONIZED] = (mapping(maps[0], data), f"mapped {weights_digest(maps[0])}")
+    # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
+    learnt = np.flatnonzero((split != TEST) & np.isin(data.sites, unit.train_sites))
+    elsewhere = np.union1d(test, learnt[data.sites[learnt] != reference]).tolist()
+    sets = {} if study.plain is None else {NONE: study.plain}
+    sets[SCALED] = data
+    for way, (change, what) in changes.items():
+        sets[way] = prepare(data, elsewhere, change, what, study.work_dir, study.say)
+    tested = {way: test[np.isin(data.sites[test], known[way])] for way in sets}
+    left_out = [
+        {"way": way, "test_site": site, "n_scans": int((data.sites[test] == site).sum()),
+         "reason": reason}
+        for way, reason in why.items()
+        for site in np.unique(data.sites[np.setdiff1d(test, tested.get(way, ()))]).tolist()
+    ]  # fmt: skip
+    step, overlap = (None, {}) if maps is None else maps[1:]
+    return Prepared(sets, tested, split, step, overlap, left_out)
 
 
 def fit_maps(
     study: Study, seen: np.ndarray, reference: str, seed: int
-) -> tuple[nn.Module, int, dict[str, Any]]:
+) -> tuple[nn.Module, int, dict[str, Any]] | None:
     """Train maps on the scans they may see, and choose their checkpoint as ``train`` does.
 
     Returns
     -------
     network : torch.nn.Module
-        The forward map.
+        The forward map. None in place of all three where they may see no scan of the reference,
+        or none of another site.
     step : int
         Its checkpoint.
     overlap : dict
@@ -164,6 +188,8 @@ def fit_maps(
     data, options = study.data, study.train
     fitted = np.where(study.fit, seen, TEST)
     among = np.flatnonzero(fitted == TRAIN)
+    if reference not in (there := set(data.sites[among].tolist())) or len(there) < 2:
+        return None
     preset = PRESETS[options.preset]
     digest = hashlib.sha256(repr([reference, seed, *fitted]).encode()).hexdigest()[:12]
     study.work_dir.mkdir(parents=True, exist_ok=True)
@@ -189,34 +215,70 @@ def fit_maps(
 def fit_predictors(
     study: Study, unit: Unit, prepared: TrainingSet, split: np.ndarray
 ) -> dict[str, Predictor]:
-    """Train the predictors of all targets on the unit's training sites, prepared in one way.
+    """Train the predictors of a unit on its training sites, prepared in one way.
 
     Networks are kept by what they were trained on: ways that leave the reference's scans as they
-    are share them where it is the only training site.
+    are share them where it is the only training site. Targets of :func:`untrained` are left out.
     """
-    first, *others = unit.train_sites
-    sites = prepared.table["site"].replace(dict.fromkeys(others, first))
-    options = replace(study.train, targets=tuple(t.column for t in study.targets), seed=unit.seed)
-    recipe = PREDICTORS[options.predictor]
+    first = unit.train_sites[0]
+    left_out = untrained(study, unit, split)
+    columns = tuple(t.column for t in study.targets if t.name not in left_out)
+    options, recipe = _predictor_options(study, unit, columns)
     shared = f"{unit.seed}-{unit.fold}-{'-'.join(unit.train_sites)}"
     with locked(study.work_dir / f".predictors-{shared}.lock"):
         return train_predictors(
-            replace(prepared, table=prepared.table.assign(site=sites)),
-            split, study.fit, first, options,
-            replace(recipe, steps=options.predictor_steps or recipe.steps),
+            _joined(prepared, unit), split, study.fit, first, options, recipe,
             study.work_dir, device=one_device(options.device), say=study.say,
         )  # fmt: skip
 
 
+def untrained(study: Study, unit: Unit, split: np.ndarray) -> dict[str, str]:
+    """Say which targets a unit leaves too few persons, or persons of a class, to learn from.
+
+    Returns
+    -------
+    dict of str to str
+        By the target's name, why.
+    """
+    data, first = _joined(study.data, unit), unit.train_sites[0]
+    found = {}
+    for target in study.targets:
+        options, recipe = _predictor_options(study, unit, (target.column,))
+        try:
+            here = find_target(data, target.column, first, study.fit)
+            plan_folds(data, split, study.fit, first, here, options, recipe)
+        except UsageError as error:
+            found[target.name] = error.cause
+    return found
+
+
+def _joined(data: TrainingSet, unit: Unit) -> TrainingSet:
+    """Take a unit's training sites for one: that is where its predictors are trained."""
+    first, *others = unit.train_sites
+    sites = data.table["site"].replace(dict.fromkeys(others, first))
+    return replace(data, table=data.table.assign(site=sites))
+
+
+def _predictor_options(
+    study: Study, unit: Unit, columns: tuple[str, ...]
+) -> tuple[TrainOptions, PredictorConfig]:
+    recipe = PREDICTORS[study.train.predictor]
+    return (
+        replace(study.train, targets=columns, seed=unit.seed),
+        replace(recipe, steps=study.train.predictor_steps or recipe.steps),
+    )
+
+
 def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str, Any]]:
-    """Predict every target on the unit's test scans, prepared in every way.
+    """Predict every target on the unit's test scans, prepared in every way that can be had.
 
     Returns
     -------
     list of dict
         One row per scan, target and way: the unit's fields, ``scan`` (number), ``participant``,
-        ``test_site``, ``way``, ``target``, ``truth`` and ``predicted`` (a logit for two classes).
-        Scans whose truth is unknown have none.
+        ``person``, ``test_site``, ``way``, ``target``, ``truth``, ``predicted`` (a logit for two
+        classes) and ``half_width`` of the predictor's interval (None for two classes). Scans whose
+        truth is unknown have none.
     """
     numbers = middle_slices(
         len(study.data.heights), study.data.affine, study.train.contract.slice_mm
@@ -225,12 +287,14 @@ def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str,
     rows = []
     for way, data in prepared.sets.items():
         predictors = fit_predictors(study, unit, data, prepared.split)
-        for scan in counted_off(prepared.test, len(prepared.test), f"predicting {way}", study.say):
+        test = prepared.test[way]
+        for scan in counted_off(test, len(test), f"predicting {way}", study.say):
             stack = data.stack(int(scan))[0][numbers]
             for target in study.targets:
-                if not np.isfinite(target.values[scan]):
+                if target.name not in predictors or not np.isfinite(target.values[scan]):
                     continue
-                values = predict_stack(predictors[target.name].members, stack, heights)
+                predictor = predictors[target.name]
+                values = predict_stack(predictor.members, stack, heights)
                 rows.append(
                     {
                         "experiment": unit.experiment,
@@ -240,11 +304,13 @@ def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str,
                         "n_source": unit.n_source,
                         "scan": int(scan),
                         "participant": str(data.table["subject"].iloc[scan]),
+                        "person": str(data.persons[scan]),
                         "test_site": str(data.sites[scan]),
                         "way": way,
                         "target": target.name,
                         "truth": float(target.values[scan]),
                         "predicted": float(np.median(values)),
+                        "half_width": predictor.target.get("interval", {}).get("half_width"),
                     }
                 )
     return rows

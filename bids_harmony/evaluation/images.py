@@ -35,7 +35,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     Returns
     -------
     list of dict
-        One row per scan and way: ``seed``, ``fold``, ``scan``, ``participant``, ``site``, ``age``,
+        One row per scan and way: ``seed``, ``fold``, ``scan``, ``person``, ``site``, ``age``,
         ``way``, one value of each of :data:`bids_harmony.qc.style.FEATURES` and of
         :data:`ANATOMY` (tissue limits follow a change of tone, as the guard's do), the guard's
         measures of the change, and ``quantiles`` (4, 99).
@@ -43,9 +43,10 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     data, grey = study.data, study.train.contract.grey
     zoom = abs(float(data.affine[0, 0]))
     rows = []
-    for scan in counted_off(map(int, prepared.test), len(prepared.test), "measuring", study.say):
+    test = prepared.test[SCALED]
+    for scan in counted_off(map(int, test), len(test), "measuring", study.say):
         before, mask = volume_of(data, scan)
-        for way in (way for way in FROM_SCALED if way in prepared.sets):
+        for way in (way for way in FROM_SCALED if scan in prepared.test.get(way, ())):
             after = before if way == SCALED else volume_of(prepared.sets[way], scan)[0]
             limits = moved_limits(before[mask], after[mask], grey)
             if way == SCALED:
@@ -58,7 +59,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
                     "seed": unit.seed,
                     "fold": unit.fold,
                     "scan": scan,
-                    "participant": str(data.table["subject"].iloc[scan]),
+                    "person": str(data.persons[scan]),
                     "site": str(data.sites[scan]),
                     "age": float(data.ages[scan]),
                     "way": way,
@@ -80,14 +81,14 @@ def measure_pairs(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     Returns
     -------
     list of dict
-        One row per pair and way: ``seed``, ``participant``, ``site``, ``way``, ``mae``, ``psnr``
+        One row per pair and way: ``seed``, ``person``, ``site``, ``way``, ``mae``, ``psnr``
         and ``ssim`` inside both masks.
     """
     data, reference = study.data, unit.train_sites[0]
-    people = data.table["subject"].to_numpy(dtype=str)
     rows = []
-    for person in np.unique(people[prepared.test]):
-        scans = [int(i) for i in prepared.test if people[i] == person]
+    test = prepared.test[SCALED]
+    for person in np.unique(data.persons[test]):
+        scans = [int(i) for i in test if data.persons[i] == person]
         at_home = [i for i in scans if data.sites[i] == reference]
         if not at_home:
             continue
@@ -98,13 +99,13 @@ def measure_pairs(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
             for i in scans
             if data.sites[i] != reference
             for way in FROM_SCALED
-            if way in prepared.sets
+            if i in prepared.test.get(way, ())
         ]
         for scan, way, prepared_data in pairs:
             rows.append(
                 {
                     "seed": unit.seed,
-                    "participant": person,
+                    "person": person,
                     "site": str(data.sites[scan]),
                     "way": way,
                     **compare_images(prepared_data, scan, data, wanted),

@@ -8,9 +8,9 @@ from bids_harmony.errors import UsageError
 
 #: ``sites``: trained at the reference, tested at every site (the paper's Table 1 and Figure 2).
 #: ``rotations``: one or two training sites in every order (Table 2). ``unseen``: maps that never
-#: saw the site they are tested on. ``size``: how few scans of a site suffice.
+#: saw the site they are tested on. ``size``: how few persons of a site suffice.
 EXPERIMENTS = ("sites", "rotations", "unseen", "size")
-#: Scans of a site that the maps see, in ``size``; the paper suggests 90.
+#: Persons of a site that the maps see, in ``size``; the paper suggests 90.
 SIZES = (5, 10, 20, 40, 90)
 
 

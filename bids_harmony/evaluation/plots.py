@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 STYLE = {NONE: (GREY, "s"), SCALED: (ORANGE, "D"), MATCHED: (SKY, "^"), COMBAT: (GREEN, "v"),
          HARMONIZED: (BLUE, "o")}  # fmt: skip
 SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
-LABELS = {NONE: "none", SCALED: "tissue scaling", MATCHED: "histogram matching",
-          COMBAT: "ComBat", HARMONIZED: "harmonized"}  # fmt: skip
+LABELS = {NONE: "no harmonization", SCALED: "tissue normalization only",
+          MATCHED: "histogram matching", COMBAT: "ComBat", HARMONIZED: "harmonized"}  # fmt: skip
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
 
 
@@ -54,7 +54,7 @@ def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
                 "Table 1 and Figure 2).",
                 _panel(partial(_bars, table=part, name=PRIMARY[binary])),
             ))  # fmt: skip
-        if not binary and len(part):
+        if not binary and part["test_site"].nunique() > 1:
             rows = findings.tables["predictions"]
             rows = rows[(rows["target"] == target) & (rows["experiment"] == "sites")]
             drawn.append((
@@ -68,7 +68,7 @@ def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
             drawn.append((
                 f"size_{target}",
                 f"{target}: {UNITS[PRIMARY[binary]]} at {sizes['test_site'].iloc[0]} by how many "
-                "of its scans the maps saw; dotted: tissue scaling alone.",
+                "of its persons the maps saw; dotted: tissue normalization only.",
                 _panel(partial(_sizes, table=sizes, name=PRIMARY[binary])),
             ))  # fmt: skip
     pictures = []
@@ -92,12 +92,12 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
     sites = list(dict.fromkeys(table["test_site"]))
     ways = [way for way in WAYS if way in set(table["way"])]
     for k, way in enumerate(ways):
-        part = table[table["way"] == way].set_index("test_site").loc[sites]
+        part = table[table["way"] == way].set_index("test_site").reindex(sites)
         colour, marker = STYLE[way]
         at = np.arange(len(sites)) + 0.16 * (k - (len(ways) - 1) / 2)
         ends = np.abs(part[[f"{name}_low", f"{name}_high"]].to_numpy().T - part[name].to_numpy())
         axes.errorbar(at, part[name], ends, fmt=marker, color=colour, label=LABELS[way])
-    counts = table.drop_duplicates("test_site").set_index("test_site").loc[sites, "n_persons"]
+    counts = table.groupby("test_site")["n_persons"].max()[sites]
     labels = [f"{site}\nn = {n}" for site, n in zip(sites, counts, strict=True)]
     axes.set_xticks(range(len(sites)), labels)
     axes.set_ylabel(UNITS[name])
@@ -141,7 +141,7 @@ def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
     axes.errorbar(x, ours[name], ends, fmt=f"{marker}-", color=colour, label=LABELS[HARMONIZED])
     before = table.loc[table["way"] == SCALED, name].mean()
     axes.axhline(before, color=STYLE[SCALED][0], ls=":", label=LABELS[SCALED])
-    axes.set_xlabel("scans of the site that the maps saw")
+    axes.set_xlabel("persons of the site that the maps saw")
     axes.set_ylabel(UNITS[name])
     axes.set_xticks(x)
     axes.legend(frameon=False)

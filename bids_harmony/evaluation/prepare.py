@@ -1,10 +1,10 @@
 """Ways of preparing scans for a predictor; the scans of each way are a training set of their own.
 
-``none`` is what most programs hand to a predictor: the stripped, registered scan over its 98th
-percentile. ``tissue_scaling`` is what the bundle's contract makes of it
-(:mod:`bids_harmony.anat.intensity`), and what the others start from: ``histogram_matching``, the
-published comparator, ``combat`` (:mod:`bids_harmony.evaluation.combat`) and ``harmonized``, the
-forward map.
+``none`` is no harmonization: the raw scan resampled onto the template grid and divided by the 98th
+percentile of its brain, nothing else. ``tissue_scaling`` is tissue normalization only, what the
+contract makes of the scan (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means),
+and what the others start from: ``histogram_matching``, the published comparator, ``combat``
+(:mod:`bids_harmony.evaluation.combat`) and ``harmonized``, the forward map.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 from torch import nn
 
+from bids_harmony.anat.affine import resample
+from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.console import counted_off
+from bids_harmony.errors import ScanError
 from bids_harmony.models.apply import map_volume
 from bids_harmony.models.slices import crop
 from bids_harmony.training.cache import StoredVolumes, create_store
@@ -108,46 +113,65 @@ def prepare(
         done = counted_off(scans, len(scans), f"preparing {what.split()[0]}", say)
         for place, scan in enumerate(done):
             volume, mask = volume_of(data, scan)
-            stack, inside = crop(change(scan, volume, mask), data.box), crop(mask, data.box)
+            stack = crop(change(scan, volume, mask), data.box)
+            # The brain mask of the plain way is wider than what tissue normalization leaves of it.
+            inside = crop(mask, data.box) | (stack > 0)
             stored[place] = np.where(inside, stack, np.nan).astype(np.float16)
         part.rename(folder)
     prepared = StoredVolumes(folder / "volumes", np.arange(len(scans)), size)
     return replace(data, volumes=PreparedVolumes(data.volumes, prepared, scans))
 
 
-def unscale(data: TrainingSet, grey: float) -> Change | None:
-    """Undo the scaling of tissues, and divide by the brain's 98th percentile.
+def plain(data: TrainingSet, work_dir: Path, say: Callable[[str], None]) -> TrainingSet | None:
+    """Take all scans without any harmonization: resampled, and divided by a percentile.
 
-    Shading stays divided out, and what was darker than fluid stays as dark as fluid.
+    Neither bias field nor tissue means nor the surface are touched; the brain mask is the one that
+    the skull stripper found.
 
     Parameters
     ----------
     data : TrainingSet
-        Its table has the ``levels`` that each scan's fluid, grey and white matter had.
-    grey : float
-        The contract's value of grey matter.
+        Its table's ``_source`` has each scan's raw image, transform and brain mask.
+    work_dir, say
+        As of :func:`prepare`.
 
     Returns
     -------
-    callable or None
-        See :data:`Change`; None where a scan's levels are not known.
+    TrainingSet or None
+        None, and a warning, where a scan's raw image or transform is missing or cannot be read.
     """
-    levels = data.table.get("levels")
-    if levels is None or any(not isinstance(row, tuple) for row in levels):
+    sources = data.table.get("_source", pd.Series([None] * len(data)))
+    lost = [
+        label for label, source in zip(data.table["subject"], sources, strict=True)
+        if source is None or not all(path and path.is_file() for path in source)
+    ]  # fmt: skip
+    warning = "Warning: nothing can be tested without harmonization: "
+    if lost:
+        say(f"{warning}{len(lost)} of {len(data)} scans lack their raw image or their transform "
+            f"to the template (sub-{lost[0]} first); preprocess them again.")  # fmt: skip
         return None
+    grid = nib.Nifti1Image(np.zeros(data.shape, np.uint8), data.affine)
 
     def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        fluid, middle, white = levels[scan]
-        values = np.interp(
-            volume[mask], [0.0, grey, 1.0, MAX_SCALED], [fluid, middle, white, MAX_SCALED * white]
-        )
-        out = np.zeros(volume.shape, np.float32)
-        top = max(float(np.percentile(values, PERCENTILE)), 1e-6)
-        # Above 0: that is the background.
-        out[mask] = np.clip(values / top, 1e-3, MAX_SCALED)
-        return out
+        raw, transform, brain_mask = sources[scan]
+        moved = resample(load_t1w(raw)[0], grid, transform, antialias=True)
+        brain = np.asarray(nib.load(brain_mask).dataobj) > 0
+        return over_percentile(np.asarray(moved.dataobj), brain | mask)
 
-    return change
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+             for source in sources for path in source]  # fmt: skip
+    try:
+        return prepare(data, range(len(data)), change, f"plain {files}", work_dir, say)
+    except ScanError as error:
+        say(f"{warning}{error.cause}")
+        return None
+
+
+def over_percentile(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Divide a scan by the :data:`PERCENTILE` of its brain; background 0, brain in (0, 2]."""
+    top = max(float(np.percentile(volume[mask], PERCENTILE)), 1e-6)
+    # Above 0: that is the background.
+    return np.where(mask, np.clip(volume / top, 1e-3, MAX_SCALED), 0).astype(np.float32)
 
 
 def matching(quantiles: np.ndarray) -> Change:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony import __version__
+from bids_harmony.bids import counted
 from bids_harmony.evaluation.columns import COLUMNS
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.plots import draw_figures
@@ -22,9 +23,12 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.overlap import WARN
 
 FOLDER = "evaluation"
+TABLES = (
+    "experiments", "predictions", "left_out", "images", "biology", "travelling", "agreement",
+)  # fmt: skip
 SPOKEN = {
     NONE: "no harmonization",
-    SCALED: "tissue scaling alone",
+    SCALED: "tissue normalization only",
     MATCHED: "histogram matching",
     COMBAT: "ComBat",
     HARMONIZED: "harmonized",
@@ -47,14 +51,17 @@ class Findings:
     reference : str
         Reference site of all experiments but ``rotations``.
     tables : dict of str to pandas.DataFrame
-        ``experiments`` and ``predictions``; with ``sites``, also ``images``, ``biology``,
-        ``travelling`` and ``agreement``, as far as the data have them.
+        ``experiments`` and ``predictions``; ``left_out``, the ways and targets that could not be
+        had in a unit; with ``sites``, also ``images``, ``biology``, ``travelling`` and
+        ``agreement``, as far as the data have them.
     binary : dict of str to bool
         By target, whether it has two classes.
     overlap : dict
-        Of :func:`bids_harmony.training.overlap.covariate_overlap`, of the first unit.
+        Of :func:`bids_harmony.training.overlap.covariate_overlap`, of the first unit with a site.
     steps : list of int
         Checkpoint chosen in each unit.
+    notes : sequence of str
+        What was not evaluated, and why.
     data : pandas.DataFrame
         One row per scan.
     options : TrainOptions
@@ -72,6 +79,7 @@ class Findings:
     binary: dict[str, bool]
     overlap: dict[str, Any]
     steps: list[int]
+    notes: Sequence[str]
     data: pd.DataFrame
     options: TrainOptions
     evaluate: EvaluateOptions
@@ -91,12 +99,10 @@ def write_findings(findings: Findings, out: Path) -> Path:
 
     folder = out / FOLDER
     for name, table in findings.tables.items():
-        shown = table.round(5)
-        if "n_source" in shown:
-            # Whole numbers, which pandas reads as fractions where some rows have none.
-            shown["n_source"] = shown["n_source"].astype("Int64")
-        write_text(folder / f"{name}.tsv", shown.to_csv(sep="\t", index=False, na_rep="n/a"))
-        write_json(folder / f"{name}.json", describe(table))
+        write_table(folder, name, table)
+    for name in set(TABLES) - set(findings.tables):  # an earlier evaluation's
+        for ending in ("tsv", "json"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
     found, unknown = speak(findings)
     figures = draw_figures(findings, folder / "figures")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -116,6 +122,16 @@ def write_findings(findings: Findings, out: Path) -> Path:
     )
     write_text(page, html)
     return page
+
+
+def write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
+    """Write a table and the dictionary of its columns."""
+    shown = table.round(5)
+    if "n_source" in shown:
+        # Whole numbers, which pandas reads as fractions where some rows have none.
+        shown["n_source"] = shown["n_source"].astype("Int64")
+    write_text(folder / f"{name}.tsv", shown.to_csv(sep="\t", index=False, na_rep="n/a"))
+    write_json(folder / f"{name}.json", describe(table))
 
 
 def describe(table: pd.DataFrame) -> dict[str, Any]:
@@ -155,12 +171,12 @@ def page_tables(findings: Findings) -> list[dict[str, Any]]:
     for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
         rows = []
         for _, cell in part.groupby(CELL_ON_PAGE, dropna=False, sort=False):
-            (ours,) = cell[cell["way"] == HARMONIZED].to_dict("records")
+            ours = next(iter(cell[cell["way"] == HARMONIZED].to_dict("records")), {})
             for row in cell.to_dict("records"):
-                if (way := row["way"]) != HARMONIZED:
-                    row["p"] = ours[f"p_over_{way}"]
-                    row |= {f"gain{end}": ours[f"gain_over_{way}{end}"]
-                            for end in ("", "_low", "_high")}  # fmt: skip
+                way = row["way"]
+                row["p"] = ours.get(f"p_over_{way}", np.nan)
+                row |= {f"gain{end}": ours.get(f"gain_over_{way}{end}", np.nan)
+                        for end in ("", "_low", "_high")}  # fmt: skip
                 rows.append(row)
         figures = names[findings.binary[str(target)]]
         shown.append(
@@ -194,32 +210,35 @@ def _site_sentence(rows: Sequence[Mapping[Any, Any]], binary: bool) -> str:
     """One site's figure by way, and whether harmonization gained on each."""
     name = PRIMARY[binary]
     values = ", ".join(
-        f"{SPOKEN[row['way']]} {row[name]:.2f} "
-        f"({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+        f"{SPOKEN[row['way']]} {row[name]:.2f}"
+        + (f" ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+           if np.isfinite(row[f"{name}_low"]) else "")
         for row in rows
-    )
+    )  # fmt: skip
     what = "area under the curve" if binary else "mean absolute error"
-    ours = next(row for row in rows if row["way"] == HARMONIZED)
+    ours = next((row for row in rows if row["way"] == HARMONIZED), {})
     verdicts = []
     for way in (row["way"] for row in rows if row["way"] != HARMONIZED):
-        gain, p = ours[f"gain_over_{way}"], ours[f"p_over_{way}"]
+        gain, p = (ours.get(f"{name}_over_{way}", np.nan) for name in ("gain", "p"))
+        if np.isnan(gain):
+            continue
         word = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.2f} than"
         verdicts.append(
             f"{word if _clear(ours, way) else 'not clearly other than'} {SPOKEN[way]} "
             f"(p {shown_p(p)})"
         )
-    return (
-        f"{ours['target']} at {ours['test_site']} ({ours['n_persons']} persons), {what}: "
-        f"{values}. "
-        f"Harmonized scans are {', '.join(verdicts)}."
-    )
+    # A way that could not be had in all folds has fewer persons.
+    least, most = (f(row["n_persons"] for row in rows) for f in (min, max))
+    people = counted(most, "person") if least == most else f"{least} to {most} persons"
+    text = f"{rows[0]['target']} at {rows[0]['test_site']} ({people}), {what}: {values}."
+    return f"{text} Harmonized scans are {', '.join(verdicts)}." if verdicts else text
 
 
 def _clear(ours: Mapping[Any, Any], way: str) -> int:
     """Whether harmonized scans are clearly better (1) or worse (-1) than another way; or 0."""
-    gain, low, high = (ours[f"gain_over_{way}{end}"] for end in ("", "_low", "_high"))
-    # With few persons the interval may leave out zero where the exchange finds nothing.
-    if not ((low > 0 or high < 0) and ours[f"p_over_{way}"] < LEVEL):
+    gain, low, high = (ours.get(f"gain_over_{way}{end}", np.nan) for end in ("", "_low", "_high"))
+    # With few persons the interval may leave out zero where the test finds nothing.
+    if not ((low > 0 or high < 0) and ours.get(f"p_over_{way}", np.nan) < LEVEL):
         return 0
     return 1 if gain > 0 else -1
 
@@ -292,10 +311,10 @@ def _limits(findings: Findings) -> list[str]:
     if findings.sloppy:
         unknown.append("Training was cut short (--sloppy): no figure here means anything.")
     table = findings.tables["experiments"]
-    few = table[table["n_persons"] < FEW][["test_site", "n_persons"]].drop_duplicates()
     unknown += [
-        f"{row['test_site']} has {row['n_persons']} persons: read the intervals, not the figures."
-        for row in few.to_dict("records")
+        f"{site} has {counted(n, 'person')}: read the intervals, not the figures."
+        for site, n in table.groupby("test_site", sort=False)["n_persons"].max().items()
+        if n < FEW
     ]
     for site, row in findings.overlap.items():
         smd = ((row.get("smd") or {}).get("age") or {}).get("after")
@@ -308,10 +327,34 @@ def _limits(findings: Findings) -> list[str]:
             )
     if findings.evaluate.n_seeds == 1:
         unknown.append("Everything was trained once: how much chance moves is not known.")
+    unknown += findings.notes
+    unknown += _left_out_sentences(findings)
     if COMBAT not in set(table["way"]):
         unknown.append(
-            "ComBat could not be tried: it wants neuroCombat and three scans of a site."
+            "ComBat could not be tried: it wants neuroCombat and three persons of a site."
         )
     if NONE not in set(table["way"]):
-        unknown.append("Scans without tissue scaling could not be had.")
+        unknown.append(
+            "Scans without any harmonization could not be had: raw images or transforms are "
+            "missing."
+        )
     return unknown
+
+
+def _left_out_sentences(findings: Findings) -> list[str]:
+    """Count where a way or a target could not be had."""
+    table = findings.tables.get("left_out")
+    if table is None:
+        return []
+    keys = ["experiment", "way", "target", "test_site", "reason"]
+    table = table.reindex(columns=[*keys, "n_scans"])
+    table[keys] = table[keys].astype(object).where(table[keys].notna(), "")
+    said = []
+    for key, part in table.groupby(keys, sort=False):
+        experiment, way, target, site, reason = (str(name) for name in key)
+        what = target or f"{SPOKEN[way]} at {site}"
+        said.append(
+            f"{experiment}: {what} could not be had in {len(part)} of the trainings "
+            f"({part['n_scans'].sum()} tests): {reason.rstrip('.')}."
+        )
+    return said

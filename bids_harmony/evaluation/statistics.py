@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bids_harmony.evaluation.persons import coverage, delong, drawn_persons
 from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
 from bids_harmony.training.evaluate import LEAST_DRAWN, class_figures, value_figures
 
@@ -37,20 +39,27 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
     -------
     pandas.DataFrame
         One row per experiment, training sites, test site (and all test sites that are no training
-        sites together), target and way: ``n_scans``, ``n_persons``, ``n_cases`` (two classes),
+        sites together), target and way: ``n_scans``, ``n_persons``, ``n_folds`` (seeds and folds
+        they were tested in), ``n_cases`` (two classes),
         the figures of :func:`bids_harmony.training.evaluate.figures`, each with ``_low`` and
         ``_high`` ends of its 95 % interval and ``_seed_sd``, its spread over repetitions; and
-        ``gain_over_<way>`` of the harmonized scans, with interval and ``p_over_<way>``: positive
-        is better.
+        ``gain_over_<way>`` of the harmonized scans, on the scans of both ways, with interval and
+        ``p_over_<way>``: positive is better. For numbers ``coverage`` of the predictors'
+        intervals, with Wilson's interval.
     """
     found = []
+    if rows.empty:
+        return pd.DataFrame()
+    rows = rows.assign(person=rows.get("person", rows["participant"]))
     for key, cell in rows.groupby(CELL, dropna=False, sort=False):
         named: dict[str, Any] = dict(zip(CELL, key, strict=True))
         groups = [(str(site), part) for site, part in cell.groupby("test_site", sort=True)]
         foreign = cell[~cell["test_site"].isin(named["train_sites"].split("+"))]
-        if foreign["test_site"].nunique() > 1:
+        if (n_sites := foreign["test_site"].nunique()) > 1:
             together = "+".join(sorted(foreign["test_site"].unique()))
-            groups.append((together, foreign))
+            # A way that one of them lacks says nothing of all.
+            everywhere = foreign.groupby("way")["test_site"].transform("nunique") == n_sites
+            groups.append((together, foreign[everywhere]))
         for site, part in groups:
             cells = _cell(part, binary[named["target"]], seed)
             found += [named | {"test_site": site} | row for row in cells]
@@ -58,64 +67,101 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
 
 
 def _cell(rows: pd.DataFrame, binary: bool, seed: int) -> list[dict[str, Any]]:
-    """Rows of one cell, one per way."""
-    measure: Measure = class_figures if binary else value_figures
-    # (seeds, scans); each repetition tests every scan once.
+    """Rows of one cell, one per way; a way may have some of the scans only."""
+    ways = {way: part for way in WAYS if len(part := rows[rows["way"] == way])}
+    # (seeds, scans); each repetition tests every scan once, NaN where it could not.
     by_way = {
-        way: part.pivot_table(index="seed", columns="scan", values="predicted").to_numpy()
-        for way in WAYS
-        if len(part := rows[rows["way"] == way])
+        way: part.pivot_table(index="seed", columns="scan", values="predicted")
+        for way, part in ways.items()
     }
-    one = rows[rows["way"] == next(iter(by_way))].drop_duplicates("scan").sort_values("scan")
-    truth, persons = one["truth"].to_numpy(), one["participant"].to_numpy()
-    draws = list(drawn_persons(persons, N_BOOTSTRAP, np.random.default_rng(seed)))
     found: list[dict[str, Any]] = []
-    drawn: dict[str, np.ndarray] = {}
     for way, predicted in by_way.items():
-        row: dict[str, Any] = {"way": way, "n_scans": len(truth)}
-        row["n_persons"] = len(np.unique(persons))
+        cell = _Cell.of(predicted, ways[way], binary)
+        row: dict[str, Any] = {"way": way, "n_scans": len(cell.truth)}
+        row["n_persons"] = len(np.unique(cell.persons))
+        row["n_folds"] = len(ways[way][["seed", "fold"]].drop_duplicates())
         if binary:
-            row["n_cases"] = int(truth.sum())
-        each = pd.DataFrame([measure(p, truth) for p in predicted])
-        samples = pd.DataFrame([_mean(measure, predicted[:, d], truth[d]) for d in draws])
-        for name in map(str, each):
-            row[name] = each[name].mean()
-            row[f"{name}_low"], row[f"{name}_high"] = _interval(samples[name], row["n_persons"])
-            row[f"{name}_seed_sd"] = each[name].std() if len(each) > 1 else np.nan
-        drawn[way] = samples[PRIMARY[binary]].to_numpy()
+            row["n_cases"] = int(cell.truth.sum())
+        each = pd.DataFrame(cell.repetitions(predicted.to_numpy()))
+        samples = cell.samples(predicted.to_numpy(), seed)
+        for figure in map(str, each):
+            row[figure] = each[figure].mean()
+            row[f"{figure}_low"], row[f"{figure}_high"] = _interval(
+                samples[figure], row["n_persons"]
+            )
+            row[f"{figure}_seed_sd"] = each[figure].std() if len(each) > 1 else np.nan
+        if not binary and "half_width" in rows:
+            inside = (ways[way]["predicted"] - ways[way]["truth"]).abs() <= ways[way]["half_width"]
+            row |= dict(zip(
+                ("coverage", "coverage_low", "coverage_high"),
+                coverage(inside.to_numpy(), ways[way]["person"].to_numpy()), strict=True,
+            ))  # fmt: skip
         found.append(row)
-    if HARMONIZED in by_way:
-        better = 1 if binary else -1
-        (ours,) = (row for row in found if row["way"] == HARMONIZED)
-        for row in found:
-            if (way := row["way"]) == HARMONIZED:
-                continue
-            gain = better * (ours[PRIMARY[binary]] - row[PRIMARY[binary]])
-            low, high = _interval(
-                pd.Series(better * (drawn[HARMONIZED] - drawn[way])), row["n_persons"]
-            )
-            ours |= {f"gain_over_{way}": gain, f"gain_over_{way}_low": low,
-                     f"gain_over_{way}_high": high}  # fmt: skip
-            ours[f"p_over_{way}"] = permutation_p(
-                by_way[HARMONIZED], by_way[way], truth, persons, measure, PRIMARY[binary], seed
-            )
+    for ours in (row for row in found if row["way"] == HARMONIZED):
+        for way in (way for way in by_way if way != HARMONIZED):
+            a, b = by_way[HARMONIZED].align(by_way[way], join="inner")
+            a, b = a.where(b.notna()), b.where(a.notna())
+            if a.notna().any(axis=None):
+                compared = _gain(a, b, ways[way], binary, seed)
+                ours |= {f"{key}_over_{way}{end}": v for (key, end), v in compared.items()}
     return found
 
 
+def _gain(
+    a: pd.DataFrame, b: pd.DataFrame, rows: pd.DataFrame, binary: bool, seed: int
+) -> dict[tuple[str, str], float]:
+    """By how much ``a`` does better than ``b`` on the scans of both, with interval and p."""
+    name, better = PRIMARY[binary], 1 if binary else -1
+    cell = _Cell.of(a, rows, binary)
+    ours, theirs = a.to_numpy(), b.to_numpy()
+    gain = better * (cell.mean(ours)[name] - cell.mean(theirs)[name])
+    drawn = better * (cell.samples(ours, seed)[name] - cell.samples(theirs, seed)[name])
+    low, high = _interval(drawn, len(np.unique(cell.persons)))
+    if binary:
+        p = delong(ours, theirs, cell.truth, cell.persons)[2]
+    else:
+        p = permutation_p(ours, theirs, cell.truth, cell.persons, cell.measure, name, seed)
+    return {("gain", ""): gain, ("gain", "_low"): low, ("gain", "_high"): high, ("p", ""): p}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Truth and persons of the scans of a cell in some way, and what they are measured by."""
+
+    truth: np.ndarray
+    persons: np.ndarray
+    measure: Measure
+
+    @classmethod
+    def of(cls, predicted: pd.DataFrame, rows: pd.DataFrame, binary: bool) -> _Cell:
+        one = rows.drop_duplicates("scan").set_index("scan").loc[predicted.columns]
+        measure: Measure = class_figures if binary else value_figures
+        return cls(one["truth"].to_numpy(), one["person"].to_numpy(), measure)
+
+    def repetitions(self, predicted: np.ndarray) -> list[dict[str, float]]:
+        """Figures of each repetition that has predictions."""
+        return _figures(self.measure, predicted, self.truth)
+
+    def mean(self, predicted: np.ndarray) -> dict[str, float]:
+        """Mean of each figure over repetitions."""
+        return _mean(self.measure, predicted, self.truth)
+
+    def samples(self, predicted: np.ndarray, seed: int) -> pd.DataFrame:
+        """Figures of persons drawn again; the same persons for the same scans and seed."""
+        draws = drawn_persons(self.persons, N_BOOTSTRAP, np.random.default_rng(seed))
+        return pd.DataFrame([_mean(self.measure, predicted[:, d], self.truth[d]) for d in draws])
+
+
+def _figures(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
+    return [measure(p[k], truth[k]) for p in predicted if (k := np.isfinite(p)).any()]
+
+
 def _mean(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean of each figure over repetitions."""
-    found = [measure(p, truth) for p in predicted]
+    """Mean of each figure over the repetitions that have predictions; NaN where any is."""
+    found = _figures(measure, predicted, truth)
+    if not found:
+        return dict.fromkeys(measure(np.zeros(1), np.zeros(1)), np.nan)
     return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-
-
-def drawn_persons(persons: np.ndarray, n: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw persons with all their scans, ``n`` times: indices of scans."""
-    labels, inverse = np.unique(persons, return_inverse=True)
-    scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
-    return [
-        np.concatenate([scans_of[i] for i in rng.integers(len(labels), size=len(labels))])
-        for _ in range(n)
-    ]
 
 
 def _interval(samples: pd.Series, n_persons: int) -> tuple[float, float]:
@@ -136,6 +182,9 @@ def permutation_p(
     seed: int,
 ) -> float:
     """Two-sided p of the difference between two ways, by exchanging them within persons.
+
+    For figures of values in one unit; scores of networks of different scales are compared by
+    :func:`bids_harmony.evaluation.persons.delong`.
 
     Parameters
     ----------

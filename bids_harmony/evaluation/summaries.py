@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony.evaluation.images import ANATOMY
+from bids_harmony.evaluation.persons import drawn_persons, exchanged_labels
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
-from bids_harmony.evaluation.statistics import N_BOOTSTRAP, drawn_persons, icc
+from bids_harmony.evaluation.statistics import N_BOOTSTRAP, icc
 from bids_harmony.qc.style import FEATURES
 from bids_harmony.training.evaluate import LEAST_DRAWN
 from bids_harmony.training.select import at_ages, site_probe
@@ -23,8 +24,8 @@ CHANGES = (
     "harmonized_gm_change", "harmonized_wm_change", "harmonized_ventricle_change",
     "segmented_ventricle_change", "segmented_overlap",
 )  # fmt: skip
-#: Fewest scans that a slope or an effect is looked for in.
-LEAST_SCANS = 8
+#: Fewest persons that a slope or an effect is looked for in.
+LEAST_PERSONS = 8
 
 
 def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
@@ -42,11 +43,11 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``site``, ``way``, ``n_scans``; ``tissue_distance``, Wasserstein-1 distance of the site's
-        mean quantiles from the reference's at the same ages, and what part of that of the
-        tissue-scaled scans is left; ``site_probe``, cross-validated balanced accuracy of telling
-        the site's scans from the reference's (0.5 is chance), with ``site_probe_p``; and medians
-        of the guard's measures.
+        ``site``, ``way``, ``n_scans``, ``n_persons``; ``tissue_distance``, Wasserstein-1 distance
+        of the site's mean quantiles from the reference's at the same ages, and what part of that
+        with tissue normalization only is left; ``site_probe``, cross-validated balanced accuracy
+        of telling the site's scans from the reference's (0.5 is chance), with ``site_probe_p``;
+        and medians of the guard's measures.
     """
     first = rows[rows["seed"] == rows["seed"].min()]
     home = first[(first["site"] == reference) & (first["way"] == SCALED)]
@@ -55,8 +56,10 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
         before = np.nan
         for way in _ways(first):
             here = first[(first["site"] == site) & (first["way"] == way)]
+            if here.empty or home.empty:  # a way that could not be had there
+                continue
             wanted = at_ages(
-                list(home["quantiles"]), home["age"].to_numpy(), here["age"].to_numpy()
+                list(home["quantiles"]), home["age"].to_numpy(float), here["age"].to_numpy(float)
             )
             distance = float(np.abs(np.mean(list(here["quantiles"]), axis=0) - wanted).mean())
             before = distance if way == SCALED else before
@@ -66,6 +69,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
                     "site": site,
                     "way": way,
                     "n_scans": len(here),
+                    "n_persons": here["person"].nunique(),
                     "tissue_distance": distance,
                     "distance_left": distance / max(before, 1e-6),
                     "site_probe": probe,
@@ -77,25 +81,27 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
 
 
 def _ways(rows: pd.DataFrame) -> list[str]:
-    """Ways that are there; the first is tissue scaling."""
+    """Ways that are there; the first is tissue normalization only."""
     return [way for way in FROM_SCALED if way in set(rows["way"])]
 
 
 def _probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> tuple[float, float]:
-    """Balanced accuracy of the site probe, and its p by exchanging labels."""
-    looks = np.concatenate([part[list(FEATURES)].to_numpy(float) for part in (here, home)])
-    ages = np.concatenate([part["age"].to_numpy(float) for part in (here, home)])
-    n = len(here)
-    if min(n, len(home)) < 4:
+    """Balanced accuracy of the site probe, and its p by exchanging labels between persons."""
+    both = pd.concat([here, home])
+    looks, ages = both[list(FEATURES)].to_numpy(float), both["age"].to_numpy(float)
+    persons = both["person"].to_numpy()
+    if min(here["person"].nunique(), home["person"].nunique()) < 4:
         return np.nan, np.nan
 
-    def probe(order: np.ndarray) -> float:
-        a, b = order[:n], order[n:]
-        return site_probe(looks[a], looks[b], ages[a], ages[b], seed)
+    def probe(at_site: np.ndarray) -> float:
+        a, b = np.flatnonzero(at_site), np.flatnonzero(~at_site)
+        people = persons[np.concatenate([a, b])]
+        return site_probe(looks[a], looks[b], ages[a], ages[b], seed, people)
 
-    observed = probe(np.arange(len(looks)))
+    labels = np.arange(len(both)) < len(here)
+    observed = probe(labels)
     rng = np.random.default_rng(seed)
-    exchanged = [probe(rng.permutation(len(looks))) for _ in range(N_PROBES)]
+    exchanged = [probe(exchanged_labels(labels, persons, rng)) for _ in range(N_PROBES)]
     return observed, (1 + sum(v >= observed for v in exchanged)) / (N_PROBES + 1)
 
 
@@ -107,56 +113,62 @@ def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> p
     pandas.DataFrame
         ``site``, ``way``, ``measure`` (of :data:`bids_harmony.evaluation.images.ANATOMY`),
         ``effect`` (``age slope``: per year; else a two-class column: Cohen's d), ``n_scans``,
-        ``before``, ``after`` and ``ratio``, after over before, with its 95 % interval over
-        persons. A ratio far from 1 means that harmonization took away, or added, what differs
-        between persons; where the effect before is nearly 0 it says nothing, and is missing.
+        ``n_persons``, ``before``, ``after`` and ``ratio``, after over before, with its 95 %
+        interval over persons; a person's scans are averaged first. A ratio far from 1 means that
+        harmonization took away, or added, what differs between persons; where the effect before is
+        nearly 0 it says nothing, and is missing.
     """
     first = rows[rows["seed"] == rows["seed"].min()]
-    effects: dict[str, tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], float]]] = {}
-    ages = first.drop_duplicates("scan").set_index("scan")["age"]
-    effects["age slope"] = (ages.reindex(range(int(first["scan"].max()) + 1)).to_numpy(), _slope)
+    effects: dict[str, tuple[pd.Series, Callable[[np.ndarray, np.ndarray], float]]] = {
+        "age slope": (first.drop_duplicates("scan").set_index("scan")["age"], _slope)
+    }
     for target in targets:
         if target.binary:
-            effects[target.column] = (target.values, _cohen)
+            effects[target.column] = (pd.Series(target.values), _cohen)
     found = []
     for site, part in first.groupby("site"):
         ways = {way: g.set_index("scan").sort_index() for way, g in part.groupby("way")}
-        scans = ways[SCALED].index.to_numpy()
-        for effect, (values, measure) in effects.items():
-            known = scans[np.isfinite(values[scans])]
-            if len(known) < LEAST_SCANS or np.ptp(values[known]) == 0:
-                continue
-            persons = ways[SCALED].loc[known, "participant"].to_numpy()
-            for name in ANATOMY:
-                before = ways[SCALED].loc[known, name].to_numpy(float)
-                for way in _ways(first)[1:]:
-                    after = ways[way].loc[known, name].to_numpy(float)
+        for way in [way for way in _ways(first)[1:] if way in ways]:
+            scans = ways[SCALED].index.intersection(ways[way].index)
+            before, after = ways[SCALED].loc[scans], ways[way].loc[scans]
+            for effect, (values, measure) in effects.items():
+                known = before["person"][values.reindex(scans).notna()]
+                columns = {"cause": values.reindex(known.index)}
+                for name in ANATOMY:
+                    columns[f"{name} before"] = before.loc[known.index, name]
+                    columns[f"{name} after"] = after.loc[known.index, name]
+                people = pd.DataFrame(columns).astype(float).groupby(known).mean()
+                if len(people) < LEAST_PERSONS or np.ptp(people["cause"]) == 0:
+                    continue
+                for name in ANATOMY:
+                    pair = people[f"{name} before"], people[f"{name} after"]
                     found.append(
-                        {"site": site, "way": way, "measure": name, "effect": effect}
-                        | _ratio(values[known], before, after, persons, measure, seed)
-                    )
+                        {"site": site, "way": way, "measure": name, "effect": effect,
+                         "n_scans": len(known), "n_persons": len(people)}
+                        | _ratio(people["cause"], *pair, measure, seed)
+                    )  # fmt: skip
     return pd.DataFrame(found)
 
 
 def _ratio(
-    cause: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    persons: np.ndarray,
+    cause: pd.Series,
+    before: pd.Series,
+    after: pd.Series,
     measure: Callable[[np.ndarray, np.ndarray], float],
     seed: int,
 ) -> dict[str, Any]:
-    draws = drawn_persons(persons, N_BOOTSTRAP, np.random.default_rng(seed))
-    drawn = np.array([(measure(cause[d], before[d]), measure(cause[d], after[d])) for d in draws])
-    one, two = measure(cause, before), measure(cause, after)
-    # Where the effect itself may well be none, a ratio of two of them means nothing.
-    low, high = np.nanpercentile(drawn[:, 0], (2.5, 97.5))
-    there = np.isfinite(one) and low * high > 0
+    """Effect before and after, and their ratio; one row is one person."""
+    x, y, z = (column.to_numpy() for column in (cause, before, after))
+    draws = drawn_persons(np.arange(len(x)), N_BOOTSTRAP, np.random.default_rng(seed))
+    drawn = np.array([(measure(x[d], y[d]), measure(x[d], z[d])) for d in draws])
+    one, two = measure(x, y), measure(x, z)
     ends = (np.nan, np.nan)
-    if there:
-        ends = tuple(np.nanpercentile(drawn[:, 1] / drawn[:, 0], (2.5, 97.5)))
+    # Where the effect itself may well be none, a ratio of two of them means nothing.
+    if there := bool(np.isfinite(one) and np.isfinite(drawn[:, 0]).any()):
+        low, high = np.nanpercentile(drawn[:, 0], (2.5, 97.5))
+        if there := bool(low * high > 0):
+            ends = tuple(np.nanpercentile(drawn[:, 1] / drawn[:, 0], (2.5, 97.5)))
     return {
-        "n_scans": len(cause),
         "before": one,
         "after": two,
         "ratio": two / one if there else np.nan,
@@ -196,13 +208,13 @@ def travelling_table(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     if pairs.empty:
         return pd.DataFrame()
-    mean = pairs.groupby(["site", "way", "participant"], sort=True)[["mae", "psnr", "ssim"]].mean()
+    mean = pairs.groupby(["site", "way", "person"], sort=True)[["mae", "psnr", "ssim"]].mean()
     found = []
     rng = np.random.default_rng(seed)
     for (site, way), part in mean.groupby(level=["site", "way"]):
         table = part.droplevel(["site", "way"])
-        draws = rng.integers(len(table), size=(N_BOOTSTRAP, len(table)))
-        drawn = table["mae"].to_numpy()[draws].mean(axis=1)
+        draws = drawn_persons(table.index.to_numpy(), N_BOOTSTRAP, rng)
+        drawn = [table["mae"].to_numpy()[d].mean() for d in draws]
         few = len(table) < LEAST_DRAWN
         row = {"site": site, "way": way, "n_persons": len(table), **table.mean().to_dict()}
         row["mae_low"], row["mae_high"] = (
@@ -231,14 +243,14 @@ def agreement_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
         ``measure`` (of :data:`bids_harmony.evaluation.images.ANATOMY`, or a target), ``way``,
         ``n_persons``, ``n_sites`` and ``icc``; empty where nobody was scanned at two sites.
     """
-    tall = rows.melt(["participant", "site", "way"], list(ANATOMY), "measure", "value")
+    tall = rows.melt(["person", "site", "way"], list(ANATOMY), "measure", "value")
     said = predictions.rename(
         columns={"test_site": "site", "target": "measure", "predicted": "value"}
     )
     tall = pd.concat([tall, said[tall.columns]])
     found = []
     for (name, way), part in tall.groupby(["measure", "way"], sort=True):
-        wide = part.pivot_table(index="participant", columns="site", values="value").dropna()
+        wide = part.pivot_table(index="person", columns="site", values="value").dropna()
         if wide.shape[1] > 1 and len(wide) > 1:
             found.append(
                 {"measure": name, "way": way, "n_persons": len(wide), "n_sites": wide.shape[1],

@@ -16,7 +16,7 @@ import numpy as np
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import SIZES, EvaluateOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.splits import TEST, make_folds, split_subjects
+from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
 
@@ -37,7 +37,7 @@ class Unit:
     left_out : str or None
         Site that the maps see no scan of.
     n_source : int or None
-        Scans of the test site that the maps see; None: all that are not tested.
+        Persons of the test site that the maps see; None: all that are not tested.
     """
 
     experiment: str
@@ -51,7 +51,7 @@ class Unit:
     def __str__(self) -> str:
         special = f", maps without {self.left_out}" if self.left_out else ""
         if self.n_source is not None:
-            special = f", maps with {self.n_source} scans of {self.test_sites[0]}"
+            special = f", maps with {self.n_source} persons of {self.test_sites[0]}"
         return (
             f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
             f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"
@@ -99,13 +99,13 @@ def plan_units(
             "Maps cannot leave a site out: there is only one besides the reference.",
             "Take unseen out of --experiments.",
         )
-    counts = {site: int((data.sites == site).sum()) for site in others}
+    counts = {site: len(np.unique(data.persons[data.sites == site])) for site in others}
     largest = max(counts, key=lambda site: counts[site], default=reference)
     most = counts.get(largest, 0) * (1 - 1 / options.cv_folds)
     if "size" in options.experiments and most <= min(SIZES):
         raise UsageError(
             f"There are no sizes to try: no other site leaves the maps more than {min(SIZES)} "
-            "scans.",
+            "persons.",
             "Take size out of --experiments, or choose more --cv-folds.",
         )
     rotations: list[tuple[str, ...]] = []
@@ -150,7 +150,11 @@ def _rotations(
 
 
 def trainable_sites(
-    data: TrainingSet, targets: Sequence[Target], n_folds: int, n_networks: int
+    data: TrainingSet,
+    targets: Sequence[Target],
+    n_folds: int,
+    n_networks: int,
+    fit: np.ndarray | None = None,
 ) -> list[str]:
     """List the sites that keep enough persons to train a predictor of every target.
 
@@ -164,12 +168,14 @@ def trainable_sites(
         Parts of the persons, one of which is always tested.
     n_networks : int
         Networks of an ensemble: each wants a fold of its own of the persons, of each class.
+    fit : numpy.ndarray, optional
+        (scans,) whether ``--fit-filter`` lets predictors of numbers see a scan; all when None.
     """
-    people = data.table["subject"].to_numpy(dtype=str)
+    seen = np.ones(len(data), bool) if fit is None else fit
     found = []
     for site in sorted(set(data.sites.tolist())):
         groups = [
-            people[(data.sites == site) & known]
+            data.persons[(data.sites == site) & known & (seen | target.binary)]
             for target in targets
             for known in (
                 [target.values == k for k in (0, 1)] if target.binary
@@ -191,7 +197,7 @@ def subject_folds(
     Parameters
     ----------
     data : TrainingSet
-        All scans. Labels of one dataset name persons: one seen at two sites has one fold.
+        All scans; a person seen at two sites has one fold.
     n_folds : int
         Number of folds.
     seed : int
@@ -199,17 +205,9 @@ def subject_folds(
     classes : sequence of numpy.ndarray
         (scans,) values of two-class targets, over which folds are balanced too.
     """
-    rng = np.random.default_rng(seed)
-    labels = data.table["subject"].to_numpy(dtype=str)
-    first = np.sort(np.unique(labels, return_index=True)[1])
-    strata = [data.sites[first], *(np.nan_to_num(values[first], nan=-1) for values in classes)]
+    strata = [data.sites, *(np.nan_to_num(values, nan=-1) for values in classes)]
     keys = np.array(["|".join(map(str, key)) for key in zip(*strata, strict=True)])
-    fold_of: dict[str, int] = {}
-    for key in np.unique(keys):
-        here = first[keys == key]
-        found = make_folds(data, here, n_folds, rng)[here]
-        fold_of.update(zip(labels[here].tolist(), found.tolist(), strict=True))
-    return np.array([fold_of[label] for label in labels])
+    return make_folds(data, np.arange(len(data)), n_folds, np.random.default_rng(seed), keys)
 
 
 def split_of(
@@ -227,10 +225,16 @@ def split_of(
     rng = np.random.default_rng([unit.seed, unit.fold])
     split = split_subjects(data, validation, 0.0, rng)
     split[folds == unit.fold] = TEST
+    for site in np.unique(data.sites):
+        # The little that is left of a site is trained on; a checkpoint can be chosen without it.
+        left = data.persons[(data.sites == site) & (split != TEST)]
+        if not (split[data.sites == site] == TRAIN).any():
+            split[np.isin(data.persons, left)] = TRAIN
     seen = split.copy()
     if unit.left_out is not None:
         seen[data.sites == unit.left_out] = TEST
     if unit.n_source is not None:
         here = np.flatnonzero(np.isin(data.sites, unit.test_sites) & (split != TEST))
-        seen[rng.permutation(here)[unit.n_source :]] = TEST
+        persons = rng.permutation(np.unique(data.persons[here]))[unit.n_source :]
+        seen[here[np.isin(data.persons[here], persons)]] = TEST
     return split, seen

@@ -285,8 +285,8 @@ def predict_scan(
     -------
     dict
         One object per target (design.md §5) and the bundle's identity. Missing values are None.
-        The 90 % interval holds for scans like the reference site's (split-conformal on scans
-        the predictor had not seen), not under a shift that harmonization leaves.
+        The 90 % interval is empirical, from scans of the reference site that single networks had
+        not seen: it guarantees no coverage, least of all where harmonization leaves a shift.
     """
     volumes = {"raw": raw, "harmonized": harmonized}
     heights = slice_heights(raw.shape[2], affine)

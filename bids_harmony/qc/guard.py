@@ -1,8 +1,9 @@
 """The anatomy guard: tell whether a harmonized scan still shows the same brain.
 
 Each measure of the change (:mod:`bids_harmony.qc.harmonization`), the cycle error and the
-distance to the training sites has a limit that 99 % of scans the maps had not seen keep
-(science.md §10). The limits stand in the bundle's ``guard.json``.
+distance to the training sites has a limit that 99 % of validation scans keep: the maps were not
+fitted on them, and test scans have no say (science.md §10). The limits stand in the bundle's
+``guard.json``.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def excess(name: str, value: float) -> float:
 
 
 def calibrate(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Set the limits from scans that neither map was trained on.
+    """Set the limits from validation scans, which neither map was trained on.
 
     Parameters
     ----------

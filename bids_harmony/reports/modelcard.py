@@ -55,7 +55,7 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
             "reference_site": info["reference_site"],
             "sites": info["sites"],
             "licences": list(info["licences"]),
-            "splits": "by subject, stratified by site and age; listed in splits.json",
+            "splits": "by person, stratified by site and age; listed in splits.json",
             "fit_filter": training.get("options", {}).get("fit_filter"),
             "overlap": training.get("overlap", {}),
         },
@@ -122,8 +122,10 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
             "the distance to the training sites in each scan's report says how far off a scan is."
         )
     said.append(
-        "Prediction intervals were calibrated at the reference site and may be too narrow "
-        "elsewhere. Gaps are not corrected for age bias unless a column says so."
+        "Prediction intervals are empirical: they come from the errors of single networks on "
+        "reference scans they had not seen, and may be too narrow, most of all at other sites; "
+        "how often they hold the truth (coverage) is given where test scans tell. Gaps are not "
+        "corrected for age bias unless a column says so."
     )
     return said
 

@@ -117,9 +117,9 @@ class ScanView:
         notes = []
         if self.brain_age.get("interval_90"):
             notes.append(
-                "In brackets: 90 % intervals. They were calibrated on scans of the reference site "
-                "that the predictor had not seen, and may be too narrow for other scanners. The "
-                "gap is the predicted minus the chronological age, not corrected for age bias."
+                "In brackets: empirical 90 % intervals. They come from scans of the reference "
+                "site that the predictor had not seen, and may be too narrow for other scanners. "
+                "The gap is the predicted minus the chronological age, not corrected for age bias."
             )
         site = (self.predictions.get("in_training") or {}).get("site")
         if site is False:

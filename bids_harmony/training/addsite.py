@@ -27,6 +27,7 @@ from bids_harmony.reports.modelcard import card_html, model_card
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import measure_looks
 from bids_harmony.training.losses import masked_l1
+from bids_harmony.training.predictors import INTERVAL
 from bids_harmony.training.presets import FAST
 from bids_harmony.training.sampling import LEAST_BRAIN
 from bids_harmony.training.splits import TEST, TRAIN, VALIDATION
@@ -110,6 +111,9 @@ def add_site(
     )
     ages = data.ages[scans][~np.isnan(data.ages[scans])]
     info["name"] = name
+    for target in info["targets"].values():
+        if "interval" in target:  # bundles of 0.1.0 call theirs conformal
+            target["interval"]["method"] = INTERVAL
     info["sites"][site] = {
         "n": len(scans),
         "n_validation": 0,

@@ -156,7 +156,8 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
     for path in (p for scan in scans for p in (scan.t1w, scan.mask)):
         try:
             stat = path.stat()
-            entries.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+            state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+            entries.append([str(path.resolve()), *state])
         except OSError:
             entries.append([str(path), None, None])
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]

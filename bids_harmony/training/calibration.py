@@ -28,15 +28,28 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return slope, float(truth.mean() - slope * predicted.mean())
 
 
-def conformal_half_width(errors: np.ndarray, level: float = 0.9) -> float:
-    """Half-width of a split-conformal interval from absolute errors on unseen scans.
+def empirical_half_width(
+    errors: np.ndarray, persons: np.ndarray | None = None, level: float = 0.9
+) -> float:
+    """Half-width of an empirical interval: a quantile of absolute errors on unseen scans.
 
-    The ceil((n + 1) level)-th smallest error (science.md §5); the largest when n is too small
-    for the level.
+    Parameters
+    ----------
+    errors : numpy.ndarray
+        (scans,) predicted minus true values.
+    persons : numpy.ndarray, optional
+        (scans,) whose scan it is: the scans of a person count as one together. Each scan is
+        another person's when None.
+    level : float
+        Share of persons whose errors lie within. Of n persons the ceil((n + 1) level)-th smallest
+        error is taken, the largest where n is too small for the level.
     """
-    ordered = np.sort(np.abs(errors))
-    rank = int(np.ceil((len(ordered) + 1) * level))
-    return float(ordered[min(rank, len(ordered)) - 1])
+    labels = np.arange(len(errors)) if persons is None else persons
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(errors), kind="stable")
+    share = np.cumsum(1 / counts[inverse][order])
+    place = int(np.searchsorted(share, (len(counts) + 1) * level - 1e-9))
+    return float(np.abs(errors)[order[min(place, len(order) - 1)]])
 
 
 def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:

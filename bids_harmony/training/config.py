@@ -151,7 +151,7 @@ class TrainScan:
     Attributes
     ----------
     subject, site : str
-        Labels; splits are by subject.
+        Labels.
     t1w, mask : pathlib.Path
         Preprocessed volume and brain mask on the template grid.
     age : float or None
@@ -166,8 +166,10 @@ class TrainScan:
         Of the scan's QC record: ``pass``, ``warn``, ``fail``.
     made : Contract or None
         How it was preprocessed, as its QC record says.
-    levels : tuple of float or None
-        Intensities that its fluid, grey and white matter had before scaling.
+    sha256 : str or None
+        Digest of the raw image, as its QC record says.
+    raw, transform : pathlib.Path or None
+        Raw image, and its transform to the template.
     """
 
     subject: str
@@ -181,4 +183,13 @@ class TrainScan:
     columns: dict[str, str] = field(default_factory=dict)
     qc_status: str | None = None
     made: Contract | None = None
-    levels: tuple[float, float, float] | None = None
+    sha256: str | None = None
+    raw: Path | None = None
+    transform: Path | None = None
+
+    @property
+    def person(self) -> str | None:
+        """Whom the dataset's tables name as the person behind the label, if they do."""
+        cells = {name.lower(): cell for name, cell in self.columns.items()}
+        named = cells.get("person") or cells.get("person_id")
+        return named.strip().removeprefix("sub-") if named else None

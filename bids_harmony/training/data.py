@@ -28,8 +28,8 @@ class TrainingSet:
         :meth:`stack`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``levels`` (of fluid, grey
-        and white matter before scaling), and the dataset's other columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``_source`` (the scan's raw
+        image, transform and brain mask, where known), and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
     filled : numpy.ndarray
@@ -94,8 +94,18 @@ class TrainingSet:
 
     @cached_property
     def subjects(self) -> np.ndarray:
-        """Subject of each scan as ``site/label``, which is what splits keep whole."""
+        """Subject of each scan as ``site/label``."""
         return (self.table["site"] + "/" + self.table["subject"]).to_numpy(dtype=str)
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """Person of each scan, the unit of splits and statistics.
+
+        What the dataset's column ``person`` or ``person_id`` names, else the subject's label.
+        """
+        labels = self.table["subject"]
+        named = self.table.get("person", labels)
+        return named.fillna(labels).to_numpy(dtype=str)
 
     @cached_property
     def ages(self) -> np.ndarray:
@@ -171,10 +181,16 @@ def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
-    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics", "levels")
+    known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
     rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
     table = pd.DataFrame(rows)
-    for name in set(table) - set(known):
+    if any(scan.raw for scan in scans):
+        sources = [(scan.raw, scan.transform, scan.mask) for scan in scans]
+        table["_source"] = pd.Series(sources, dtype=object)
+    persons = {scan.subject: person for scan in reversed(scans) if (person := scan.person)}
+    if persons:
+        table["person"] = [persons.get(scan.subject) for scan in scans]
+    for name in set(table) - {*known, "_source", "person"}:
         table[name] = _as_numbers(table[name])
     return with_columns(table)
 

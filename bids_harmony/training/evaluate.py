@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bids_harmony.evaluation.persons import coverage, drawn_persons
 from bids_harmony.models.apply import cycle_error, map_volume, predict_slices
 from bids_harmony.models.slices import uncrop
 from bids_harmony.qc.harmonization import (
@@ -27,7 +28,7 @@ from bids_harmony.training.data import Box, TrainingSet
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
-#: With fewer scans, drawing them again says nothing.
+#: With fewer persons, drawing them again says nothing.
 LEAST_DRAWN = 3
 #: The first two learn nothing from the scans they are used on.
 UNTRAINED_METHODS = ("none", "histogram_matching")
@@ -185,9 +186,13 @@ def measure_scan(
 
 
 def figures(
-    predicted: np.ndarray, truth: np.ndarray, binary: bool, rng: np.random.Generator
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    binary: bool,
+    rng: np.random.Generator,
+    persons: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Figures of predictions with 95 % bootstrap intervals over scans.
+    """Figures of predictions with 95 % bootstrap intervals over persons.
 
     Parameters
     ----------
@@ -198,29 +203,32 @@ def figures(
         error) and correlation.
     rng : numpy.random.Generator
         Draws the bootstrap samples.
+    persons : numpy.ndarray, optional
+        (scans,) whose scan it is; each another person's when None.
 
     Returns
     -------
     dict
-        ``n``, each figure, and its interval under the name with ``_95``. What cannot be had is
-        None: a correlation below five scans, a class without scans, an interval below
-        :data:`LEAST_DRAWN` scans.
+        ``n`` scans, ``n_persons``, each figure, and its interval under the name with ``_95``. What
+        cannot be had is None: a correlation below five scans, a class without scans, an interval
+        below :data:`LEAST_DRAWN` persons.
     """
+    persons = np.arange(len(truth)) if persons is None else persons
+    n_persons = len(np.unique(persons))
 
     def measure(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
         return class_figures(p, t) if binary else value_figures(p, t)
 
     values = measure(predicted, truth)
-    draws = rng.integers(len(truth), size=(N_BOOTSTRAP, len(truth)))
+    draws = drawn_persons(persons, N_BOOTSTRAP, rng) if n_persons >= LEAST_DRAWN else []
     drawn = [measure(predicted[d], truth[d]) for d in draws]
-    out: dict[str, Any] = {"n": len(truth)}
+    out: dict[str, Any] = {"n": len(truth), "n_persons": n_persons}
     for name, value in values.items():
-        samples = np.array([row[name] for row in drawn])
         known = np.isfinite(value)
         out[name] = round(float(value), 3) if known else None
-        drawn_well = known and len(truth) >= LEAST_DRAWN
-        ends = np.nanpercentile(samples, (2.5, 97.5)) if drawn_well else ()
-        out[f"{name}_95"] = [round(float(v), 3) for v in ends] if drawn_well else None
+        samples = [row[name] for row in drawn if known and np.isfinite(row[name])]
+        ends = np.percentile(samples, (2.5, 97.5)) if samples else ()
+        out[f"{name}_95"] = [round(float(v), 3) for v in ends] or None
     return out
 
 
@@ -261,6 +269,7 @@ def target_figures(
     binary: bool,
     seed: int,
     say: Callable[[str], None],
+    half_width: float | None = None,
 ) -> dict[str, Any]:
     """Figures of one target at each site, by three ways of preparing the scans.
 
@@ -284,6 +293,9 @@ def target_figures(
         Seed of the bootstrap.
     say : callable
         Takes a line of progress.
+    half_width : float, optional
+        Of the target's interval, whose ``coverage`` is then measured too: the mean over persons of
+        the share of their scans whose interval holds the truth, with Wilson's 95 % interval.
 
     Returns
     -------
@@ -300,19 +312,18 @@ def target_figures(
         }
         if site != reference:
             groups["all"] = (here, UNTRAINED_METHODS)
-        sites[str(site)] = {
-            name: {
-                method: figures(
-                    np.array([measured[int(i)].predicted[target][method] for i in scans]),
-                    truth[scans],
-                    binary,
-                    np.random.default_rng(seed),
+        sites[str(site)] = {}
+        for name, (scans, methods) in groups.items():
+            for method in methods if len(scans) else ():
+                values = np.array([measured[int(i)].predicted[target][method] for i in scans])
+                row = figures(
+                    values, truth[scans], binary, np.random.default_rng(seed), data.persons[scans]
                 )
-                for method in methods
-            }
-            for name, (scans, methods) in groups.items()
-            if len(scans)
-        }
+                if half_width is not None:
+                    inside = np.abs(values - truth[scans]) <= half_width
+                    share, *ends = (round(v, 3) for v in coverage(inside, data.persons[scans]))
+                    row |= {"coverage": share, "coverage_95": ends}
+                sites[str(site)].setdefault(name, {})[method] = row
         for name, found in sites[str(site)].items():
             text = "; ".join(
                 f"{method} " + ", ".join(f"{k} {v}" for k, v in row.items() if "_95" not in k)

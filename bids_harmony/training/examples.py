@@ -50,6 +50,11 @@ class Examples:
         return cls(data, scans, np.asarray(targets, dtype=float), numbers, changed or {})
 
     @property
+    def persons(self) -> np.ndarray:
+        """Person of each of the scans."""
+        return np.asarray(self.data.persons[self.scans])
+
+    @property
     def heights(self) -> np.ndarray:
         """Heights of the middle slices in mm."""
         return np.asarray(self.data.heights[self.numbers])

@@ -36,8 +36,8 @@ INTENDED_USE = (
     "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
     "scan looks to a network trained on few scans of one scanner; they are no diagnosis."
 )
-#: Scans of each site, at most, that the guard's limits are set on besides the test scans, and
-#: that the ways without a map are measured on.
+#: Scans of each site, at most, that the guard's limits are set on, and that the ways without a map
+#: are measured on besides the test scans.
 MAX_CALIBRATION = 100
 
 
@@ -121,22 +121,23 @@ def finish_bundle(
         {name: list(p.members) for name, p in trained.predictors.items()},
     )
 
-    # 2. What the guard calls usual, on scans the maps were not fitted on.
+    # 2. The guard's limits, on validation scans alone: test scans have no say in them.
     looks = measure_looks(data, trained.fitted, reference, seed, grey)
     measured = _measure(trained, models, looks, seed, say)
-    unseen = [i for i in measured if split[i] != TRAIN]
-    limits = calibrate([measured[i].changes for i in unseen])
-    guard = {"limits": limits, "n": len(unseen), "style": looks.style.to_dict()}
+    judging = [measured[i].changes for i in measured if split[i] == VALIDATION]
+    guard = {"limits": calibrate(judging), "n": len(judging), "style": looks.style.to_dict()}
 
     # 3. Figures on test scans, which chose nothing.
     test = np.flatnonzero(split == TEST)
-    metrics: dict[str, Any] = {"images": summarize_changes(data, {i: measured[i] for i in unseen})}
+    tested = {i: found for i, found in measured.items() if split[i] == TEST}
+    metrics: dict[str, Any] = {"images": summarize_changes(data, tested)}
     for name, predictor in trained.predictors.items():
         metrics[name] = dict(predictor.metrics)
         if predictor.truth is not None:
             metrics[name]["sites"] = target_figures(
                 data, test, measured, name, predictor.truth, reference,
                 binary=predictor.binary, seed=seed, say=say,
+                half_width=predictor.target.get("interval", {}).get("half_width"),
             )  # fmt: skip
 
     # 4. The bundle.

@@ -30,7 +30,7 @@ def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
     """
     if expression is None:
         return np.ones(len(table), dtype=bool)
-    usable = table.drop(columns=["metrics", "levels"], errors="ignore")
+    usable = table.drop(columns=["metrics", "_source"], errors="ignore")
     columns = f"Columns are {', '.join(map(str, usable))}."
     # Names of the program are no part of the language.
     if "@" in expression or "__" in expression:

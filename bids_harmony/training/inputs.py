@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids import find_scans
+from bids_harmony.bids import counted, find_scans
 from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
-from bids_harmony.errors import BundleError
+from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.qc import ratings
 from bids_harmony.training.config import TrainOptions, TrainScan
 
@@ -73,6 +73,9 @@ def find_training_scans(
         stem = f"{scan.key}_space-{contract.template}_res-{contract.resolution}_desc-"
         t1w = folder / "anat" / f"{stem}preproc_T1w.nii.gz"
         mask = folder / "anat" / f"{stem}brain_mask.nii.gz"
+        transform = (
+            folder / "anat" / f"{scan.key}_from-T1w_to-{contract.template}_mode-image_xfm.txt"
+        )
         if not (t1w.is_file() and mask.is_file()):
             missing.append(scan.key)
             continue
@@ -95,7 +98,9 @@ def find_training_scans(
                 scan.columns,
                 ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
                 made_under(record),
-                levels_before(record),
+                record.get("input_sha256") or None,
+                scan.path,
+                transform if transform.is_file() else None,
             )
         )
     return found, missing
@@ -112,15 +117,6 @@ def made_under(record: dict[str, Any]) -> Contract | None:
     except BundleError:  # another version's
         return None
     return replace(contract, **{name: way for name, way in asked.items() if way != "auto"})
-
-
-def levels_before(record: dict[str, Any]) -> tuple[float, float, float] | None:
-    """Read from a scan's QC record what fluid, grey and white matter were before scaling."""
-    try:
-        fluid, grey, white = (float(v) for v in record["scale"]["fluid_grey_white"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (fluid, grey, white) if fluid < grey < white else None
 
 
 def common_contract(
@@ -164,11 +160,65 @@ def common_contract(
     return chosen
 
 
+def usable_scans(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+    """Leave out rejected and repeated scans, as both functions below do."""
+    return without_copies(without_rejected(scans, say), say)
+
+
+def without_copies(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+    """Leave out a person's second copy of an image, and refuse one that two persons share.
+
+    Parameters
+    ----------
+    scans : sequence of TrainScan
+        Those whose records hold no digest are taken as they are.
+    say : callable
+        Takes a line for each scan that is left out.
+
+    Raises
+    ------
+    UsageError
+        When two participants have the same image: it would be counted twice, and might be trained
+        on under one name and tested under the other.
+    """
+    kept: list[TrainScan] = []
+    first: dict[str, TrainScan] = {}
+    shared = []
+    for scan in scans:
+        other = first.setdefault(scan.sha256, scan) if scan.sha256 else scan
+        if other is scan:
+            kept.append(scan)
+        elif (other.person or other.subject) == (scan.person or scan.subject):
+            say(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
+        else:
+            shared.append(f"sub-{other.subject} and sub-{scan.subject}")
+    if shared:
+        names = ", ".join(dict.fromkeys(shared))
+        raise UsageError(
+            f"The same image stands under two participants: {names}.",
+            "Remove the wrong one, leave it out with --participant-label or --qc-ratings, or, if "
+            "they are one person, say so in a column 'person' of participants.tsv.",
+        )
+    return kept
+
+
 def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
-    """Leave out scans that quality control rejected, and say which."""
+    """Leave out scans that quality control rejected, and say which.
+
+    Raises
+    ------
+    NoInputError
+        When that leaves none.
+    """
     rejected = [scan for scan in scans if scan.qc_status in REJECTED]
     for scan in rejected:
         people = scan.qc_status == ratings.REJECTED
         why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
         say(f"{scan.t1w.name} is left out: {why}.")
+    if scans and len(rejected) == len(scans):
+        raise NoInputError(
+            f"None of {counted(len(scans), 'preprocessed scan')} is left: quality control or the "
+            "raters reject all.",
+            "Check the ratings, or look at the reports of the participant level.",
+        )
     return [scan for scan in scans if scan.qc_status not in REJECTED]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import ks_2samp
 
 from bids_harmony.errors import UsageError
@@ -55,7 +56,11 @@ def covariate_overlap(
         drawn = {"site": found.chance, "reference": found.reference_chance()}
         sides = {"site": scans, "reference": reference}
         described = {s: _describe(data, sides[s], drawn[s]) for s in sides}
-        ages = [data.ages[s][~np.isnan(data.ages[s])] for s in sides.values()]
+        # One age a person: further scans of the same are no further evidence.
+        ages = [
+            pd.Series(data.ages[s]).groupby(data.persons[s]).mean().dropna()
+            for s in sides.values()
+        ]
         report[name] = {
             **described,
             "age_ks_p": float(ks_2samp(*ages).pvalue) if all(map(len, ages)) else None,

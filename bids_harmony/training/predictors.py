@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.calibration import age_bias, conformal_half_width, fit_line
+from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.evaluate import figures
@@ -28,6 +29,10 @@ from bids_harmony.training.targets import SIMULATED, Target, find_targets
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
 SIMULATED_NAME = "schizophrenia_probability"
+INTERVAL = (
+    "empirical: holds 90 % of the errors of single networks on reference persons they had not "
+    "seen; what is predicted is the ensemble's mean, and no coverage is guaranteed"
+)
 
 
 @dataclass
@@ -139,16 +144,13 @@ def _plan(
 ) -> Ensemble:
     """Say what an ensemble is trained on, each network without one fold."""
     options, slice_mm = job.options, job.options.contract.slice_mm
-    usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
-    # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
-    watched = np.flatnonzero(usable & (split == VALIDATION) & job.config.patient)
-    scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
+    scans, watched, folds = plan_folds(data, split, fit, reference, target, options, job.config)
     examples = Examples.of(data, scans, target.values[scans], slice_mm)
     return Ensemble(
         target.name,
         examples,
         Examples.of(data, watched, target.values[watched], slice_mm),
-        _folds(data, scans, target, options),
+        folds,
         network_options(examples, job.config, target.binary),
         target.binary,
         options.folds,
@@ -164,12 +166,13 @@ def _finish(
     unseen = ensemble.unseen(members)
     if not target.binary:
         unseen, network = _calibrate(members, network, unseen, truth, ensemble.folds)
-    found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed))
+    persons = ensemble.examples.persons
+    found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed), persons)
     job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         members,
         {"kind": "slice", "options": network},
-        _describe(target, truth, unseen),
+        _describe(target, truth, unseen, persons),
         {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
         target.values,
     )
@@ -200,7 +203,9 @@ def _calibrate(
     return stretched, network
 
 
-def _describe(target: Target, values: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
+def _describe(
+    target: Target, values: np.ndarray, unseen: np.ndarray, persons: np.ndarray
+) -> dict[str, Any]:
     """Entry of ``targets`` in ``bundle.json``."""
     n = len(values)
     entry: dict[str, Any] = {
@@ -216,10 +221,11 @@ def _describe(target: Target, values: np.ndarray, unseen: np.ndarray) -> dict[st
     entry |= {
         "training_range": [round(float(values.min()), 1), round(float(values.max()), 1)],
         "interval": {
-            "half_width": round(conformal_half_width(unseen - values), 2),
+            "half_width": round(empirical_half_width(unseen - values, persons), 2),
             "level": 0.9,
             "n": n,
-            "method": "split-conformal on reference scans the network had not seen",
+            "n_persons": len(np.unique(persons)),
+            "method": INTERVAL,
         },
     }
     if target.name == "brain_age":
@@ -227,24 +233,54 @@ def _describe(target: Target, values: np.ndarray, unseen: np.ndarray) -> dict[st
     return entry
 
 
-def _folds(
-    data: TrainingSet, scans: np.ndarray, target: Target, options: TrainOptions
-) -> np.ndarray:
-    """Fold of each scan, balanced on age, and on class where there are two."""
+def plan_folds(
+    data: TrainingSet,
+    split: np.ndarray,
+    fit: np.ndarray,
+    reference: str,
+    target: Target,
+    options: TrainOptions,
+    config: PredictorConfig,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Say which scans a target's networks learn from, and which one each leaves out.
+
+    Parameters
+    ----------
+    data, split, fit, reference, options, config
+        As of :func:`train_predictors`.
+    target : Target
+        What is predicted.
+
+    Returns
+    -------
+    scans, watched : numpy.ndarray
+        Numbers of the scans to learn from, and of those that only say when to end.
+    folds : numpy.ndarray
+        Fold of each of ``scans``: whole persons, balanced on age, and on class where there are
+        two.
+
+    Raises
+    ------
+    UsageError
+        When there are fewer persons than folds, in all or of a class.
+    """
+    usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
+    # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
+    watched = np.flatnonzero(usable & (split == VALIDATION) & config.patient)
+    scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
     rng = np.random.default_rng(options.seed)
     values = target.values[scans]
-    groups = [scans[values == k] for k in (0, 1)] if target.binary else [scans]
-    for group in groups:
-        if (n := len(set(data.subjects[group]))) < options.folds:
-            raise UsageError(
-                f"There are {n} subjects at the reference site to train {target.name} on"
-                f"{' of one class' if target.binary else ''}.",
-                f"There must be at least {options.folds}, one for each fold.",
-            )
-    folds = np.full(len(data.sites), -1)
-    for group in groups:
-        folds[group] = make_folds(data, group, options.folds, rng)[group]
-    return np.asarray(folds[scans])
+    # A person counts for the class of the first scan, as make_folds does.
+    first = np.unique(data.persons[scans], return_index=True)[1]
+    counts = [int((values[first] == k).sum()) for k in (0, 1)] if target.binary else [len(first)]
+    if min(counts) < options.folds:
+        raise UsageError(
+            f"There are {counted(min(counts), 'person')} at the reference site to train "
+            f"{target.name} on{' of one class' if target.binary else ''}.",
+            f"There must be at least {options.folds}, one for each fold.",
+        )
+    strata = target.values if target.binary else None
+    return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
 
 
 def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: Job) -> Ensemble:
@@ -257,11 +293,13 @@ def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: J
     scans = np.flatnonzero(data.sites == reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
     held = split[scans] == TEST
-    # Patients and controls alternate along age, in training and held-out scans alike.
-    labels = np.zeros(len(scans))
+    # Patients and controls alternate along age, in training and held-out persons alike.
+    persons = data.persons[scans]
+    ill: list[str] = []
     for group in (held, ~held):
         order = np.flatnonzero(group)[np.argsort(data.ages[scans][group], kind="stable")]
-        labels[order[1::2]] = 1
+        ill += list(dict.fromkeys(persons[order].tolist()))[1::2]
+    labels = np.isin(persons, ill).astype(float)
     plain = Examples.of(data, scans, labels, options.contract.slice_mm)
     chance = np.random.default_rng(options.seed + 1000)
     changed = {}
@@ -283,7 +321,8 @@ def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job)
     found: dict[str, Any] = {"n": 0}
     if held.any():
         score, truth = ensemble.unseen(members)[held], ensemble.examples.targets[held]
-        found = figures(score, truth, True, np.random.default_rng(job.options.seed))
+        persons = ensemble.examples.persons[held]
+        found = figures(score, truth, True, np.random.default_rng(job.options.seed), persons)
     job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         members,

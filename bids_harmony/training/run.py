@@ -23,7 +23,7 @@ from bids_harmony.training.inputs import (
     common_contract,
     find_training_scans,
     read_scans,
-    without_rejected,
+    usable_scans,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run_add_site(config: RunConfig, site: str) -> int:
             "Give it another --model-name.",
         )
     found = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
-    scans = [scan for scan in without_rejected(found, tell) if scan.site == site]
+    scans = [scan for scan in usable_scans(found, tell) if scan.site == site]
     if not scans:
         raise NoInputError(
             f"No preprocessed scan of the site {site} was found.",
@@ -154,7 +154,8 @@ def train_bundle(
     NoInputError
         When there is no preprocessed scan.
     UsageError
-        When there are too few scans of the reference or of any other site, a target is unknown,
+        When two participants share an image, there are too few scans of the reference or of any
+        other site, a target is unknown,
         ``fit_filter`` cannot be understood, a site differs too much from the reference, or the
         devices asked for are not there.
     SystemExit
@@ -178,7 +179,7 @@ def train_bundle(
     options = options.shortened()
     if not first_process():
         say = _silent
-    scans = without_rejected(scans, say)
+    scans = usable_scans(scans, say)
     # Before anything is read: what makes no sense is refused at once.
     choose_reference([scan.site for scan in scans], options)
     select_scans(scan_table(scans), options.fit_filter)
@@ -196,7 +197,9 @@ def train_bundle(
     reference = choose_reference(data.sites[fit].tolist(), options)
     train = np.flatnonzero((split == TRAIN) & fit)
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
-    say(f"{len(data)} scans ({counts}), {fit.sum()} to fit on; reference {reference}")
+    n_persons = len(np.unique(data.persons))
+    say(f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} to fit on; "
+        f"reference {reference}")  # fmt: skip
     parts = {str(site): data.site_scans(site, train) for site in np.unique(data.sites[train])}
     if reference not in parts or len(parts) < 2:
         raise UsageError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -127,7 +127,10 @@ def choose_checkpoint(
         violation, beyond = anatomy(rows, data.sites[judged])
         kept = _correlation(np.array(fluid))
         distance = _distance(found, scans, wanted) / max(before, 1e-6)
-        probe = site_probe(np.array(looks), styles, data.ages[sources], data.ages[targets], seed)
+        probe = site_probe(
+            np.array(looks), styles, data.ages[sources], data.ages[targets], seed,
+            data.persons[np.concatenate([sources, targets])],
+        )  # fmt: skip
         table.append(
             {
                 "step": int(step),
@@ -207,6 +210,7 @@ def site_probe(
     mapped_ages: np.ndarray,
     reference_ages: np.ndarray,
     seed: int,
+    persons: np.ndarray | None = None,
 ) -> float:
     """Cross-validated balanced accuracy of telling mapped scans from the reference's.
 
@@ -221,13 +225,18 @@ def site_probe(
         Years, NaN where unknown.
     seed : int
         Seed of the folds.
+    persons : numpy.ndarray, optional
+        (mapped and reference scans,) whose scan each is: nobody is in two folds. Each scan is
+        another person's when None.
 
     Returns
     -------
     float
-        0 to 1; 0.5 is chance. 0.5 also where there are fewer than four scans of a side.
+        0 to 1; 0.5 is chance. 0.5 also where there are fewer than four persons of a side.
     """
-    n_folds = min(4, len(mapped) // 2, len(reference) // 2)
+    truth = np.repeat([1, 0], [len(mapped), len(reference)])
+    persons = np.arange(len(truth)) if persons is None else persons
+    n_folds = min(4, *(len(np.unique(persons[truth == k])) // 2 for k in (0, 1)))
     if n_folds < 2:
         return 0.5
     weight = np.concatenate(
@@ -236,20 +245,20 @@ def site_probe(
             np.mean([age_weights(reference_ages, age) for age in mapped_ages], axis=0),
         ]
     )
-    truth = np.repeat([1, 0], [len(mapped), len(reference)])
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    told = cross_val_predict(
-        probe,
-        np.concatenate([mapped, reference]),
-        truth,
-        cv=folds,
-        params={"logisticregression__sample_weight": len(truth) * weight},
-    )
-    return float(
-        np.mean([(weight * (told == truth))[truth == k].sum() / weight[truth == k].sum()
-                 for k in (0, 1)])
-    )  # fmt: skip
+    values, told = np.concatenate([mapped, reference]), np.full(len(truth), -1)
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for train, test in folds.split(values, truth, persons):
+        # Where persons have many scans a part may lack one side, or a fold anybody.
+        if len(test) and len(np.unique(truth[train])) == 2:
+            weights = len(truth) * weight[train]
+            probe.fit(values[train], truth[train], logisticregression__sample_weight=weights)
+            told[test] = probe.predict(values[test])
+    right = [weight * (told == k) for k in (0, 1)]
+    tried = [weight[(truth == k) & (told >= 0)].sum() for k in (0, 1)]
+    if not all(tried):
+        return 0.5
+    return float(np.mean([right[k][truth == k].sum() / tried[k] for k in (0, 1)]))
 
 
 def _some(data: TrainingSet, split: np.ndarray, site: str, most: int, seed: int) -> np.ndarray:

@@ -14,18 +14,18 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 def split_subjects(
     data: TrainingSet, validation: float, test: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Part scans into training, validation and test: whole subjects, every age, each site.
+    """Part scans into training, validation and test: whole persons, every age, each site.
 
-    Subjects of a site are ordered by age and cut into blocks of ``1 / test``; one of each block
+    Persons of a site are ordered by age and cut into blocks of ``1 / test``; one of each block
     is for the test, and so on with the others for validation. A site with fewer than four
-    subjects is only trained on. A subject seen at several sites is parted with the first.
+    persons is only trained on. A person seen at several sites is parted with the first.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     validation, test : float
-        Shares of each site's subjects.
+        Shares of each site's persons.
     rng : numpy.random.Generator
         Source of chance.
 
@@ -34,7 +34,7 @@ def split_subjects(
     numpy.ndarray
         ``train``, ``validation`` or ``test`` for each scan.
     """
-    labels = data.table["subject"].to_numpy(dtype=str)
+    labels = data.persons
     first = np.unique(labels, return_index=True)[1]
     parts = dict.fromkeys(labels, TRAIN)
     for site in np.unique(data.sites):
@@ -62,17 +62,43 @@ def splits_record(data: TrainingSet, split: np.ndarray) -> dict[str, Any]:
 
 
 def make_folds(
-    data: TrainingSet, among: np.ndarray, n_folds: int, rng: np.random.Generator
+    data: TrainingSet,
+    among: np.ndarray,
+    n_folds: int,
+    rng: np.random.Generator,
+    strata: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give each scan a fold, by subject and balanced on age; -1 for scans not in ``among``."""
+    """Give scans folds, by whole persons.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    among : numpy.ndarray
+        Numbers of the scans to give folds to.
+    n_folds : int
+        Number of folds.
+    rng : numpy.random.Generator
+        Random number generator.
+    strata : numpy.ndarray, optional
+        (scans,) what folds are balanced on besides the age, such as site or class. A person
+        belongs to the stratum of the first scan.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fold of each scan; -1 for those not in ``among``.
+    """
     folds = np.full(len(data), -1)
-    labels = data.table["subject"].to_numpy(dtype=str)
-    first = among[np.unique(labels[among], return_index=True)[1]]
-    ordered = by_age(data, first)
-    for start in range(0, len(ordered), n_folds):
-        order = rng.permutation(n_folds)
-        for i, fold in zip(ordered[start : start + n_folds], order, strict=False):
-            folds[among[labels[among] == labels[i]]] = fold
+    persons = data.persons[among]
+    first = among[np.sort(np.unique(persons, return_index=True)[1])]
+    keys = np.zeros(len(first)) if strata is None else strata[first]
+    for key in np.unique(keys):
+        ordered = by_age(data, first[keys == key])
+        for start in range(0, len(ordered), n_folds):
+            order = rng.permutation(n_folds)
+            for i, fold in zip(ordered[start : start + n_folds], order, strict=False):
+                folds[among[persons == data.persons[i]]] = fold
     return folds
 
 

@@ -14,7 +14,7 @@ from bids_harmony.training.data import TrainingSet
 
 SIMULATED = "simulated-schizophrenia"
 #: Columns of a training set's table that are no targets.
-NO_TARGETS = frozenset({"subject", "site", "metrics", "levels", "qc_status"})
+NO_TARGETS = frozenset({"subject", "person", "site", "metrics", "_source", "qc_status"})
 #: Names that bundles and predictions use themselves; what outputs say of the last two holds for
 #: the age and for simulated labels alone.
 TAKEN = frozenset(

@@ -73,6 +73,9 @@ _MACHINE = "test_machine_faults.py::"
 _GROUP = "test_group_dataset.py::"
 _BUNDLE = "test_bundle_faults.py::"
 _NAMES = "test_dataset_faults.py::"
+_EVALUATE = "test_evaluate_command.py::"
+_TARGETS = "test_evaluation_units.py::test_targets_that_cannot_be_evaluated_are_named"
+_PERSONS = "test_person_unit.py::"
 
 FAULTS: dict[str, dict[str, Fault]] = {
     "Scans": {
@@ -478,6 +481,39 @@ FAULTS: dict[str, dict[str, Fault]] = {
         **_rows(
             _GROUP + "test_predictions_that_should_be_there_are_missed", FLAG, 0,
             {"predictions gone": ("predictions removed or damaged", "cannot be read")},
+        ),
+    },
+    "Training and evaluation": {
+        "image twice": Fault(
+            "the same image under two participants", REFUSED, "stands under two participants", 2,
+            _EVALUATE + "test_an_image_under_two_participants_is_refused",
+        ),
+        "image again": Fault(
+            "the same image twice for one participant", LEFT_OUT, "it is the same image as", 0,
+            _PERSONS + "test_a_persons_second_copy_is_left_out_and_said",
+        ),
+        "site of one scan": Fault(
+            "`evaluate`: a site with too few persons for ComBat or for maps in a fold: left out "
+            "there and counted", LEFT_OUT, "Left out here", 0,
+            _EVALUATE + "test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said",
+        ),
+        "no raw scan": Fault(
+            "`evaluate`: raw image or transform missing: no true baseline", WARNING,
+            "lack their raw image or their transform", 0,
+            _EVALUATE + "test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said",
+        ),
+        **_rows(
+            _TARGETS, LEFT_OUT, 0,
+            {
+                "no ages": ("`evaluate`: no ages", "Not evaluated: age"),
+                "no diagnosis": ("`evaluate`: no diagnosis", "Not evaluated: diagnosis"),
+                "few patients": ("`evaluate`: too few persons of a class", "of a class"),
+                "some ages": ("`evaluate`: some scans without age", "without a value"),
+            },
+        ),
+        "late failure": Fault(
+            "`evaluate` fails late: tables of the finished folds are there", RESUMES, "", 70,
+            _EVALUATE + "test_what_is_done_is_written_before_something_fails",
         ),
     },
     "Anything at all": {

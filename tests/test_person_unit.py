@@ -1,0 +1,178 @@
+"""The person is the unit of training: splits, folds, probes, figures and intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_heads import people, table
+
+from bids_harmony.errors import NoInputError, UsageError
+from bids_harmony.training.calibration import empirical_half_width
+from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.data import TrainingSet, scan_table
+from bids_harmony.training.evaluate import Measured, figures, target_figures
+from bids_harmony.training.inputs import without_copies, without_rejected
+from bids_harmony.training.overlap import covariate_overlap
+from bids_harmony.training.predictor import PREDICTORS
+from bids_harmony.training.predictors import plan_folds
+from bids_harmony.training.select import site_probe
+from bids_harmony.training.splits import make_folds, split_subjects
+from bids_harmony.training.targets import Target
+
+HERE = Path("nowhere")
+
+
+def scan(subject: str, site: str = "A", name: str = "", **more: object) -> TrainScan:
+    t1w = HERE / f"sub-{subject}{name}_T1w.nii.gz"
+    return TrainScan(subject, site, t1w, HERE / "mask.nii.gz", **more)  # type: ignore[arg-type]
+
+
+def two_names(n: int = 24) -> TrainingSet:
+    """Return n persons seen at two sites under different labels, by the dataset's own column."""
+    rows = table({"A": [30.0 + i for i in range(n)], "B": [31.0 + i for i in range(n)]})
+    rows["subject"] = [f"{s}{i}" for s in "ab" for i in range(n)]
+    rows["person"] = [f"p{i}" for _ in "ab" for i in range(n)]
+    return people(rows)
+
+
+@pytest.mark.parametrize("column", ["person", "Person_ID"])
+def test_the_datasets_column_names_persons(column: str) -> None:
+    scans = [scan("01", columns={column: "07"}), scan("02", columns={column: "sub-07"}),
+             scan("03"), scan("04", columns={column: "03"})]  # fmt: skip
+    rows = scan_table(scans)
+    data = people(rows)
+    assert data.persons.tolist() == ["07", "07", "03", "03"]
+    assert people(scan_table([scan("01"), scan("02")])).persons.tolist() == ["01", "02"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_labels_of_a_person_stay_together(seed: int) -> None:
+    data, rng = two_names(), np.random.default_rng(seed)
+    split = split_subjects(data, 0.2, 0.2, rng)
+    folds = make_folds(data, np.arange(48), 4, rng, data.sites)
+    for values in (split, folds):
+        assert (values[:24] == values[24:]).all()
+    assert set(split) == {"train", "validation", "test"}
+
+
+def test_a_person_who_falls_ill_is_in_one_fold() -> None:
+    rows = table({"REF": [30.0 + i for i in range(24)]})
+    rows["subject"] = [f"s{i // 2}" for i in range(24)]
+    data = people(rows)
+    ill = np.tile([0.0, 1.0], 12)  # healthy at the first session, ill at the second
+    ill[12:] = 1
+    target = Target("dx", "dx_probability", ill, ("no", "yes"))
+    split, everything = np.full(24, "train"), np.ones(24, bool)
+    scans, _, folds = plan_folds(
+        data, split, everything, "REF", target, TrainOptions(folds=3), PREDICTORS["fast"]
+    )
+    assert scans.tolist() == list(range(24))
+    assert (folds[::2] == folds[1::2]).all()
+    # Six persons begin healthy: seven folds are too many, though there are more scans.
+    with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
+        plan_folds(data, split, everything, "REF", target, TrainOptions(folds=7),
+                   PREDICTORS["fast"])  # fmt: skip
+
+
+def test_intervals_of_repeated_scans_are_those_of_persons() -> None:
+    rng = np.random.default_rng(0)
+    truth, error = np.repeat(rng.uniform(20, 80, 12), 10), np.repeat(rng.normal(0, 5, 12), 10)
+    persons = np.repeat(np.arange(12), 10)
+    once = figures((truth + error)[::10], truth[::10], False, np.random.default_rng(1))
+    many = figures(truth + error, truth, False, np.random.default_rng(1), persons)
+    as_scans = figures(truth + error, truth, False, np.random.default_rng(1))
+    assert (many["n"], many["n_persons"]) == (120, 12)
+    assert many["bias_95"] == once["bias_95"]  # the same persons drawn, ten equal scans each
+    width = [np.ptp(found["bias_95"]) for found in (many, as_scans)]
+    assert width[0] > 2 * width[1]
+    assert figures(truth[:20], truth[:20], False, rng, persons[:20])["mae_95"] is None
+
+
+def test_the_empirical_interval_counts_each_person_once() -> None:
+    # Nine persons with an error of 1 each, and one with 91 scans that are 5 off: of ten persons
+    # the ceil(11 * 0.8) = 9th error is 1. By scans it would be 5.
+    errors, persons = np.r_[np.ones(9), np.full(91, -5.0)], np.r_[np.arange(9), np.full(91, 9)]
+    assert empirical_half_width(errors, persons, 0.8) == 1
+    assert empirical_half_width(errors, level=0.8) == 5
+    assert empirical_half_width(errors, persons, 0.9) == 5
+
+
+def test_the_site_probe_cannot_know_a_person_again() -> None:
+    # Features tell persons apart and not sites; each person has four scans at one site.
+    rng = np.random.default_rng(0)
+    persons = np.repeat(np.arange(20), 4)
+    looks = rng.normal(0, 1, (20, 30))[persons] + rng.normal(0, 0.01, (80, 30))
+    ages = np.full(40, 50.0)
+    sides = looks[:40], looks[40:], ages, ages, 0
+    assert site_probe(*sides) > 0.9
+    assert site_probe(*sides, persons) < 0.75
+    # Three persons of a side are too few, however many scans they have.
+    few = np.r_[:12, 40:80]
+    assert site_probe(looks[:12], looks[40:], ages[:12], ages, 0, persons[few]) == 0.5
+    # One person with nearly all scans of a side: some part of the folds lacks the other side.
+    lonely = np.r_[np.zeros(37), 1, 2, 3, np.arange(4, 44)]
+    assert 0 <= site_probe(*sides, lonely) <= 1
+
+
+def test_ages_are_compared_between_persons() -> None:
+    rows = table({"REF": [40.0, 50, 60, 70], "A": [35.0, 45, 55, 65]})
+    rows["subject"] = [f"s{i}" for i in range(8)]
+    many = pd.concat([rows] * 20, ignore_index=True)
+    p = []
+    for frame in (rows, many):
+        data = people(frame)
+        ref, src = (np.flatnonzero(data.sites == site) for site in ("REF", "A"))
+        p.append(covariate_overlap(data, ref, {"A": src})["A"]["age_ks_p"])
+    assert p[0] == pytest.approx(p[1]) == pytest.approx(1.0)  # n = 4 each, D = 1/4
+
+
+def test_coverage_is_told_per_site_and_way() -> None:
+    data = people(table({"REF": [50.0] * 5, "A": [50.0] * 4}).assign(
+        subject=[f"s{i}" for i in range(5)] + ["a0", "a1", "a1", "a2"]))  # fmt: skip
+    off = [1, 2, 3, 4, 20, 1, 20, 1, 20]
+    measured = {
+        i: Measured({}, {"brain_age": dict.fromkeys(("none", "histogram_matching", "harmonized"),
+                                                    50.0 + d)})
+        for i, d in enumerate(off)
+    }  # fmt: skip
+    found = target_figures(
+        data, np.arange(9), measured, "brain_age", data.ages, "REF", binary=False, seed=0,
+        say=lambda _: None, half_width=10.0,
+    )  # fmt: skip
+    at_home = found["REF"]["held_out"]["harmonized"]
+    assert at_home["coverage"] == 0.8
+    assert at_home["coverage_95"] == pytest.approx([0.376, 0.964], abs=0.001)  # Wilson, 4 of 5
+    assert found["A"]["held_out"]["none"]["coverage"] == 0.5  # (1 + 1/2 + 0) / 3 persons
+    assert found["A"]["held_out"]["none"]["n_persons"] == 3
+
+
+# --- what stands twice --------------------------------------------------------------------------
+
+
+def test_an_image_under_two_participants_is_refused() -> None:
+    scans = [scan("01", sha256="x"), scan("02", "B", sha256="y"), scan("03", "B", sha256="x")]
+    with pytest.raises(UsageError, match="sub-01 and sub-03") as error:
+        without_copies(scans, print)
+    assert error.value.exit_code == 2
+
+
+def test_a_persons_second_copy_is_left_out_and_said() -> None:
+    said: list[str] = []
+    scans = [scan("01", sha256="x"), scan("01", name="_run-2", sha256="x"), scan("02"),
+             scan("03"), scan("04", sha256="z", columns={"person": "p"}),
+             scan("05", sha256="z", columns={"person": "p"})]  # fmt: skip
+    kept = without_copies(scans, said.append)
+    assert [s.t1w.name for s in kept] == [scans[i].t1w.name for i in (0, 2, 3, 4)]
+    assert said[0] == (
+        "sub-01_run-2_T1w.nii.gz is left out: it is the same image as sub-01_T1w.nii.gz."
+    )
+    assert "sub-05" in said[1]
+
+
+def test_ratings_that_leave_nothing_are_named() -> None:
+    with pytest.raises(NoInputError, match="None of 1 preprocessed scan is left"):
+        without_rejected([scan("01", qc_status="fail")], lambda _: None)
+    assert without_rejected([], print) == []
