@@ -207,7 +207,10 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
     found = guard_record(metrics, {"limits": calibrate([])}, "A")
     parts = {
         "check": {}, "mask": {}, "scale": {}, "metrics": metrics,
-        "outputs": ["sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"],
+        "outputs": [
+            "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+            "sub-01/anat/sub-01_desc-harmony_predictions.json",
+        ],
     }  # fmt: skip
     facts = {"name": "sub-01", "site": "S", "age": 48.0, "warnings": []}
     record = scan_record(facts, guard=found, **parts)

@@ -334,7 +334,8 @@ def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
 
     anat = tmp_path / "sub-01" / "anat"
     anat.mkdir(parents=True)
-    record = {"status": "pass", "outputs": ["sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"]}
+    written = ("desc-preproc_T1w.nii.gz", "desc-harmony_predictions.json")
+    record = {"status": "pass", "outputs": [f"sub-01/anat/sub-01_{name}" for name in written]}
     (anat / "sub-01_desc-harmony_qc.json").write_text(json.dumps(record))
     (anat / "sub-01_desc-harmony_predictions.json").write_text(json.dumps(found))
     row = scans_row(anat / "sub-01_desc-harmony_qc.json")

@@ -119,7 +119,7 @@ class _ConformMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="RAS T1w whose grid is wanted")
     in_mask = File(mandatory=True, desc="mask of the same scan, perhaps not fetched yet")
     method = traits.Str(mandatory=True, desc="where the mask comes from")
-    record = traits.Dict(desc="what the program that made it recorded")
+    record = traits.Dict(value={}, usedefault=True, desc="what the program that made it recorded")
     orientation = traits.Str("RAS", usedefault=True, desc="axes of the scan as it is stored")
 
 
