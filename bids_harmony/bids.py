@@ -392,6 +392,9 @@ def _why_none(folder: Path, config: RunConfig) -> str:
     """Say why a subject has no scan."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return "its folder cannot be read"
+    inside = [folder / "anat", *folder.glob("ses-*"), *folder.glob("ses-*/anat")]
+    if closed := [p for p in inside if p.is_dir() and not os.access(p, os.R_OK | os.X_OK)]:
+        return f"its folder {closed[0].relative_to(folder)} cannot be read"
     if config.session_label or config.bids_filters:
         return "no T1w scan matches the filters"
     with suppress(StopIteration, OSError):

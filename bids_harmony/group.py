@@ -15,7 +15,7 @@ from bids_harmony.bids import counted, list_scans
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
-from bids_harmony.outputs import BIDSIGNORE
+from bids_harmony.outputs import BIDSIGNORE, name_tools
 from bids_harmony.qc.collect import (
     STATUSES,
     Group,
@@ -209,6 +209,10 @@ def write_tables(group: Group, out: Path) -> None:
     """Write ``group_T1w.{tsv,json}`` and ``group_predictions.tsv``."""
     # An output folder of an earlier version does not know these files.
     write_text(out / ".bidsignore", BIDSIGNORE)
+    done = group.scans.loc[group.scans["qc_status"] != "error", "tools"].dropna()
+    named_there = {tool.rpartition(" ")[::2] for cell in done for tool in cell.split("; ")}
+    if named_there:
+        name_tools(out, named_there)
     write_text(out / "group_T1w.tsv", as_tsv(group.scans))
     write_json(out / "group_T1w.json", group.dictionary)
     columns = [*VIEW, *(f"{target}_harmonized" for target in group.targets)]

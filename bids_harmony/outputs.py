@@ -147,6 +147,8 @@ def write_dataset_files(
 ) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
 
+    Tools and columns of earlier runs stay, as their scans do.
+
     Parameters
     ----------
     out, bids_dir : pathlib.Path
@@ -157,20 +159,15 @@ def write_dataset_files(
         Versions of the tools of the run (:func:`bids_harmony.tools.tool_versions`).
     """
     raw = _raw_description(bids_dir)
+    before = read_json_or_empty(out / "scans.json")
+    earlier = [name.removesuffix("_raw") for name in before if name.endswith("_raw")]
     write_json(
         out / "dataset_description.json",
         {
             "Name": derivatives_name(bids_dir),
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [
-                {
-                    "Name": "bids_harmony",
-                    "Version": __version__,
-                    "Description": "Harmonization of T1w scans to one reference site",
-                },
-                *({"Name": name, "Version": tools[name]} for name in sorted(tools)),
-            ],
+            "GeneratedBy": _generated_by({*tools.items(), *_earlier_tools(out)}),
             # Resolves the `bids:raw:` URIs in the sidecars.
             "DatasetLinks": {"raw": _link(bids_dir, out)},
             **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
@@ -182,7 +179,34 @@ def write_dataset_files(
     write_text(out / ".bidsignore", BIDSIGNORE)
     rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
     write_text(out / "descriptions.tsv", f"desc_id\tdescription\n{rows}")
-    write_json(out / "scans.json", scans_dictionary(targets))
+    write_json(out / "scans.json", scans_dictionary([*targets, *earlier]))
+
+
+def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
+    """Name in the dataset's description the tools that its scans were made with, and no others."""
+    path = out / "dataset_description.json"
+    if content := read_json_or_empty(path):
+        write_json(path, {**content, "GeneratedBy": _generated_by(tools)})
+
+
+def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    ours = {
+        "Name": "bids_harmony",
+        "Version": __version__,
+        "Description": "Harmonization of T1w scans to one reference site",
+    }
+    return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
+
+
+def _earlier_tools(out: Path) -> set[tuple[str, str]]:
+    """Read which tools earlier runs named."""
+    makers = read_json_or_empty(out / "dataset_description.json").get("GeneratedBy")
+    return {
+        (str(maker["Name"]), str(maker["Version"]))
+        for maker in (makers if isinstance(makers, list) else ())
+        if isinstance(maker, dict) and maker.keys() >= {"Name", "Version"}
+        and maker["Name"] != "bids_harmony"
+    }  # fmt: skip
 
 
 def derivatives_name(bids_dir: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -322,7 +323,17 @@ class Run:
             shutil.rmtree(staging_folder(config, scan.wf_name), ignore_errors=True)
         for scan in opened:
             facts[scan.key]["inputs"] = self.inputs(scan)
-            discard_outdated(scan_work_folder(config, scan.wf_name), facts[scan.key]["inputs"])
+            try:
+                discard_outdated(scan_work_folder(config, scan.wf_name), facts[scan.key]["inputs"])
+            except OSError as error:
+                if concerns_all(error):
+                    raise
+                refused[scan.wf_name] = Failure(
+                    f"Its work folder cannot be written ({error}).",
+                    "Change its permissions, or give another --work-dir.",
+                    None,
+                )
+        opened = [s for s in opened if s.wf_name not in refused]
         self.digests.save()
         workflow = init_harmony_wf(
             scans=opened,
@@ -401,11 +412,14 @@ class Run:
         """
         out = self.config.output_dir
         staging = staging_folder(self.config, scan.wf_name)
-        drawn = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
-        record["outputs"] = sorted(path.relative_to(staging).as_posix() for path in drawn)
-        path = scan_file(staging, scan.entities, scan.key, "qc")
-        write_json(path, record)
-        publish_scan(staging, out, path)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            if refuse_folder(staging):
+                staging = Path(elsewhere)
+            drawn = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
+            record["outputs"] = sorted(path.relative_to(staging).as_posix() for path in drawn)
+            path = scan_file(staging, scan.entities, scan.key, "qc")
+            write_json(path, record)
+            publish_scan(staging, out, path)
 
     def report(self, subjects: Iterable[str]) -> list[Outcome]:
         """Rebuild the tables and reports of participants from what is on disk.

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, keys, write
 
+from bids_harmony.bids import _why_none
+from bids_harmony.config import RunConfig
+
 
 def test_plain_dataset_is_found_with_its_facts(dataset: Path) -> None:
     inventory = find(dataset)
@@ -128,3 +131,14 @@ def test_real_datasets(shared_data: Path, name: str, n: int, site: str) -> None:
     if name == "ds002748":
         diagnoses = [scan.diagnosis for scan in inventory.scans]
         assert (diagnoses.count("depression"), diagnoses.count("control")) == (16, 8)
+
+
+@pytest.mark.parametrize("closed", ["anat", "ses-a", "ses-a/anat"])
+def test_a_folder_that_cannot_be_read_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    folder = tmp_path / "sub-01"
+    (folder / closed).mkdir(parents=True)
+    monkeypatch.setattr("bids_harmony.bids.os.access", lambda path, _: path != folder / closed)
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path / "out")
+    assert _why_none(folder, config) == f"its folder {closed} cannot be read"

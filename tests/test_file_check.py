@@ -370,6 +370,33 @@ def test_padding_is_background_and_changes_nothing(
     ]
 
 
+@pytest.mark.parametrize(
+    "values", [(-1000, -2000), (-32768, -1000), (-1024, -1), (4095, -1000), (65535, 32767)]
+)
+def test_padding_of_two_values_is_all_background(
+    tmp_path: Path, values: tuple[float, float]
+) -> None:
+    """A gap filled by one program, the margin by the next."""
+    data = np.where(off_view(), values[0], head())
+    low = np.arange(SHAPE[2]) < 12
+    data = np.where(off_view() & low, values[1], data)
+    found, _ = loaded_from(tmp_path / "x_T1w.nii", data)
+    np.testing.assert_array_equal(found, np.where(off_view(), 0, head()))
+
+
+@pytest.mark.parametrize("outside", [0, -1000, np.nan])
+@pytest.mark.parametrize("axes", [(0, 2), (1, 2), (0, 1)])
+def test_an_oblique_slab_is_named_with_its_thickness(
+    tmp_path: Path, axes: tuple[int, int], outside: float
+) -> None:
+    """17 diagonals of voxels of 4 mm: 17 x 4 / sqrt(2) = 48 mm."""
+    where = np.indices(SHAPE)
+    diagonal = sum(where[axis] - SHAPE[axis] // 2 for axis in axes)
+    slab = np.where(np.abs(diagonal) <= 8, head() + 100, outside).astype(np.float32)
+    with pytest.raises(ScanError, match=r"only: (4[4-9]|5[01]) mm across an oblique slab"):
+        load_t1w(write(tmp_path / "x_T1w.nii", slab))
+
+
 def test_padding_that_was_interpolated_is_found_with_what_it_was_mixed_into(
     tmp_path: Path,
 ) -> None:

@@ -161,6 +161,7 @@ def test_programs_that_are_there_are_found(fsl: Path, monkeypatch: pytest.Monkey
         ("remove_ext", "bin/remove_ext: not there"), ("fslval", "bin/fslval: not there"),
         ("fslstats", "bin/fslstats: not there"), ("not executable", "bin/bet2: not there"),
         ("dc", "Unix program dc"), ("space", "space or wildcard in FSLDIR"),
+        ("relative", "relative FSLDIR (fsl)"),
     ],
 )  # fmt: skip
 def test_all_that_bet_needs_is_checked(
@@ -174,6 +175,9 @@ def test_all_that_bet_needs_is_checked(
         (fsl / "bin" / "bet2").chmod(0o644)
     elif fault == "dc":
         monkeypatch.setenv("PATH", str(fsl / "bin"))
+    elif fault == "relative":
+        monkeypatch.chdir(fsl.parent)
+        monkeypatch.setenv("FSLDIR", fsl.name)
     elif fault == "space":
         fsl.rename(fsl.with_name("my fsl"))
         monkeypatch.setenv("FSLDIR", str(fsl.with_name("my fsl")))

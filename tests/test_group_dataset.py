@@ -342,3 +342,20 @@ def test_a_rating_may_name_its_scan_by_what_was_made_of_it(tmp_path: Path) -> No
     path.write_text("scan\tverdict\n" + "".join(f"{name}\treject\n" for name in names))
     ratings, _ = read_ratings([path])
     assert set(ratings["scan"]) == {"sub-01_acq-b", "sub-01", "sub-01_run-1_chunk-2"}
+
+
+def test_the_description_names_the_tools_of_the_scans_that_are_there(
+    out: Path, bids: Path
+) -> None:
+    """An earlier run's FSL made none of them any more; a failed scan was made by nothing."""
+    write_dataset_files(out, bids, tools={"FSL": "6.0.0"})
+    write_scan(out, "sub-01", "A", {}, processing=PROCESSING)
+    other = PROCESSING | {"tools": {"antspyx": "0.6"}}
+    write_scan(out, "sub-02", "A", {}, processing=other)
+    failed = PROCESSING | {"tools": {"antspyx": "9"}}
+    write_scan(out, "sub-03", "A", {}, status="error", error={"cause": "x"}, processing=failed)
+    assert group(bids, out) == 0
+    makers = json.loads((out / "dataset_description.json").read_text())["GeneratedBy"]
+    assert [(maker["Name"], maker["Version"]) for maker in makers[1:]] == [
+        ("antspyx", "0.5.4"), ("antspyx", "0.6"), ("deepbet", "1.0"),
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_harmony import __version__
 from bids_harmony.files import write_json, write_text
 from bids_harmony.outputs import (
     scan_file,
@@ -91,6 +92,19 @@ def test_root_files_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
         ]
     assert not list(out.glob(".*.part"))
     assert {p.name for p in out.iterdir()} >= {"README.md", "CHANGES", ".bidsignore", "scans.json"}
+
+
+def test_root_files_keep_the_tools_and_columns_of_earlier_runs(tmp_path: Path) -> None:
+    """A run with FSL and a bundle of its own, then one without either on other scans."""
+    out = tmp_path / "out"
+    write_dataset_files(out, tmp_path, ["tumour"], {"FSL": "6.0.0", "torch": "2.0"})
+    write_dataset_files(out, tmp_path, [], {"deepbet": "1.0.2", "torch": "2.1"})
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert [(by["Name"], by.get("Version")) for by in description["GeneratedBy"]] == [
+        ("bids_harmony", __version__), ("FSL", "6.0.0"), ("deepbet", "1.0.2"),
+        ("torch", "2.0"), ("torch", "2.1"),
+    ]  # fmt: skip
+    assert "tumour_raw" in json.loads((out / "scans.json").read_text())
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

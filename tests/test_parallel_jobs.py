@@ -87,7 +87,7 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
     codes = {label: job.returncode for label, job in jobs.items()}
     assert codes == {label: int(label in DAMAGED) for label in LABELS}, logs
     # What one job alone writes.
-    write_dataset_files(tmp_path / "alone", bids)
+    write_dataset_files(tmp_path / "alone", bids, tools=make_run(out).tools)
     assert watcher.reads > 100
     for name in ROOT_FILES:
         content = (out / name).read_bytes()

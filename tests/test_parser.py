@@ -125,6 +125,16 @@ def test_derivatives(paths: list[str], tmp_path: Path) -> None:
     assert config.derivatives == {"a=b": tmp_path / "a=b", "y": tmp_path / "fmriprep"}
 
 
+def test_derivatives_of_one_name_are_refused(paths: list[str], tmp_path: Path) -> None:
+    """Both folders are called ``masks``; the last one would have been searched alone."""
+    a, b = tmp_path / "a" / "masks", tmp_path / "b" / "masks"
+    for folder in (a, b):
+        (folder / "sub-01").mkdir(parents=True)
+    error = refuse([*paths, "participant", "--derivatives", str(a), str(b)])
+    assert "masks is given twice" in error.cause
+    assert parse(paths, "-d", str(a), str(a)).derivatives == {"masks": a}
+
+
 def test_filter_file(paths: list[str], tmp_path: Path) -> None:
     file = tmp_path / "filter.json"
     file.write_text('{"T1w": {"acq": "x", "run": null}}')

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bids_dataset import write
 
-from bids_harmony import resume
+from bids_harmony import __version__, resume
 from bids_harmony.bids import find_scans
 from bids_harmony.cli.dryrun import COMPLETED, render
 from bids_harmony.cli.run import main, set_environment
@@ -424,6 +424,24 @@ def test_a_participants_folder_that_cannot_be_written_costs_that_participant(
     assert "cannot be written" in line
     assert (out / "sub-02/anat/sub-02_desc-harmony_qc.json").exists()
     assert (out / "sub-02.html").exists()
+
+
+def test_a_scans_work_folder_that_cannot_be_written_costs_that_scan(tmp_path: Path) -> None:
+    """As of another user's run of one participant; both records are written all the same."""
+    bids = dataset(tmp_path / "bids", "d", labels=("01", "02"))
+    out, work = tmp_path / "out", tmp_path / "work"
+    write(work / f"bids_harmony-{__version__}" / "harmony_wf", "sub_01_wf", "not a folder")
+    done = shell(f"HARMONY {bids} {out} participant --bundle none -w {work}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = [row for row in done.stdout.splitlines() if row.strip().startswith("sub-01  failed")]
+    assert "Its work folder cannot be written" in line
+    assert "record could not" not in line
+    for label in ("01", "02"):
+        record = json.loads(
+            (out / f"sub-{label}/anat/sub-{label}_desc-harmony_qc.json").read_text()
+        )
+        assert ("work folder" in record["error"]["cause"]) == (label == "01")
+        assert (out / f"sub-{label}.html").exists()
 
 
 @pytest.mark.parametrize(

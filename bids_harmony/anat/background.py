@@ -13,6 +13,8 @@ MIN_PADDING = 0.001
 AIR = 0.1
 #: Padding is rounded by this share of its value at most.
 ROUNDED = 0.01
+#: Constants below all else, and above, that may be padding of different origins.
+CONSTANTS = 3
 #: Voxels beside padding with which interpolation may have mixed it.
 MIXED = 3
 #: Share of voxels below 0 that interpolation's ringing can explain.
@@ -76,8 +78,9 @@ def find_padding(data: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, lis
     faces = _faces(data)[~_faces(outside)]
     values, counts = np.unique(faces, return_counts=True)
     often = values[counts >= MIN_PADDING * faces.size]
-    for value in np.unique(often[[0, -1]]) if often.size else ():
-        beyond = data > value if value > 0 else data < value
+    lowest, highest = often[:CONSTANTS], often[::-1][:CONSTANTS]
+    for value in (*lowest[lowest < 0], *highest[highest > 0]):
+        beyond = (data > value if value > 0 else data < value) & ~outside
         if value == 0 or beyond.mean() > (MIN_PADDING if value > 0 else MAX_RINGING):
             continue
         if value > 0 and value not in data[np.ix_(*[(0, -1)] * 3)]:
@@ -94,9 +97,12 @@ def find_padding(data: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, lis
         # Where a quarter of the rest is air, it is there that padding must be told from it.
         width = quarter - low if quarter - low < AIR * (high - low) else high - low
         far = value - high > high - most if value > 0 else low - value > width
-        if far or (value < 0 and positive and value == round(value)):
+        lowest_left = value == often[0] or not beyond.any()
+        if far or (value < 0 and positive and value == round(value) and lowest_left):
             mixed = near & (data > high) if value > 0 else data < (0 if positive else low)
-            padding |= (held | mixed) & ~outside
+            found = (held | mixed) & ~outside
+            padding |= found
+            outside = outside | found
             constants.append(float(value))
     return padding, constants
 

@@ -12,6 +12,7 @@ import numpy as np
 from nibabel import affines
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from scipy.spatial import ConvexHull
 
 from bids_harmony.anat.background import background_value, find_padding, lift, surrounding
 from bids_harmony.anat.geometry import (
@@ -177,12 +178,30 @@ def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
         )
         if length < MIN_EXTENT_MM:
             short.append(f"{length:.0f} mm from {DIRECTIONS[code]}")
+    if not short and (length := _thickness(scanned, affine)) < MIN_EXTENT_MM:
+        short.append(f"{length:.0f} mm across an oblique slab")
     if short:
         raise ScanError(
             f"{name} covers a part of the head only: {' and '.join(short)}, where at least "
             f"{MIN_EXTENT_MM:.0f} mm are needed.",
             "Provide a scan of the whole head.",
         )
+
+
+def _thickness(scanned: np.ndarray, affine: np.ndarray) -> float:
+    """Length in mm of what was scanned in the direction, oblique or not, where it is shortest."""
+    columns = scanned.any(axis=2)
+    first = scanned.argmax(axis=2)[columns]
+    end = scanned.shape[2] - scanned[..., ::-1].argmax(axis=2)[columns]
+    where = np.argwhere(columns)
+    ends = np.vstack([np.column_stack([where, along]) for along in (first, end)])
+    hull = ConvexHull(affines.apply_affine(affine, ends))
+    a, b, c = hull.points[hull.simplices].transpose(1, 0, 2)
+    # The flat sides of a slab are among the largest of its hull.
+    largest = np.argsort(np.linalg.norm(np.cross(b - a, c - a), axis=1))[-500:]
+    sides = hull.equations[largest]
+    across = hull.points[hull.vertices] @ sides[:, :3].T + sides[:, 3]
+    return float(-across.min(axis=0).max())
 
 
 def check_file(path: Path) -> None:

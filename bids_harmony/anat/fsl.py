@@ -55,6 +55,8 @@ def _lacks(name: str) -> tuple[str, str] | None:
     folder = os.environ.get("FSLDIR", "")
     if not folder:
         return "needs FSLDIR, and that is not set", "Source FSL's setup (etc/fslconf/fsl.sh)"
+    if not Path(folder).is_absolute():  # each scan's programs run in a folder of their own
+        return f"cannot run with a relative FSLDIR ({folder})", "Give FSLDIR its whole path"
     if re.search(r"[\s*?\[]", folder):
         return f"breaks at a space or wildcard in FSLDIR ({folder})", "Install FSL elsewhere"
     calls = [str(Path(folder, "bin", call)) for call in BET_CALLS]

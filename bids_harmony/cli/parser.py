@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
 
         options["bids_filters"] = read_filters(filter_file)
     if "derivatives" in given:
-        options["derivatives"] = dict(map(_pipeline, given["derivatives"]))
+        options["derivatives"] = _pipelines(given["derivatives"])
     if "output_spaces" in given:
         options["output_spaces"] = _spaces(given["output_spaces"], options.get("template"))
     nprocs = options.setdefault("nprocs", available_cpus())
@@ -127,6 +127,18 @@ def _labels(values: list[str]) -> tuple[str, ...]:
     """Take prefixes off, and lists apart that reached us as one word (``01,02``)."""
     words = [word for value in values for word in re.split(r"[,\s]+", value) if word]
     return tuple(dict.fromkeys(word.removeprefix("sub-").removeprefix("ses-") for word in words))
+
+
+def _pipelines(texts: Sequence[str]) -> dict[str, Path]:
+    """Read ``--derivatives``; of two with one name, one would be lost."""
+    found: dict[str, Path] = {}
+    for name, path in map(_pipeline, texts):
+        if found.setdefault(name, path) != path:
+            raise UsageError(
+                f"--derivatives {name} is given twice: {found[name]} and {path}.",
+                f"Give them different names, such as {name}2={path}.",
+            )
+    return found
 
 
 def _pipeline(text: str) -> tuple[str, Path]:

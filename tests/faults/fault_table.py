@@ -283,6 +283,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "test_resume.py::"
             "test_a_participants_folder_that_cannot_be_written_costs_that_participant",
         ),
+        "other user's work": Fault(
+            "one scan's work folder of someone else", ERROR, "work folder cannot be written", 1,
+            "test_resume.py::test_a_scans_work_folder_that_cannot_be_written_costs_that_scan",
+        ),
         "reader gone": Fault(
             "nobody reads what is printed, or the disk behind it is full", WORKS,
             "", 0, "test_resume.py::test_printing_never_ends_a_run",
