@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from bids_harmony.bids_ages import age_units, parse_age, units_of
+from bids_harmony.bids_ages import age_units, column_key, parse_age, units_of
 from bids_harmony.bids_columns import Columns
 from bids_harmony.bids_sidecars import Folders, inherited
 from bids_harmony.text import (
@@ -52,7 +52,8 @@ class Table:
     conflicts : dict of str to dict
         Those cells, by row id and column: which lines differ.
     units : dict of str to tuple of str
-        By column in lower case, the units its data dictionary gives, and how it says so.
+        By :func:`~bids_harmony.bids_ages.column_key`, the units its data dictionary gives, and
+        how it says so.
     broken : str
         A data dictionary that cannot be read, and why; ``units`` has what does not depend on it.
     file : str
@@ -278,10 +279,14 @@ def _units(
         if content is None:
             units, broken = {}, f"{file.name} {note}"
             continue
-        for key, entry in content.items():
+        here: dict[str, tuple[str, str]] = {}
+        for name, entry in content.items():
             if (found := units_of(entry)) is not None:
-                text, how = found
-                units[" ".join(key.split()).lower()] = text, f"{file.name} {how}"
+                key, (text, how) = column_key(name), found
+                if key in here and here[key][0] != text:
+                    text, how = "?", "gives it several Units"
+                here[key] = text, f"{file.name} {how}"
+        units |= here
     return units, broken, warnings
 
 
