@@ -29,9 +29,14 @@ from bids_harmony.text import (
 
 #: Columns of ``participants.tsv`` that say of which session a row is: the first that is there.
 SESSION_COLUMNS = ("session_id", "session", "ses", "ses_id", "visit_id", "visit", "timepoint")
+#: Other spellings of them.
+_SESSION = re.compile(
+    r"(?:session|sess?|visit|time_?point|tp|wave)_?(?:id|label|name|no|num|number|nr|code|idx)?"
+    r"|viscode2?|event_?name|redcap_event_name"
+)
 _PREFIX = {"participant_id": "sub-", "session_id": "ses-"}
 #: What tables of numbers write for no value; none is a site or a diagnosis.
-_CODE = re.compile(r"-9+(\.0+)?")
+_CODE = re.compile(r"-([789])\1*(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -179,24 +184,25 @@ def read_table(
         columns = ", ".join(header[:10])
         return unusable(f"has no {id_column} column ({columns})" if header else "is empty")
     id_name = header[lowered.index(id_column)]
-    ses_name = next(
-        (header[lowered.index(c)] for c in SESSION_COLUMNS if c in lowered), None
-    ) if id_column == "participant_id" else None  # fmt: skip
+    ses_name = _session_column(header) if id_column == "participant_id" else None
     found: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
     whole: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
     written: dict[str, str] = {}
-    ragged, nameless = [], []
+    short, long, nameless = [], [], []
     for line, cells in body:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
-        if len(cells) != len(header):
-            ragged.append(line)
+        if len(cells) < len(header):
+            short.append(line)
         row: dict[str, str] = {}
         for column, cell in zip(header, cells, strict=False):
             row.setdefault(column, cell)
         if is_missing(row.get(id_name, "")):
             nameless.append(line)
             continue
+        if len(cells) > len(header):
+            long.append(line)
+            row = {id_name: row[id_name]}
         row_id = _row_id(row[id_name], id_column)
         written[row_id] = row[id_name]
         if ses_name is not None:
@@ -216,8 +222,10 @@ def read_table(
         notes.append(f"has several rows for {shown}: cells in which they differ are not used")
     if nameless:
         notes.append(f"has no {id_column} in {_lines(nameless)}: not used")
-    if ragged:
-        notes.append(f"has {len(ragged)} rows with too few or too many cells ({_lines(ragged)})")
+    if short:
+        notes.append(f"has too few cells in {_lines(short)}: what is missing may be in the middle")
+    if long:
+        notes.append(f"has more cells than columns in {_lines(long)}: not used")
     if len(set(lowered)) < len(header):
         notes.append("has columns of the same name; the first was used")
     units, broken, said = _units(path, root or path.parent, folders or Folders())
@@ -232,6 +240,14 @@ def read_table(
         written=written,
         warnings=(*(f"{where} {note}." for note in notes), *said),
     )
+
+
+def _session_column(header: list[str]) -> str | None:
+    """Find the column that says of which session a row is."""
+    keys = [column_key(name) for name in header]
+    usual = [keys.index(c) for c in SESSION_COLUMNS if c in keys]
+    others = [n for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
+    return header[(usual + others)[0]] if usual or others else None
 
 
 def _row_id(value: str, id_column: str) -> str:

@@ -298,6 +298,13 @@ def test_sites_that_differ_in_their_spelling_are_told(dataset: Path) -> None:
     write(dataset, "participants.tsv", text)
     (warning,) = find(dataset).warnings
     assert warning.endswith("count as several: Site-A, site a.")
+    for one, other in (("Site 01", "Site 1"), ("Zurich", "Zürich")):
+        write(
+            dataset, "participants.tsv", f"participant_id\tsite\nsub-01\t{one}\nsub-02\t{other}\n"
+        )
+        assert find(dataset).warnings[0].endswith(f"count as several: {one}, {other}.")
+    write(dataset, "participants.tsv", "participant_id\tsite\nsub-01\tA10\nsub-02\tA1\n")
+    assert find(dataset).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -339,6 +346,24 @@ def test_a_usual_column_without_values_does_not_hide_one_that_has_them(dataset: 
     write(dataset, "participants.tsv", "participant_id\tage\nsub-01\t30\nsub-02\t40\n")
     write(dataset, "sub-01/sub-01_scans.tsv", "filename\tAge (y)\nanat/sub-01_T1w.nii.gz\t31\n")
     assert find(dataset).warnings[0].startswith("scans.tsv has no age in a column")
+
+
+def test_every_table_is_looked_at_for_itself(dataset: Path) -> None:
+    write(dataset, "sub-01/sub-01_scans.tsv", "filename\tage\nanat/sub-01_T1w.nii.gz\t31\n")
+    write(dataset, "sub-02/sub-02_scans.tsv", "filename\tAge (y)\nanat/sub-02_T1w.nii.gz\t32\n")
+    (warning,) = find(dataset).warnings
+    assert warning.startswith('scans.tsv has no age in a column of a usual name, but "Age (y)"')
+
+
+def test_two_usual_columns_of_other_ages_are_told(dataset: Path) -> None:
+    text = "participant_id\tage\tage_at_scan\nsub-01\t30\t30.0\nsub-02\t40\t{}\n"
+    write(dataset, "participants.tsv", text.format("n/a"))
+    assert find(dataset).warnings == ()
+    write(dataset, "participants.tsv", text.format("45"))
+    inventory = find(dataset)
+    assert [s.age for s in inventory.scans] == [30.0, 40.0]
+    assert inventory.warnings[0].startswith("participants.tsv has other ages in age_at_scan")
+    assert find(dataset, age_column="age_at_scan").warnings == ()
 
 
 @pytest.mark.parametrize(
