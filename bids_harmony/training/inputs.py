@@ -65,6 +65,9 @@ def find_training_scans(
     for problem in problems:
         tell(f"Warning: {problem}")
     rated = ratings.merge_ratings(table)
+    some = config.participant_label or config.session_label or config.bids_filters
+    if not some and (unknown := ratings.unmatched(table, [scan.key for scan in scans])):
+        tell(f"Warning: {unknown}")
     found, missing = [], []
     for scan in scans:
         folder = output_dir / f"sub-{scan.entities['subject']}"
