@@ -167,7 +167,7 @@ class TrainScan:
     made : Contract or None
         How it was preprocessed, as its QC record says.
     sha256 : str or None
-        Digest of the raw image, as its QC record says.
+        Digest of the raw image's voxels, or of its file, as its QC record says.
     raw, transform : pathlib.Path or None
         Raw image, and its transform to the template.
     """

@@ -14,6 +14,7 @@ from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.qc import ratings
+from bids_harmony.qc.consistency import image_digest
 from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def find_training_scans(
                 scan.columns,
                 ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
                 made_under(record),
-                record.get("input_sha256") or None,
+                image_digest(record) or None,
                 scan.path,
                 transform if transform.is_file() else None,
             )
