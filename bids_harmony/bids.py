@@ -356,7 +356,19 @@ def _describe_all(
             n = counted(len(absent), "participant")
             general.append(f"{n} without a row in participants.tsv: {min(absent.values())}")
     general += [*column_warnings(columns, tables.values()), *unread]
-    return scans, [*dict.fromkeys(general), *_site_warnings(scans), *_mask_warnings(scans, config)]
+    return scans, [*_shortened(general), *_site_warnings(scans), *_mask_warnings(scans, config)]
+
+
+def _shortened(notes: Iterable[str]) -> list[str]:
+    """Leave of notes that differ in the subject, session or lines alone the first, and a count."""
+    alike: dict[str, dict[str, None]] = {}
+    for note in notes:
+        plain = re.sub(r"sub-[^_/\s]+(_ses-[^_/\s]+)?|\blines? [\d, and]+( more)?", "*", note)
+        alike.setdefault(plain, {})[note] = None
+    return [
+        first + (f" So it is with {counted(len(rest), 'more file')}." if rest else "")
+        for first, *rest in alike.values()
+    ]
 
 
 def _unread_tables(

@@ -311,3 +311,16 @@ def test_a_table_of_all_sessions_that_has_none_of_a_scan_is_told(dataset: Path) 
     assert found["ses-01"] == (None, "unknown", "M")
     assert "did you mean 'ses-1/anat/sub-01_ses-1_T1w.nii.gz'?" in said["ses-01"]
     assert "the age at another time" in said["ses-01"]
+
+
+def test_what_holds_for_the_tables_of_all_subjects_is_said_once(dataset: Path) -> None:
+    for sub in ("01", "02", "03"):
+        write(dataset, f"sub-{sub}/anat/sub-{sub}_T1w.nii.gz")
+        row = f"anat/sub-{sub}_T1w.nii.gz,31\n"
+        write(dataset, f"sub-{sub}/sub-{sub}_scans.tsv", f"filename,age\n{row}")
+        write(dataset, f"sub-{sub}/sub-{sub}_scans.json", '{"age": {"Units": "furlongs"}}')
+    separator, unit = (note for note in find(dataset).warnings if "scans" in note)
+    said = "sub-01_scans.tsv is separated by ',' instead of tabs. So it is with 2 more files."
+    assert separator == said
+    assert "'furlongs'" in unit
+    assert unit.endswith("So it is with 2 more files.")
