@@ -18,6 +18,7 @@ from bids_harmony.bids_ages import age_units, column_key, parse_age, units_of
 from bids_harmony.bids_columns import Columns
 from bids_harmony.bids_sidecars import Folders, inherited
 from bids_harmony.text import (
+    CODE,
     TextError,
     id_key,
     is_missing,
@@ -35,8 +36,6 @@ _SESSION = re.compile(
     r"|viscode2?|event_?name|redcap_event_name"
 )
 _PREFIX = {"participant_id": "sub-", "session_id": "ses-"}
-#: What tables of numbers write for no value; none is a site or a diagnosis.
-_CODE = re.compile(r"-([789])\1*(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -402,7 +401,7 @@ def _label(cell: _Cell | None, what: str, warnings: list[str]) -> tuple[str | No
     """Read a site or a diagnosis: equal numbers are one, and codes for no value are none."""
     if cell is None:
         return None, "none"
-    if _CODE.fullmatch(cell.text):
+    if CODE.fullmatch(cell.text):
         warnings.append(f"{cell.source}: '{cell.text}' is taken for a missing {what}.")
         return None, "none"
     return plain_number(cell.text), cell.source

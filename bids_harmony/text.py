@@ -25,6 +25,8 @@ MISSING = frozenset(
      "not specified", "not recorded", "not provided", "not stated", "not collected",
      "not determined", "blank", "empty", "no value", "missing value", "missing data", "n a", "tbd"}
 )  # fmt: skip
+#: What tables of numbers write for no value; none is a site, a diagnosis or a person.
+CODE = re.compile(r"-([789])\1*(\.0+)?")
 #: Bytes that a pointer to a file's content never exceeds.
 MAX_POINTER = 2**15
 _LFS = b"version https://git-lfs.github.com/spec/"
