@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from bids_harmony.bids_columns import Columns, check_columns, column_warnings
 from bids_harmony.bids_filters import NUMBERED, matches
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
 _SESSION = re.compile(r"/ses-([^/]+)/anat/[^/]+$")
+_TABLE = re.compile(
+    r"(?i)(?:.*_)?(participant|session|scan)s?\.(?:tsv|csv|txt|xlsx?|ods)(?:\.gz)?"
+)
 #: Images that hold no magnitude.
 NOT_MAGNITUDE = ("phase", "real", "imag")
 #: Bytes of a key that leave room in a file's name (255) for what outputs add to it.
@@ -298,16 +302,18 @@ def _describe_all(
         sub, ses = entities["sub"], entities.get("ses")
         subject, key = root / f"sub-{sub}", path.name.partition(".")[0]
         scans_name = f"sub-{sub}_ses-{ses}_scans.tsv" if ses else f"sub-{sub}_scans.tsv"
-        found = [(table(path.parent.parent, scans_name, "filename"), key)]
+        own = table(path.parent.parent, scans_name, "filename")
+        found = [(own, key)]
         if ses:
             # Some list the scans of all sessions in one table.
             listed = table(subject, f"sub-{sub}_scans.tsv", "filename")
-            found += [(listed, key)] if listed and key in listed.rows else []
+            found += [(listed, key)] if listed and (key in listed.rows or own is None) else []
             found.append((table(subject, f"sub-{sub}_sessions.tsv", "session_id"), ses))
         if participants := table(root, "participants.tsv", "participant_id"):
             found += [(participants, row) for row in participants.ids_of(sub, ses)]
         pending.append((path, entities, [(t, row) for t, row in found if t is not None]))
     check_columns(columns, tables.values())
+    unread = _unread_tables(root, {path.parent.parent for path, _ in kept}, tables, folders)
 
     scans = []
     for path, entities, rows in pending:
@@ -349,15 +355,51 @@ def _describe_all(
         if absent:
             n = counted(len(absent), "participant")
             general.append(f"{n} without a row in participants.tsv: {min(absent.values())}")
-    general += column_warnings(columns, tables.values())
-    return scans, [*dict.fromkeys(general), *_site_warnings(scans), *_mask_warnings(scans, config)]
+    general += [*column_warnings(columns, tables.values()), *unread]
+    return scans, [*_shortened(general), *_site_warnings(scans), *_mask_warnings(scans, config)]
+
+
+def _shortened(notes: Iterable[str]) -> list[str]:
+    """Leave of notes that differ in the subject, session or lines alone the first, and a count."""
+    alike: dict[str, dict[str, None]] = {}
+    for note in notes:
+        plain = re.sub(r"sub-[^_/\s]+(_ses-[^_/\s]+)?|\blines? [\d, and]+( more)?", "*", note)
+        alike.setdefault(plain, {})[note] = None
+    return [
+        first + (f" So it is with {counted(len(rest), 'more file')}." if rest else "")
+        for first, *rest in alike.values()
+    ]
+
+
+def _unread_tables(
+    root: Path, folders_of_scans: set[Path], read: Collection[Path], folders: Folders
+) -> list[str]:
+    """Name what looks like a table of the dataset, but has another name or place than BIDS's."""
+    places = folders_of_scans | {folder.parent for folder in folders_of_scans} | {root}
+    known = {(path.parent, path.name.rpartition("_")[2]) for path in read}
+    unread = sorted(
+        (folder / name).relative_to(root).as_posix()
+        for folder in places
+        if folder.is_relative_to(root)
+        for name in folders.names(folder)
+        if (kind := _TABLE.fullmatch(name)) and (folder, f"{kind[1].lower()}s.tsv") not in known
+    )
+    if not unread:
+        return []
+    shown = ", ".join(map(_printable, unread[:5])) + (" ..." if len(unread) > 5 else "")
+    return [
+        f"{counted(len(unread), 'table')} not read, as BIDS has no such name there ({shown}): "
+        "read are participants.tsv, sub-XX/sub-XX_sessions.tsv and, beside the folder anat, "
+        "sub-XX[_ses-YY]_scans.tsv."
+    ]
 
 
 def _site_warnings(scans: list[Scan]) -> list[str]:
     """Name sites that may be one under several spellings."""
     spellings: dict[str, set[str]] = {}
     for site in {scan.site for scan in scans}:
-        spellings.setdefault(re.sub(r"[\W_]", "", site.casefold()) or site, set()).add(site)
+        plain = re.sub(r"[\W_]|\b0+(?=\d)|(?<=\D)0+(?=\d)", "", normalize("NFKD", site.casefold()))
+        spellings.setdefault(plain or site, set()).add(site)
     return [
         f"These sites differ in their spelling alone, and count as several: "
         f"{', '.join(sorted(same))}."

@@ -29,21 +29,41 @@ _AGE = re.compile(
     r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
     re.IGNORECASE,
 )
-_DESCRIBED = re.compile(r"(?i)(?:\bin\s|\()\s*(?:[^\W\d]+\s)?(?:months?|weeks?|days?)\b")
+#: A unit in a description, but for lengths of time such as "6 months later" or "the day of".
+_DESCRIBED = re.compile(
+    r"(?i)(?P<years>\b(?:years?|yrs?)\b)"
+    r"|(?:\bin\s(?:[^\W\d]+\s){0,3}|[(\[,:;/-]\s?)(?:months?|mos?|weeks?|wks?|days?)\b(?!\sof\b)"
+    r"|(?<!\d)(?<!\d[\s-])\b(?:months|mos|weeks|wks|days)\b"
+    r"(?!\s(?:after|before|prior|since|between|from|later|post|of\sthe)\b)"
+)
+
+
+def column_key(name: str) -> str:
+    """Bring the name of a column and its key in a data dictionary to one form."""
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
 
 
 def units_of(entry: Any) -> tuple[str, str] | None:
     """Units in a column's entry and how it gives them; None where it gives none."""
     if not isinstance(entry, Mapping):
         entry = {"Description": entry}
-    parts = {key.lower(): value for key, value in entry.items()}
-    units = parts.get("units", parts.get("unit"))
-    if units is not None and not (isinstance(units, str) and is_missing(units)):
-        return str(units), f"gives its Units as '{_shown(units)}'"
-    text = f"{parts.get('longname', '')} {parts.get('description', '')}"
-    if (match := _DESCRIBED.search(text)) and not re.search(r"(?i)\byears?\b", text):
-        return "?", f"gives no Units, and describes it as '{_shown(match.group())}'"
-    return None
+    parts = {column_key(key): value for key, value in entry.items()}
+    given = {
+        str(value): None for key, value in entry.items()
+        if column_key(key).startswith("unit") and value is not None
+        and not (isinstance(value, str) and is_missing(value))
+    }  # fmt: skip
+    levels = parts.get("levels")
+    if isinstance(levels, Mapping) and sum(not is_missing(key) for key in levels) > 1:
+        return "?", "lists its Levels, which may be classes"
+    described = _DESCRIBED.search(f"{parts.get('longname', '')} {parts.get('description', '')}")
+    other = "" if described is None or described["years"] else _shown(described.group())
+    if given:
+        text = "' and '".join(given)
+        if other and _years(text) == 1:
+            return "?", f"gives its Units as '{_shown(text)}', and describes it as '{other}'"
+        return text, f"gives its Units as '{_shown(text)}'"
+    return ("?", f"gives no Units, and describes it as '{other}'") if other else None
 
 
 def _shown(value: Any) -> str:
@@ -55,19 +75,31 @@ def age_units(
     column: str, units: Mapping[str, tuple[str, str]], broken: str
 ) -> tuple[str | None, str | None]:
     """Units of an age column, None for years, and why it cannot be used."""
-    text, how = units.get(column.lower(), (None, ""))
+    text, how = units.get(column_key(column), (None, ""))
     if text is None and broken:
         return None, f"{broken}, and may give its units"
-    last = [""] if re.search(r"\d", column) else words_of(column)[-1:]
-    own = next((word for word in last if word in UNITS and len(word) > 2), None)
+    own, short = _named(column)
     if text is None:
-        return own, None
+        if len(own) > 1 or (short and not own):
+            return None, "its name does not say plainly whether it is in years"
+        return next(iter(own.values()), None), None
     years = _years(text)
+    if text == "?":
+        return None, how
     if years is None:
         return None, f"{how}, which is not years, months, weeks or days"
-    if own and UNITS[own] != years:
+    if own and years not in own:
         return None, f"{how}, which its name contradicts"
     return text, None
+
+
+def _named(column: str) -> tuple[dict[float, str], bool]:
+    """Units in a column's name by their length, and whether its last letter may be one."""
+    # Not the time of a visit, as in age_12_months or age_month_6.
+    text = re.sub(r"(?i)(year|month|week|day)[\W_]*\d+|\d+[\W_]*[a-z]*", " ", column)
+    words = [re.sub("^age(?=[a-z])", "", word) for word in words_of(text)]
+    own = {UNITS[word]: word for word in words if word in UNITS and len(word) > 1 and word != "yo"}
+    return own, len(words) > 1 and words[-1] in ("m", "w", "d")
 
 
 def _years(units: str) -> float | None:
@@ -111,7 +143,8 @@ def parse_age(text: str, units: str | None = None) -> tuple[float | None, str | 
     factor = (_years(match["unit"]) if match["unit"] else usual) if match else None
     if not match or factor is None or (match["open"] or "").startswith("<"):
         return None, f"age '{text}' is not a number of years, so it was not used."
-    if factor < 1 and re.search(r",\d{3}$", match["number"]):
+    thousands = r"[,.]\d{3}$" if factor == UNITS["days"] else r",\d{3}$"
+    if factor < 1 and re.search(thousands, match["number"]):
         return None, f"age '{text}' may be meant with or without decimals, so it was not used."
     age = round(float(match["number"].replace(",", ".")) * factor, 4)
     if not 0 <= age <= MAX_AGE:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bids_harmony.bids_ages import age_units
 from bids_harmony.errors import UsageError
-from bids_harmony.text import has_word, is_missing
+from bids_harmony.text import has_word, is_missing, plain_number
 
 if TYPE_CHECKING:
     from bids_harmony.bids_tables import Table
@@ -79,6 +79,15 @@ def check_columns(columns: Columns, tables: Iterable[Table]) -> None:
             )
 
 
+def _differ(table: Table, first: str, other: str) -> bool:
+    """Tell whether two columns say different things of anybody."""
+    pairs = ((row.get(first, ""), row.get(other, "")) for row in table.rows.values())
+    return any(
+        not (is_missing(a) or is_missing(b)) and plain_number(a) != plain_number(b)
+        for a, b in pairs
+    )
+
+
 def column_warnings(columns: Columns, tables: Collection[Table]) -> list[str]:
     """Say which ages cannot be used, and which columns look like one that is not found."""
     said: dict[str, None] = {}
@@ -86,15 +95,19 @@ def column_warnings(columns: Columns, tables: Collection[Table]) -> list[str]:
         for column in columns.among(table.columns, "age")[:1]:
             if why := age_units(column, table.units, table.broken)[1]:
                 said[f"The column {column} of {table.name} is not used: {why}."] = None
-    for name in ("participants.tsv", "sessions.tsv", "scans.tsv"):
-        some = [table for table in tables if table.name == name]
-        there = tuple(dict.fromkeys(c for table in some for c in table.columns))
+        first, *others = columns.among(table.columns, "age") or [""]
+        if other := next((c for c in others if _differ(table, first, c)), None):
+            said[
+                f"{table.name} has other ages in {other} than in {first}, which is used: give "
+                f'--age-column "{other}" to use that.'
+            ] = None
+    for table in tables:
+        name, there = table.name, table.columns
         for what, (words, against) in LIKELY.items():
             known = columns.among(there, what)
             if getattr(columns, what) or any(
-                not is_missing(row.get(c, "")) for t in some for row in t.rows.values()
-                for c in known
-            ):  # fmt: skip
+                not is_missing(row.get(c, "")) for row in table.rows.values() for c in known
+            ):
                 continue
             likely = [
                 f'"{c}"' for c in there

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from bids_harmony.bids_ages import age_units, parse_age, units_of
+from bids_harmony.bids_ages import age_units, column_key, parse_age, units_of
 from bids_harmony.bids_columns import Columns
 from bids_harmony.bids_sidecars import Folders, inherited
 from bids_harmony.text import (
+    CODE,
     TextError,
     id_key,
     is_missing,
@@ -29,9 +30,12 @@ from bids_harmony.text import (
 
 #: Columns of ``participants.tsv`` that say of which session a row is: the first that is there.
 SESSION_COLUMNS = ("session_id", "session", "ses", "ses_id", "visit_id", "visit", "timepoint")
+#: Other spellings of them.
+_SESSION = re.compile(
+    r"(?:session|sess?|visit|time_?point|tp|wave)_?(?:id|label|name|no|num|number|nr|code|idx)?"
+    r"|viscode2?|event_?name|redcap_event_name"
+)
 _PREFIX = {"participant_id": "sub-", "session_id": "ses-"}
-#: What tables of numbers write for no value; none is a site or a diagnosis.
-_CODE = re.compile(r"-9+(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Table:
     conflicts : dict of str to dict
         Those cells, by row id and column: which lines differ.
     units : dict of str to tuple of str
-        By column in lower case, the units its data dictionary gives, and how it says so.
+        By :func:`~bids_harmony.bids_ages.column_key`, the units its data dictionary gives, and
+        how it says so.
     broken : str
         A data dictionary that cannot be read, and why; ``units`` has what does not depend on it.
     file : str
@@ -178,24 +183,25 @@ def read_table(
         columns = ", ".join(header[:10])
         return unusable(f"has no {id_column} column ({columns})" if header else "is empty")
     id_name = header[lowered.index(id_column)]
-    ses_name = next(
-        (header[lowered.index(c)] for c in SESSION_COLUMNS if c in lowered), None
-    ) if id_column == "participant_id" else None  # fmt: skip
+    ses_name = _session_column(header) if id_column == "participant_id" else None
     found: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
     whole: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
     written: dict[str, str] = {}
-    ragged, nameless = [], []
+    short, long, nameless = [], [], []
     for line, cells in body:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
-        if len(cells) != len(header):
-            ragged.append(line)
+        if len(cells) < len(header):
+            short.append(line)
         row: dict[str, str] = {}
         for column, cell in zip(header, cells, strict=False):
             row.setdefault(column, cell)
         if is_missing(row.get(id_name, "")):
             nameless.append(line)
             continue
+        if len(cells) > len(header):
+            long.append(line)
+            row = {id_name: row[id_name]}
         row_id = _row_id(row[id_name], id_column)
         written[row_id] = row[id_name]
         if ses_name is not None:
@@ -215,8 +221,10 @@ def read_table(
         notes.append(f"has several rows for {shown}: cells in which they differ are not used")
     if nameless:
         notes.append(f"has no {id_column} in {_lines(nameless)}: not used")
-    if ragged:
-        notes.append(f"has {len(ragged)} rows with too few or too many cells ({_lines(ragged)})")
+    if short:
+        notes.append(f"has too few cells in {_lines(short)}: what is missing may be in the middle")
+    if long:
+        notes.append(f"has more cells than columns in {_lines(long)}: not used")
     if len(set(lowered)) < len(header):
         notes.append("has columns of the same name; the first was used")
     units, broken, said = _units(path, root or path.parent, folders or Folders())
@@ -231,6 +239,14 @@ def read_table(
         written=written,
         warnings=(*(f"{where} {note}." for note in notes), *said),
     )
+
+
+def _session_column(header: list[str]) -> str | None:
+    """Find the column that says of which session a row is."""
+    keys = [column_key(name) for name in header]
+    usual = [keys.index(c) for c in SESSION_COLUMNS if c in keys]
+    others = [n for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
+    return header[(usual + others)[0]] if usual or others else None
 
 
 def _row_id(value: str, id_column: str) -> str:
@@ -278,10 +294,14 @@ def _units(
         if content is None:
             units, broken = {}, f"{file.name} {note}"
             continue
-        for key, entry in content.items():
+        here: dict[str, tuple[str, str]] = {}
+        for name, entry in content.items():
             if (found := units_of(entry)) is not None:
-                text, how = found
-                units[" ".join(key.split()).lower()] = text, f"{file.name} {how}"
+                key, (text, how) = column_key(name), found
+                if key in here and here[key][0] != text:
+                    text, how = "?", "gives it several Units"
+                here[key] = text, f"{file.name} {how}"
+        units |= here
     return units, broken, warnings
 
 
@@ -381,7 +401,7 @@ def _label(cell: _Cell | None, what: str, warnings: list[str]) -> tuple[str | No
     """Read a site or a diagnosis: equal numbers are one, and codes for no value are none."""
     if cell is None:
         return None, "none"
-    if _CODE.fullmatch(cell.text):
+    if CODE.fullmatch(cell.text):
         warnings.append(f"{cell.source}: '{cell.text}' is taken for a missing {what}.")
         return None, "none"
     return plain_number(cell.text), cell.source

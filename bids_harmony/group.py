@@ -24,13 +24,14 @@ from bids_harmony.qc.collect import (
     read_scans,
     scan_table,
 )
-from bids_harmony.qc.consistency import absent_scans, image_notes, named, processing_notes
+from bids_harmony.qc.consistency import absent_scans, image_notes, processing_notes
 from bids_harmony.qc.ratings import (
     FILE,
     Rating,
     merge_ratings,
     rating_files,
     read_ratings,
+    unmatched,
     write_ratings,
 )
 
@@ -165,10 +166,8 @@ def build_group(
             f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
             f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
         )
-    if unknown := sorted(set(ratings["scan"]) - set(table["scan"]) - {""}):
-        notes.append(
-            f"{counted(len(unknown), 'rated scan')} without a record here: {named(unknown)}."
-        )
+    if unknown := unmatched(ratings, table["scan"]):
+        notes.append(unknown)
     group = Group(
         scans=scans,
         metrics=metrics,

@@ -21,14 +21,20 @@ MISSING = frozenset(
     {"", "n/a", "#n/a", "n.a.", "n.a", "na", "<na>", "nan", "nil", "none", "null", "missing",
      "unknown", "unk", "not available", "not applicable", "not known", "not reported", "no data",
      "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "?", "??", "???", "#null!", "#num!",
-     "#value!", "#ref!", "#div/0!", "#name?"}
+     "#value!", "#ref!", "#div/0!", "#name?", "nodata", "undefined", "unspecified",
+     "not specified", "not recorded", "not provided", "not stated", "not collected",
+     "not determined", "blank", "empty", "no value", "missing value", "missing data", "n a", "tbd"}
 )  # fmt: skip
+#: What tables of numbers write for no value; none is a site, a diagnosis or a person.
+CODE = re.compile(r"-([789])\1*(\.0+)?")
 #: Bytes that a pointer to a file's content never exceeds.
 MAX_POINTER = 2**15
 _LFS = b"version https://git-lfs.github.com/spec/"
 #: git-annex's pointer file, or its link where a system without links keeps links as text.
 _ANNEX = re.compile(rb"[./\\][^\n\t\"{}]*annex[/\\]objects[/\\]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+#: All but +, which may be a diagnosis.
+_PUNCTUATION = re.compile(r"[\s!-*,-/:-@\[-`{-~\u2010-\u2015\u2212]+")
 _NUMBER = re.compile(r"(-?)\+?0*(\d+?)(?:\.(\d*?)0*|,0+)?")
 
 
@@ -225,8 +231,9 @@ def _clean(cell: str) -> str:
 
 
 def is_missing(text: str) -> bool:
-    """Tell whether a cell says that there is no value."""
-    return text.strip().lower() in MISSING
+    """Tell whether a cell says that there is no value, or nothing but punctuation."""
+    text = text.strip().lower()
+    return text in MISSING or _PUNCTUATION.sub(" ", text).strip() in MISSING
 
 
 def plain_number(text: str) -> str:

@@ -60,6 +60,8 @@ def test_named_columns(dataset: Path) -> None:
         ("35 s", None, "not a number"),
         ("2 y 3 m", None, "not a number"),
         ("12,345 days", None, "with or without decimals"),
+        ("12.345 days", None, "with or without decimals"),
+        ("24.125 months", 2.0104, "was read as"),
         ("unknown", None, None),
         ("-", None, None),
         ("-3", None, "outside"),
@@ -135,6 +137,15 @@ def test_no_text_is_taken_for_a_unit_that_it_is_not(units: str) -> None:
         ({"Units": "\ud800"}, "'?'"),
         ({"Description": "Age in months"}, "'in months'"),
         ("age of the child (days)", "'(days'"),
+        ({"Description": "Months of age"}, "'Months'"),
+        ({"Description": "Age at scan, weeks"}, "', weeks'"),
+        (
+            {"Description": "Age in completed full months (not years)"},
+            "'in completed full months'",
+        ),
+        ({"Units": "years", "Description": "Age in months"}, "'in months'"),
+        ({"Units": "years", "unit": "months"}, "'years' and 'months'"),
+        ({"Description": "Age", "Levels": {"1": "20-25", "2": "26-30"}}, "lists its Levels"),
     ],
 )
 def test_units_that_are_not_understood_make_their_column_unusable(
@@ -152,6 +163,46 @@ def test_units_that_are_not_understood_make_their_column_unusable(
         dataset, "participants.json", json.dumps({"height": entry, "age": {"Description": "Age"}})
     )
     assert [s.age for s in find(dataset).scans] == [30.0, 40.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Age in years on the day of the scan", "Age within 3 days of the scan", "Age at 6 months",
+     "Age in decimal years, computed from months", "Age some days after the scan"],
+)  # fmt: skip
+def test_a_length_of_time_in_a_description_is_no_unit(dataset: Path, text: str) -> None:
+    entry = {"Description": text, "Levels": {"n/a": "not reported"}}
+    write(dataset, "participants.json", json.dumps({"age": entry}))
+    inventory = find(dataset)
+    assert [s.age for s in inventory.scans] == [30.0, 40.5]
+    assert inventory.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "age"),
+    [("age_months_at_scan", 2.0), ("ageMonthsV1", 2.0), ("agemonths", 2.0), ("age_mo", 2.0),
+     ("age_month_6", 24.0), ("age_yrs", 24.0), ("age_m", None), ("age_years_months", None)],
+)  # fmt: skip
+def test_a_unit_anywhere_in_the_name_counts(dataset: Path, column: str, age: float | None) -> None:
+    """24 months are 2 years; of a name that may mean both, none is used."""
+    write(dataset, "participants.tsv", f"participant_id\t{column}\nsub-01\t24\n")
+    scan = find(dataset, age_column=column).scans[0]
+    assert scan.age == age
+    assert any("not say plainly" in note for note in scan.warnings) == (age is None)
+    write(dataset, "participants.json", json.dumps({column: {"Units": "months"}}))
+    expected = None if column == "age_yrs" else 2.0
+    assert find(dataset, age_column=column).scans[0].age == expected
+
+
+def test_the_dictionary_may_spell_the_column_in_another_way(dataset: Path) -> None:
+    write(dataset, "participants.tsv", "participant_id\tage_at_scan\nsub-01\t24\n")
+    write(dataset, "participants.json", '{"Age at scan": {"Units": "months"}}')
+    assert find(dataset).scans[0].age == 2
+    contradictory = '{"Age at scan": {"Units": "months"}, "age_at_scan": {"Units": "years"}}'
+    write(dataset, "participants.json", contradictory)
+    inventory = find(dataset)
+    assert inventory.scans[0].age is None
+    assert "several Units" in inventory.warnings[-1]
 
 
 def test_a_column_named_by_its_unit_is_in_it(dataset: Path) -> None:
@@ -247,6 +298,13 @@ def test_sites_that_differ_in_their_spelling_are_told(dataset: Path) -> None:
     write(dataset, "participants.tsv", text)
     (warning,) = find(dataset).warnings
     assert warning.endswith("count as several: Site-A, site a.")
+    for one, other in (("Site 01", "Site 1"), ("Zurich", "Zürich")):
+        write(
+            dataset, "participants.tsv", f"participant_id\tsite\nsub-01\t{one}\nsub-02\t{other}\n"
+        )
+        assert find(dataset).warnings[0].endswith(f"count as several: {one}, {other}.")
+    write(dataset, "participants.tsv", "participant_id\tsite\nsub-01\tA10\nsub-02\tA1\n")
+    assert find(dataset).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -288,6 +346,24 @@ def test_a_usual_column_without_values_does_not_hide_one_that_has_them(dataset: 
     write(dataset, "participants.tsv", "participant_id\tage\nsub-01\t30\nsub-02\t40\n")
     write(dataset, "sub-01/sub-01_scans.tsv", "filename\tAge (y)\nanat/sub-01_T1w.nii.gz\t31\n")
     assert find(dataset).warnings[0].startswith("scans.tsv has no age in a column")
+
+
+def test_every_table_is_looked_at_for_itself(dataset: Path) -> None:
+    write(dataset, "sub-01/sub-01_scans.tsv", "filename\tage\nanat/sub-01_T1w.nii.gz\t31\n")
+    write(dataset, "sub-02/sub-02_scans.tsv", "filename\tAge (y)\nanat/sub-02_T1w.nii.gz\t32\n")
+    (warning,) = find(dataset).warnings
+    assert warning.startswith('scans.tsv has no age in a column of a usual name, but "Age (y)"')
+
+
+def test_two_usual_columns_of_other_ages_are_told(dataset: Path) -> None:
+    text = "participant_id\tage\tage_at_scan\nsub-01\t30\t30.0\nsub-02\t40\t{}\n"
+    write(dataset, "participants.tsv", text.format("n/a"))
+    assert find(dataset).warnings == ()
+    write(dataset, "participants.tsv", text.format("45"))
+    inventory = find(dataset)
+    assert [s.age for s in inventory.scans] == [30.0, 40.0]
+    assert inventory.warnings[0].startswith("participants.tsv has other ages in age_at_scan")
+    assert find(dataset, age_column="age_at_scan").warnings == ()
 
 
 @pytest.mark.parametrize(

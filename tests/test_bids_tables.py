@@ -69,7 +69,7 @@ def test_participants_table_with_a_row_per_session(dataset: Path) -> None:
         ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", None),
         ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", None),
         ("participant_id\tage\rsub-01\t30\rsub-02\t40", None),
-        ("participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\tz\n", "(lines 2 and 3)"),
+        ("participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\n", "too few cells in line 2"),
         ("participant_id\tage\tage\nsub-01\t30\t1\nsub-02\t40\t2\n", "columns of the same name"),
         (
             "participant_id\tage\tname\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n".encode("latin-1"),
@@ -123,7 +123,11 @@ def with_sessions(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("column", ["session_id", "session", "Session", "SES", "visit"])
+@pytest.mark.parametrize(
+    "column",
+    ["session_id", "session", "Session", "SES", "visit", "session-id", "Session Label", "ses_no",
+     "VISCODE", "Wave"],
+)  # fmt: skip
 def test_the_row_of_the_session_counts_whatever_its_column_is_called(
     dataset: Path, column: str
 ) -> None:
@@ -261,3 +265,62 @@ def test_a_subject_may_list_the_scans_of_all_sessions(dataset: Path) -> None:
         "filename\tage\nses-01/anat/sub-01_ses-01_T1w.nii.gz\t41\n",
     )
     assert facts(dataset)[0]["ses-01"] == (41.0, "unknown", "M")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "participant_id\tweight\tage\nsub-01\t\t70\t35\nsub-02\t60\t40\n",
+        "participant_id,age,weight\nsub-01,35,5,70\nsub-02,40,60\n",
+    ],
+)
+def test_a_row_whose_cells_cannot_be_told_apart_is_not_used(dataset: Path, text: str) -> None:
+    """A doubled tab made a weight of 70 an age; a comma made 35,5 into 35."""
+    write(dataset, "participants.tsv", text)
+    inventory = find(dataset)
+    assert [s.age for s in inventory.scans] == [None, 40.0]
+    said = "participants.tsv has more cells than columns in line 2: not used."
+    assert inventory.warnings[-1] == said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sub-01/sub-1_sessions.tsv", "sub-01/sessions.tsv", "sub-01/sub-01_sessions.csv",
+     "sessions.tsv", "sub-01/ses-01/sub-01_scans.tsv", "Participants.xlsx"],
+)  # fmt: skip
+def test_a_table_under_another_name_is_told(dataset: Path, name: str) -> None:
+    with_sessions(dataset)
+    if name == "Participants.xlsx":
+        assert find(dataset).warnings == ()
+        write(dataset, name, "x")
+        assert find(dataset).warnings == ()
+        (dataset / "participants.tsv").unlink()
+    else:
+        write(dataset, name, "session_id\tage\nses-01\t31\n")
+    (warning,) = find(dataset).warnings
+    assert warning.startswith(f"1 table not read, as BIDS has no such name there ({name}):")
+
+
+def test_a_table_of_all_sessions_that_has_none_of_a_scan_is_told(dataset: Path) -> None:
+    write(
+        with_sessions(dataset),
+        "sub-01/sub-01_scans.tsv",
+        "filename\tage\nses-1/anat/sub-01_ses-1_T1w.nii.gz\t41\n",
+    )
+    found, said = facts(dataset)
+    assert found["ses-01"] == (None, "unknown", "M")
+    assert "did you mean 'ses-1/anat/sub-01_ses-1_T1w.nii.gz'?" in said["ses-01"]
+    assert "the age at another time" in said["ses-01"]
+
+
+def test_what_holds_for_the_tables_of_all_subjects_is_said_once(dataset: Path) -> None:
+    for sub in ("01", "02", "03"):
+        write(dataset, f"sub-{sub}/anat/sub-{sub}_T1w.nii.gz")
+        row = f"anat/sub-{sub}_T1w.nii.gz,31\n"
+        write(dataset, f"sub-{sub}/sub-{sub}_scans.tsv", f"filename,age\n{row}")
+        write(dataset, f"sub-{sub}/sub-{sub}_scans.json", '{"age": {"Units": "furlongs"}}')
+    separator, unit = (note for note in find(dataset).warnings if "scans" in note)
+    said = "sub-01_scans.tsv is separated by ',' instead of tabs. So it is with 2 more files."
+    assert separator == said
+    assert "'furlongs'" in unit
+    assert unit.endswith("So it is with 2 more files.")

@@ -67,6 +67,13 @@ def test_every_scan_has_its_line(root: Path) -> None:
     assert "1 without site, 1 without age, 1 without sex." in text
 
 
+def test_a_mask_that_was_not_fetched_is_told(root: Path) -> None:
+    (mask,) = (root.parent / "fmriprep").rglob("*_mask.nii.gz")
+    mask.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    text = show(root, bundle="none", derivatives={"fp": root.parent / "fmriprep"})
+    assert "A 89 F fp brain mask: its content is not present" in line(text, "sub-02_ses-a")
+
+
 def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     text = show(root, bundle=bundle)

@@ -192,7 +192,8 @@ def test_an_image_under_two_participants_is_refused(
     preprocessed_dataset(tmp_path, {"REF": 3, "A": 2}, {})
     for label in ("REF2", "A1"):
         path = tmp_path / "out" / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"input_sha256": "0" * 64}))
+        same = {"check": {"voxels_sha256": "0" * 64}, "input_sha256": label}
+        path.write_text(json.dumps(json.loads(path.read_text()) | same))
     args = [str(tmp_path / "bids"), str(tmp_path / "out"), level, "-w", str(tmp_path / "work")]
     assert main(args) == 2
     told = capsys.readouterr()

@@ -501,3 +501,18 @@ def test_a_pointer_to_an_image_is_named_with_what_fetches_it(
     with pytest.raises(ScanError, match="content is not present") as refused:
         load_t1w(path)
     assert command in refused.value.remedy
+
+
+def test_an_image_is_known_again_in_another_file(tmp_path: Path) -> None:
+    """The same voxels uncompressed, or stored as other numbers, are one image."""
+    data = scan().round()
+    digests = [
+        load_t1w(write(tmp_path / name, image))[1]["voxels_sha256"]
+        for name, image in (
+            ("a_T1w.nii.gz", data.astype(np.float32)),
+            ("a_T1w.nii", data.astype(np.float32)),
+            ("b_T1w.nii.gz", data.astype(np.int16)),
+            ("c_T1w.nii.gz", np.where(np.arange(data.size).reshape(data.shape) == 7, 5, data)),
+        )
+    ]
+    assert digests[0] == digests[1] == digests[2] != digests[3]

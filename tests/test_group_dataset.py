@@ -271,8 +271,18 @@ def test_files_of_one_name_are_told_by_their_content(bids: Path, out: Path) -> N
     assert "is counted for each: sub-00 and sub-01 and sub-02." in page
 
 
+def test_an_image_is_known_again_by_its_voxels(bids: Path, out: Path) -> None:
+    for i, voxels in enumerate(("v", "v", "w")):
+        write_scan(
+            out, f"sub-0{i}", "A", {}, check={"voxels_sha256": voxels}, input_sha256=f"file {i}"
+        )
+    assert group(bids, out) == 0
+    page = (out / "group_T1w.html").read_text()
+    assert "is counted for each: sub-00 and sub-01." in page
+
+
 def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
-    rows = [made_row(f"sub-{i:04d}", "A", {}, input_sha256="aa") for i in range(5000)]
+    rows = [made_row(f"sub-{i:04d}", "A", {}, image="aa") for i in range(5000)]
     first = [f"sub-{i:04d}" for i in range(10)]
     (note,) = image_notes(rows)
     assert note.endswith(f": {' and '.join(first)} and 4990 more.")

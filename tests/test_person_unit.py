@@ -46,6 +46,8 @@ def test_the_datasets_column_names_persons(column: str) -> None:
     data = people(rows)
     assert data.persons.tolist() == ["07", "07", "03", "03"]
     assert people(scan_table([scan("01"), scan("02")])).persons.tolist() == ["01", "02"]
+    # Codes for no value make no one person of all whom they stand for.
+    assert [scan("01", columns={column: cell}).person for cell in ("-9", "-999.0")] == [None] * 2
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bids_harmony.qc.ratings import (
     merge_ratings,
     rating_files,
     read_ratings,
+    unmatched,
     write_ratings,
 )
 
@@ -185,3 +187,39 @@ def test_training_leaves_out_what_raters_reject_and_takes_back_what_they_accept(
     assert "sub-01" in lines[0]
     assert "the raters reject it" in lines[0]
     assert "line 4: the verdict 'maybe'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sub-01\\anat\\sub-01_T1w.nii.gz", "x/sub-01_t1w.NII", "sub-01.nii.gz", "sub-01.html"],
+)
+def test_a_scan_may_be_named_by_any_of_its_files(tmp_path: Path, name: str) -> None:
+    path = ratings_file(tmp_path / "r.tsv", f"{name} | ann | 2026-01-01 | reject | ")
+    assert list(merged(path)) == ["sub-01"]
+
+
+def test_two_columns_of_verdicts_are_refused(tmp_path: Path) -> None:
+    path = ratings_file(
+        tmp_path / "r.tsv", "sub-01 | reject | accept", header="scan\tverdict\tVerdict\n"
+    )
+    with pytest.raises(UsageError, match="several columns verdict"):
+        read_ratings([path])
+
+
+def test_a_verdict_on_a_scan_that_is_not_there_is_told_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{scan} | ann | 2026-01-01 | reject | " for scan in ("sub-1", "sub-02", "sub-9")]
+    from bids_harmony.training.inputs import find_training_scans
+
+    table, _ = read_ratings([ratings_file(tmp_path / "qc_ratings.tsv", *rows)])
+    said = "2 rated scans without a record here: sub-1, sub-9. Did you mean sub-01?"
+    assert unmatched(table, ["sub-01", "sub-02"]) == said
+    assert unmatched(table, ["sub-1", "sub-02", "sub-9"]) == ""
+    scans = [Scan(path=tmp_path / f"sub-{s}_T1w.nii.gz", key=f"sub-{s}", entities={"subject": s})
+             for s in ("01", "02")]  # fmt: skip
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path)
+    find_training_scans(tmp_path, scans, config)
+    assert said in " ".join(capsys.readouterr().out.split())
+    find_training_scans(tmp_path, scans, replace(config, participant_label=("01",)))
+    assert "rated" not in capsys.readouterr().out

@@ -170,9 +170,10 @@ def test_equal_numbers_are_one_label(text: str, plain: str) -> None:
 
 
 def test_what_counts_as_no_value() -> None:
-    for text in ("", " ", "N/A", "-", ".", "?", "--", "#N/A", "N.A.", "Unknown", "missing"):
+    for text in ("", " ", "N/A", "-", ".", "?", "--", "#N/A", "N.A.", "Unknown", "missing",
+                 "_", "/", "\u2212", "(missing)", "not_available", "[N/A]", "None."):  # fmt: skip
         assert is_missing(text), text
-    for text in ("0", "-9", "A", "no", "normal"):
+    for text in ("0", "-9", "A", "no", "normal", "+", "ND", "é", "中"):
         assert not is_missing(text), text
 
 

@@ -133,6 +133,8 @@ def _row(scan: Scan, config: RunConfig, run: Run | None) -> list[str]:
         notes.insert(0, "the file is empty")
     elif why := pointer(scan.path):
         notes.insert(0, why)
+    if scan.mask is not None and (why := pointer(scan.mask)):
+        notes.insert(0, f"brain mask: {why}")
     out = config.output_dir
     record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
     if run is not None and record is not None:

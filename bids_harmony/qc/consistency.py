@@ -73,14 +73,21 @@ def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
         "software_version": text(processing.get("version")),
         "tools": text("; ".join(f"{name} {version}" for name, version in tools)),
         "input_sha256": text(record.get("input_sha256") or digests.get("T1w")),
+        "image": text(image_digest(record)),
     }
 
 
+def image_digest(record: Mapping[str, Any]) -> Any:
+    """Digest of a scan's voxels, or of its file where the record is an older version's."""
+    file = record.get("input_sha256") or mapping(record, "inputs").get("T1w")
+    return mapping(record, "check").get("voxels_sha256") or file
+
+
 def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
-    """Find the scans whose raw files are equal to the byte: those of each image, sorted."""
+    """Find the scans whose raw images have equal voxels: those of each image, sorted."""
     by_image: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if isinstance(digest := row.values.get("input_sha256"), str):
+        if isinstance(digest := row.values.get("image"), str):
             by_image[digest].append(row.scan)
     return sorted(tuple(sorted(scans)) for scans in by_image.values() if len(scans) > 1)
 

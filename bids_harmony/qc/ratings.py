@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import write_text
-from bids_harmony.text import TextError, is_missing, read_text, split_table
+from bids_harmony.text import TextError, is_missing, look_alikes, read_text, split_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,12 +98,18 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
             f"Give a table with the columns {', '.join(COLUMNS)}.",
         )
     problems += [f"{path} {note}." for note in notes + more]
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        raise UsageError(
+            f"The ratings {path} have several columns {' and '.join(twice)}.",
+            "Keep the one that counts.",
+        )
     rows = []
     for n, line in lines:
         cells = dict(zip(header, line, strict=False))
         row = {name: _cell(name, cells.get(name, "")) for name in COLUMNS}
         # A scan may be named by its file.
-        row["scan"] = re.sub(r"_(T1w|desc-).*$", "", row["scan"].rpartition("/")[2])
+        name = row["scan"].replace("\\", "/").rpartition("/")[2]
+        row["scan"] = re.sub(r"(?i)(_(T1w|desc-).*|\.(nii(\.gz)?|html|json))$", "", name)
         row["verdict"] = row["verdict"].lower()
         # Or by one that was made of it.
         row["scan"] = re.sub(r"_(space|res)-[^_]*", "", row["scan"])
@@ -161,6 +167,19 @@ def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
             common = verdicts[0] if len(set(verdicts)) == 1 else DISPUTED
             merged[scan] = Rating(common, len(verdicts))
     return merged
+
+
+def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
+    """Name the rated scans that are none of those there, and which may be meant; or nothing."""
+    there = list(there)
+    unknown = sorted(set(ratings["scan"]) - set(there) - {""})
+    if not unknown:
+        return ""
+    near = list(dict.fromkeys(key for name in unknown[:3] for key in look_alikes(name, there)))
+    meant = f" Did you mean {' or '.join(near[:3])}?" if near else ""
+    n = f"{len(unknown)} rated scan{'s' * (len(unknown) > 1)}"
+    shown = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
+    return f"{n} without a record here: {shown}.{meant}"
 
 
 def apply_ratings(

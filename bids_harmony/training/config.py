@@ -9,6 +9,7 @@ from typing import Any
 
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
+from bids_harmony.text import CODE
 
 RECIPES = ("fast", "article")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -167,7 +168,7 @@ class TrainScan:
     made : Contract or None
         How it was preprocessed, as its QC record says.
     sha256 : str or None
-        Digest of the raw image, as its QC record says.
+        Digest of the raw image's voxels, or of its file, as its QC record says.
     raw, transform : pathlib.Path or None
         Raw image, and its transform to the template.
     """
@@ -192,4 +193,6 @@ class TrainScan:
         """Whom the dataset's tables name as the person behind the label, if they do."""
         cells = {name.lower(): cell for name, cell in self.columns.items()}
         named = cells.get("person") or cells.get("person_id")
-        return named.strip().removeprefix("sub-") if named else None
+        if not named or CODE.fullmatch(named.strip()):
+            return None
+        return named.strip().removeprefix("sub-")

@@ -14,6 +14,7 @@ from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.qc import ratings
+from bids_harmony.qc.consistency import image_digest
 from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def find_training_scans(
     for problem in problems:
         tell(f"Warning: {problem}")
     rated = ratings.merge_ratings(table)
+    some = config.participant_label or config.session_label or config.bids_filters
+    if not some and (unknown := ratings.unmatched(table, [scan.key for scan in scans])):
+        tell(f"Warning: {unknown}")
     found, missing = [], []
     for scan in scans:
         folder = output_dir / f"sub-{scan.entities['subject']}"
@@ -98,7 +102,7 @@ def find_training_scans(
                 scan.columns,
                 ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
                 made_under(record),
-                record.get("input_sha256") or None,
+                image_digest(record) or None,
                 scan.path,
                 transform if transform.is_file() else None,
             )

@@ -384,7 +384,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "Latin-1": ("`participants.tsv` in Latin-1", "read as Latin-1"),
                 "duplicates": ("`participants.tsv` with duplicate ids: cells that differ are not "
                                "used", "has several rows for"),
-                "ragged": ("`participants.tsv` with ragged rows", "too few or too many cells"),
+                "ragged": ("`participants.tsv` with rows of too few cells", "too few cells in"),
             },
         ),
         "BOM": Fault(
@@ -406,6 +406,15 @@ FAULTS: dict[str, dict[str, Fault]] = {
                     "sidecar that is not JSON: the scanner is unknown, whatever one further up "
                     "says", "its metadata is not used",
                     "test_bids_sidecars.py::test_a_broken_sidecar_hides_what_it_may_replace",
+                ),
+                "long rows": (
+                    "rows with more cells than columns: not used", "more cells than columns",
+                    "test_bids_tables.py::test_a_row_whose_cells_cannot_be_told_apart_is_not_used",
+                ),
+                "other name": (
+                    "table under a name or in a place that BIDS does not have: not read",
+                    "as BIDS has no such name there",
+                    "test_bids_tables.py::test_a_table_under_another_name_is_told",
                 ),
                 "pointer": (
                     "text that git-annex or Git LFS has not fetched", "git lfs pull",
