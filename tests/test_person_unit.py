@@ -149,6 +149,22 @@ def test_coverage_is_told_per_site_and_way() -> None:
     assert found["A"]["held_out"]["none"]["n_persons"] == 3
 
 
+def test_persons_whom_the_predictor_saw_at_home_do_not_test_it_elsewhere() -> None:
+    # Of four persons of A three were at the reference too, two of them in training.
+    data = people(table({"REF": [50.0] * 3, "A": [50.0] * 4}).assign(
+        subject=["t0", "t1", "t2", "t0", "t1", "t2", "a"]))  # fmt: skip
+    off = [0, 0, 0, 1, 2, 30, 20]
+    ways = ("none", "histogram_matching", "harmonized")
+    measured = {i: Measured({}, {"brain_age": dict.fromkeys(ways, 50.0 + d)})
+                for i, d in enumerate(off)}  # fmt: skip
+    found = target_figures(
+        data, np.array([2, 5]), measured, "brain_age", data.ages, "REF", binary=False, seed=0,
+        say=lambda _: None,
+    )["A"]  # fmt: skip
+    assert (found["all"]["none"]["n_persons"], found["all"]["none"]["mae"]) == (2, 25)
+    assert found["held_out"]["harmonized"]["mae"] == 30
+
+
 # --- what stands twice --------------------------------------------------------------------------
 
 
