@@ -169,7 +169,7 @@ def test_other_images_and_a_new_neurocombat_are_not_done_before(
     for module in (fit, run):
         monkeypatch.setattr(module, "available", lambda: False)
     assert evaluate(tmp_path) == 0
-    said = "diagnosis_probability: all 9 scans of A are of the class patient."
+    said = "diagnosis_probability: A has scans of the class patient only (9)."
     assert said in capsys.readouterr().out
     assert said in (tmp_path / "out" / "evaluation.html").read_text()
     path = tmp_path / "out" / "evaluation" / "predictions.tsv"

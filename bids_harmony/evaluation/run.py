@@ -234,9 +234,9 @@ def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
             there = target.values[(data.sites == site) & np.isfinite(target.values)]
             if len(kinds := np.unique(there)) == 1:
                 notes.append(
-                    f"{target.name}: all {counted(len(there), 'scan')} of {site} are of the class "
-                    f"{target.classes[int(kinds[0])]}. It has no area under the curve, and that "
-                    "of several sites together may tell sites apart, not classes."
+                    f"{target.name}: {site} has scans of the class "
+                    f"{target.classes[int(kinds[0])]} only ({len(there)}). It has no area under "
+                    "the curve, and that of several sites together may tell sites apart."
                 )
     return notes
 

@@ -100,9 +100,11 @@ def _probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> tuple[float, fl
 
     labels = np.arange(len(both)) < len(here)
     observed = probe(labels)
+    if np.isnan(observed):
+        return np.nan, np.nan
     rng = np.random.default_rng(seed)
     exchanged = [probe(exchanged_labels(labels, persons, rng)) for _ in range(N_PROBES)]
-    return observed, (1 + sum(v >= observed for v in exchanged)) / (N_PROBES + 1)
+    return observed, (1 + sum(not v < observed for v in exchanged)) / (N_PROBES + 1)
 
 
 def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> pd.DataFrame:
