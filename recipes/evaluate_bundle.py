@@ -95,7 +95,8 @@ def refit(study: Study, split: np.ndarray, say: Say) -> Models:
         plan=plan, folder=study.work_dir, engine=Engine(threads=torch.get_num_threads()), say=say,
     )  # fmt: skip
     step, _ = choose_checkpoint(
-        data, split, bundle.reference_site, harmonizer.steps, harmonizer.candidate,
+        data, np.where(fit, split, TEST), bundle.reference_site,
+        harmonizer.steps, harmonizer.candidate,
         grey=grey, seed=options["seed"], say=say,
     )  # fmt: skip
     harmonizer.choose(step)
@@ -150,7 +151,9 @@ def cross_validate(study: Study, n_folds: int, say: Say) -> dict[int, Measured]:
             say(f"fold {fold + 1} of {n_folds}")
             # The bundle's own test part of the sources has no say here: every scan has a fold.
             split[(data.sites != reference) & (split == TEST)] = TRAIN
-            scans = np.flatnonzero(folds == fold)
+            # A person whom the predictors saw at the reference is no test of them.
+            learnt = np.isin(data.persons, data.persons[trained_on])
+            scans = np.flatnonzero((folds == fold) & ~learnt)
             # Nor do the maps see a tested person at the reference.
             split[np.isin(data.persons, data.persons[scans])] = TEST
             models = refit(study, split, say)

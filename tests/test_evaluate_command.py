@@ -17,7 +17,7 @@ from test_train_command import preprocessed_dataset
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.cli.run import main
 from bids_harmony.errors import HarmonyError
-from bids_harmony.evaluation import run, statistics, summaries
+from bids_harmony.evaluation import fit, run, statistics, summaries
 from bids_harmony.evaluation.fit import Study
 from bids_harmony.evaluation.units import Unit
 
@@ -154,6 +154,43 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     assert "without any harmonization could not be had" in page
     assert "Not evaluated: diagnosis." in page
     assert "1 scan of REF without a value" in page
+
+
+def test_other_images_and_a_new_neurocombat_are_not_done_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocessed_dataset(tmp_path, {"REF": 14, "A": 9}, {"A": 1.8})
+    table = tmp_path / "bids" / "participants.tsv"
+    ill = [
+        line + ("\tpatient" if "-A" in line or "\tM\t" in line else "\tcontrol")
+        for line in table.read_text().splitlines()[1:]
+    ]
+    table.write_text("participant_id\tage\tsex\tsite\tdiagnosis\n" + "\n".join(ill) + "\n")
+    for module in (fit, run):
+        monkeypatch.setattr(module, "available", lambda: False)
+    assert evaluate(tmp_path) == 0
+    said = "diagnosis_probability: A has scans of the class patient only (9)."
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "out" / "evaluation.html").read_text()
+    path = tmp_path / "out" / "evaluation" / "predictions.tsv"
+    before = pd.read_csv(path, sep="\t")
+    assert "combat" not in set(before["way"])
+    for module in (fit, run):
+        monkeypatch.setattr(module, "available", lambda: True)
+    assert evaluate(tmp_path) == 0
+    assert "done before" not in capsys.readouterr().out
+    assert "combat" in set(pd.read_csv(path, sep="\t")["way"])
+    # The same heads in another tone: each mask, and the share of each slice, stays.
+    for image in (tmp_path / "out").rglob("sub-A*preproc_T1w.nii.gz"):
+        old = nib.load(image)
+        nib.save(nib.Nifti1Image(np.sqrt(old.get_fdata()).astype("f4"), old.affine), image)
+    assert evaluate(tmp_path) == 0
+    assert "done before" not in capsys.readouterr().out
+    after = pd.read_csv(path, sep="\t")
+    for way in ("tissue_scaling", "combat", "harmonized"):
+        old, new = (t[(t["way"] == way) & (t["test_site"] == "A")] for t in (before, after))
+        assert len(new)
+        assert way == "combat" or not np.allclose(old["predicted"], new["predicted"], atol=1e-6)
 
 
 def test_what_is_done_is_written_before_something_fails(

@@ -11,9 +11,9 @@ import pytest
 from bids_harmony.evaluation.images import ANATOMY
 from bids_harmony.evaluation.persons import delong
 from bids_harmony.evaluation.statistics import icc, permutation_p, tabulate
-from bids_harmony.evaluation.summaries import CHANGES, biology_table, image_table
+from bids_harmony.evaluation.summaries import CHANGES, agreement_table, biology_table, image_table
 from bids_harmony.qc.style import FEATURES
-from bids_harmony.training.evaluate import value_figures
+from bids_harmony.training.evaluate import figures, value_figures
 
 
 def rows(way: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:
@@ -150,6 +150,60 @@ def test_coverage_of_the_intervals_is_told(truth: np.ndarray) -> None:
     assert (found["coverage_low"], found["coverage_high"]) == pytest.approx(
         (0.598, 0.858), abs=1e-3
     )
+
+
+# --- what cannot be known -----------------------------------------------------------------------
+
+
+def test_equal_ages_correlate_with_nothing_and_have_no_slope() -> None:
+    # The mean of seven 30.1 is off by rounding, and so is their standard deviation.
+    predicted = np.array([25.0, 31, 44, 28, 39, 50, 33])
+    for x, y in ((predicted, np.full(7, 30.1)), (np.full(7, 30.1), predicted)):
+        found = tabulate(rows("none", x, y), {"brain_age": False}, 0).iloc[0]
+        assert np.isnan(found[["r", "r_low", "r_high"]].astype(float)).all()
+        assert np.isfinite(found["mae_low"])
+    assert np.isnan(icc(np.full((5, 3), 30.1)))
+    person = [f"p{i // 3}" for i in range(30)]
+    volume = np.random.default_rng(0).random(30)
+    same = looks(person, "A", "tissue_scaling", np.full(30, 30.1), volume)
+    assert biology_table(pd.concat([same, same.assign(way="harmonized")]), [], 0).empty
+
+
+def test_one_case_has_an_area_and_no_interval() -> None:
+    # Each draw of persons that has the class has this case: the interval would be 1 to 1.
+    score, ill = np.r_[3.0, np.linspace(-2, 2, 20)], np.r_[1.0, np.zeros(20)]
+    table = pd.concat([rows(way, score, ill) for way in ("none", "harmonized")])
+    for row in tabulate(table, {"brain_age": True}, 0).to_dict("records"):
+        assert (row["auc"], row["n_cases"]) == (1, 1)
+        assert np.isnan([row["auc_low"], row["auc_high"], row["balanced_accuracy_low"]]).all()
+    assert np.isnan([row["gain_over_none_low"], row["p_over_none"]]).all()
+    found = figures(score, ill, True, np.random.default_rng(0))
+    assert (found["auc"], found["auc_95"]) == (1, None)
+
+
+def test_scans_of_two_persons_are_no_correlation() -> None:
+    truth = np.repeat([30.0, 60.0], 4) + np.tile([0, 1, 2, 3], 2)
+    error = np.tile([1.0, -1, 2, -2], 2)
+    found = tabulate(rows("none", truth + error, truth, person=list("aaaabbbb")),
+                     {"brain_age": False}, 0).iloc[0]  # fmt: skip
+    assert np.isnan(found[["r", "r_low", "r_high", "mae_low"]].astype(float)).all()
+    assert found["mae"] == 1.5
+    persons = np.array(list("aaaabbbb"))
+    assert figures(truth + error, truth, False, np.random.default_rng(0), persons)["r"] is None
+
+
+def test_a_site_without_travellers_does_not_hide_the_others() -> None:
+    # Ages of four persons at two sites, and of three others at a third.
+    people = [f"p{i}" for i in range(4)]
+    age = np.array([20.0, 40, 60, 80])
+    parts = [looks(people, site, "tissue_scaling", age, age + off)
+             for site, off in (("A", 0.0), ("REF", 2.0))]  # fmt: skip
+    parts.append(looks(["q0", "q1", "q2"], "B", "tissue_scaling", age[:3], age[:3]))
+    said = rows("tissue_scaling", age, age, person=people, test_site="A")
+    row = agreement_table(pd.concat(parts), said).set_index("measure").loc["ventricle_ml"]
+    assert (row["n_persons"], row["n_sites"]) == (4, 2)
+    # Between persons 2 * 2000 / 3, between sites 8, rest 0: 1333.3 / (1333.3 + 2 * 8 / 4).
+    assert row["icc"] == pytest.approx(1333.333 / 1337.333)
 
 
 # --- images: fewer scans of a way, and persons with several -------------------------------------

@@ -103,6 +103,18 @@ def test_too_few_scans_have_no_interval() -> None:
     assert (row["n"], row["raw"]["r"], row["raw"]["mae"][1]) == (2, (None, None), None)
 
 
+def test_scans_of_few_persons_are_no_correlation_and_one_case_no_interval() -> None:
+    one = made_up_group(30, (REFERENCE,))
+    few = replace(one, scans=pd.concat([one.scans.head(4)] * 10, ignore_index=True))
+    row = age_rows(few)[0]
+    assert (row["n"], row["people"], row["raw"]["r"]) == (40, 4, (None, None))
+    assert row["raw"]["mae"][1] is not None
+    one.scans["diagnosis"] = ["schizophrenia", *["control"] * 29]
+    (found,) = probability_tables(one)[0]["separation"]
+    assert found["raw"][0] is not None
+    assert found["raw"][1] is None
+
+
 def test_separation_of_diagnoses() -> None:
     group = made_up_group(200)
     column = "schizophrenia_probability_raw"

@@ -93,6 +93,9 @@ def test_limits_name_small_samples_simulated_labels_and_ages(info: dict) -> None
     said = " ".join(known_limits(info))
     assert "A & B (3)" in said
     assert "REF (30)" not in said
+    # Thirty test scans of five persons are few.
+    info["sites"]["REF"]["n_held_out_persons"] = 5
+    assert "REF (5)" in " ".join(known_limits(info))
     assert "simulated labels" in said
     assert "from 20 to 80 at REF" in said
 

@@ -113,7 +113,7 @@ def test_the_site_probe_cannot_know_a_person_again() -> None:
     assert site_probe(*sides, persons) < 0.75
     # Three persons of a side are too few, however many scans they have.
     few = np.r_[:12, 40:80]
-    assert site_probe(looks[:12], looks[40:], ages[:12], ages, 0, persons[few]) == 0.5
+    assert np.isnan(site_probe(looks[:12], looks[40:], ages[:12], ages, 0, persons[few]))
     # One person with nearly all scans of a side: some part of the folds lacks the other side.
     lonely = np.r_[np.zeros(37), 1, 2, 3, np.arange(4, 44)]
     assert 0 <= site_probe(*sides, lonely) <= 1
@@ -149,6 +149,22 @@ def test_coverage_is_told_per_site_and_way() -> None:
     assert at_home["coverage_95"] == pytest.approx([0.376, 0.964], abs=0.001)  # Wilson, 4 of 5
     assert found["A"]["held_out"]["none"]["coverage"] == 0.5  # (1 + 1/2 + 0) / 3 persons
     assert found["A"]["held_out"]["none"]["n_persons"] == 3
+
+
+def test_persons_whom_the_predictor_saw_at_home_do_not_test_it_elsewhere() -> None:
+    # Of four persons of A three were at the reference too, two of them in training.
+    data = people(table({"REF": [50.0] * 3, "A": [50.0] * 4}).assign(
+        subject=["t0", "t1", "t2", "t0", "t1", "t2", "a"]))  # fmt: skip
+    off = [0, 0, 0, 1, 2, 30, 20]
+    ways = ("none", "histogram_matching", "harmonized")
+    measured = {i: Measured({}, {"brain_age": dict.fromkeys(ways, 50.0 + d)})
+                for i, d in enumerate(off)}  # fmt: skip
+    found = target_figures(
+        data, np.array([2, 5]), measured, "brain_age", data.ages, "REF", binary=False, seed=0,
+        say=lambda _: None,
+    )["A"]  # fmt: skip
+    assert (found["all"]["none"]["n_persons"], found["all"]["none"]["mae"]) == (2, 25)
+    assert found["held_out"]["harmonized"]["mae"] == 30
 
 
 # --- what stands twice --------------------------------------------------------------------------

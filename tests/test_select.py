@@ -92,6 +92,17 @@ def test_a_map_that_does_nothing_is_said_to(data: TrainingSet) -> None:
     assert "changes little" in choose(data, {1: Tone(1.0)})[2][-1]
 
 
+def test_a_probe_of_few_persons_is_not_said_to_be_chance(data: TrainingSet) -> None:
+    # All scans of the source sites are of one person.
+    rows = data.table.assign(person=[f"p{i}" for i in range(len(data))])
+    rows.loc[rows["site"] != "REF", "person"] = "one"
+    _, table, lines = choose(replace(data, table=rows), {1: Tone(1.0)})
+    assert table[0]["probe"] is None
+    assert table[0]["score"] == pytest.approx(table[0]["tissue_distance"])
+    assert "site probe with too few persons" in lines[0]
+    assert "changes little" in lines[-1]
+
+
 def test_where_no_map_keeps_the_anatomy_the_least_bad_is_chosen_and_said(
     data: TrainingSet,
 ) -> None:
@@ -131,4 +142,4 @@ def test_probe_tells_sites_apart_and_not_ages() -> None:
     assert site_probe(same + np.array([0, 2]), reference, young, ages, 0) > 0.9
     unknown = np.full(30, np.nan)
     assert site_probe(same, reference, unknown, ages, 0) > 0.7
-    assert site_probe(same[:3], reference, young[:3], ages, 0) == 0.5
+    assert np.isnan(site_probe(same[:3], reference, young[:3], ages, 0))

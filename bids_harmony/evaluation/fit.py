@@ -145,7 +145,8 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
             change = combat(data, fitted, reference, unit.seed)
             why[COMBAT] = why[COMBAT] if change else "neuroCombat's fit failed"
         if change is not None:
-            changes[COMBAT] = (change, f"combat {fitted.tolist()}")
+            what = hashlib.sha256(data.content(fitted)).hexdigest()
+            changes[COMBAT] = (change, f"combat {reference} {unit.seed} {fitted.tolist()} {what}")
             known[COMBAT] = np.array(sites)
     if maps is None:
         why[HARMONIZED] = "no scan of another site is left to train the maps on"
@@ -191,7 +192,9 @@ def fit_maps(
     if reference not in (there := set(data.sites[among].tolist())) or len(there) < 2:
         return None
     preset = PRESETS[options.preset]
-    digest = hashlib.sha256(repr([reference, seed, *fitted]).encode()).hexdigest()[:12]
+    said = repr([reference, seed, *fitted]).encode()
+    said += data.content(np.flatnonzero(fitted != TEST))
+    digest = hashlib.sha256(said).hexdigest()[:12]
     study.work_dir.mkdir(parents=True, exist_ok=True)
     # Units that share maps may run at the same time.
     with locked(study.work_dir / f".maps-{digest}.lock"):

@@ -102,7 +102,7 @@ def prepare(
     """
     scans = [int(scan) for scan in scans]
     text = repr((what, data.box, [(i, str(data.subjects[i])) for i in scans]))
-    digest = hashlib.sha256(text.encode() + data.filled[scans].tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode() + data.content(scans)).hexdigest()[:16]
     folder = work_dir / f"prepared-{digest}"
     size = (len(data.heights), *data.size)
     if not folder.is_dir():

@@ -291,9 +291,13 @@ def _image_sentences(findings: Findings) -> list[str]:
     )
     near = [
         f"Scans of {row['site']} keep {100 * row['distance_left']:.0f} % of their tissue "
-        "intensities' distance from the reference's; a classifier tells them from the "
-        f"reference's with a balanced accuracy of {row['site_probe']:.2f} "
-        f"(0.5 is chance, p = {row['site_probe_p']:.2f})."
+        "intensities' distance from the reference's; "
+        + (
+            "there are too few persons to train a classifier on them."
+            if np.isnan(row["site_probe"])
+            else "a classifier tells them from the reference's with a balanced accuracy of "
+            f"{row['site_probe']:.2f} (0.5 is chance, p = {row['site_probe_p']:.2f})."
+        )
         for row in images
     ]
     return near + [

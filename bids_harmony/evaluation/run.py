@@ -18,6 +18,7 @@ from bids_harmony import __version__
 from bids_harmony.bids import counted
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
+from bids_harmony.evaluation.combat import available
 from bids_harmony.evaluation.fit import Study, predict_unit, prepare_unit, untrained
 from bids_harmony.evaluation.images import measure_pairs, measure_scans
 from bids_harmony.evaluation.prepare import SCALED, plain
@@ -220,14 +221,24 @@ def choose_targets(
 
 
 def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
-    """Say of how many scans of each site a target's value is not known: they are not tested."""
-    return [
+    """Say at which sites a target's value is not known of scans, or there is but one class."""
+    notes = [
         f"{target.name}: {counted(n, 'scan')} of {site} without a value in the column "
         f"{target.column}, not tested."
         for target in targets
         for site in np.unique(data.sites).tolist()
         if (n := int(np.isnan(target.values[data.sites == site]).sum()))
     ]
+    for target in (target for target in targets if target.binary):
+        for site in np.unique(data.sites).tolist():
+            there = target.values[(data.sites == site) & np.isfinite(target.values)]
+            if len(kinds := np.unique(there)) == 1:
+                notes.append(
+                    f"{target.name}: {site} has scans of the class "
+                    f"{target.classes[int(kinds[0])]} only ({len(there)}). It has no area under "
+                    "the curve, and that of several sites together may tell sites apart."
+                )
+    return notes
 
 
 @dataclass
@@ -334,10 +345,11 @@ def _digest(study: Study, unit: Unit) -> str:
         .to_numpy()
         .tolist(),
         "plain": study.plain is not None,
+        "combat": available(),
         "box": study.data.box,
     }
     text = json.dumps(said, sort_keys=True).encode()
-    return hashlib.sha256(text + study.data.filled.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(text + study.data.content(range(len(study.data)))).hexdigest()[:16]
 
 
 def summarize(

@@ -11,7 +11,14 @@ import pandas as pd
 
 from bids_harmony.evaluation.persons import coverage, delong, drawn_persons
 from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
-from bids_harmony.training.evaluate import LEAST_DRAWN, class_figures, value_figures
+from bids_harmony.training.evaluate import (
+    LEAST_DRAWN,
+    LEAST_R,
+    SAME,
+    can_be_drawn,
+    class_figures,
+    value_figures,
+)
 
 #: Draws of persons for intervals, and of exchanged persons for p.
 N_BOOTSTRAP, N_PERMUTATIONS = 1000, 1000
@@ -83,12 +90,13 @@ def _cell(rows: pd.DataFrame, binary: bool, seed: int) -> list[dict[str, Any]]:
         if binary:
             row["n_cases"] = int(cell.truth.sum())
         each = pd.DataFrame(cell.repetitions(predicted.to_numpy()))
+        if row["n_persons"] < LEAST_R and "r" in each:
+            each["r"] = np.nan
         samples = cell.samples(predicted.to_numpy(), seed)
         for figure in map(str, each):
             row[figure] = each[figure].mean()
-            row[f"{figure}_low"], row[f"{figure}_high"] = _interval(
-                samples[figure], row["n_persons"]
-            )
+            drawn = samples[figure] if np.isfinite(row[figure]) else samples[figure].iloc[:0]
+            row[f"{figure}_low"], row[f"{figure}_high"] = cell.interval(drawn)
             row[f"{figure}_seed_sd"] = each[figure].std() if len(each) > 1 else np.nan
         if not binary and "half_width" in rows:
             inside = (ways[way]["predicted"] - ways[way]["truth"]).abs() <= ways[way]["half_width"]
@@ -116,7 +124,7 @@ def _gain(
     ours, theirs = a.to_numpy(), b.to_numpy()
     gain = better * (cell.mean(ours)[name] - cell.mean(theirs)[name])
     drawn = better * (cell.samples(ours, seed)[name] - cell.samples(theirs, seed)[name])
-    low, high = _interval(drawn, len(np.unique(cell.persons)))
+    low, high = cell.interval(drawn)
     if binary:
         p = delong(ours, theirs, cell.truth, cell.persons)[2]
     else:
@@ -151,6 +159,15 @@ class _Cell:
         draws = drawn_persons(self.persons, N_BOOTSTRAP, np.random.default_rng(seed))
         return pd.DataFrame([_mean(self.measure, predicted[:, d], self.truth[d]) for d in draws])
 
+    def interval(self, samples: pd.Series) -> tuple[float, float]:
+        """Find the ends of the 95 % interval; NaN where too few persons were drawn."""
+        known = samples.dropna()
+        binary = self.measure is class_figures
+        if known.empty or not can_be_drawn(self.persons, self.truth, binary):
+            return np.nan, np.nan
+        low, high = np.percentile(known, (2.5, 97.5))
+        return float(low), float(high)
+
 
 def _figures(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
     return [measure(p[k], truth[k]) for p in predicted if (k := np.isfinite(p)).any()]
@@ -162,14 +179,6 @@ def _mean(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> dict[st
     if not found:
         return dict.fromkeys(measure(np.zeros(1), np.zeros(1)), np.nan)
     return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-
-
-def _interval(samples: pd.Series, n_persons: int) -> tuple[float, float]:
-    known = samples.dropna()
-    if n_persons < LEAST_DRAWN or known.empty:
-        return np.nan, np.nan
-    low, high = np.percentile(known, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def permutation_p(
@@ -235,7 +244,7 @@ def icc(values: np.ndarray) -> float:
         1 is perfect; NaN below two persons or sites, or without any spread.
     """
     n, k = values.shape
-    if n < 2 or k < 2:
+    if n < 2 or k < 2 or np.ptp(values) <= SAME:
         return np.nan
     grand = values.mean()
     rows = k * ((values.mean(axis=1) - grand) ** 2).sum() / (n - 1)

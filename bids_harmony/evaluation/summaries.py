@@ -13,7 +13,7 @@ from bids_harmony.evaluation.persons import drawn_persons, exchanged_labels
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
 from bids_harmony.evaluation.statistics import N_BOOTSTRAP, icc
 from bids_harmony.qc.style import FEATURES
-from bids_harmony.training.evaluate import LEAST_DRAWN
+from bids_harmony.training.evaluate import LEAST_DRAWN, SAME
 from bids_harmony.training.select import at_ages, site_probe
 from bids_harmony.training.targets import Target
 
@@ -100,9 +100,11 @@ def _probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> tuple[float, fl
 
     labels = np.arange(len(both)) < len(here)
     observed = probe(labels)
+    if np.isnan(observed):
+        return np.nan, np.nan
     rng = np.random.default_rng(seed)
     exchanged = [probe(exchanged_labels(labels, persons, rng)) for _ in range(N_PROBES)]
-    return observed, (1 + sum(v >= observed for v in exchanged)) / (N_PROBES + 1)
+    return observed, (1 + sum(not v < observed for v in exchanged)) / (N_PROBES + 1)
 
 
 def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> pd.DataFrame:
@@ -138,7 +140,7 @@ def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> p
                     columns[f"{name} before"] = before.loc[known.index, name]
                     columns[f"{name} after"] = after.loc[known.index, name]
                 people = pd.DataFrame(columns).astype(float).groupby(known).mean()
-                if len(people) < LEAST_PERSONS or np.ptp(people["cause"]) == 0:
+                if len(people) < LEAST_PERSONS or np.ptp(people["cause"]) <= SAME:
                     continue
                 for name in ANATOMY:
                     pair = people[f"{name} before"], people[f"{name} after"]
@@ -179,7 +181,8 @@ def _ratio(
 
 def _slope(cause: np.ndarray, values: np.ndarray) -> float:
     moved = cause - cause.mean()
-    return float(moved @ values / (moved @ moved)) if moved.any() else np.nan
+    # A mean of equal ages may be off by rounding.
+    return float(moved @ values / (moved @ moved)) if np.ptp(cause) > SAME else np.nan
 
 
 def _cohen(cause: np.ndarray, values: np.ndarray) -> float:
@@ -187,7 +190,7 @@ def _cohen(cause: np.ndarray, values: np.ndarray) -> float:
     if min(len(cases), len(controls)) < 2:
         return np.nan
     pooled = np.sqrt((cases.var(ddof=1) + controls.var(ddof=1)) / 2)
-    return float((cases.mean() - controls.mean()) / pooled) if pooled > 0 else np.nan
+    return float((cases.mean() - controls.mean()) / pooled) if pooled > SAME else np.nan
 
 
 def travelling_table(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -250,7 +253,9 @@ def agreement_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     tall = pd.concat([tall, said[tall.columns]])
     found = []
     for (name, way), part in tall.groupby(["measure", "way"], sort=True):
-        wide = part.pivot_table(index="person", columns="site", values="value").dropna()
+        wide = part.pivot_table(index="person", columns="site", values="value")
+        # A site that no travelling person was at must not hide the others.
+        wide = wide[wide.notna().sum(axis=1) > 1].dropna(axis=1, how="all").dropna()
         if wide.shape[1] > 1 and len(wide) > 1:
             found.append(
                 {"measure": name, "way": way, "n_persons": len(wide), "n_sites": wide.shape[1],

@@ -170,13 +170,17 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     for site, here in _by_site(scans) if len(scans) else ():
         age, raw, mapped = here[columns].to_numpy(float).T
         weights = _draws(here["participant_id"])
-        figures = {"raw": _figures(raw, age), "harmonized": _figures(mapped, age)}
+        people = here["participant_id"].nunique()
+        figures = {
+            kind: _figures(predicted, age, people)
+            for kind, predicted in (("raw", raw), ("harmonized", mapped))
+        }
         figures["change"] = {"mae": _mean(np.abs(mapped - age) - np.abs(raw - age))}
         rows.append(
             {
                 "site": site,
                 "n": len(here),
-                "people": here["participant_id"].nunique(),
+                "people": people,
                 **{kind: {name: _measured(f, len(here), weights) for name, f in row.items()}
                    for kind, row in figures.items()},
             }
@@ -191,7 +195,7 @@ def _mean(values: np.ndarray) -> Figure:
     return lambda w: w @ values / w.sum(-1)
 
 
-def _figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
+def _figures(predicted: np.ndarray, truth: np.ndarray, n_people: int) -> dict[str, Figure]:
     """Figures as functions of the scans' weights, (scans,) or (draws, scans)."""
     error = predicted - truth
 
@@ -205,7 +209,7 @@ def _figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
         return value
 
     figures = {"mae": _mean(np.abs(error)), "bias": _mean(error)}
-    return figures | ({"r": r} if len(truth) >= LEAST_R else {"r": lambda _: np.array(np.nan)})
+    return figures | ({"r": r} if n_people >= LEAST_R else {"r": lambda _: np.array(np.nan)})
 
 
 def _draws(people: pd.Series) -> np.ndarray | None:
@@ -271,7 +275,7 @@ def _probabilities(name: str, rows: pd.DataFrame, columns: list[str]) -> dict[st
     weights = _draws(rows["participant_id"])
     return {"diagnosis": name, "n": len(rows)} | {
         column.rpartition("_")[2]: _measured(
-            _figures(rows[column].to_numpy(float), np.zeros(len(rows)))["bias"], len(rows), weights
+            _mean(rows[column].to_numpy(float)), len(rows), weights
         )
         for column in columns
     }
@@ -289,7 +293,9 @@ def _separations(groups: dict[str, pd.DataFrame], columns: list[str]) -> list[di
             continue
         both = pd.concat([groups[controls[0]], groups[name]])
         truth = np.repeat([0.0, 1.0], [len(groups[controls[0]]), len(groups[name])])
-        weights = _draws(both["participant_id"])
+        # One person is in every draw that has the class.
+        few = min(groups[k]["participant_id"].nunique() for k in (controls[0], name))
+        weights = None if few < LEAST_DRAWN else _draws(both["participant_id"])
         found.append(
             {"diagnosis": name, "controls": controls[0],
              "n": (int((truth == 0).sum()), int(truth.sum()))}

@@ -25,7 +25,7 @@ GROUPS = {
     "held_out": "test scans",
     "all": "all of the site",
 }
-#: Below this many test scans a site's figures are called rough.
+#: Below this many persons with test scans a site's figures are called rough.
 FEW = 20
 
 
@@ -108,12 +108,16 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
                 f"{name} was trained on simulated labels: it shows that the path works, and says "
                 "nothing about a person."
             )
-    few = [f"{site} ({row['n_held_out']})" for site, row in sites.items()
-           if row.get("n_held_out", 0) < FEW]  # fmt: skip
+    # Bundles of 0.1.0 count scans only.
+    tested = {
+        site: row.get("n_held_out_persons", row.get("n_held_out", 0))
+        for site, row in sites.items()
+    }
+    few = [f"{site} ({n})" for site, n in tested.items() if n < FEW]
     if few:
         said.append(
-            f"Figures rest on few test scans at {', '.join(few)}: read the intervals, not the "
-            "values alone."
+            f"Figures rest on test scans of few persons at {', '.join(few)}: read the intervals, "
+            "not the values alone."
         )
     if len(sites) > 1:
         said.append(

@@ -29,9 +29,9 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError, NoInputError, ScanError
 from bids_harmony.models.slices import crop, fit_box, slice_heights
 from bids_harmony.training.config import TrainScan
-from bids_harmony.training.data import Box, TrainingSet, scan_table
+from bids_harmony.training.data import Box, TrainingSet, digest_of, scan_table
 
-FORMAT = 2
+FORMAT = 3
 #: Sides of the networks' slices are multiples of this: five halvings, in the predictor.
 SIDE = 16
 #: Scaled volumes end at 2; far above it a volume has not been scaled.
@@ -148,6 +148,7 @@ def open_training_set(
         box=((a, b), (c, d)),
         shape=shape,
         affine=affine,
+        digests=tuple(about["digests"][row] for row in rows),
     )
 
 
@@ -239,8 +240,11 @@ def _build(
         size = (shape[2], *(b - a for a, b in box))
         group, volumes = create_store(folder, len(scans), size)
 
+        digests = [""] * len(scans)
+
         def store(row: int) -> np.ndarray:
-            volumes[row], share = _cut(scans[row], box)
+            volume, share = _cut(scans[row], box)
+            volumes[row], digests[row] = volume, digest_of(volume)
             return share
 
         filled = np.zeros((len(scans), shape[2]), np.float32)
@@ -254,6 +258,7 @@ def _build(
             "shape": list(shape),
             "affine": affine.tolist(),
             "scans": [{"site": s.site, "subject": s.subject, "t1w": str(s.t1w)} for s in scans],
+            "digests": digests,
             "skipped": {str(row): why for row, why in sorted(skipped.items())},
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,8 @@ class TrainingSet:
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
         The template grid.
+    digests : tuple of str
+        (scans,) SHA-256 of each scan's intensities, by which what was made of them is known again.
     """
 
     volumes: Any
@@ -47,6 +50,7 @@ class TrainingSet:
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
+    digests: tuple[str, ...]
 
     @classmethod
     def from_arrays(
@@ -74,14 +78,16 @@ class TrainingSet:
         """
         n_slices, rows, columns = images.shape[1:]
         affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
+        volumes = np.where(masks, images, np.nan).astype(np.float16)
         return cls(
-            volumes=np.where(masks, images, np.nan).astype(np.float16),
+            volumes=volumes,
             table=with_columns(table),
             heights=slice_heights(n_slices, affine),
             filled=np.asarray(masks, dtype=bool).mean(axis=(2, 3)),
             box=box or ((0, rows), (0, columns)),
             shape=shape or (rows, columns, n_slices),
             affine=affine,
+            digests=tuple(map(digest_of, volumes)),
         )
 
     def __len__(self) -> int:
@@ -167,9 +173,18 @@ class TrainingSet:
         volume = np.asarray(self.volumes[int(scan)])
         return _split(volume, volume)
 
+    def content(self, scans: np.ndarray | Sequence[int]) -> bytes:
+        """Name the images of scans by all that they hold."""
+        return "".join(self.digests[int(scan)] for scan in scans).encode()
+
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
         """Return the scans of a site among the given scan numbers."""
         return np.asarray(among[self.sites[among] == site])
+
+
+def digest_of(volume: np.ndarray) -> str:
+    """SHA-256 of a scan as it is stored."""
+    return hashlib.sha256(volume.tobytes()).hexdigest()
 
 
 def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

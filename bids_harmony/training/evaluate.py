@@ -28,8 +28,11 @@ from bids_harmony.training.data import Box, TrainingSet
 
 N_QUANTILES = 256
 N_BOOTSTRAP = 2000
-#: With fewer persons, drawing them again says nothing.
-LEAST_DRAWN = 3
+#: With fewer persons, or persons of a class, drawing them again says nothing; and with fewer a
+#: correlation does not.
+LEAST_DRAWN, LEAST_R = 3, 5
+#: Values that differ by less are the same but for rounding.
+SAME = 1e-9
 #: The first two learn nothing from the scans they are used on.
 UNTRAINED_METHODS = ("none", "histogram_matching")
 METHODS = (*UNTRAINED_METHODS, "harmonized")
@@ -210,8 +213,8 @@ def figures(
     -------
     dict
         ``n`` scans, ``n_persons``, each figure, and its interval under the name with ``_95``. What
-        cannot be had is None: a correlation below five scans, a class without scans, an interval
-        below :data:`LEAST_DRAWN` persons.
+        cannot be had is None: a correlation below :data:`LEAST_R` persons, a class without scans,
+        an interval below :data:`LEAST_DRAWN` persons, or persons of a class.
     """
     persons = np.arange(len(truth)) if persons is None else persons
     n_persons = len(np.unique(persons))
@@ -220,11 +223,12 @@ def figures(
         return class_figures(p, t) if binary else value_figures(p, t)
 
     values = measure(predicted, truth)
-    draws = drawn_persons(persons, N_BOOTSTRAP, rng) if n_persons >= LEAST_DRAWN else []
+    enough = can_be_drawn(persons, truth, binary)
+    draws = drawn_persons(persons, N_BOOTSTRAP, rng) if enough else []
     drawn = [measure(predicted[d], truth[d]) for d in draws]
     out: dict[str, Any] = {"n": len(truth), "n_persons": n_persons}
     for name, value in values.items():
-        known = np.isfinite(value)
+        known = np.isfinite(value) and (name != "r" or n_persons >= LEAST_R)
         out[name] = round(float(value), 3) if known else None
         samples = [row[name] for row in drawn if known and np.isfinite(row[name])]
         ends = np.percentile(samples, (2.5, 97.5)) if samples else ()
@@ -232,11 +236,21 @@ def figures(
     return out
 
 
+def can_be_drawn(persons: np.ndarray, truth: np.ndarray, binary: bool) -> bool:
+    """Whether there are :data:`LEAST_DRAWN` persons to draw again, in each class of two.
+
+    One person is in every draw that has his class: an interval would leave out that another
+    person might be elsewhere.
+    """
+    groups = [persons[truth == k] for k in (0, 1)] if binary else [persons]
+    return min(len(np.unique(group)) for group in groups) >= LEAST_DRAWN
+
+
 def value_figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Mean absolute error, bias and correlation (NaN below five scans or without spread)."""
     error = predicted - truth
     r = np.nan
-    if len(truth) >= 5 and predicted.std() > 0 and truth.std() > 0:
+    if len(truth) >= LEAST_R and min(np.ptp(predicted), np.ptp(truth)) > SAME:
         r = float(np.corrcoef(predicted, truth)[0, 1])
     return {"mae": float(np.abs(error).mean()), "bias": float(error.mean()), "r": r}
 
@@ -301,17 +315,20 @@ def target_figures(
     -------
     dict
         Per site ``held_out`` figures for the methods of :data:`METHODS`; for source sites also
-        ``all``, for the methods that learnt nothing from these scans (the harmonizer did).
+        ``all``, for the methods that learnt nothing from these scans (the harmonizer did), without
+        those of persons whom the predictor saw at the reference.
     """
     known = np.array([i for i in measured if np.isfinite(truth[i])], dtype=int)
     sites: dict[str, Any] = {}
+    learnt = (data.sites == reference) & ~np.isin(np.arange(len(data)), test)
+    unseen = ~np.isin(data.persons, data.persons[learnt])
     for site in np.unique(data.sites[known]):
         here = data.site_scans(str(site), known)
         groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {
             "held_out": (here[np.isin(here, test)], METHODS)
         }
         if site != reference:
-            groups["all"] = (here, UNTRAINED_METHODS)
+            groups["all"] = (here[unseen[here]], UNTRAINED_METHODS)
         sites[str(site)] = {}
         for name, (scans, methods) in groups.items():
             for method in methods if len(scans) else ():

@@ -243,6 +243,7 @@ def _describe_site(trained: Trained, site: str) -> dict[str, Any]:
         "n": int(used.sum()),
         "n_validation": int((used & (split == VALIDATION)).sum()),
         "n_held_out": int((here & (split == TEST)).sum()),
+        "n_held_out_persons": len(np.unique(data.persons[here & (split == TEST)])),
         "age": [round(float(known.min()), 1), round(float(known.max()), 1)]
         if len(known)
         else None,

@@ -305,4 +305,4 @@ def _digest(
         "box": data.box,
     }
     text = json.dumps(said, sort_keys=True).encode()
-    return hashlib.sha256(text + data.filled[among].tobytes()).hexdigest()[:12]
+    return hashlib.sha256(text + data.content(among)).hexdigest()[:12]

@@ -43,7 +43,8 @@ LEAST_R = 0.95
 MAX_VIOLATION = 0.5
 #: Part of the validation scans that may lie beyond the widest limit without a checkpoint failing.
 MAX_BEYOND = 0.05
-#: A chosen map with this score or more hardly changes anything (2: nothing).
+#: A chosen map with this score or more hardly changes anything (2: nothing); without a probe, 1
+#: less.
 IDLE = 1.8
 QUANTILES = np.linspace(0.01, 0.99, 99)
 #: Reference scans are weighed by age around a source scan's, as in training (years).
@@ -92,8 +93,8 @@ def choose_checkpoint(
         Per checkpoint ``step``, ``eligible``, ``violation`` (greatest median of an anatomy
         measure over its harmless size, at any site), ``beyond`` (share of scans beyond the widest
         limits), ``ventricle_r`` (:data:`LEAST_R`; None below five scans), ``tissue_distance``
-        (relative to no map), ``probe`` (balanced accuracy, 0.5 is
-        chance) and ``score``.
+        (relative to no map), ``probe`` (balanced accuracy, 0.5 is chance; None with fewer than
+        four persons of a side, which then count as not told apart) and ``score``.
     """
     sites = sorted(set(data.sites[split != TEST].tolist()) - {reference})
     most = max(min(MAX_SOURCE, MAX_SOURCES // len(sites)), LEAST_SOURCE)
@@ -143,9 +144,9 @@ def choose_checkpoint(
                 "beyond": round(beyond, 3),
                 "ventricle_r": kept if kept is None else round(kept, 3),
                 "tissue_distance": round(distance, 4),
-                "probe": round(probe, 3),
+                "probe": None if np.isnan(probe) else round(probe, 3),
                 # Both terms are 0 where harmonization is perfect and about 1 where it did nothing.
-                "score": round(distance + max(2 * probe - 1, 0.0), 4),
+                "score": round(distance + max(2 * np.nan_to_num(probe) - 1, 0.0), 4),
             }
         )
         say(_spoken(table[-1]))
@@ -157,7 +158,7 @@ def choose_checkpoint(
             "Warning: no checkpoint keeps the anatomy of the validation scans within the limits; "
             f"step {chosen['step']} comes nearest."
         )
-    elif chosen["score"] >= IDLE:
+    elif chosen["score"] >= IDLE - (chosen["probe"] is None):
         say(
             "Note: the chosen map changes little: beyond the scaling of tissues there was little "
             "to learn, or the maps want more scans or --harmonizer-steps."
@@ -166,9 +167,10 @@ def choose_checkpoint(
 
 
 def _spoken(row: dict[str, Any]) -> str:
+    probe = "with too few persons" if row["probe"] is None else f"{row['probe']:.2f}"
     return (
         f"checkpoint after step {row['step']}: score {row['score']:.3f} (tissue distance "
-        f"{row['tissue_distance']:.3f}, site probe {row['probe']:.2f}), anatomy "
+        f"{row['tissue_distance']:.3f}, site probe {probe}), anatomy "
         f"{'kept' if row['eligible'] else 'not kept'} ({row['violation']:.2f} of what is harmless)"
     )
 
@@ -232,13 +234,13 @@ def site_probe(
     Returns
     -------
     float
-        0 to 1; 0.5 is chance. 0.5 also where there are fewer than four persons of a side.
+        0 to 1; 0.5 is chance. NaN where there are fewer than four persons of a side.
     """
     truth = np.repeat([1, 0], [len(mapped), len(reference)])
     persons = np.arange(len(truth)) if persons is None else persons
     n_folds = min(4, *(len(np.unique(persons[truth == k])) // 2 for k in (0, 1)))
     if n_folds < 2:
-        return 0.5
+        return np.nan
     weight = np.concatenate(
         [
             np.full(len(mapped), 1 / len(mapped)),
@@ -257,7 +259,7 @@ def site_probe(
     right = [weight * (told == k) for k in (0, 1)]
     tried = [weight[(truth == k) & (told >= 0)].sum() for k in (0, 1)]
     if not all(tried):
-        return 0.5
+        return np.nan
     return float(np.mean([right[k][truth == k].sum() / tried[k] for k in (0, 1)]))
 
 
