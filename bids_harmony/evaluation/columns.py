@@ -21,6 +21,12 @@ COLUMNS = {
     "mae": "Mean absolute error",
     "bias": "Mean of predicted minus true",
     "r": "Correlation of predicted and true",
+    "offset": "Site offset: mean of predicted minus the training sites' own line of predicted on "
+    "true values (ordinary least squares over their tested scans): what the site adds, with the "
+    "regression to the mean taken out",
+    "scatter": "Standard deviation of the same: it must not rise where the offset is closed",
+    "in_reference_range": "Share of scans whose true value lies within the training sites' range; "
+    "beyond it the line is a guess",
     "auc": "Area under the curve",
     "balanced_accuracy": "Mean of sensitivity and specificity",
     "coverage": "How often the predictors' empirical 90 % interval holds the truth, each person "

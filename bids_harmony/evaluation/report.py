@@ -166,7 +166,7 @@ def shown_p(value: float) -> str:
 def page_tables(findings: Findings) -> list[dict[str, Any]]:
     """Lay the experiments out as tables of a page: one per experiment and target."""
     table = findings.tables["experiments"]
-    names = {False: ("mae", "bias", "r"), True: ("auc", "balanced_accuracy")}
+    names = {False: ("mae", "bias", "offset", "scatter", "r"), True: ("auc", "balanced_accuracy")}
     shown = []
     for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
         rows = []

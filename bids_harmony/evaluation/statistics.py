@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_harmony.evaluation.offset import site_offset
 from bids_harmony.evaluation.persons import coverage, delong, drawn_persons
 from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
 from bids_harmony.training.evaluate import (
@@ -52,7 +53,9 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
         ``_high`` ends of its 95 % interval and ``_seed_sd``, its spread over repetitions; and
         ``gain_over_<way>`` of the harmonized scans, on the scans of both ways, with interval and
         ``p_over_<way>``: positive is better. For numbers ``coverage`` of the predictors'
-        intervals, with Wilson's interval.
+        intervals, with Wilson's interval, and the figures of
+        :func:`bids_harmony.evaluation.offset.site_offset`, held against the line of the training
+        sites' tested scans prepared in the same way.
     """
     found = []
     if rows.empty:
@@ -67,8 +70,15 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
             # A way that one of them lacks says nothing of all.
             everywhere = foreign.groupby("way")["test_site"].transform("nunique") == n_sites
             groups.append((together, foreign[everywhere]))
+        home = cell[cell["test_site"].isin(named["train_sites"].split("+"))]
         for site, part in groups:
             cells = _cell(part, binary[named["target"]], seed)
+            if not binary[named["target"]]:
+                for row in cells:
+                    way = row["way"]
+                    row |= site_offset(
+                        part[part["way"] == way], home[home["way"] == way], N_BOOTSTRAP, seed
+                    )
             found += [named | {"test_site": site} | row for row in cells]
     return pd.DataFrame(found)
 
