@@ -76,9 +76,11 @@ def run_group(config: RunConfig) -> int:
         say(f"group_T1w.html, .tsv and .json and group_predictions.tsv would be in {out}.")
         return EXIT_OK
     say(f"Reading the records of {counted(len(paths), 'scan')}.")
-    reference, digest = qc_reference(config)
+    reference, digest, line = bundle_reference(config)
     group, notes = build_group(paths, out, ratings, reference)
-    if group.bundle and digest and group.bundle.get("sha256") != digest:
+    if group.bundle and group.bundle.get("sha256") == digest:
+        group = replace(group, line=line)
+    elif group.bundle and digest:
         notes.append(
             f"Scans made with the bundle {group.bundle.get('name')} are held against the "
             f"reference of another (--bundle {config.bundle})."
@@ -98,17 +100,29 @@ def run_group(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def qc_reference(config: RunConfig) -> tuple[dict[str, Any] | None, str]:
-    """Read the statistics of the scans the bundle was trained on, and the bundle's SHA-256.
+def bundle_reference(
+    config: RunConfig,
+) -> tuple[dict[str, Any] | None, str, tuple[float, float] | None]:
+    """Read what scans are held against.
 
-    None and an empty text for ``--bundle none``.
+    Returns
+    -------
+    metrics : dict or None
+        Statistics of the scans the bundle was trained on; None for ``--bundle none``.
+    sha256 : str
+        The bundle's.
+    line : tuple of float or None
+        Slope and intercept (years) of predicted on true age at the reference site, on scans the
+        predictor had not seen: the gap's dependence on age, and age.
     """
     if config.bundle == "none":
-        return None, ""
+        return None, "", None
     from bids_harmony.models.bundle import load_bundle
 
     bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
-    return dict(bundle.qc_reference()["metrics"]), bundle.sha256
+    gap = bundle.targets.get("brain_age", {}).get("age_bias")
+    line = (1 + float(gap["slope"]), float(gap["intercept"])) if gap else None
+    return dict(bundle.qc_reference()["metrics"]), bundle.sha256, line
 
 
 def compare_with_dataset(
@@ -143,7 +157,7 @@ def build_group(
     ratings : pandas.DataFrame
         Of :func:`bids_harmony.qc.ratings.read_ratings`.
     reference : mapping or None
-        The bundle's, of :func:`qc_reference`.
+        The bundle's, of :func:`bundle_reference`.
 
     Returns
     -------

@@ -89,6 +89,21 @@ def test_figures_of_brain_age() -> None:
         subset=["brain_age_raw"])) - 1  # fmt: skip
 
 
+def test_offset_and_scatter_are_about_the_bundles_line() -> None:
+    group = made_up_group(300)
+    assert "offset" not in age_rows(group)[0]["raw"]
+    group = replace(group, line=(0.8, 9.0))
+    row = {row["site"]: row for row in age_rows(group)}["A"]
+    here = group.scans[(group.scans["site"] == "A")].dropna(subset=["brain_age_raw"])
+    apart = here["brain_age_raw"] - (0.8 * here["age"] + 9)
+    value, (low, high) = row["raw"]["offset"]
+    half = 1.96 * apart.std() / np.sqrt(len(apart))
+    assert value == pytest.approx(apart.mean())
+    assert (low, high) == pytest.approx((value - half, value + half), abs=0.15)
+    assert row["raw"]["scatter"][0] == pytest.approx(apart.std(ddof=0))
+    assert row["raw"]["scatter"][1][0] < row["raw"]["scatter"][0] < row["raw"]["scatter"][1][1]
+
+
 def test_scans_of_one_person_are_drawn_together() -> None:
     """Ten scans of each person say no more than one, so the interval must not shrink."""
     one = made_up_group(30, (REFERENCE,))

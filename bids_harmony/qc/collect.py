@@ -109,6 +109,8 @@ class Group:
         What the user should know about the dataset as a whole.
     absent : tuple of (str, str)
         Scans and participants that only the dataset or only the records know, and why.
+    line : tuple of float or None
+        Slope and intercept (years) of predicted on true age at the bundle's reference site.
     """
 
     scans: pd.DataFrame
@@ -122,6 +124,7 @@ class Group:
     bundle: dict[str, Any] | None
     notes: tuple[str, ...] = ()
     absent: tuple[tuple[str, str], ...] = ()
+    line: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

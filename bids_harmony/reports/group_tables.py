@@ -159,8 +159,10 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     list of dict
         For each site and all: ``site``, ``n``, ``people`` and, under ``raw``, ``harmonized``
         and ``change`` (of the absolute error), the figures ``mae``, ``bias`` (mean of predicted
-        minus true) and ``r``, each (value, (low, high)): 95 % intervals from drawing persons
-        again; None where too few say nothing. Empty without a brain age.
+        minus true), ``r`` and, where the group has a line, ``offset`` and ``scatter`` (mean and
+        standard deviation about the reference site's line), each (value, (low, high)): 95 %
+        intervals from drawing persons again; None where too few say nothing. Empty without a
+        brain age.
     """
     if "brain_age" not in group.targets:
         return []
@@ -172,7 +174,7 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
         weights = _draws(here["participant_id"])
         people = here["participant_id"].nunique()
         figures = {
-            kind: _figures(predicted, age, people)
+            kind: _figures(predicted, age, people) | _about_line(predicted, age, group.line)
             for kind, predicted in (("raw", raw), ("harmonized", mapped))
         }
         figures["change"] = {"mae": _mean(np.abs(mapped - age) - np.abs(raw - age))}
@@ -210,6 +212,17 @@ def _figures(predicted: np.ndarray, truth: np.ndarray, n_people: int) -> dict[st
 
     figures = {"mae": _mean(np.abs(error)), "bias": _mean(error)}
     return figures | ({"r": r} if n_people >= LEAST_R else {"r": lambda _: np.array(np.nan)})
+
+
+def _about_line(
+    predicted: np.ndarray, age: np.ndarray, line: tuple[float, float] | None
+) -> dict[str, Figure]:
+    """Mean and standard deviation about the reference site's line, where there is one."""
+    if line is None:
+        return {}
+    apart = predicted - (line[0] * age + line[1])
+    mean, square = _mean(apart), _mean(apart**2)
+    return {"offset": mean, "scatter": lambda w: np.sqrt(np.maximum(square(w) - mean(w) ** 2, 0))}
 
 
 def _draws(people: pd.Series) -> np.ndarray | None:
