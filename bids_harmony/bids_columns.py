@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bids_harmony.bids_ages import age_units
 from bids_harmony.errors import UsageError
-from bids_harmony.text import has_word, is_missing, plain_number
+from bids_harmony.text import CODE, has_word, is_missing, plain_number
 
 if TYPE_CHECKING:
     from bids_harmony.bids_tables import Table
@@ -33,6 +33,21 @@ LIKELY = {
     "sex": (r"sex|gender", r"age"),
     "diagnosis": (r"diagnos[ie]s|diagnostic|dx|diag", r"age|date|onset|years?"),
 }  # fmt: skip
+
+
+def named_person(cells: Mapping[str, str]) -> str | None:
+    """Read whom a column ``person`` or ``person_id`` names behind a label; None where none does.
+
+    Parameters
+    ----------
+    cells : mapping of str to str
+        A scan's cells by column (:attr:`bids_harmony.bids.Scan.columns`).
+    """
+    lowered = {name.lower(): cell for name, cell in cells.items()}
+    named = lowered.get("person") or lowered.get("person_id")
+    if not named or CODE.fullmatch(named.strip()):
+        return None
+    return named.strip().removeprefix("sub-")
 
 
 @dataclass(frozen=True)

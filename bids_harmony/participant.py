@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bids_harmony import __version__
 from bids_harmony.bids import Scan, find_scans
+from bids_harmony.bids_columns import named_person
 from bids_harmony.console import say
 from bids_harmony.contract import Contract
 from bids_harmony.errors import (
@@ -272,6 +273,7 @@ class Run:
             "age": scan.age,
             "sex": scan.sex,
             "diagnosis": scan.diagnosis,
+            "person": named_person(scan.columns) or scan.entities["subject"],
             "scanner": scan.metadata,
             "warnings": [*scan.warnings, *self.warnings],
             "processing": {

@@ -112,6 +112,21 @@ def test_scans_of_one_person_are_drawn_together() -> None:
     assert more == pytest.approx(few)
 
 
+def test_one_person_under_several_labels_is_one() -> None:
+    one = made_up_group(30, (REFERENCE,))
+    copies = [
+        one.scans.assign(
+            person=one.scans["participant_id"], participant_id=f"sub-{i}-" + one.scans["scan"]
+        )
+        for i in range(10)
+    ]
+    many = replace(one, scans=pd.concat(copies, ignore_index=True))
+    few, more = age_rows(one)[0], age_rows(many)[0]
+    assert more["people"] == few["people"] == few["n"]
+    assert more["n"] == 10 * few["n"]
+    assert more["raw"]["mae"][1] == pytest.approx(few["raw"]["mae"][1])
+
+
 def test_too_few_scans_have_no_interval() -> None:
     group = made_up_group(6)
     row = {row["site"]: row for row in age_rows(group)}["A"]

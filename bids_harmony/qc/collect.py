@@ -46,12 +46,12 @@ VOLUMES = {
 }
 #: Columns before and after the metrics; every table has them.
 FACTS = (
-    "scan", "participant_id", "session_id", "site", "age", "sex", "diagnosis", *SCANNER,
+    "scan", "participant_id", "session_id", "person", "site", "age", "sex", "diagnosis", *SCANNER,
     "voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "qc_status", "error",
 )  # fmt: skip
 TEXTS = frozenset(
-    {"scan", "participant_id", "session_id", "site", "sex", "diagnosis", "qc_status", "error",
-     "harmonization_status", "input_sha256"} | (set(SCANNER) - NUMBERS_OF_SCANNER)
+    {"scan", "participant_id", "session_id", "person", "site", "sex", "diagnosis", "qc_status",
+     "error", "harmonization_status", "input_sha256"} | (set(SCANNER) - NUMBERS_OF_SCANNER)
     | (set(PROCESSING) - {"resolution"})
 )  # fmt: skip
 #: Parts of an output's name that its scan's does not have.
@@ -240,6 +240,7 @@ def read_scan(path: Path, out: Path) -> ScanRow:
     sizes = voxel if isinstance(voxel, list) and len(voxel) == 3 else [None] * 3
     cause = text(mapping(record, "error").get("cause")) or "The record names no cause."
     values |= {
+        "person": text(record.get("person")) or parts.get("sub"),
         "site": text(record.get("site")) or "unknown",
         "age": number(record.get("age")),
         "sex": text(record.get("sex")),

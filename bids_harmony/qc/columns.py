@@ -21,6 +21,10 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "scan": {"Description": "Name of the scan: its file's, without the suffix"},
     "participant_id": {"Description": "Participant"},
     "session_id": {"Description": "Session"},
+    "person": {
+        "Description": "Person: the dataset's column person or person_id, else the "
+        "participant; the unit of every interval"
+    },
     "site": {"Description": "Acquisition site or scanner"},
     "age": {"Description": "Chronological age", "Units": "year"},
     "sex": {"Description": "Sex, as the dataset says"},

@@ -55,7 +55,7 @@ def site_rows(scans: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "site": site,
                 "n": len(here),
-                "people": here["participant_id"].nunique(),
+                "people": persons(here).nunique(),
                 "age": f"{age.mean():.1f}" if len(age) else "n/a",
                 "ages": f"{age.min():.3g} to {age.max():.3g}{missing}" if len(age) else "n/a",
                 "sex": _counts(here["sex"]),
@@ -146,6 +146,12 @@ def kept(group: Group) -> pd.DataFrame:
     return group.scans[group.scans["rating"] != "reject"]
 
 
+def persons(scans: pd.DataFrame) -> pd.Series:
+    """Whose scan each is; a failed scan's record may not say."""
+    named: pd.Series = scans["person"].fillna(scans["participant_id"].str.removeprefix("sub-"))
+    return named
+
+
 def age_rows(group: Group) -> list[dict[str, Any]]:
     """Measure predicted against true age, raw beside harmonized, on the same scans.
 
@@ -171,8 +177,8 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     rows = []
     for site, here in _by_site(scans) if len(scans) else ():
         age, raw, mapped = here[columns].to_numpy(float).T
-        weights = _draws(here["participant_id"])
-        people = here["participant_id"].nunique()
+        weights = _draws(persons(here))
+        people = persons(here).nunique()
         figures = {
             kind: _figures(predicted, age, people) | _about_line(predicted, age, group.line)
             for kind, predicted in (("raw", raw), ("harmonized", mapped))
@@ -285,7 +291,7 @@ def probability_tables(group: Group) -> list[dict[str, Any]]:
 
 
 def _probabilities(name: str, rows: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
-    weights = _draws(rows["participant_id"])
+    weights = _draws(persons(rows))
     return {"diagnosis": name, "n": len(rows)} | {
         column.rpartition("_")[2]: _measured(
             _mean(rows[column].to_numpy(float)), len(rows), weights
@@ -307,8 +313,8 @@ def _separations(groups: dict[str, pd.DataFrame], columns: list[str]) -> list[di
         both = pd.concat([groups[controls[0]], groups[name]])
         truth = np.repeat([0.0, 1.0], [len(groups[controls[0]]), len(groups[name])])
         # One person is in every draw that has the class.
-        few = min(groups[k]["participant_id"].nunique() for k in (controls[0], name))
-        weights = None if few < LEAST_DRAWN else _draws(both["participant_id"])
+        few = min(persons(groups[k]).nunique() for k in (controls[0], name))
+        weights = None if few < LEAST_DRAWN else _draws(persons(both))
         found.append(
             {"diagnosis": name, "controls": controls[0],
              "n": (int((truth == 0).sum()), int(truth.sum()))}

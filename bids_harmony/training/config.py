@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bids_harmony.bids_columns import named_person
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
-from bids_harmony.text import CODE
 
 RECIPES = ("fast", "article")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -191,8 +191,4 @@ class TrainScan:
     @property
     def person(self) -> str | None:
         """Whom the dataset's tables name as the person behind the label, if they do."""
-        cells = {name.lower(): cell for name, cell in self.columns.items()}
-        named = cells.get("person") or cells.get("person_id")
-        if not named or CODE.fullmatch(named.strip()):
-            return None
-        return named.strip().removeprefix("sub-")
+        return named_person(self.columns)
