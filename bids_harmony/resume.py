@@ -18,7 +18,7 @@ from bids_harmony.qc.collect import subject_records
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
 
-#: A file changed less than this long ago (ns) may change again within one tick of its clock.
+#: A file read less than this long (ns) after a change may change again in one tick of its clock.
 RECENT = 2_000_000_000
 
 
@@ -54,15 +54,14 @@ class Digests:
             self._known[subject] = load_record(self._file(subject)) or {}
         known = self._known[subject]
         state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
-        entry = known.get(str(path))
-        if isinstance(entry, dict) and entry.get("state") == state:
-            return str(entry.get("sha256"))
+        entry = known.get(str(path), {})
+        # What was read at once after a change may have changed again, unseen by the times.
+        if entry.get("state") == state and entry.get("read", 0) - max(state[2:]) > RECENT:
+            return str(entry["sha256"])
+        read = time.time_ns()
         digest = sha256_of(path)
-        known[str(path)] = {"state": state, "sha256": digest}
-        if time.time_ns() - max(state[2:]) > RECENT:
-            self._new.add(subject)
-        else:
-            del known[str(path)]
+        known[str(path)] = {"state": state, "sha256": digest, "read": read}
+        self._new.add(subject)
         return digest
 
     def save(self) -> None:
