@@ -79,6 +79,12 @@ def nan_affine(path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(content)))
 
 
+def far_away() -> np.ndarray:
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[1, 3] = 3.6e16
+    return affine
+
+
 def singular() -> np.ndarray:
     matrix = affine()
     matrix[:, 1] = matrix[:, 0]
@@ -127,6 +133,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "micrometres": (lambda p: write(p, scan(), affine() @ np.diag([1e3] * 3 + [1])), "geometry"),
     "NaN affine": (nan_affine, "impossible geometry"),
+    "far away": (lambda p: write(p, scan(), far_away()), "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
     "no sform and no qform": (without_forms, "neither sform nor qform"),
     "sform of zeros alone": (

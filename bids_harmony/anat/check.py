@@ -13,7 +13,7 @@ import numpy as np
 from nibabel import affines
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 
 from bids_harmony.anat.background import background_value, find_padding, lift, surrounding
 from bids_harmony.anat.geometry import (
@@ -199,7 +199,10 @@ def _thickness(scanned: np.ndarray, affine: np.ndarray) -> float:
     end = scanned.shape[2] - scanned[..., ::-1].argmax(axis=2)[columns]
     where = np.argwhere(columns)
     ends = np.vstack([np.column_stack([where, along]) for along in (first, end)])
-    hull = ConvexHull(affines.apply_affine(affine, ends))
+    try:
+        hull = ConvexHull(ends @ affine[:3, :3].T)
+    except QhullError:  # a flat set of voxels
+        return 0.0
     a, b, c = hull.points[hull.simplices].transpose(1, 0, 2)
     # The flat sides of a slab are among the largest of its hull.
     largest = np.argsort(np.linalg.norm(np.cross(b - a, c - a), axis=1))[-500:]

@@ -23,6 +23,8 @@ AFFINE_TOLERANCE_MM = 1.0
 MAX_SCALING = 1.5
 #: Volume of a voxel, as a share of the box with its edges' lengths, below which axes coincide.
 MIN_VOLUME = 0.1
+#: Farther from the origin, in mm, positions lose their digits.
+MAX_ORIGIN_MM = 1e5
 
 REMEDY = "Correct the header's voxel size and affine (for example by converting it again)."
 
@@ -187,6 +189,8 @@ def _fault(affine: np.ndarray) -> str:
         return f"has voxels of {in_mm(sizes)} mm"
     if abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
         return "is not a valid affine: it is singular"
+    if (away := np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
+        return f"puts the scan {away / 1000:.3g} m away"
     return ""
 
 

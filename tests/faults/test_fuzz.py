@@ -68,6 +68,7 @@ def check(error: HarmonyError) -> None:
 @example(changes=[(40, b"\x03\x00\x58\x02\x58\x02\x58\x02")], keep=None)
 @example(changes=[(108, b"\x00\x00\x80\x7f")], keep=None)
 @example(changes=[(261, b"\x00\x00@")], keep=None)
+@example(changes=[(309, b"\x00\x00[")], keep=None)
 def test_no_header_raises_anything_else_or_takes_memory(
     tmp_path: Path, changes: list[tuple[int, bytes]], keep: int | None
 ) -> None:
