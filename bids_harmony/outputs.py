@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from bids_harmony import __version__
-from bids_harmony.bids_sidecars import ENTITIES, parse_entities
+from bids_harmony.bids_sidecars import ENTITIES
 from bids_harmony.files import write_json, write_text
-from bids_harmony.qc.collect import read_predictions, subject_records
+from bids_harmony.qc.collect import is_of, read_predictions, subject_records
 from bids_harmony.qc.record import RESULTS, failed_record
 from bids_harmony.text import read_json_or_empty
 
@@ -42,9 +42,8 @@ DESCRIPTIONS = {
 
 #: Folder in a scan's work folder where its outputs wait until all of them are there.
 STAGING = "outputs"
-#: Entities that derivatives have beside those of their scan.
-DERIVED = ("space", "res", "desc", "from", "to", "mode")
-OUR_DESCS = frozenset(desc.removeprefix("desc-") for desc in DESCRIPTIONS) | {"harmony"}
+#: Parts of the names of what is written for a scan, beside its figures.
+OURS = frozenset(DESCRIPTIONS) | {"desc-harmony", "from-T1w"}
 
 README = """\
 # bids_harmony derivatives
@@ -256,19 +255,14 @@ def scan_files(out: Path, entities: Mapping[str, str]) -> list[Path]:
     list of pathlib.Path
         Images, transforms, JSON files and figures that this software writes, sorted.
     """
-    own = {short: entities[name] for short, name in ENTITIES.items() if name in entities}
+    key = "_".join(f"{short}-{entities[n]}" for short, n in ENTITIES.items() if n in entities)
     anat = scan_file(out, dict(entities), "", "").parent
     figures = out / f"sub-{entities['subject']}" / "figures"
     found = []
     for folder in (anat, figures):
         for path in folder.iterdir() if folder.is_dir() else ():
-            try:
-                theirs = parse_entities(path.name.split(".")[0].rpartition("_")[0])
-            except ValueError:
-                continue
-            derived = {name: theirs.pop(name) for name in DERIVED if name in theirs}
-            ours = folder == figures or "from" in derived or derived.get("desc") in OUR_DESCS
-            if theirs == own and ours:
+            ours = folder == figures or not OURS.isdisjoint(path.name.split("_"))
+            if ours and is_of(path.name, key):
                 found.append(path)
     return sorted(found)
 

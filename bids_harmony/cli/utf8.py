@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
@@ -14,8 +13,6 @@ def use_utf8() -> None:
     and ITK opens files by the locale: under ``PYTHONUTF8=0 LC_ALL=C`` or a Latin-1 locale each
     of them fails at an ``ä`` in a path. The process stays the same one, for those that signal it.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: printing ends no run
     if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
     # The variable is for what the command starts; `-X` holds where Python is told not to read it.

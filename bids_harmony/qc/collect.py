@@ -276,6 +276,12 @@ def read_scan(path: Path, out: Path) -> ScanRow:
     )
 
 
+def is_of(name: str, key: str) -> bool:
+    """Tell whether a file's name has exactly a scan's entities, beside those of derivatives."""
+    parts = name.split("_")[:-1]
+    return sorted(part for part in parts if not part.startswith(MADE)) == sorted(key.split("_"))
+
+
 def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
     """List a scan's files, pictures too, as its record does: what else lies there is not its own.
 
@@ -292,13 +298,7 @@ def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
     list of str
         Paths relative to the output folder.
     """
-    own = sorted(key.split("_"))
-    names = {path: path.rpartition("/")[2].split("_")[:-1] for path in texts(record, "outputs")}
-    return [
-        path
-        for path, parts in names.items()
-        if sorted(part for part in parts if not part.startswith(MADE)) == own
-    ]
+    return [path for path in texts(record, "outputs") if is_of(path.rpartition("/")[2], key)]
 
 
 def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
