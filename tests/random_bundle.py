@@ -10,11 +10,11 @@ import torch
 
 from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
-from bids_harmony.models.generators import ResidualGenerator
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.qc.guard import calibrate
 from bids_harmony.qc.harmonization import brain_histogram
-from bids_harmony.qc.style import FEATURES, StyleReference
+from bids_harmony.sites.code import Appearance
+from bids_harmony.sites.descriptors import LEVELS
 
 BOX = [[9, 89], [11, 107]]
 
@@ -22,14 +22,9 @@ BOX = [[9, 89], [11, 107]]
 def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None = None) -> Bundle:
     """Write a bundle whose networks are small and untrained, for the 2 mm template grid."""
     torch.manual_seed(seed)
-    forward = ResidualGenerator([8, 8], bins=4, around=1)
-    torch.nn.init.normal_(forward.head.weight, std=0.02)
-    backward = ResidualGenerator([8, 8], n_sites=1)
     options = {"channels": [4, 4, 4, 4, 4], "shape": [80, 96], "hidden": 8}
     age_options = {**options, "mean": 45.0, "scale": 15.0}
     networks: dict[str, list[Any]] = {
-        "harmonizer": [forward],
-        "backward": [backward],
         "brain_age": [SliceNetwork(**age_options) for _ in range(2)],
         "schizophrenia": [SliceNetwork(**options)],
     }
@@ -41,17 +36,6 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "contract": (contract or Contract()).to_dict(),
         "box": BOX,
         "networks": {
-            "harmonizer": {
-                "kind": "residual",
-                "files": ["harmonizer.safetensors"],
-                "options": {"channels": [8, 8], "bins": 4, "around": 1},
-            },
-            "backward": {
-                "kind": "residual",
-                "files": ["backward.safetensors"],
-                "options": {"channels": [8, 8], "n_sites": 1},
-                "sites": ["SRC"],
-            },
             "brain_age": {
                 "kind": "slice",
                 "files": ["brain_age.safetensors", "brain_age-2.safetensors"],
@@ -63,6 +47,7 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
                 "options": options,
             },
         },
+        "map": {"kind": "intensity-mapping"},
         "targets": {
             "brain_age": {
                 "network": "brain_age",
@@ -84,8 +69,13 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
     }
     flat = brain_histogram(np.linspace(0, 1, 64).reshape(4, 4, 4), np.ones((4, 4, 4), bool))
     reference = {"metrics": {}, "histograms": {"REF": flat}}
-    style = StyleReference.fit(
-        np.array([[0.5] * len(FEATURES), [0.3] * len(FEATURES)]), ["REF", "SRC"]
+    levels = np.array(LEVELS)
+    appearance = Appearance(
+        levels, 0.001 * (levels - 0.5), np.full(len(levels), 0.02), (20.0, 80.0), (0.8, 9.0), 10
     )
-    guard = {"limits": calibrate([]), "style": style.to_dict()}
-    return write_bundle(out, info, networks, {"qc_reference.json": reference, "guard.json": guard})
+    tables = {
+        "qc_reference.json": reference,
+        "guard.json": {"limits": calibrate([])},
+        "appearance.json": appearance.to_dict(),
+    }
+    return write_bundle(out, info, networks, tables)

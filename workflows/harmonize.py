@@ -81,11 +81,7 @@ def init_harmonize_wf(
             ("preproc_mask", "in_mask"),
             ("metrics", "metrics"),
         ]),
-        (harmonize, guard, [
-            ("out_file", "harmonized"),
-            ("measures", "measures"),
-            ("nearest_site", "nearest_site"),
-        ]),
+        (harmonize, guard, [("out_file", "harmonized")]),
         (harmonize, outputnode, [("out_file", "harmonized")]),
         (guard, outputnode, [("metrics", "metrics"), ("guard", "guard")]),
     ])  # fmt: skip

@@ -31,12 +31,11 @@ class _ModelInputSpec(BaseInterfaceInputSpec):
 class _HarmonizeInputSpec(_ModelInputSpec):
     in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     in_mask = File(exists=True, mandatory=True, desc="its foreground")
+    calibration = traits.Dict(mandatory=True, desc="of the scan's site, as in its file")
 
 
 class _HarmonizeOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the brain as the reference site would show it")
-    measures = traits.Dict(desc="how well the maps know the scan, for the anatomy guard")
-    nearest_site = traits.Any(desc="training site the scan looks most like, or None")
 
 
 class Harmonize(SimpleInterface):
@@ -46,17 +45,19 @@ class Harmonize(SimpleInterface):
     output_spec = _HarmonizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.models.apply import harmonize_volume, model_measures
+        from bids_harmony.models.apply import harmonize_volume
         from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.sites.calibration import Calibration
 
         set_threads(self.inputs.num_threads)
         img = nib.load(self.inputs.in_file)
-        bundle, device = load_bundle(Path(self.inputs.bundle)), self.inputs.device
-        raw = np.asarray(img.dataobj)
-        mask = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
-        data = harmonize_volume(bundle, raw, mask, img.affine, device=device)
-        self._results["measures"], self._results["nearest_site"] = model_measures(
-            bundle, raw, data, mask, img.affine, device=device
+        data = harmonize_volume(
+            load_bundle(Path(self.inputs.bundle)),
+            np.asarray(img.dataobj),
+            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            img.affine,
+            Calibration.from_dict(self.inputs.calibration),
+            device=self.inputs.device,
         )
         out = nib.Nifti1Image(data, img.affine, img.header)
         self._results["out_file"] = save_image(out, runtime, "harmonized.nii.gz")
@@ -67,6 +68,7 @@ class _PredictInputSpec(_ModelInputSpec):
     raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
     site = traits.Str(mandatory=True, desc="site of the scan")
+    calibration = traits.Dict(mandatory=True, desc="of the site, as in its file")
     age = traits.Float(desc="chronological age in years, if known")
     guard = traits.Dict(mandatory=True, desc="verdict of the anatomy guard")
     on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
@@ -86,6 +88,7 @@ class Predict(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from bids_harmony.models.apply import predict_scan
         from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.sites.calibration import Calibration
 
         set_threads(self.inputs.num_threads)
         raw = nib.load(self.inputs.raw)
@@ -97,6 +100,7 @@ class Predict(SimpleInterface):
             raw.affine,
             age=self.inputs.age if isdefined(self.inputs.age) else None,
             site=self.inputs.site,
+            calibration=Calibration.from_dict(self.inputs.calibration),
             correct_age_bias=self.inputs.correct_age_bias,
             device=self.inputs.device,
         )
@@ -139,13 +143,11 @@ class _GuardInputSpec(BaseInterfaceInputSpec):
     bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
     bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
     metrics = traits.Dict(mandatory=True, desc="metrics so far")
-    measures = traits.Dict(mandatory=True, desc="how well the maps know the scan")
-    nearest_site = traits.Any(desc="training site the scan looks most like, or None")
 
 
 class _GuardOutputSpec(TraitedSpec):
     metrics = traits.Dict(desc="metrics so far and those of the harmonization")
-    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits, nearest_site")
+    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits")
 
 
 class Guard(SimpleInterface):
@@ -161,7 +163,7 @@ class Guard(SimpleInterface):
 
         bundle = load_bundle(Path(self.inputs.bundle))
         raw = nib.load(self.inputs.raw)
-        changes = self.inputs.measures | harmonization_metrics(
+        changes = harmonization_metrics(
             np.asarray(raw.dataobj),
             np.asarray(nib.load(self.inputs.harmonized).dataobj),
             np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
@@ -170,5 +172,5 @@ class Guard(SimpleInterface):
             bundle.contract.grey,
         )
         self._results["metrics"] = self.inputs.metrics | changes
-        self._results["guard"] = guard_record(changes, bundle.guard(), self.inputs.nearest_site)
+        self._results["guard"] = guard_record(changes, bundle.guard())
         return runtime

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bids_harmony.models.bundle import Bundle
-from bids_harmony.models.slices import (
-    crop,
-    fit_box,
-    generator_input,
-    middle_slices,
-    predictor_input,
-    slice_heights,
-    uncrop,
-)
-from bids_harmony.qc.metrics import rounded
-from bids_harmony.qc.style import StyleReference, style_features
+from bids_harmony.models.slices import crop, middle_slices, predictor_input, slice_heights
+from bids_harmony.sites.calibration import Calibration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,16 +39,16 @@ def harmonize_volume(
     volume: np.ndarray,
     mask: np.ndarray,
     affine: np.ndarray,
+    calibration: Calibration,
     *,
     device: str = "cpu",
-    batch_size: int = 16,
 ) -> np.ndarray:
-    """Map a volume to the reference site, slice by slice.
+    """Map a volume to the reference site.
 
     Parameters
     ----------
     bundle : Bundle
-        Its forward map takes no site label.
+        The one that ``calibration`` was made with.
     volume : numpy.ndarray
         3-D volume on the template grid as :func:`bids_harmony.anat.intensity.normalize` makes
         it (white matter 1, background 0).
@@ -65,161 +56,17 @@ def harmonize_volume(
         Boolean brain mask of the same shape.
     affine : numpy.ndarray
         4 x 4 affine of the template grid.
+    calibration : Calibration
+        Of the scan's site.
     device : str
         torch device.
-    batch_size : int
-        Slices mapped at a time.
 
     Returns
     -------
     numpy.ndarray
         float32 volume of the same shape, exactly 0 outside the mask.
     """
-    (network,) = bundle.networks(device)["harmonizer"]
-    return map_volume(network, volume, mask, affine, bundle.box, device, batch_size)
-
-
-def map_volume(
-    network: nn.Module,
-    volume: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    box: tuple[tuple[int, int], tuple[int, int]],
-    device: str = "cpu",
-    batch_size: int = 16,
-    site: int | None = None,
-) -> np.ndarray:
-    """Apply a map to the slices of a volume that hold brain.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        A forward map, or a backward map together with ``site``.
-    volume, mask, affine
-        As of :func:`harmonize_volume`.
-    box : tuple
-        Rows and columns the network was trained on; grown where the mask needs it.
-    device, batch_size
-        As of :func:`harmonize_volume`.
-    site : int, optional
-        Number of the site a backward map leads to.
-
-    Returns
-    -------
-    numpy.ndarray
-        As of :func:`harmonize_volume`.
-    """
-    import torch
-
-    box = fit_box(box, mask, int(network.stride))  # type: ignore[arg-type]
-    stack, inside = crop(volume, box), crop(mask, box)
-    heights = slice_heights(volume.shape[2], affine)
-    inputs = generator_input(stack, inside, heights, int(network.around))  # type: ignore[arg-type]
-    out = np.zeros(stack.shape, np.float32)
-    used = np.flatnonzero(inside.any(axis=(1, 2)))
-    with _repeatable():
-        for start in range(0, len(used), batch_size):
-            some = used[start : start + batch_size]
-            x = torch.from_numpy(inputs[some]).to(device)
-            code = None if site is None else torch.full((len(some),), site, device=device)
-            mapped = network(x) if code is None else network(x, code)
-            out[some] = mapped[:, 0].float().cpu().numpy()
-    out[~inside] = 0
-    return uncrop(out, box, volume.shape)
-
-
-def model_measures(
-    bundle: Bundle,
-    raw: np.ndarray,
-    harmonized: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    *,
-    device: str = "cpu",
-) -> tuple[dict[str, float | None], str | None]:
-    """Measure how well a bundle's maps know a scan, for the anatomy guard.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        One with ``guard.json``; nothing is measured with another.
-    raw, harmonized : numpy.ndarray
-        Scaled volumes on the template grid, before and after :func:`harmonize_volume`.
-    mask : numpy.ndarray
-        Boolean mask of their foreground.
-    affine : numpy.ndarray
-        4 x 4 affine of the template grid.
-    device : str
-        torch device.
-
-    Returns
-    -------
-    measures : dict
-        ``training_distance`` and ``harmonized_cycle_error``; None where not defined.
-    site : str or None
-        The training site whose scans look most like this one.
-    """
-    measures: dict[str, float | None] = {
-        "training_distance": None, "harmonized_cycle_error": None,
-    }  # fmt: skip
-    guard = bundle.guard()
-    if guard is None:
-        return measures, None
-    style = StyleReference.from_dict(guard["style"])
-    zoom, grey = float(abs(affine[0, 0])), bundle.contract.grey
-    features = style_features(raw, mask, zoom, grey)
-    site, measures["training_distance"] = style.nearest(features)
-    networks = bundle.networks(device)
-    if "backward" in networks:
-        sources = bundle.info["networks"]["backward"]["sites"]
-        number = sources.index(style.nearest(features, sources)[0])
-        measures["harmonized_cycle_error"] = cycle_error(
-            (networks["harmonizer"][0], networks["backward"][0]),
-            raw,
-            None if site == bundle.reference_site else harmonized,
-            mask,
-            affine,
-            bundle.box,
-            number,
-            device,
-        )
-    return {name: rounded(value) for name, value in measures.items()}, site
-
-
-def cycle_error(
-    maps: tuple[nn.Module, nn.Module],
-    raw: np.ndarray,
-    harmonized: np.ndarray | None,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    box: tuple[tuple[int, int], tuple[int, int]],
-    site: int,
-    device: str = "cpu",
-) -> float:
-    """Mean absolute error inside the mask of a scan taken to the other side and back.
-
-    Parameters
-    ----------
-    maps : tuple of torch.nn.Module
-        Forward and backward map.
-    raw : numpy.ndarray
-        Scaled volume.
-    harmonized : numpy.ndarray or None
-        The volume after the forward map; None for a scan of the reference, whose cycle runs
-        the other way: to ``site`` and back.
-    mask, affine, box, device
-        As of :func:`map_volume`.
-    site : int
-        Number of the site, as the backward map counts them.
-    """
-    forward, backward = maps
-    grid = (mask, affine, box, device)
-    if harmonized is None:
-        away = map_volume(backward, raw, *grid, site=site)
-        back = map_volume(forward, away, *grid)
-    else:
-        back = map_volume(backward, harmonized, *grid, site=site)
-    return float(np.abs(back - raw)[mask].mean(dtype=np.float64))
+    return np.where(mask, calibration.mapping(volume), np.float32(0))
 
 
 def predict_slices(
@@ -257,6 +104,7 @@ def predict_scan(
     *,
     age: float | None = None,
     site: str | None = None,
+    calibration: Calibration | None = None,
     correct_age_bias: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -276,6 +124,8 @@ def predict_scan(
         Chronological age, for the gap.
     site : str, optional
         The scan's site, to say whether the bundle was trained on it.
+    calibration : Calibration, optional
+        What ``harmonized`` was made with, to name it.
     correct_age_bias : bool
         Add gaps without the part that age alone explains at the reference site.
     device : str
@@ -326,6 +176,7 @@ def predict_scan(
         "reference_site": None if site is None else site == bundle.reference_site,
     }
     result["bundle"] = bundle.identity()
+    result["calibration"] = None if calibration is None else calibration.identity()
     return result
 
 

@@ -23,16 +23,17 @@ from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
 from bids_harmony.files import sha256_of
 from bids_harmony.processes import end_with_parent
+from bids_harmony.sites.code import Appearance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "data" / "bundle"
 KEYS = frozenset(
     {
         "format", "name", "version", "reference_site", "sites", "contract", "box", "networks",
-        "targets", "metrics", "training", "licences", "intended_use", "files",
+        "map", "targets", "metrics", "training", "licences", "intended_use", "files",
     }
 )  # fmt: skip
 #: Bytes that no honest file of a bundle exceeds: a larger one is not read.
@@ -97,13 +98,18 @@ class Bundle:
         return content
 
     def guard(self) -> dict[str, Any] | None:
-        """Read ``guard.json``: ``limits`` and ``style`` of the anatomy guard; None without one."""
+        """Read ``guard.json``, the ``limits`` of the anatomy guard; None without one."""
         if "guard.json" not in self.info["files"]:
             return None
         content: dict[str, Any] = json.loads(
             (self.path / "guard.json").read_text(encoding="utf-8")
         )
         return content
+
+    def appearance(self) -> Appearance:
+        """Read ``appearance.json``: how the reference's scans look, at each age."""
+        content = json.loads((self.path / "appearance.json").read_text(encoding="utf-8"))
+        return Appearance.from_dict(content)
 
     def identity(self) -> dict[str, str]:
         """Name, version and digest, for outputs that carry a number of this bundle's."""
@@ -262,8 +268,7 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     Parameters
     ----------
     config : dict
-        ``kind`` (one of :data:`bids_harmony.models.generators.GENERATORS`, or ``slice``) and
-        ``options`` for the network's class.
+        ``kind`` (``slice``) and ``options`` for the network's class.
     tensors : dict
         State dictionary; stored in half precision, used in single precision.
 
@@ -274,10 +279,9 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     """
     import torch
 
-    from bids_harmony.models.generators import GENERATORS
     from bids_harmony.models.networks import SliceNetwork
 
-    kinds: dict[str, type[nn.Module]] = {**GENERATORS, "slice": SliceNetwork}
+    kinds: dict[str, type[nn.Module]] = {"slice": SliceNetwork}
     network = kinds[config["kind"]](**config["options"])
     full = {}
     for key, value in tensors.items():

@@ -1,0 +1,1 @@
+"""How a site's scans look: descriptors of a scan, the site code, calibration."""

@@ -1,0 +1,420 @@
+"""Calibration of a site: the file that holds its code and what it was estimated from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bids_harmony.errors import UsageError
+from bids_harmony.files import why_unread, write_json
+from bids_harmony.sites.code import Appearance, SiteCode, site_code
+from bids_harmony.sites.mapping import IntensityMapping
+
+if TYPE_CHECKING:
+    from bids_harmony.models.bundle import Bundle
+
+FORMAT = 1
+#: Rounds of predicting ages and mapping, where ages are unknown.
+ROUNDS = 3
+#: Persons, at most, whose ages are estimated: their mean is what counts.
+MOST_ESTIMATED = 24
+#: With fewer persons a calibration is said to rest on few.
+FEW = 8
+#: Two groups of scans lie apart by more than this many standard deviations within them. A single
+#: group, parted at the best place, shows about 2.7.
+APART = 4.5
+#: Smallest group that counts as a second scanner.
+LEAST_GROUP = 3
+MAKE_AGAIN = "Make it again with the calibrate level."
+
+#: Predict a person's brain age from the preprocessed scan in a file, after an intensity mapping.
+Predict = Callable[[Path, IntensityMapping | None], float]
+
+
+@dataclass(frozen=True)
+class SiteScan:
+    """What calibration needs to know of a scan.
+
+    Attributes
+    ----------
+    key : str
+        Name of the scan.
+    person : str
+        Whose it is.
+    site : str
+        Where it was acquired.
+    age : float or None
+        In years.
+    diagnosis : str or None
+        As the dataset writes it.
+    descriptors : dict
+        Of :func:`bids_harmony.sites.descriptors.describe`.
+    t1w : pathlib.Path
+        The preprocessed scan, read only where its age has to be estimated.
+    """
+
+    key: str
+    person: str
+    site: str
+    age: float | None
+    diagnosis: str | None
+    descriptors: Mapping[str, Any]
+    t1w: Path
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A site's code, and how it was come by.
+
+    Attributes
+    ----------
+    site : str
+        Label of the site.
+    bundle : dict
+        Name, version and SHA-256 of the bundle whose reference the code refers to.
+    template : str
+        Space label of the scans.
+    code : SiteCode
+        What sets the site apart.
+    mapping : IntensityMapping
+        The curve that the code implies.
+    n_scans : int
+        Scans of the ``code.n`` persons.
+    ages : dict
+        ``source`` ("known", "estimated" or "mixed"), ``mean``, ``min`` and ``max`` in years.
+    fit_filter : str or None
+        Condition that the scans had to meet.
+    made_by : str
+        Level that made it: ``calibrate``, or ``participant`` from the scans of one run.
+    warnings : tuple of str
+        What to keep in mind.
+    """
+
+    site: str
+    bundle: dict[str, str]
+    template: str
+    code: SiteCode
+    mapping: IntensityMapping
+    n_scans: int
+    ages: dict[str, Any]
+    fit_filter: str | None = None
+    made_by: str = "calibrate"
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        code, curve = self.code, self.mapping
+        return {
+            "format": FORMAT,
+            "site": self.site,
+            "bundle": dict(self.bundle),
+            "template": self.template,
+            "made_by": self.made_by,
+            "fit_filter": self.fit_filter,
+            "n_scans": self.n_scans,
+            "n_persons": code.n,
+            "ages": dict(self.ages),
+            "code": {
+                "shift": _rounded(code.shift), "sd": _rounded(code.sd), "age": round(code.age, 2),
+            },
+            "mapping": {"x": _rounded(curve.x), "y": _rounded(curve.y)},
+            "warnings": list(self.warnings),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Read :meth:`to_dict`'s content."""
+        code, curve = values["code"], values["mapping"]
+        n = int(values["n_persons"])
+        arrays = [np.array(v, float) for v in (code["shift"], code["sd"], curve["x"], curve["y"])]
+        shift, sd, x, y = arrays
+        if not (
+            n > 0
+            and all(a.ndim == 1 and len(a) and np.isfinite(a).all() for a in arrays)
+            and len(x) == len(y)
+            and (np.diff(x) > 0).all()
+            and (np.diff(y) > 0).all()
+        ):
+            raise ValueError("its curve does not ascend")
+        return cls(
+            str(values["site"]), dict(values["bundle"]), str(values["template"]),
+            SiteCode(shift, sd, float(code["age"]), n), IntensityMapping(x, y),
+            int(values["n_scans"]), dict(values["ages"]), values["fit_filter"],
+            str(values["made_by"]), tuple(values["warnings"]),
+        )  # fmt: skip
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what the harmonized scans depend on."""
+        content = self.to_dict()
+        said = {name: content[name] for name in ("site", "bundle", "template", "code", "mapping")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Name the calibration in the outputs that rest on it."""
+        return {
+            "site": self.site,
+            "n_persons": self.code.n,
+            "ages": self.ages["source"],
+            "made_by": self.made_by,
+            "sha256": self.sha256,
+        }
+
+
+def calibrate(
+    scans: Sequence[SiteScan],
+    bundle: Bundle,
+    *,
+    predict: Predict,
+    template: str,
+    fit_filter: str | None = None,
+    made_by: str = "calibrate",
+) -> Calibration:
+    """Estimate the code of the site that some scans come from.
+
+    Parameters
+    ----------
+    scans : sequence of SiteScan
+        One or more scans of one site.
+    bundle : Bundle
+        Its reference is what the site is compared with.
+    predict : callable
+        Estimates ages where they are unknown: by alternating prediction and mapping, from the
+        raw prediction, in :data:`ROUNDS` rounds.
+    template : str
+        Space label of the scans.
+    fit_filter, made_by
+        As of :class:`Calibration`.
+    """
+    scans = sorted(scans, key=lambda scan: scan.key)
+    site, appearance = scans[0].site, bundle.appearance()
+    values = np.array([scan.descriptors["quantiles"] for scan in scans])
+    ages = np.array([np.nan if scan.age is None else scan.age for scan in scans], float)
+    persons = [scan.person for scan in scans]
+    known = ~np.isnan(ages)
+    if not known.all():
+        ages = _estimate_ages(scans, values, ages, appearance, predict)
+    code = site_code(values, ages, persons, appearance)
+    source = "known" if known.all() else "mixed" if known.any() else "estimated"
+    calibration = Calibration(
+        site=site,
+        bundle=bundle.identity(),
+        template=template,
+        code=code,
+        mapping=IntensityMapping.of(code, appearance),
+        n_scans=len(scans),
+        ages={
+            "source": source,
+            "mean": round(code.age, 1),
+            "min": round(float(ages.min()), 1),
+            "max": round(float(ages.max()), 1),
+        },
+        fit_filter=fit_filter,
+        made_by=made_by,
+    )
+    return replace(calibration, warnings=tuple(_warnings(calibration, values, ages, appearance)))
+
+
+def _estimate_ages(
+    scans: Sequence[SiteScan],
+    values: np.ndarray,
+    ages: np.ndarray,
+    appearance: Appearance,
+    predict: Predict,
+) -> np.ndarray:
+    """Fill in unknown ages: of some persons by prediction, of the others by the mean of these."""
+    unknown = np.flatnonzero(np.isnan(ages))
+    persons = np.array([scan.person for scan in scans])
+    first = [int(i) for i in unknown[np.unique(persons[unknown], return_index=True)[1]]]
+    some = [
+        first[k] for k in np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))
+    ]
+    slope, intercept = appearance.line
+    mapping: IntensityMapping | None = None
+    filled = ages.copy()
+    for _ in range(ROUNDS):
+        predicted = np.array([predict(scans[i].t1w, mapping) for i in some])
+        estimated = (predicted - intercept) / slope
+        filled[unknown] = np.clip(estimated.mean(), *appearance.ages)
+        code = site_code(values, filled, persons, appearance)
+        mapping = IntensityMapping.of(code, appearance)
+    return filled
+
+
+def _warnings(
+    calibration: Calibration, values: np.ndarray, ages: np.ndarray, appearance: Appearance
+) -> list[str]:
+    site, code = calibration.site, calibration.code
+    found = []
+    if code.n == 1:
+        found.append(
+            f"The site {site} is calibrated from one person: what is the scanner's and what the "
+            "person's cannot be told apart."
+        )
+    elif code.n < FEW:
+        found.append(f"The site {site} is calibrated from {code.n} persons only.")
+    low, high = appearance.ages
+    if outside := int(((ages < low) | (ages > high)).sum()):
+        found.append(
+            f"{outside} of {len(ages)} scans of the site {site} have ages outside the "
+            f"reference's {low:.0f} to {high:.0f} years: they are compared with its youngest or "
+            "oldest."
+        )
+    if (groups := two_groups(values, ages, appearance)) is not None:
+        found.append(
+            f"The scans of the site {site} fall into two groups, of {groups[0]} and {groups[1]}, "
+            "that look as if from two scanners: give each its own site label."
+        )
+    return found
+
+
+def two_groups(
+    values: np.ndarray, ages: np.ndarray, appearance: Appearance
+) -> tuple[int, int] | None:
+    """Tell whether the scans of one site look as if they came from two scanners.
+
+    Returns
+    -------
+    tuple of int or None
+        Scans in each group, the larger first; None where there is one group.
+    """
+    off = (values - appearance.expected(ages)) / appearance.person_sd
+    # Along the direction in which the scans differ most.
+    centred = off - off.mean(axis=0)
+    if len(off) < 2 * LEAST_GROUP or not centred.any():
+        return None
+    scores = np.sort(centred @ np.linalg.svd(centred, full_matrices=False)[2][0])
+    cuts = range(LEAST_GROUP, len(scores) - LEAST_GROUP + 1)
+    parts = [(scores[:k], scores[k:]) for k in cuts]
+    within = [np.sqrt(((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum()) for a, b in parts]
+    a, b = parts[int(np.argmin(within))]
+    sd = min(within) / np.sqrt(len(scores) - 2)
+    if b.mean() - a.mean() <= APART * sd:
+        return None
+    return max(len(a), len(b)), min(len(a), len(b))
+
+
+def confounded(scans: Sequence[SiteScan]) -> list[str]:
+    """Say where site and diagnosis cannot be told apart.
+
+    Parameters
+    ----------
+    scans : sequence of SiteScan
+        Of all sites.
+    """
+    diagnoses: dict[str, set[str]] = {}
+    for scan in scans:
+        if scan.diagnosis is not None:
+            diagnoses.setdefault(scan.site, set()).add(scan.diagnosis)
+    there = set().union(*diagnoses.values()) if diagnoses else set()
+    return [
+        f"All scans of the site {site} have the diagnosis '{next(iter(found))}', and other sites "
+        "have others: its calibration takes for the scanner's what may be the disease's. "
+        "Calibrate it on controls: --fit-filter 'diagnosis == \"control\"'."
+        for site, found in sorted(diagnoses.items())
+        if len(found) == 1 and len(there) > 1
+    ]  # fmt: skip
+
+
+def write_calibrations(folder: Path, calibrations: Sequence[Calibration]) -> dict[str, Path]:
+    """Write calibrations to a folder, ``site-<label>_calibration.json``.
+
+    A label is what BIDS allows of the site's name. Sites that would share one are told apart by a
+    digest of their names.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        The file of each site.
+    """
+    labels = {c.site: "".join(filter(str.isalnum, c.site)) or "unnamed" for c in calibrations}
+    shared = [label.lower() for label in labels.values()]
+    written = {}
+    for calibration in calibrations:
+        label = labels[calibration.site]
+        if shared.count(label.lower()) > 1 or not label.isascii():
+            label = hashlib.sha256(calibration.site.encode()).hexdigest()[:8]
+        written[calibration.site] = folder / f"site-{label}_calibration.json"
+        write_json(written[calibration.site], calibration.to_dict())
+    return written
+
+
+def read_calibrations(path: Path, bundle: Bundle, template: str) -> dict[str, Calibration]:
+    """Read a calibration, or all of a folder.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A file, or a folder with files ``site-*_calibration.json``.
+    bundle : Bundle
+        The bundle in use.
+    template : str
+        Space label of the scans they are meant for.
+
+    Returns
+    -------
+    dict of str to Calibration
+        By site.
+
+    Raises
+    ------
+    UsageError
+        When there is none, or one is broken or was made with another bundle or template.
+    """
+    files = sorted(path.glob("site-*_calibration.json")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(
+            f"There is no calibration in {path}.",
+            "Name the folder that holds site-*_calibration.json, or run the calibrate level.",
+        )
+    found: dict[str, Calibration] = {}
+    for file in files:
+        calibration = _read(file)
+        if calibration.bundle.get("sha256") != bundle.sha256:
+            made = " ".join(calibration.bundle.get(k, "?") for k in ("name", "version"))
+            raise UsageError(
+                f"The calibration {file} was made with another bundle ({made}) than "
+                f"{bundle.name} {bundle.version}, which is in use.",
+                f"{MAKE_AGAIN[:-1]}, or give --bundle the one it was made with.",
+            )
+        if calibration.template != template:
+            raise UsageError(
+                f"The calibration {file} is for scans in {calibration.template}, and these are "
+                f"registered to {template}.",
+                MAKE_AGAIN,
+            )
+        if calibration.site in found:
+            raise UsageError(
+                f"The folder {path} holds two calibrations of the site {calibration.site}.",
+                "Remove one of them.",
+            )
+        found[calibration.site] = calibration
+    return found
+
+
+def _read(file: Path) -> Calibration:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"it is of format {values['format']}")
+        return Calibration.from_dict(values)
+    except OSError as error:
+        raise UsageError(
+            f"The calibration {file} cannot be read ({why_unread(file, error)}).",
+            "Give --calibration a file, or a folder, of the calibrate level.",
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"The calibration {file} is broken ({type(error).__name__}: {error}).", MAKE_AGAIN
+        ) from error
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(v), 6) for v in values]

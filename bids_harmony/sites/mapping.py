@@ -1,0 +1,45 @@
+"""The intensity mapping of a site: one monotone curve for all its scans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_harmony.sites.code import Appearance, SiteCode
+
+#: Least rise of the curve, so that it keeps all differences within a scan.
+LEAST_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class IntensityMapping:
+    """A monotone curve from a site's intensities to the reference's.
+
+    Attributes
+    ----------
+    x, y : numpy.ndarray
+        Intensities at the site and at the reference, both ascending. Below the first the curve
+        runs straight to 0, so that the background stays 0; beyond the last it keeps its distance.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def of(cls, code: SiteCode, appearance: Appearance) -> IntensityMapping:
+        """Make the curve that takes the site's quantiles to the reference's at the same ages."""
+        y = appearance.expected(np.array([code.age]))[0]
+        return cls(_ascending(y + code.shift), _ascending(y))
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        """Map a volume; float32, 0 where it was 0."""
+        far = 10.0
+        x = np.concatenate([[0.0], self.x, [self.x[-1] + far]])
+        y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
+        return np.interp(volume, x, y).astype(np.float32)
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    steps = np.arange(len(values)) * LEAST_STEP
+    return np.asarray(np.maximum.accumulate(np.maximum(values, LEAST_STEP) - steps) + steps)
