@@ -172,7 +172,7 @@ def calibrate(
     scans: Sequence[SiteScan],
     bundle: Bundle,
     *,
-    predict: Predict,
+    predict: Predict | None,
     template: str,
     fit_filter: str | None = None,
     made_by: str = "calibrate",
@@ -185,9 +185,9 @@ def calibrate(
         One or more scans of one site.
     bundle : Bundle
         Its reference is what the site is compared with.
-    predict : callable
-        Estimates ages where they are unknown: by alternating prediction and mapping, from the
-        raw prediction, in :data:`ROUNDS` rounds.
+    predict : callable or None
+        Estimates ages where they are unknown (:func:`estimate_ages`); None where the bundle
+        predicts no age.
     template : str
         Space label of the scans.
     fit_filter, made_by
@@ -197,10 +197,14 @@ def calibrate(
     site, appearance = scans[0].site, bundle.appearance()
     values = np.array([scan.descriptors["quantiles"] for scan in scans])
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans], float)
-    persons = [scan.person for scan in scans]
+    persons = np.array([scan.person for scan in scans])
     known = ~np.isnan(ages)
-    if not known.all():
-        ages = _estimate_ages(scans, values, ages, appearance, predict)
+
+    def of_number(i: int, mapping: IntensityMapping | None) -> float:
+        assert predict is not None
+        return predict(scans[i].t1w, mapping)
+
+    ages = estimate_ages(values, ages, persons, appearance, predict and of_number)
     code = site_code(values, ages, persons, appearance)
     source = "known" if known.all() else "mixed" if known.any() else "estimated"
     calibration = Calibration(
@@ -222,29 +226,52 @@ def calibrate(
     return replace(calibration, warnings=tuple(_warnings(calibration, values, ages, appearance)))
 
 
-def _estimate_ages(
-    scans: Sequence[SiteScan],
+def estimate_ages(
     values: np.ndarray,
     ages: np.ndarray,
+    persons: np.ndarray,
     appearance: Appearance,
-    predict: Predict,
+    predict: Callable[[int, IntensityMapping | None], float] | None,
 ) -> np.ndarray:
-    """Fill in unknown ages: of some persons by prediction, of the others by the mean of these."""
+    """Fill in unknown ages by the mean that alternating prediction and mapping gives.
+
+    Ignoring age is worse than no calibration: a young site would pass for a bright scanner
+    (site-effects.md §3). What counts is the mean age, so that some persons are enough.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (scans, levels) descriptors.
+    ages : numpy.ndarray
+        (scans,) in years, NaN where unknown.
+    persons : numpy.ndarray
+        (scans,) whose scan it is.
+    appearance : Appearance
+        Of the reference.
+    predict : callable or None
+        Takes the number of a scan and an intensity mapping (None: the scan as it is), returns its
+        predicted brain age. Without it the reference's mean age is taken.
+
+    Returns
+    -------
+    numpy.ndarray
+        (scans,) none missing.
+    """
     unknown = np.flatnonzero(np.isnan(ages))
-    persons = np.array([scan.person for scan in scans])
-    first = [int(i) for i in unknown[np.unique(persons[unknown], return_index=True)[1]]]
-    some = [
-        first[k] for k in np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))
-    ]
+    filled = ages.copy()
+    if not len(unknown):
+        return filled
+    if predict is None or appearance.line is None:
+        filled[unknown] = appearance.mean_age
+        return filled
+    first = unknown[np.unique(persons[unknown], return_index=True)[1]]
+    some = first[np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))]
     slope, intercept = appearance.line
     mapping: IntensityMapping | None = None
-    filled = ages.copy()
     for _ in range(ROUNDS):
-        predicted = np.array([predict(scans[i].t1w, mapping) for i in some])
-        estimated = (predicted - intercept) / slope
-        filled[unknown] = np.clip(estimated.mean(), *appearance.ages)
-        code = site_code(values, filled, persons, appearance)
-        mapping = IntensityMapping.of(code, appearance)
+        predicted = np.mean([predict(int(i), mapping) for i in some])
+        filled[unknown] = np.clip((predicted - intercept) / slope, *appearance.ages)
+        mapping = IntensityMapping.of(site_code(values, filled, persons, appearance), appearance)
     return filled
 
 

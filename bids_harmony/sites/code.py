@@ -32,9 +32,11 @@ class Appearance:
         (levels,) standard deviation of persons about that line.
     ages : tuple of float
         Youngest and oldest reference scan; beyond, the line is not followed.
-    line : tuple of float
+    line : tuple of float or None
         Slope and intercept of the reference's cross-validated brain age on age, by which ages are
-        estimated where none is known.
+        estimated where they are unknown; None where no brain age is predicted.
+    mean_age : float
+        Of the reference's persons.
     n : int
         Persons it rests on.
     """
@@ -43,7 +45,8 @@ class Appearance:
     slope: np.ndarray
     person_sd: np.ndarray
     ages: tuple[float, float]
-    line: tuple[float, float]
+    line: tuple[float, float] | None
+    mean_age: float
     n: int
 
     @classmethod
@@ -52,21 +55,24 @@ class Appearance:
         descriptors: np.ndarray,
         ages: np.ndarray,
         persons: Sequence[str] | np.ndarray,
-        line: tuple[float, float],
+        line: tuple[float, float] | None,
     ) -> Appearance:
-        """Fit the lines to reference scans, (scans, levels), whose ages are known.
+        """Fit the lines to reference scans, (scans, levels), in which each person counts once.
 
-        Each person counts once.
+        Scans of unknown age count as of mean age; where no age is known, nothing depends on it.
         """
-        values, years = _by_person(descriptors, persons), _by_person(ages, persons)
+        mean_age = float(np.nanmean(ages)) if np.isfinite(ages).any() else 0.0
+        known = np.where(np.isnan(ages), mean_age, ages)
+        values, years = _by_person(descriptors, persons), _by_person(known, persons)
         design = np.stack([np.ones_like(years), years], axis=1)
-        coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
-        off = values - design @ coefficients
+        intercept, slope = np.linalg.lstsq(design, values, rcond=None)[0]
+        off = values - design @ np.stack([intercept, slope])
         sd = np.sqrt((off**2).sum(axis=0) / max(len(years) - 2, 1))
-        return cls(*coefficients, sd, (float(years.min()), float(years.max())), line, len(years))
+        span = (float(years.min()), float(years.max()))
+        return cls(intercept, slope, sd, span, line, float(years.mean()), len(years))
 
     def expected(self, ages: np.ndarray) -> np.ndarray:
-        """(scans, levels) descriptors of a reference scan at each age."""
+        """Descriptors of a reference scan at each age: (scans, levels)."""
         return np.asarray(self.intercept + np.clip(ages, *self.ages)[:, None] * self.slope)
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +84,8 @@ class Appearance:
                 for name in ("intercept", "slope", "person_sd")
             },
             "ages": list(self.ages),
-            "line": {"slope": self.line[0], "intercept": self.line[1]},
+            "line": None if self.line is None else list(self.line),
+            "mean_age": self.mean_age,
             "n": self.n,
         }
 
@@ -86,9 +93,11 @@ class Appearance:
     def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
         """Read :meth:`to_dict`'s values."""
         low, high = values["ages"]
-        line = values["line"]
-        arrays = (np.array(values[name]) for name in ("intercept", "slope", "person_sd"))
-        return cls(*arrays, (low, high), (line["slope"], line["intercept"]), values["n"])
+        line = None if values["line"] is None else (values["line"][0], values["line"][1])
+        intercept, slope, sd = (
+            np.array(values[name], float) for name in ("intercept", "slope", "person_sd")
+        )
+        return cls(intercept, slope, sd, (low, high), line, values["mean_age"], values["n"])
 
 
 @dataclass(frozen=True)

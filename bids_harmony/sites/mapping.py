@@ -37,7 +37,7 @@ class IntensityMapping:
         far = 10.0
         x = np.concatenate([[0.0], self.x, [self.x[-1] + far]])
         y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
-        return np.interp(volume, x, y).astype(np.float32)
+        return np.asarray(np.interp(volume, x, y), dtype=np.float32)
 
 
 def _ascending(values: np.ndarray) -> np.ndarray:
