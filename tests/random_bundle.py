@@ -71,7 +71,13 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
     reference = {"metrics": {}, "histograms": {"REF": flat}}
     levels = np.array(LEVELS)
     appearance = Appearance(
-        levels, 0.001 * (levels - 0.5), np.full(len(levels), 0.02), (20.0, 80.0), (0.8, 9.0), 45.0, 10
+        levels,
+        0.001 * (levels - 0.5),
+        np.full(len(levels), 0.02),
+        (20.0, 80.0),
+        (0.8, 9.0),
+        45.0,
+        10,
     )
     tables = {
         "qc_reference.json": reference,

@@ -21,8 +21,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         choices=EXPERIMENTS,
         metavar="NAME",
         help="sites: trained at the reference, tested at every site; rotations: one or two "
-        "training sites in every order; unseen: maps that never saw the site they are tested on; "
-        "size: how few persons of a site the maps need "
+        "training sites in every order; size: from how few persons a site can be calibrated "
         f"(default: {default_of('experiments', EvaluateOptions)})",
     )
     add_option(
@@ -43,17 +42,6 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="times that everything is trained again with other chance "
         f"(default: {default_of('n_seeds', EvaluateOptions)})",
-    )
-    add_option(
-        group,
-        "--unseen-site",
-        dest="evaluate_unseen_sites",
-        type=plain_number,
-        nargs="+",
-        action=AsTuple,
-        metavar="SITE",
-        help="sites to leave out of the maps, one at a time; adds the experiment unseen "
-        "(default: every one)",
     )
     add_option(
         group,

@@ -39,7 +39,7 @@ RECORDED = frozenset((
     "stop_on_first_crash", "write_graph", "resource_monitor",
 ))  # fmt: skip
 #: Options of training that make a bundle, which evaluate does not.
-BUNDLE_ONLY = frozenset({"add_site", "model_name", "holdout", "force"})
+BUNDLE_ONLY = frozenset({"model_name", "holdout"})
 #: By level, the options that mean nothing there, and why.
 IDLE = {
     "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
@@ -79,10 +79,9 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     options = _reused(given.pop("config_file", None))
     trained = _apart(given, "train", ("train", "evaluate"))
     tried = _apart(given, "evaluate", ("evaluate",))
-    for name, experiment in (("unseen_sites", "unseen"), ("train_sites", "rotations")):
-        if name in tried:
-            experiments = tried.get("experiments", EvaluateOptions.experiments)
-            tried["experiments"] = tuple(dict.fromkeys((*experiments, experiment)))
+    if "train_sites" in tried:
+        experiments = tried.get("experiments", EvaluateOptions.experiments)
+        tried["experiments"] = tuple(dict.fromkeys((*experiments, "rotations")))
     options |= {
         name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
     }

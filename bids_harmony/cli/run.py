@@ -89,7 +89,7 @@ def run_level(config: RunConfig) -> int:
         say(render(find_scans(config), config))
         return 0
     if config.level == "train":
-        from bids_harmony.training.run import run_train
+        from bids_harmony.training.bundle import run_train
 
         return run_train(config)
     if config.level == "evaluate":

@@ -7,7 +7,7 @@ from typing import Any
 
 from bids_harmony.cli.arguments import AsTuple, add_option, default_of
 from bids_harmony.text import plain_number
-from bids_harmony.training.config import PRECISIONS, RECIPES, TrainOptions
+from bids_harmony.training.config import RECIPES, TrainOptions
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -45,26 +45,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--fit-filter",
         dest="train_fit_filter",
         metavar="CONDITION",
-        help="scans to fit the harmonizer and the predictors of numbers on, such as "
+        help="scans to calibrate on, and to train predictors of numbers on, such as "
         "'diagnosis == \"control\"' (default: all)",
     )
-    add_option(
-        group,
-        "--force",
-        dest="train_force",
-        action="store_true",
-        help="train although a site differs hopelessly from the reference in age or sex",
-    )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
-    option("preset", "how the harmonizer is trained", choices=RECIPES)
-    option("harmonizer_steps", "steps of the harmonizer", type=int, metavar="N")
-    option("epoch_steps", "its steps between two candidates", type=int, metavar="N")
     option("predictor", "how predictors are trained", choices=RECIPES)
     option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
-    option("batch", "pairs of slices per step of the harmonizer", type=int, metavar="N")
-    option("devices", "GPUs, or processes on the CPU, per machine", type=int, metavar="N")
-    option("nodes", "machines; start with srun or torchrun", type=int, metavar="N")
-    option("precision", "of the harmonizer's training", choices=PRECISIONS)
     add_option(
         group,
         "--fast-dev-run",
@@ -72,14 +58,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a few steps of everything, to see that it runs",
     )
-    add_option(
-        group,
-        "--add-site",
-        dest="train_add_site",
-        type=plain_number,
-        metavar="SITE",
-        help="fit one more site to --bundle, and train nothing else",
-    )
     option("holdout", "part of each site's subjects kept for figures", type=float, metavar="X")
-    option("validation", "part kept for choosing a checkpoint", type=float, metavar="X")
+    option("validation", "part kept for setting the guard's limits", type=float, metavar="X")
     option("folds", "networks in a predictor's ensemble", type=int, metavar="N")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 COLUMNS = {
     "experiment": "sites: trained at the reference, tested at every site; rotations: one or two "
-    "training sites in every order; unseen: maps that saw no scan of the test site; size: maps "
-    "that saw few persons of it",
-    "train_sites": "Sites the predictor was trained at; the first is the maps' reference",
-    "n_source": "Persons of the test site whose scans the maps saw, where that was limited",
+    "training sites in every order; size: calibrated on few "
+    "persons of the test site",
+    "train_sites": "Sites the predictor was trained at; the first is the reference",
+    "n_source": "Persons of the test site that calibrate it, where that was limited",
     "target": "What is predicted",
     "test_site": "Site of the scans that are tested; several joined by + together",
     "way": "How scans were prepared: none (no harmonization: resampled, over the 98th percentile "
     "of the brain), tissue_scaling (tissue normalization only: without bias field, CSF, grey and "
-    "white matter at fixed values); and after that histogram_matching, combat or harmonized",
+    "white matter at fixed values); and after that histogram_matching, combat, harmonized (by the "
+    "site's calibration, ages estimated) or harmonized_known_ages (its ages known)",
     "n_scans": "Scans tested",
     "n_persons": "Persons these scans are of",
     "n_folds": "Seeds and folds that these scans were tested in: fewer where a way or target "
@@ -48,14 +49,6 @@ COLUMNS = {
     "site_probe": "Cross-validated balanced accuracy of telling the site's scans from the "
     "reference's by tone, contrast, noise and sharpness, no person in two folds; 0.5 is chance",
     "site_probe_p": "Its p by exchanging the sites of whole persons",
-    "harmonized_change": "Median over scans of the mean absolute change of intensity",
-    "harmonized_edge_agreement": "Median agreement of gradients before and after; 1: the same",
-    "harmonized_csf_change": "Median change of the share of fluid",
-    "harmonized_gm_change": "Median change of the share of grey matter",
-    "harmonized_wm_change": "Median change of the share of white matter",
-    "harmonized_ventricle_change": "Median relative change of the ventricles' volume",
-    "segmented_ventricle_change": "The same, where tissues are found anew in each volume",
-    "segmented_overlap": "Median least Dice of a tissue, where tissues are found anew",
     "measure": "What was measured: a share of the brain, the ventricles' volume in mL, a target",
     "effect": "age slope (per year), or a column of two classes (Cohen's d)",
     "before": "The effect with tissue normalization only",
@@ -74,11 +67,18 @@ COLUMNS = {
             ("tissue_scaling", "those with tissue normalization only"),
             ("histogram_matching", "histogram-matched ones"),
             ("combat", "those of ComBat"),
+            ("harmonized_known_ages", "those calibrated with known ages"),
         )
     },
     **{
         f"p_over_{way}": f"Two-sided p of gain_over_{way}: of areas under the curve by DeLong's "
         "test with persons as clusters, of errors by exchanging the ways within persons"
-        for way in ("none", "tissue_scaling", "histogram_matching", "combat")
+        for way in (
+            "none",
+            "tissue_scaling",
+            "histogram_matching",
+            "combat",
+            "harmonized_known_ages",
+        )
     },
 }

@@ -16,7 +16,6 @@ import pandas as pd
 
 from bids_harmony.evaluation.prepare import Change
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import volume_of
 
 #: Scans of a site that are fitted on at most, as all voxels of all of them are in memory; and the
 #: fewest persons, below which ComBat's spread of a site means nothing.
@@ -70,9 +69,9 @@ def combat(data: TrainingSet, among: np.ndarray, reference: str, seed: int) -> C
     scans = np.concatenate(list(by_site.values()))
     shown = np.zeros(data.shape, np.int32)
     for scan in scans:
-        shown += volume_of(data, int(scan))[1]
+        shown += data.volume(int(scan))[1]
     common = shown >= COMMON * len(scans)
-    values = np.stack([volume_of(data, int(scan))[0][common] for scan in scans], axis=1)
+    values = np.stack([data.volume(int(scan))[0][common] for scan in scans], axis=1)
     varied = np.ptp(values, axis=1) > 0
     common[common], values = varied, values[varied]
     from neuroCombat import neuroCombat

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
@@ -19,6 +17,7 @@ from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.prepare import (
     COMBAT,
     HARMONIZED,
+    KNOWN_AGES,
     MATCHED,
     NONE,
     SCALED,
@@ -26,24 +25,22 @@ from bids_harmony.evaluation.prepare import (
     mapping,
     matching,
     prepare,
-    weights_digest,
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
-from bids_harmony.files import write_json
+from bids_harmony.models.apply import predict_slices
 from bids_harmony.models.slices import middle_slices
+from bids_harmony.sites.code import Appearance
+from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
 from bids_harmony.training.cache import locked
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import measure_looks
-from bids_harmony.training.fabric import Engine, one_device
+from bids_harmony.training.fabric import one_device
 from bids_harmony.training.fit_filter import select_scans
-from bids_harmony.training.harmonizer import Plan, train_harmonizer
-from bids_harmony.training.overlap import covariate_overlap
+from bids_harmony.training.harmonizer import mean_quantiles, site_mapping
 from bids_harmony.training.predictor import PREDICTORS, PredictorConfig, predict_stack
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
-from bids_harmony.training.presets import PRESETS
-from bids_harmony.training.select import choose_checkpoint
-from bids_harmony.training.splits import TEST, TRAIN
+from bids_harmony.training.splits import TEST
 from bids_harmony.training.targets import Target, find_target
 
 Say = Callable[[str], None]
@@ -103,10 +100,6 @@ class Prepared:
         on: it leaves them as they are.
     split : numpy.ndarray
         (scans,) part of each.
-    step : int or None
-        Step of the map's checkpoint; None where no map could be trained.
-    overlap : dict
-        Of :func:`bids_harmony.training.overlap.covariate_overlap`, for the scans the maps saw.
     left_out : list of dict
         What cannot be had here: ``way`` or ``target``, ``test_site``, ``n_scans``, ``reason``.
     """
@@ -114,52 +107,47 @@ class Prepared:
     sets: dict[str, TrainingSet]
     test: dict[str, np.ndarray]
     split: np.ndarray
-    step: int | None
-    overlap: dict[str, Any]
     left_out: list[dict[str, Any]]
 
 
 def prepare_unit(study: Study, unit: Unit) -> Prepared:
-    """Train a unit's maps and prepare its scans in every way that can be had."""
+    """Calibrate a unit's sites and prepare its scans in every way that can be had."""
     data, reference = study.data, unit.train_sites[0]
     split, seen = split_of(data, unit, study.folds(unit.seed), study.train.validation)
     test = np.flatnonzero((split == TEST) & np.isin(data.sites, unit.test_sites))
-    maps = fit_maps(study, seen, reference, unit.seed)
-    looks = measure_looks(
-        data, np.flatnonzero((split != TEST) & (data.sites == reference)), reference,
-        unit.seed, study.train.contract.grey,
-    )  # fmt: skip
+    learnt = np.flatnonzero((split != TEST) & (data.sites == reference))
+    quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
     changes: dict[str, tuple[Change, str]] = {
-        MATCHED: (matching(looks.quantiles), f"matched {looks.quantiles.tolist()}")
+        MATCHED: (matching(quantiles), f"matched {quantiles.tolist()}")
     }
-    known = {SCALED: data.sites, MATCHED: data.sites, NONE: data.sites, HARMONIZED: data.sites}
+    known = {SCALED: data.sites, MATCHED: data.sites, NONE: data.sites}
     why: dict[str, str] = {}
-    if unit.left_out is None:  # of a site it was not fitted on ComBat knows nothing
-        fitted = np.flatnonzero((seen != TEST) & study.fit)
-        sites = sites_to_fit(data, fitted)
-        why[COMBAT] = "neuroCombat is not installed"
-        if available():
-            why[COMBAT] = f"ComBat wants {LEAST} persons of each site to fit on"
-        change = None
-        if set(unit.train_sites) <= set(sites) and len(sites) > 1 and available():
-            change = combat(data, fitted, reference, unit.seed)
-            why[COMBAT] = why[COMBAT] if change else "neuroCombat's fit failed"
-        if change is not None:
-            what = hashlib.sha256(data.content(fitted)).hexdigest()
-            changes[COMBAT] = (change, f"combat {reference} {unit.seed} {fitted.tolist()} {what}")
-            known[COMBAT] = np.array(sites)
-    if maps is None:
-        why[HARMONIZED] = "no scan of another site is left to train the maps on"
-        del known[HARMONIZED]
-    else:
-        changes[HARMONIZED] = (mapping(maps[0], data), f"mapped {weights_digest(maps[0])}")
+    fitted = np.flatnonzero((seen != TEST) & study.fit)
+    sites = sites_to_fit(data, fitted)
+    why[COMBAT] = "neuroCombat is not installed"
+    if available():
+        why[COMBAT] = f"ComBat wants {LEAST} persons of each site to fit on"
+    change = None
+    if set(unit.train_sites) <= set(sites) and len(sites) > 1 and available():
+        change = combat(data, fitted, reference, unit.seed)
+        why[COMBAT] = why[COMBAT] if change else "neuroCombat's fit failed"
+    if change is not None:
+        what = hashlib.sha256(data.content(fitted)).hexdigest()
+        changes[COMBAT] = (change, f"combat {reference} {unit.seed} {fitted.tolist()} {what}")
+        known[COMBAT] = np.array(sites)
+    for way, of_site in calibrations(study, unit, split, fitted).items():
+        curves = {site: (m.x.tolist(), m.y.tolist()) for site, m in of_site.items()}
+        changes[way] = (mapping(of_site, data.sites), f"{way} {curves}")
+        known[way] = np.array(list(of_site))
+        why[way] = "no other scan of the site is left to calibrate on"
     # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
     learnt = np.flatnonzero((split != TEST) & np.isin(data.sites, unit.train_sites))
-    elsewhere = np.union1d(test, learnt[data.sites[learnt] != reference]).tolist()
+    elsewhere = np.union1d(test, learnt[data.sites[learnt] != reference])
     sets = {} if study.plain is None else {NONE: study.plain}
     sets[SCALED] = data
     for way, (change, what) in changes.items():
-        sets[way] = prepare(data, elsewhere, change, what, study.work_dir, study.say)
+        some = elsewhere[np.isin(data.sites[elsewhere], known[way])].tolist()
+        sets[way] = prepare(data, some, change, what, study.work_dir, study.say)
     tested = {way: test[np.isin(data.sites[test], known[way])] for way in sets}
     left_out = [
         {"way": way, "test_site": site, "n_scans": int((data.sites[test] == site).sum()),
@@ -167,52 +155,54 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         for way, reason in why.items()
         for site in np.unique(data.sites[np.setdiff1d(test, tested.get(way, ()))]).tolist()
     ]  # fmt: skip
-    step, overlap = (None, {}) if maps is None else maps[1:]
-    return Prepared(sets, tested, split, step, overlap, left_out)
+    return Prepared(sets, tested, split, left_out)
 
 
-def fit_maps(
-    study: Study, seen: np.ndarray, reference: str, seed: int
-) -> tuple[nn.Module, int, dict[str, Any]] | None:
-    """Train maps on the scans they may see, and choose their checkpoint as ``train`` does.
+def calibrations(
+    study: Study, unit: Unit, split: np.ndarray, among: np.ndarray
+) -> dict[str, dict[str, IntensityMapping]]:
+    """Calibrate every site on scans that are not tested, with and without their ages.
+
+    Parameters
+    ----------
+    study, unit
+        What is evaluated.
+    split : numpy.ndarray
+        (scans,) part of each.
+    among : numpy.ndarray
+        Numbers of the scans to calibrate on.
 
     Returns
     -------
-    network : torch.nn.Module
-        The forward map. None in place of all three where they may see no scan of the reference,
-        or none of another site.
-    step : int
-        Its checkpoint.
-    overlap : dict
-        How the sites compare to the reference in age and sex.
+    dict
+        By way and site. Without an age to predict, or to know, only one of the two ways is there.
     """
-    data, options = study.data, study.train
-    fitted = np.where(study.fit, seen, TEST)
-    among = np.flatnonzero(fitted == TRAIN)
-    if reference not in (there := set(data.sites[among].tolist())) or len(there) < 2:
-        return None
-    preset = PRESETS[options.preset]
-    said = repr([reference, seed, *fitted]).encode()
-    said += data.content(np.flatnonzero(fitted != TEST))
-    digest = hashlib.sha256(said).hexdigest()[:12]
-    study.work_dir.mkdir(parents=True, exist_ok=True)
-    # Units that share maps may run at the same time.
-    with locked(study.work_dir / f".maps-{digest}.lock"):
-        maps = train_harmonizer(
-            data, among, reference, replace(preset, batch=options.batch or preset.batch),
-            plan=Plan(options.harmonizer_steps, options.epoch_steps, seed),
-            folder=study.work_dir, engine=Engine.of(options), say=study.say,
+    data, reference = study.data, unit.train_sites[0]
+    at_reference = replace(unit, train_sites=(reference,))
+    predictors = fit_predictors(study, at_reference, data, split)
+    learnt = np.flatnonzero((split != TEST) & (data.sites == reference) & study.fit)
+    appearance = Appearance.fit(
+        data.quantiles[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
+    )
+
+    def brain_age(scan: int, curve: IntensityMapping | None) -> float:
+        volume = data.volume(scan)[0]
+        values = predict_slices(
+            predictors["brain_age"].members, volume if curve is None else curve(volume),
+            data.affine, data.box, study.train.contract.slice_mm, step=4,
         )  # fmt: skip
-    chosen = maps.epochs[0][1].parents[1] / f"chosen-{digest}.json"
-    if not chosen.is_file():
-        step, table = choose_checkpoint(
-            data, fitted, reference, maps.steps, maps.candidate,
-            grey=options.contract.grey, seed=seed, say=study.say,
-        )  # fmt: skip
-        write_json(chosen, {"step": step, "table": table})
-    step = int(json.loads(chosen.read_text(encoding="utf-8"))["step"])
-    sites = {str(site): data.site_scans(str(site), among) for site in np.unique(data.sites[among])}
-    return maps.candidate(step), step, covariate_overlap(data, sites.pop(reference), sites)
+        return float(np.median(values))
+
+    parts = {str(site): data.site_scans(str(site), among) for site in np.unique(data.sites[among])}
+    ways: dict[str, Any] = {}
+    if appearance.line is not None:
+        ways[HARMONIZED] = brain_age
+    if np.isfinite(data.ages[among]).any() or not ways:
+        ways[KNOWN_AGES if ways else HARMONIZED] = None
+    return {
+        way: {site: site_mapping(data, scans, appearance, ages) for site, scans in parts.items()}
+        for way, ages in ways.items()
+    }
 
 
 def fit_predictors(

@@ -18,13 +18,14 @@ from bids_harmony.qc.harmonization import (
     tissue_shares,
     ventricle_ml,
 )
-from bids_harmony.qc.style import FEATURES, style_features
+from bids_harmony.qc.metrics import edges_and_noise
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import volume_of
-from bids_harmony.training.select import tissue_quantiles
 
 #: Volumes and shares that biology is looked for in.
 ANATOMY = ("csf_fraction", "gm_fraction", "wm_fraction", "ventricle_ml")
+#: Brightness, contrast, noise and sharpness, by which a classifier is to tell sites apart.
+FEATURES = (*(f"quantile_{q}" for q in (5, 25, 50, 75, 95)), "noise", "sharpness")
+QUANTILES = np.linspace(0.01, 0.99, 99)
 #: Images are compared on this range: their own 99.5th percentile would differ between pairs.
 PAIR_RANGE = 1.5
 
@@ -36,18 +37,17 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
     -------
     list of dict
         One row per scan and way: ``seed``, ``fold``, ``scan``, ``person``, ``site``, ``age``,
-        ``way``, one value of each of :data:`bids_harmony.qc.style.FEATURES` and of
-        :data:`ANATOMY` (tissue limits follow a change of tone, as the guard's do), the guard's
-        measures of the change, and ``quantiles`` (4, 99).
+        ``way``, one value of each of :data:`FEATURES` and of :data:`ANATOMY` (tissue limits follow
+        an intensity mapping, as the guard's do), the guard's measures, and ``quantiles`` (4, 99).
     """
     data, grey = study.data, study.train.contract.grey
     zoom = abs(float(data.affine[0, 0]))
     rows = []
     test = prepared.test[SCALED]
     for scan in counted_off(map(int, test), len(test), "measuring", study.say):
-        before, mask = volume_of(data, scan)
+        before, mask = data.volume(scan)
         for way in (way for way in FROM_SCALED if scan in prepared.test.get(way, ())):
-            after = before if way == SCALED else volume_of(prepared.sets[way], scan)[0]
+            after = before if way == SCALED else prepared.sets[way].volume(scan)[0]
             limits = moved_limits(before[mask], after[mask], grey)
             if way == SCALED:
                 limits = tissue_limits(grey)
@@ -63,7 +63,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
                     "site": str(data.sites[scan]),
                     "age": float(data.ages[scan]),
                     "way": way,
-                    **dict(zip(FEATURES, style_features(after, mask, zoom, grey), strict=True)),
+                    **look_features(after, mask, zoom, grey),
                     **dict(zip(ANATOMY, (*shares, ml), strict=True)),
                     **{k: v for k, v in changes.items() if not k.startswith("reference")},
                     "quantiles": tissue_quantiles(after, mask, grey),
@@ -118,7 +118,7 @@ def compare_images(
     data: TrainingSet, scan: int, at_reference: TrainingSet, wanted: int
 ) -> dict[str, float]:
     """Mean absolute difference, PSNR (dB) and SSIM of two scans, inside both masks."""
-    (a, mask_a), (b, mask_b) = volume_of(data, scan), volume_of(at_reference, wanted)
+    (a, mask_a), (b, mask_b) = data.volume(scan), at_reference.volume(wanted)
     mask = mask_a & mask_b
     difference = (a - b)[mask].astype(np.float64)
     alike = structural_similarity(a, b, data_range=PAIR_RANGE, full=True)[1]  # type: ignore[no-untyped-call]
@@ -127,3 +127,21 @@ def compare_images(
         "psnr": float(10 * np.log10(PAIR_RANGE**2 / max((difference**2).mean(), 1e-12))),
         "ssim": float(alike[mask].mean()),
     }
+
+
+def look_features(
+    volume: np.ndarray, mask: np.ndarray, zoom_mm: float, grey: float
+) -> dict[str, float]:
+    """Measure :data:`FEATURES` of a normalized volume; what cannot be measured is 0."""
+    edges = edges_and_noise(volume, mask, (zoom_mm,) * 3, grey, 1.0)
+    found = [*np.percentile(volume[mask], (5, 25, 50, 75, 95))]
+    found += [edges["noise"] or 0.0, edges["sharpness"] or 0.0]
+    return {name: float(value) for name, value in zip(FEATURES, found, strict=True)}
+
+
+def tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
+    """Quantiles of the brain's intensities, as a whole and in each tissue: (4, 99)."""
+    values = volume[mask]
+    parts = np.digitize(values, (grey / 2, (1 + grey) / 2))
+    groups = [values, *(values[parts == k] for k in range(3))]
+    return np.array([np.quantile(g, QUANTILES) if g.size else 0 * QUANTILES for g in groups])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from bids_harmony.errors import UsageError
 
 #: ``sites``: trained at the reference, tested at every site (the paper's Table 1 and Figure 2).
-#: ``rotations``: one or two training sites in every order (Table 2). ``unseen``: maps that never
-#: saw the site they are tested on. ``size``: how few persons of a site suffice.
-EXPERIMENTS = ("sites", "rotations", "unseen", "size")
-#: Persons of a site that the maps see, in ``size``; the paper suggests 90.
-SIZES = (5, 10, 20, 40, 90)
+#: ``rotations``: one or two training sites in every order (Table 2). ``size``: from how few
+#: persons of a site it can be calibrated.
+EXPERIMENTS = ("sites", "rotations", "size")
+#: Persons of a site that calibrate it, in ``size``.
+SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class EvaluateOptions:
         Parts of the subjects, each tested by what was trained on the others.
     n_seeds : int
         Times that everything is trained again from other random weights and with other folds.
-    unseen_sites : tuple of str
-        Sites of ``unseen``; empty: every site but the reference.
     train_sites : tuple of str
         Trainings of ``rotations``, each ``SITE`` or ``REFERENCE+SITE``; empty: all.
 
@@ -40,7 +38,6 @@ class EvaluateOptions:
     experiments: tuple[str, ...] = ("sites",)
     cv_folds: int = 3
     n_seeds: int = 1
-    unseen_sites: tuple[str, ...] = ()
     train_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, MATCHED, NONE, SCALED, WAYS
+from bids_harmony.evaluation.offset import fit_line
+from bids_harmony.evaluation.prepare import (
+    COMBAT,
+    HARMONIZED,
+    KNOWN_AGES,
+    MATCHED,
+    NONE,
+    SCALED,
+    WAYS,
+)
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_text
 from bids_harmony.reports.drawing import (
@@ -33,11 +42,13 @@ if TYPE_CHECKING:
 
 #: Shapes too tell apart what is drawn.
 STYLE = {NONE: (GREY, "s"), SCALED: (ORANGE, "D"), MATCHED: (SKY, "^"), COMBAT: (GREEN, "v"),
-         HARMONIZED: (BLUE, "o")}  # fmt: skip
+         HARMONIZED: (BLUE, "o"), KNOWN_AGES: (PURPLE, "P")}  # fmt: skip
 SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
 LABELS = {NONE: "no harmonization", SCALED: "tissue normalization only",
-          MATCHED: "histogram matching", COMBAT: "ComBat", HARMONIZED: "harmonized"}  # fmt: skip
-UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
+          MATCHED: "histogram matching", COMBAT: "ComBat", HARMONIZED: "harmonized",
+          KNOWN_AGES: "harmonized, ages known"}  # fmt: skip
+UNITS = {"mae": "mean absolute error", "auc": "area under the curve",
+         "offset": "absolute site offset"}  # fmt: skip
 
 
 def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
@@ -59,17 +70,19 @@ def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
             rows = rows[(rows["target"] == target) & (rows["experiment"] == "sites")]
             drawn.append((
                 f"scatter_{target}",
-                f"{target}: predicted against true values, one point per scan of the sites that "
-                "the predictor was not trained at, each tested by what had not seen the person.",
-                _scatter(rows[rows["test_site"] != findings.reference]),
+                f"{target}: predicted against true values, one point per scan, tested by what "
+                f"had not seen the person. Grey: {findings.reference}, where the predictor was "
+                "trained, and its line, from which site offsets are measured.",
+                _scatter(rows, findings.reference),
             ))  # fmt: skip
         sizes = table[(table["target"] == target) & (table["experiment"] == "size")]
         if len(sizes):
             drawn.append((
                 f"size_{target}",
-                f"{target}: {UNITS[PRIMARY[binary]]} at {sizes['test_site'].iloc[0]} by how many "
-                "of its persons the maps saw; dotted: tissue normalization only.",
-                _panel(partial(_sizes, table=sizes, name=PRIMARY[binary])),
+                f"{target}: {UNITS['auc' if binary else 'offset']} at "
+                f"{sizes['test_site'].iloc[0]} by how many of its persons calibrate it; dotted: "
+                "tissue normalization only.",
+                _panel(partial(_sizes, table=sizes, name="auc" if binary else "offset")),
             ))  # fmt: skip
     pictures = []
     for name, caption, figure in drawn:
@@ -109,8 +122,8 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _scatter(rows: pd.DataFrame) -> Figure:
-    """Predicted against true, one panel per way."""
+def _scatter(rows: pd.DataFrame, reference: str) -> Figure:
+    """Predicted against true, one panel per way, with the reference's line."""
     from matplotlib.figure import Figure as NewFigure
 
     ways = [way for way in WAYS if way in set(rows["way"])]
@@ -119,8 +132,11 @@ def _scatter(rows: pd.DataFrame) -> Figure:
     low = float(min(rows["truth"].min(), rows["predicted"].min()))
     high = float(max(rows["truth"].max(), rows["predicted"].max()))
     for axes, way in zip(panels, ways, strict=True):
-        axes.plot((low, high), (low, high), color=GREY, lw=0.8)
-        sites = sorted(rows["test_site"].unique())
+        home = rows[(rows["way"] == way) & (rows["test_site"] == reference)]
+        slope, intercept = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
+        axes.plot(home["truth"], home["predicted"], ".", color=GREY, ms=3, alpha=0.6)
+        axes.plot((low, high), (slope * low + intercept, slope * high + intercept), color=GREY)
+        sites = sorted(set(rows["test_site"]) - {reference})
         for k, site in enumerate(sites):
             part = rows[(rows["way"] == way) & (rows["test_site"] == site)]
             colour, marker = SITES[k % len(SITES)]
@@ -137,11 +153,10 @@ def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
     ours = table[table["way"] == HARMONIZED].sort_values("n_source")
     x = ours["n_source"].to_numpy(float)
     colour, marker = STYLE[HARMONIZED]
-    ends = np.abs(ours[[f"{name}_low", f"{name}_high"]].to_numpy().T - ours[name].to_numpy())
-    axes.errorbar(x, ours[name], ends, fmt=f"{marker}-", color=colour, label=LABELS[HARMONIZED])
-    before = table.loc[table["way"] == SCALED, name].mean()
+    axes.plot(x, ours[name].abs(), f"{marker}-", color=colour, label=LABELS[HARMONIZED])
+    before = table.loc[table["way"] == SCALED, name].abs().mean()
     axes.axhline(before, color=STYLE[SCALED][0], ls=":", label=LABELS[SCALED])
-    axes.set_xlabel("persons of the site that the maps saw")
+    axes.set_xlabel("persons that calibrate the site")
     axes.set_ylabel(UNITS[name])
     axes.set_xticks(x)
     axes.legend(frameon=False)

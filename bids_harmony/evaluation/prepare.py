@@ -4,14 +4,14 @@
 percentile of its brain, nothing else. ``tissue_scaling`` is tissue normalization only, what the
 contract makes of the scan (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means),
 and what the others start from: ``histogram_matching``, the published comparator, ``combat``
-(:mod:`bids_harmony.evaluation.combat`) and ``harmonized``, the forward map.
+(:mod:`bids_harmony.evaluation.combat`), ``harmonized``, by the site's calibration without the use
+of any age, and ``harmonized_known_ages``, the same with the ages of the scans that calibrate.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,23 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from bids_harmony.anat.affine import resample
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.console import counted_off
 from bids_harmony.errors import ScanError
-from bids_harmony.models.apply import map_volume
 from bids_harmony.models.slices import crop
-from bids_harmony.training.cache import StoredVolumes, create_store
+from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.training.cache import Volumes, new_array
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import match_histogram, volume_of
+from bids_harmony.training.harmonizer import match_histogram
 
 NONE, SCALED, MATCHED, HARMONIZED = "none", "tissue_scaling", "histogram_matching", "harmonized"
-COMBAT = "combat"
-WAYS = (NONE, SCALED, MATCHED, COMBAT, HARMONIZED)
+COMBAT, KNOWN_AGES = "combat", "harmonized_known_ages"
+WAYS = (NONE, SCALED, MATCHED, COMBAT, HARMONIZED, KNOWN_AGES)
 #: Ways whose scans a predictor trained on tissue-scaled reference scans understands.
-FROM_SCALED = (SCALED, MATCHED, COMBAT, HARMONIZED)
+FROM_SCALED = (SCALED, MATCHED, COMBAT, HARMONIZED, KNOWN_AGES)
 #: Of the brain's intensities; ``none`` divides by it.
 PERCENTILE = 98
 
@@ -51,24 +50,20 @@ class PreparedVolumes:
     ----------
     base : array-like
         All scans' volumes as preprocessed.
-    prepared : StoredVolumes
+    prepared : bids_harmony.training.cache.Volumes
         Those prepared in another way.
     scans : sequence of int
         Their numbers among all.
     """
 
-    def __init__(self, base: Any, prepared: StoredVolumes, scans: Sequence[int]) -> None:
+    def __init__(self, base: Any, prepared: Volumes, scans: Sequence[int]) -> None:
         self.base, self.prepared = base, prepared
         self.place = {int(scan): i for i, scan in enumerate(scans)}
 
-    def __getitem__(self, key: int | tuple[int, slice]) -> np.ndarray:
-        """Read a scan, or neighbouring slices of one."""
-        scan, part = key if isinstance(key, tuple) else (key, None)
-        volumes, row = (
-            (self.prepared, self.place[int(scan)]) if int(scan) in self.place
-            else (self.base, int(scan))
-        )  # fmt: skip
-        return np.asarray(volumes[row] if part is None else volumes[row, part])
+    def __getitem__(self, scan: int) -> np.ndarray:
+        """Read a scan."""
+        place = self.place.get(int(scan))
+        return np.asarray(self.base[scan] if place is None else self.prepared[place])
 
 
 def prepare(
@@ -103,23 +98,18 @@ def prepare(
     scans = [int(scan) for scan in scans]
     text = repr((what, data.box, [(i, str(data.subjects[i])) for i in scans]))
     digest = hashlib.sha256(text.encode() + data.content(scans)).hexdigest()[:16]
-    folder = work_dir / f"prepared-{digest}"
-    size = (len(data.heights), *data.size)
-    if not folder.is_dir():
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _, stored = create_store(part, len(scans), size)
+    path = work_dir / f"prepared-{digest}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
         done = counted_off(scans, len(scans), f"preparing {what.split()[0]}", say)
-        for place, scan in enumerate(done):
-            volume, mask = volume_of(data, scan)
-            stack = crop(change(scan, volume, mask), data.box)
-            # The brain mask of the plain way is wider than what tissue normalization leaves of it.
-            inside = crop(mask, data.box) | (stack > 0)
-            stored[place] = np.where(inside, stack, np.nan).astype(np.float16)
-        part.rename(folder)
-    prepared = StoredVolumes(folder / "volumes", np.arange(len(scans)), size)
-    return replace(data, volumes=PreparedVolumes(data.volumes, prepared, scans))
+        with new_array(path, (len(scans), len(data.heights), *data.size)) as stored:
+            for place, scan in enumerate(done):
+                volume, mask = data.volume(scan)
+                stack = crop(change(scan, volume, mask), data.box)
+                # The brain mask of the plain way is wider than what normalization leaves of it.
+                inside = crop(mask, data.box) | (stack > 0)
+                stored[place] = np.where(inside, stack, np.nan)
+    return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
 
 
 def plain(data: TrainingSet, work_dir: Path, say: Callable[[str], None]) -> TrainingSet | None:
@@ -179,14 +169,6 @@ def matching(quantiles: np.ndarray) -> Change:
     return lambda _, volume, mask: match_histogram(volume, mask, quantiles)
 
 
-def mapping(network: nn.Module, data: TrainingSet) -> Change:
-    """Apply a forward map."""
-    return lambda _, volume, mask: map_volume(network, volume, mask, data.affine, data.box)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Name a network by its weights."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def mapping(of_site: Mapping[str, IntensityMapping], sites: np.ndarray) -> Change:
+    """Apply the intensity mapping of each scan's site."""
+    return lambda scan, volume, mask: np.where(mask, of_site[sites[scan]](volume), np.float32(0))

@@ -16,11 +16,10 @@ from bids_harmony.bids import counted
 from bids_harmony.evaluation.columns import COLUMNS
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.plots import draw_figures
-from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, MATCHED, NONE, SCALED
+from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, KNOWN_AGES, MATCHED, NONE, SCALED
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_json, write_text
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.overlap import WARN
 
 FOLDER = "evaluation"
 TABLES = (
@@ -32,12 +31,15 @@ SPOKEN = {
     MATCHED: "histogram matching",
     COMBAT: "ComBat",
     HARMONIZED: "harmonized",
+    KNOWN_AGES: "harmonized, ages known",
 }
 #: Below this many persons a cell's figures are called rough.
 FEW = 20
 #: A difference with a p below this is spoken of as one.
 LEVEL = 0.05
 CELL_ON_PAGE = ["train_sites", "test_site", "n_source"]
+#: Share of a site's scans within the training sites' ages below which that is said.
+OVERLAP = 0.8
 #: Harmonization that moves a difference between persons further than this is spoken of.
 KEPT = (0.9, 1.1)
 
@@ -56,16 +58,12 @@ class Findings:
         ``agreement``, as far as the data have them.
     binary : dict of str to bool
         By target, whether it has two classes.
-    overlap : dict
-        Of :func:`bids_harmony.training.overlap.covariate_overlap`, of the first unit with a site.
-    steps : list of int
-        Checkpoint chosen in each unit.
     notes : sequence of str
         What was not evaluated, and why.
     data : pandas.DataFrame
         One row per scan.
     options : TrainOptions
-        How maps and predictors were trained.
+        How predictors were trained.
     evaluate : EvaluateOptions
         What was tried.
     simulated : bool
@@ -77,8 +75,6 @@ class Findings:
     reference: str
     tables: dict[str, pd.DataFrame]
     binary: dict[str, bool]
-    overlap: dict[str, Any]
-    steps: list[int]
     notes: Sequence[str]
     data: pd.DataFrame
     options: TrainOptions
@@ -320,15 +316,14 @@ def _limits(findings: Findings) -> list[str]:
         for site, n in table.groupby("test_site", sort=False)["n_persons"].max().items()
         if n < FEW
     ]
-    for site, row in findings.overlap.items():
-        smd = ((row.get("smd") or {}).get("age") or {}).get("after")
-        if smd is None:
-            unknown.append(f"Ages of {site} and the reference cannot be compared.")
-        elif abs(smd) > WARN:
-            unknown.append(
-                f"{site} and the reference differ in age even after balancing (by {smd:+.2f} "
-                "standard deviations): what a map changes there may be age."
-            )
+    if "in_reference_range" in table:
+        inside = table.groupby("test_site", sort=False)["in_reference_range"].min()
+        unknown += [
+            f"Only {100 * share:.0f} % of the scans of {site} have ages of the training sites: "
+            "where ages do not overlap, its offset is a guess."
+            for site, share in inside.items()
+            if share < OVERLAP
+        ]
     if findings.evaluate.n_seeds == 1:
         unknown.append("Everything was trained once: how much chance moves is not known.")
     unknown += findings.notes

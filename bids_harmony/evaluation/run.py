@@ -40,14 +40,13 @@ from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.text import read_json_or_empty
+from bids_harmony.training.bundle import choose_reference
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.inputs import read_scans, usable_scans
 from bids_harmony.training.predictor import PREDICTORS
-from bids_harmony.training.presets import PRESETS
-from bids_harmony.training.run import choose_reference
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ if TYPE_CHECKING:
 
 #: With ``--sloppy``: minutes instead of hours, to see that everything runs; its figures mean
 #: little.
-SLOPPY: dict[str, Any] = {
-    "harmonizer_steps": 100, "epoch_steps": 50, "predictor_steps": 60, "folds": 2,
-}  # fmt: skip
+SLOPPY: dict[str, Any] = {"predictor_steps": 60, "folds": 2}
 
 
 def run_evaluate(config: RunConfig) -> int:
@@ -156,7 +153,7 @@ def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, st
     options = options.shortened()
     scans = usable_scans(scans, say)
     choose_reference([scan.site for scan in scans], options)
-    data = open_training_set(scans, config.work_dir, threads=options.threads, say=say)
+    data = open_training_set(scans, config.work_dir, say=say)
     fit = select_scans(data.table, options.fit_filter)
     reference = choose_reference(data.sites[fit].tolist(), options)
     targets, notes = choose_targets(data, options, reference, fit, config.evaluate.cv_folds)
@@ -248,8 +245,6 @@ class Result:
     predictions: list[dict[str, Any]]
     scans: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
-    step: int | None
-    overlap: dict[str, Any]
     left_out: list[dict[str, Any]]
 
 
@@ -260,7 +255,7 @@ def run_units(
 
     Units that are finished are taken from the work folder.
     """
-    if nprocs == 1 or len(units) == 1 or study.train.devices * study.train.nodes > 1:
+    if nprocs == 1 or len(units) == 1:
         for number, unit in enumerate(units):
             yield number, try_unit(study, unit)
         return
@@ -313,8 +308,6 @@ def run_unit(study: Study, unit: Unit) -> Result:
         _json_ready(predictions),
         _json_ready(scans),
         _json_ready(measure_pairs(study, unit, prepared) if images else []),
-        prepared.step,
-        prepared.overlap,
         [at | row for row in left_out],
     )
     write_json(path, asdict(result))
@@ -335,8 +328,7 @@ def _digest(study: Study, unit: Unit) -> str:
         "version": __version__,
         "unit": asdict(unit),
         "train": {k: v for k, v in study.train.to_dict().items() if k != "threads"},
-        # What their names stood for, which another release may change.
-        "preset": PRESETS[study.train.preset].to_dict(),
+        # What the name stood for, which another release may change.
         "predictor": PREDICTORS[study.train.predictor].to_dict(),
         "cv_folds": study.options.cv_folds,
         "targets": [[t.column, t.name, *t.classes] for t in study.targets],
@@ -386,8 +378,6 @@ def summarize(
         reference=reference,
         tables={name: table for name, table in tables.items() if not table.empty},
         binary=binary,
-        overlap={site: row for r in reversed(results) for site, row in r.overlap.items()},
-        steps=[result.step for result in results if result.step is not None],
         notes=notes,
         data=study.data.table,
         options=study.train,

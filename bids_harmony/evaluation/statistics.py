@@ -12,7 +12,7 @@ import pandas as pd
 from bids_harmony.evaluation.offset import site_offset
 from bids_harmony.evaluation.persons import coverage, delong, drawn_persons
 from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
-from bids_harmony.training.evaluate import (
+from bids_harmony.training.figures import (
     LEAST_DRAWN,
     LEAST_R,
     SAME,
@@ -49,7 +49,7 @@ def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataF
         One row per experiment, training sites, test site (and all test sites that are no training
         sites together), target and way: ``n_scans``, ``n_persons``, ``n_folds`` (seeds and folds
         they were tested in), ``n_cases`` (two classes),
-        the figures of :func:`bids_harmony.training.evaluate.figures`, each with ``_low`` and
+        the figures of :func:`bids_harmony.training.figures.figures`, each with ``_low`` and
         ``_high`` ends of its 95 % interval and ``_seed_sd``, its spread over repetitions; and
         ``gain_over_<way>`` of the harmonized scans, on the scans of both ways, with interval and
         ``p_over_<way>``: positive is better. For numbers ``coverage`` of the predictors'

@@ -7,23 +7,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from bids_harmony.evaluation.images import ANATOMY
+from bids_harmony.evaluation.images import ANATOMY, FEATURES
 from bids_harmony.evaluation.persons import drawn_persons, exchanged_labels
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
 from bids_harmony.evaluation.statistics import N_BOOTSTRAP, icc
-from bids_harmony.qc.style import FEATURES
-from bids_harmony.training.evaluate import LEAST_DRAWN, SAME
-from bids_harmony.training.select import at_ages, site_probe
+from bids_harmony.training.figures import LEAST_DRAWN, SAME
 from bids_harmony.training.targets import Target
 
 #: Exchanges of labels for the site probe's p.
 N_PROBES = 100
-CHANGES = (
-    "harmonized_change", "harmonized_edge_agreement", "harmonized_csf_change",
-    "harmonized_gm_change", "harmonized_wm_change", "harmonized_ventricle_change",
-    "segmented_ventricle_change", "segmented_overlap",
-)  # fmt: skip
+#: Reference scans are weighed by age around a source scan's (years).
+AGE_WIDTH = 5.0
 #: Fewest persons that a slope or an effect is looked for in.
 LEAST_PERSONS = 8
 
@@ -74,7 +73,11 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
                     "distance_left": distance / max(before, 1e-6),
                     "site_probe": probe,
                     "site_probe_p": p,
-                    **{name: pd.to_numeric(here[name]).median() for name in CHANGES},
+                    **{
+                        name: pd.to_numeric(here[name]).median()
+                        for name in here
+                        if name.startswith("harmonized_")
+                    },
                 }
             )
     return pd.DataFrame(found)
@@ -262,3 +265,75 @@ def agreement_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
                  "icc": icc(wide.to_numpy(float))}
             )  # fmt: skip
     return pd.DataFrame(found)
+
+
+def site_probe(
+    mapped: np.ndarray,
+    reference: np.ndarray,
+    mapped_ages: np.ndarray,
+    reference_ages: np.ndarray,
+    seed: int,
+    persons: np.ndarray | None = None,
+) -> float:
+    """Cross-validated balanced accuracy of telling mapped scans from the reference's.
+
+    A logistic regression on :data:`bids_harmony.evaluation.images.FEATURES`; reference scans are
+    weighed to the mapped scans' ages, so that age does not tell them apart.
+
+    Parameters
+    ----------
+    mapped, reference : numpy.ndarray
+        (scans, features).
+    mapped_ages, reference_ages : numpy.ndarray
+        Years, NaN where unknown.
+    seed : int
+        Seed of the folds.
+    persons : numpy.ndarray, optional
+        (mapped and reference scans,) whose scan each is: nobody is in two folds. Each scan is
+        another person's when None.
+
+    Returns
+    -------
+    float
+        0 to 1; 0.5 is chance. NaN where there are fewer than four persons of a side.
+    """
+    truth = np.repeat([1, 0], [len(mapped), len(reference)])
+    persons = np.arange(len(truth)) if persons is None else persons
+    n_folds = min(4, *(len(np.unique(persons[truth == k])) // 2 for k in (0, 1)))
+    if n_folds < 2:
+        return np.nan
+    weight = np.concatenate(
+        [
+            np.full(len(mapped), 1 / len(mapped)),
+            np.mean([age_weights(reference_ages, age) for age in mapped_ages], axis=0),
+        ]
+    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
+    values, told = np.concatenate([mapped, reference]), np.full(len(truth), -1)
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for train, test in folds.split(values, truth, persons):
+        # Where persons have many scans a part may lack one side, or a fold anybody.
+        if len(test) and len(np.unique(truth[train])) == 2:
+            weights = len(truth) * weight[train]
+            probe.fit(values[train], truth[train], logisticregression__sample_weight=weights)
+            told[test] = probe.predict(values[test])
+    right = [weight * (told == k) for k in (0, 1)]
+    tried = [weight[(truth == k) & (told >= 0)].sum() for k in (0, 1)]
+    if not all(tried):
+        return np.nan
+    return float(np.mean([right[k][truth == k].sum() / tried[k] for k in (0, 1)]))
+
+
+def age_weights(ages: np.ndarray, age: float) -> np.ndarray:
+    """Weights of reference scans around an age; even where ages are unknown or far away."""
+    if np.isnan(age):
+        return np.full(len(ages), 1 / len(ages))
+    distance = (np.nan_to_num(ages, nan=np.inf) - age) / AGE_WIDTH
+    weight = np.exp(-0.5 * np.minimum(distance**2, 1e3)) + 1e-6
+    return np.asarray(weight / weight.sum())
+
+
+def at_ages(quantiles: list[np.ndarray], known: np.ndarray, ages: np.ndarray) -> np.ndarray:
+    """Mean of the reference's quantiles, its scans weighed to a site's ages."""
+    weights = np.mean([age_weights(known, age) for age in ages], axis=0)
+    return np.asarray(np.einsum("s,sgq->gq", weights, np.array(quantiles)))

@@ -1,7 +1,7 @@
 """What is trained and tested: one unit per experiment, seed, fold of subjects and training sites.
 
-Subjects are parted once per seed. A unit trains maps and predictors on all parts but one and
-tests on that part, so that no figure rests on a scan, or on another scan of a person, that
+Subjects are parted once per seed. A unit trains predictors and calibrates sites on all parts but
+one and tests on that part, so that no figure rests on a scan, or on another scan of a person, that
 anything in the unit was trained on.
 """
 
@@ -31,13 +31,11 @@ class Unit:
     seed, fold : int
         Of weights and parts; part of the subjects that is tested.
     train_sites : tuple of str
-        Where predictors are trained; the first is the reference of the maps.
+        Where predictors are trained; the first is the reference site.
     test_sites : tuple of str
         Where they are tested.
-    left_out : str or None
-        Site that the maps see no scan of.
     n_source : int or None
-        Persons of the test site that the maps see; None: all that are not tested.
+        Persons of the test site that calibrate it; None: all that are not tested.
     """
 
     experiment: str
@@ -45,13 +43,10 @@ class Unit:
     fold: int
     train_sites: tuple[str, ...]
     test_sites: tuple[str, ...]
-    left_out: str | None = None
     n_source: int | None = None
 
     def __str__(self) -> str:
-        special = f", maps without {self.left_out}" if self.left_out else ""
-        if self.n_source is not None:
-            special = f", maps with {self.n_source} persons of {self.test_sites[0]}"
+        special = "" if self.n_source is None else f", calibrated on {self.n_source} persons"
         return (
             f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
             f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"
@@ -84,28 +79,17 @@ def plan_units(
     Raises
     ------
     UsageError
-        When a site to leave out is unknown or the reference, a rotation cannot be trained, or too
-        few sites or scans are there.
+        When a rotation cannot be trained, or too few scans are there.
     """
     sites = sorted(set(data.sites.tolist()))
     others = [site for site in sites if site != reference]
-    if wrong := [site for site in options.unseen_sites if site not in others]:
-        raise UsageError(
-            f"--unseen-site {wrong[0]} is no site that could be left out.",
-            f"Choose among {', '.join(others)}.",
-        )
-    if "unseen" in options.experiments and len(others) < 2:
-        raise UsageError(
-            "Maps cannot leave a site out: there is only one besides the reference.",
-            "Take unseen out of --experiments.",
-        )
     counts = {site: len(np.unique(data.persons[data.sites == site])) for site in others}
     largest = max(counts, key=lambda site: counts[site], default=reference)
     most = counts.get(largest, 0) * (1 - 1 / options.cv_folds)
     if "size" in options.experiments and most <= min(SIZES):
         raise UsageError(
-            f"There are no sizes to try: no other site leaves the maps more than {min(SIZES)} "
-            "persons.",
+            f"There are no sizes to try: no other site leaves more than {min(SIZES)} persons to "
+            "calibrate on.",
             "Take size out of --experiments, or choose more --cv-folds.",
         )
     rotations: list[tuple[str, ...]] = []
@@ -120,11 +104,6 @@ def plan_units(
         for trained in rotations:
             tested = tuple(site for site in sites if site not in trained)
             units.append(Unit("rotations", *at, trained, tested))
-        if "unseen" in options.experiments:
-            units += [
-                Unit("unseen", *at, (reference,), (site,), left_out=site)
-                for site in options.unseen_sites or others
-            ]
         if "size" in options.experiments:
             units += [
                 Unit("size", *at, (reference,), (largest,), n_source=n) for n in SIZES if n < most
@@ -220,7 +199,7 @@ def split_of(
     split : numpy.ndarray
         (scans,) ``train``, ``validation`` or ``test``, by persons.
     seen : numpy.ndarray
-        The same for the maps: what they may not see is ``test`` too.
+        The same for calibration: what it may not see is ``test`` too.
     """
     rng = np.random.default_rng([unit.seed, unit.fold])
     split = split_subjects(data, validation, 0.0, rng)
@@ -231,8 +210,6 @@ def split_of(
         if not (split[data.sites == site] == TRAIN).any():
             split[np.isin(data.persons, left)] = TRAIN
     seen = split.copy()
-    if unit.left_out is not None:
-        seen[data.sites == unit.left_out] = TEST
     if unit.n_source is not None:
         here = np.flatnonzero(np.isin(data.sites, unit.test_sites) & (split != TEST))
         persons = rng.permutation(np.unique(data.persons[here]))[unit.n_source :]

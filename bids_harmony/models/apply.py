@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,24 +70,25 @@ def harmonize_volume(
 
 
 def predict_slices(
-    members: list[nn.Module],
+    members: Sequence[nn.Module],
     volume: np.ndarray,
     affine: np.ndarray,
     box: tuple[tuple[int, int], tuple[int, int]],
     slice_mm: tuple[float, float],
     device: str = "cpu",
+    step: int = 1,
 ) -> np.ndarray:
-    """Predict from each middle slice of a volume, averaged over the networks of an ensemble.
+    """Predict from every ``step``-th middle slice of a volume, averaged over an ensemble.
 
     Returns
     -------
     numpy.ndarray
-        One value per slice of :func:`bids_harmony.models.slices.middle_slices`: years, or the
-        logit of a probability.
+        Years, or the logit of a probability, of every ``step``-th slice of
+        :func:`bids_harmony.models.slices.middle_slices`.
     """
     import torch
 
-    chosen = middle_slices(volume.shape[2], affine, slice_mm)
+    chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
     heights = slice_heights(volume.shape[2], affine)[chosen]
     inputs = predictor_input(crop(volume, box)[chosen], heights)
     with _repeatable():

@@ -40,5 +40,6 @@ def describe(volume: np.ndarray, brain_mask: np.ndarray, zoom_mm: float) -> dict
     """
     filled = np.pad(ndimage.binary_fill_holes(brain_mask), 1)
     depth = ndimage.distance_transform_edt(filled)[1:-1, 1:-1, 1:-1] * zoom_mm
-    deep = (depth >= DEEP_MM[0]) & (depth <= DEEP_MM[1])
+    # In a brain that is cut off or far too small, the deepest there is.
+    deep = (depth >= min(DEEP_MM[0], 0.5 * float(depth.max()))) & (depth <= DEEP_MM[1])
     return {"quantiles": np.quantile(volume[deep], LEVELS).round(4).tolist()}

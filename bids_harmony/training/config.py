@@ -12,11 +12,9 @@ from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
 
 RECIPES = ("fast", "article")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
-CHOICES = {"preset": RECIPES, "predictor": RECIPES, "precision": PRECISIONS}
+CHOICES = {"predictor": RECIPES}
 #: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
-MINIMA = {"harmonizer_steps": 1, "epoch_steps": 1, "predictor_steps": 1, "batch": 1,
-          "devices": 1, "nodes": 1, "folds": 2}  # fmt: skip
+MINIMA = {"predictor_steps": 1, "folds": 2}
 
 
 @dataclass(frozen=True)
@@ -31,30 +29,21 @@ class TrainOptions:
         Predictors to train: columns of numbers (``age`` gives ``brain_age``) or of two classes,
         and ``simulated-schizophrenia`` (``schizophrenia_probability``, on simulated labels).
     fit_filter : str or None
-        Condition on the dataset's tables that scans must meet for the harmonizer and the
-        predictors of numbers to be fitted on them, such as ``diagnosis == "control"``.
-    force : bool
-        Train although a site's ages or sexes differ hopelessly from the reference's.
+        Condition on the dataset's tables that scans must meet for the reference's appearance,
+        calibrations and the predictors of numbers to be fitted on them, such as
+        ``diagnosis == "control"``.
     model_name : str
         Name of the bundle, and of its folder under ``OUT/models``.
-    preset : str
-        ``fast`` or ``article`` (``training/presets.py``): how the harmonizer is trained.
     predictor : str
         ``fast`` or ``article`` (``training/predictor.py``): how the predictors are trained.
-    harmonizer_steps : int
-        Optimiser steps of the harmonizer.
     predictor_steps : int or None
         Of each predictor network; None: as the recipe says.
-    epoch_steps : int
-        Steps of the harmonizer after which its maps are kept as a candidate.
-    batch : int or None
-        Pairs of slices per step of the harmonizer, over all devices; None: as the preset says.
     holdout : float
         Fraction of the subjects of each site kept out of everything for the figures in
         ``bundle.json``.
     validation : float
-        Fraction kept out of fitting the maps, on which a checkpoint is chosen and limits are set;
-        and out of the article's predictors, which watch it to know when to end.
+        Fraction on which the guard's limits are set; the article's predictors watch it to know
+        when to end.
     folds : int
         The predictor is an ensemble of this many networks, each trained without one fold of the
         reference scans; their errors on it calibrate the prediction interval.
@@ -64,15 +53,8 @@ class TrainOptions:
         ``auto``, ``cpu`` or ``cuda``.
     threads : int
         CPU threads.
-    devices, nodes : int
-        Devices (on the CPU, processes) per machine, and machines, for the harmonizer.
-    precision : str
-        Of the harmonizer's training: ``auto`` (as the preset says, where the device can),
-        ``32-true`` or ``bf16-mixed``.
     fast_dev_run : bool
         A few steps of everything, to see that it runs.
-    add_site : str or None
-        Fit the code of this one site to the bundle in use, and train nothing else.
     contract : Contract
         How the scans were preprocessed.
 
@@ -85,13 +67,8 @@ class TrainOptions:
     reference_site: str | None = None
     targets: tuple[str, ...] = ("age", "simulated-schizophrenia")
     fit_filter: str | None = None
-    force: bool = False
     model_name: str = "harmony"
-    preset: str = "fast"
     predictor: str = "fast"
-    harmonizer_steps: int = 2_000
-    epoch_steps: int = 250
-    batch: int | None = None
     predictor_steps: int | None = None
     holdout: float = 0.15
     validation: float = 0.15
@@ -99,11 +76,7 @@ class TrainOptions:
     seed: int = 42
     device: str = "auto"
     threads: int = 1
-    devices: int = 1
-    nodes: int = 1
-    precision: str = "auto"
     fast_dev_run: bool = False
-    add_site: str | None = None
     contract: Contract = field(default_factory=Contract)
 
     def __post_init__(self) -> None:
@@ -131,7 +104,7 @@ class TrainOptions:
         """Return the options, with a few steps of everything when ``fast_dev_run`` is set."""
         if not self.fast_dev_run:
             return self
-        return replace(self, harmonizer_steps=4, epoch_steps=2, predictor_steps=2, folds=2)
+        return replace(self, predictor_steps=2, folds=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values, for ``bundle.json``."""
@@ -171,6 +144,8 @@ class TrainScan:
         Digest of the raw image's voxels, or of its file, as its QC record says.
     raw, transform : pathlib.Path or None
         Raw image, and its transform to the template.
+    descriptors : dict or None
+        Of :func:`bids_harmony.sites.descriptors.describe`, as its QC record says.
     """
 
     subject: str
@@ -187,6 +162,7 @@ class TrainScan:
     sha256: str | None = None
     raw: Path | None = None
     transform: Path | None = None
+    descriptors: dict[str, Any] | None = None
 
     @property
     def person(self) -> str | None:

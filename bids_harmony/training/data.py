@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.models.slices import slice_heights
+from bids_harmony.models.slices import slice_heights, uncrop
+from bids_harmony.sites.descriptors import describe
 from bids_harmony.training.config import TrainScan
 
 Box = tuple[tuple[int, int], tuple[int, int]]
@@ -23,18 +24,17 @@ class TrainingSet:
 
     Attributes
     ----------
-    volumes : numpy.ndarray or bids_harmony.training.cache.StoredVolumes
-        (scans, slices, rows, columns) float16 intensities (fluid 0, white matter 1), NaN outside
-        the brain: one array to read for image and mask. Read it through :meth:`slices` and
-        :meth:`stack`.
+    volumes : numpy.ndarray or bids_harmony.training.cache.Volumes
+        (scans, slices, rows, columns) float16 intensities (CSF 0, white matter 1), NaN outside
+        the brain: one array to read for image and mask. Read it through :meth:`slices`,
+        :meth:`stack` and :meth:`volume`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``_source`` (the scan's raw
-        image, transform and brain mask, where known), and the dataset's other columns.
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``quantiles`` (the scan's
+        descriptors), ``_source`` (the scan's raw image, transform and brain mask, where known),
+        and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
-    filled : numpy.ndarray
-        (scans, slices) share of each slice that is brain.
     box : tuple
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
@@ -46,7 +46,6 @@ class TrainingSet:
     volumes: Any
     table: pd.DataFrame
     heights: np.ndarray
-    filled: np.ndarray
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
@@ -79,15 +78,20 @@ class TrainingSet:
         n_slices, rows, columns = images.shape[1:]
         affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
         volumes = np.where(masks, images, np.nan).astype(np.float16)
+        zoom = float(abs(affine[0, 0]))
+        table = with_columns(table)
+        table["quantiles"] = [
+            describe(np.where(m, v, 0), m, zoom)["quantiles"]
+            for v, m in zip(images, np.asarray(masks, bool), strict=True)
+        ]
         return cls(
             volumes=volumes,
-            table=with_columns(table),
+            table=table,
             heights=slice_heights(n_slices, affine),
-            filled=np.asarray(masks, dtype=bool).mean(axis=(2, 3)),
             box=box or ((0, rows), (0, columns)),
             shape=shape or (rows, columns, n_slices),
             affine=affine,
-            digests=tuple(map(digest_of, volumes)),
+            digests=tuple(hashlib.sha256(volume.tobytes()).hexdigest() for volume in volumes),
         )
 
     def __len__(self) -> int:
@@ -129,36 +133,18 @@ class TrainingSet:
         (a, b), (c, d) = self.box
         return b - a, d - c
 
+    @cached_property
+    def quantiles(self) -> np.ndarray:
+        """Descriptors of each scan, (scans, levels)."""
+        return np.array(self.table["quantiles"].tolist(), dtype=float)
+
     def slices(
-        self,
-        scans: np.ndarray | Sequence[int],
-        numbers: np.ndarray | Sequence[int],
-        around: int = 0,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Read one slice of each of some scans, with its neighbours.
-
-        Parameters
-        ----------
-        scans, numbers : sequence of int
-            (n,) scan numbers and the slice wanted of each.
-        around : int
-            Neighbours on each side; beyond the stack's ends the last slice is repeated.
-
-        Returns
-        -------
-        images : numpy.ndarray
-            float32 (n, 2 * around + 1, rows, columns), background 0.
-        masks : numpy.ndarray
-            Boolean (n, rows, columns), of the slice in the middle.
-        """
-        out = np.empty((len(scans), 2 * around + 1, *self.size), np.float16)
-        last = len(self.heights) - 1
-        for i, (scan, number) in enumerate(zip(scans, numbers, strict=True)):
-            low, high = max(number - around, 0), min(number + around, last)
-            part = np.asarray(self.volumes[int(scan), int(low) : int(high) + 1])
-            which = np.clip(np.arange(number - around, number + around + 1), low, high) - low
-            out[i] = part[which]
-        return _split(out, out[:, around])
+        self, scans: np.ndarray | Sequence[int], numbers: np.ndarray | Sequence[int]
+    ) -> np.ndarray:
+        """Read one slice of each of some scans: float32 (n, rows, columns), background 0."""
+        pairs = zip(scans, numbers, strict=True)
+        out = np.array([self.volumes[int(scan)][int(number)] for scan, number in pairs])
+        return np.nan_to_num(out.astype(np.float32))
 
     def stack(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
         """Read all slices of a scan.
@@ -170,8 +156,13 @@ class TrainingSet:
         masks : numpy.ndarray
             Boolean, same shape.
         """
-        volume = np.asarray(self.volumes[int(scan)])
-        return _split(volume, volume)
+        values = np.asarray(self.volumes[int(scan)], dtype=np.float32)
+        return np.nan_to_num(values), ~np.isnan(values)
+
+    def volume(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read a scan on the whole template grid, with its mask."""
+        image, mask = self.stack(scan)
+        return uncrop(image, self.box, self.shape), uncrop(mask, self.box, self.shape)
 
     def content(self, scans: np.ndarray | Sequence[int]) -> bytes:
         """Name the images of scans by all that they hold."""
@@ -180,18 +171,6 @@ class TrainingSet:
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
         """Return the scans of a site among the given scan numbers."""
         return np.asarray(among[self.sites[among] == site])
-
-
-def digest_of(volume: np.ndarray) -> str:
-    """SHA-256 of a scan as it is stored."""
-    return hashlib.sha256(volume.tobytes()).hexdigest()
-
-
-def _split(images: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Part stored values into float32 images with background 0, and masks."""
-    values = images.astype(np.float32)
-    values[np.isnan(values)] = 0
-    return values, ~np.isnan(centre)
 
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:

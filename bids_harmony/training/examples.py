@@ -61,7 +61,7 @@ class Examples:
 
     def draw(self, which: np.ndarray, slices: np.ndarray) -> Tensor:
         """Read slices: (n, 1, rows, columns), by place in ``scans`` and among the middle ones."""
-        images, _ = self.data.slices(self.scans[which], self.numbers[slices])
+        images = self.data.slices(self.scans[which], self.numbers[slices])[:, None]
         for i, (scan, number) in enumerate(zip(which, slices, strict=True)):
             if int(scan) in self.changed:
                 images[i, 0] = self.changed[int(scan)][number]

@@ -1,308 +1,165 @@
-"""Train the forward and backward maps: a conditional CycleGAN on unpaired slices.
+"""How sites are brought to the reference in training, and whether that moves them.
 
-The forward map takes any site to the reference and knows no site; the backward map is told the
-site to lead to (preprint §4, science.md §2). With one source site this is the two-domain
-CycleGAN. Slices are paired by height and scans by age and sex (``training/sampling.py``), so that
-none of these tells the discriminator where a slice comes from.
+The map of a site is the intensity mapping of its code (:mod:`bids_harmony.sites`). Nothing of it
+is trained on the site; it is calibrated, and what is measured here is always a scan that its
+calibration did not see.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from lightning_fabric import Fabric
-from safetensors.torch import load, save
 
-from bids_harmony import __version__
-from bids_harmony.errors import UsageError
-from bids_harmony.models.generators import Generator
-from bids_harmony.models.slices import slice_input
+from bids_harmony.sites.calibration import estimate_ages
+from bids_harmony.sites.code import Appearance, site_code
+from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import (
-    Engine,
-    StopSignal,
-    launch,
-    load_checkpoint,
-    save_checkpoint,
-    write_bytes,
-)
-from bids_harmony.training.maps import Batch, Maps, Trainer
-from bids_harmony.training.presets import FAST, Preset
-from bids_harmony.training.progress import Progress, sample_sheet
-from bids_harmony.training.sampling import Pairs, PairSampler, Prefetcher
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.splits import make_folds
 
-#: Steps between two entries of the logs; losses are looked at as often.
-LOG_STEPS = 20
+#: A site's persons are parted in this many; each part is mapped as the others say.
+FOLDS = 5
+#: Part of the mean site offset that a map has to remove (issue 21).
+LEAST_REMOVED = 0.5
+N_QUANTILES = 256
+
+#: Predicts the brain age of a scan, by its number, after an intensity mapping.
+Predict = Callable[[int, IntensityMapping | None], float]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and how often to keep what there is.
-
-    Attributes
-    ----------
-    steps : int
-        Optimiser steps. There is no limit of time: the result must not depend on the machine.
-    epoch : int
-        Steps after which the maps are kept as a candidate and a sheet of samples is drawn.
-    seed : int
-        Seed of weights and sampling.
-    save_seconds : float
-        A checkpoint is written when the last one is this old.
-    """
-
-    steps: int
-    epoch: int = 500
-    seed: int = 42
-    save_seconds: float = 120.0
-
-
-@dataclass
-class Harmonizer:
-    """Trained maps.
-
-    Attributes
-    ----------
-    forward, backward : Generator
-        Any site to the reference; the reference to one of ``sites``.
-    sites : list of str
-        Source sites in the order of the backward map's numbers.
-    forward_config, backward_config : dict
-        ``kind`` and ``options`` of the maps, as a bundle's ``networks`` entries give them.
-    record : dict
-        What was done, for ``bundle.json``.
-    epochs : list of (int, Path)
-        Steps after which the averaged maps were kept, and where; the last are those above.
-    preset : Preset
-        What they were trained with.
-    """
-
-    forward: Generator
-    backward: Generator
-    sites: list[str]
-    forward_config: dict[str, Any]
-    backward_config: dict[str, Any]
-    record: dict[str, Any]
-    epochs: list[tuple[int, Path]]
-    preset: Preset
-
-    def at(self, path: Path) -> tuple[Generator, Generator]:
-        """Return the maps of one of ``epochs``, in evaluation mode."""
-        maps = Maps(self.preset, len(self.sites))
-        maps.load_state_dict(load(path.read_bytes()))
-        maps.eval().requires_grad_(False)
-        return maps.forward_map, maps.backward_map
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps of ``epochs``."""
-        return [step for step, _ in self.epochs]
-
-    def candidate(self, step: int) -> Generator:
-        """Return the forward map after one of ``steps``, with the weights as a bundle has them."""
-        return as_stored(self.at(dict(self.epochs)[step])[0])
-
-    def choose(self, step: int) -> None:
-        """Make the maps after one of ``steps`` the ones kept."""
-        self.forward, self.backward = self.at(dict(self.epochs)[step])
-
-
-def train_harmonizer(
-    data: TrainingSet,
-    among: np.ndarray,
-    reference: str,
-    preset: Preset = FAST,
-    *,
-    plan: Plan,
-    folder: Path,
-    engine: Engine | None = None,
-    say: Callable[[str], None] = print,
-) -> Harmonizer:
-    """Train on the given scans; go on where an interrupted run of the same training stopped.
+def site_mapping(
+    data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
+) -> IntensityMapping:
+    """Calibrate a site on some of its scans.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
+    scans : numpy.ndarray
+        Numbers of the scans to calibrate on.
+    appearance : Appearance
+        Of the reference.
+    predict : callable or None
+        Estimates the ages, as if none were known; None takes those that are known.
+    """
+    values, persons = data.quantiles[scans], data.persons[scans]
+    ages = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
+    by_number = None if predict is None else lambda i, curve: predict(int(scans[i]), curve)
+    ages = estimate_ages(values, ages, persons, appearance, by_number)
+    return IntensityMapping.of(site_code(values, ages, persons, appearance), appearance)
+
+
+def cross_calibrated(
+    data: TrainingSet,
+    scans: np.ndarray,
+    among: np.ndarray,
+    appearance: Appearance,
+    predict: Predict | None,
+    seed: int,
+) -> dict[int, IntensityMapping]:
+    """Give each scan of a site the mapping that the site's other persons say.
+
+    Parameters
+    ----------
+    data, appearance, predict
+        As of :func:`site_mapping`.
+    scans : numpy.ndarray
+        Numbers of the scans of one site.
     among : numpy.ndarray
-        Numbers of the scans to train on.
-    reference : str
-        The site the forward map leads to.
-    preset : Preset
-        Networks, losses and optimisation.
-    plan : Plan
-        How long.
-    folder : pathlib.Path
-        Work folder. Checkpoint, candidates, samples and logs go to a folder inside it that
-        belongs to this training alone: another preset, seed or scan gets another.
-    engine : Engine, optional
-        Devices; one process on the CPU when None.
-    say : callable
-        Takes a line of progress; with several devices, a function of a module.
+        Those of them that may be calibrated on.
+    seed : int
+        Of the folds.
 
     Returns
     -------
-    Harmonizer
-
-    Raises
-    ------
-    HarmonyError
-        When a loss is no longer a number.
-    UsageError
-        When the batch cannot be shared by the devices, or machines are missing, or a number is
-        below one.
-    KeyboardInterrupt
-        When a signal asked to stop; a checkpoint has been written.
+    dict of int to IntensityMapping
+        By the scan's number; scans that no other person is left to calibrate for have none.
     """
-    engine = engine or Engine("cpu")
-    if min(plan.steps, plan.epoch, preset.batch, engine.devices, engine.nodes) < 1:
-        raise UsageError(
-            "The harmonizer cannot be trained with less than one step, pair or device.",
-            "Check --harmonizer-steps, --epoch-steps, --batch, --devices and --nodes.",
-        )
-    engine.check(preset.batch)
-    sites = sorted(set(data.sites[among].tolist()) - {reference})
-    place = folder / f"harmonizer-{_digest(data, among, reference, preset, plan, engine)}"
-    record = launch(
-        engine,
-        preset.precision,
-        place / "logs",
-        _train,
-        data,
-        [data.site_scans(site, among) for site in (*sites, reference)],
-        preset,
-        plan,
-        place,
-        say,
-    )
-    epochs = [(step, _epoch_file(place, step)) for step in _epoch_ends(plan)]
-    empty = Maps(preset, len(sites))
-    harmonizer = Harmonizer(
-        empty.forward_map,
-        empty.backward_map,
-        sites,
-        {"kind": preset.generator, "options": preset.generator_options()},
-        {"kind": preset.generator, "options": preset.generator_options(len(sites))},
-        {"preset": preset.to_dict(), "steps": plan.steps, "seed": plan.seed, **record},
-        epochs,
-        preset,
-    )
-    harmonizer.choose(plan.steps)
-    return harmonizer
+    n_folds = min(FOLDS, len(np.unique(data.persons[scans])))
+    folds = make_folds(data, scans, n_folds, np.random.default_rng(seed))
+    found: dict[int, IntensityMapping] = {}
+    for fold in range(n_folds):
+        tested = scans[folds[scans] == fold]
+        others = among[~np.isin(data.persons[among], data.persons[tested])]
+        if len(others):
+            mapping = site_mapping(data, others, appearance, predict)
+            found |= {int(scan): mapping for scan in tested}
+    return found
 
 
-def _train(
-    data: TrainingSet,
-    scans: list[np.ndarray],
-    preset: Preset,
-    plan: Plan,
-    place: Path,
-    say: Callable[[str], None],
-    *,
-    fabric: Fabric,
-) -> dict[str, Any]:
-    """Train in one process of several, or in the only one; ``scans`` end with the reference's."""
-    *sources, references = scans
-    trainer = Trainer(fabric, preset, len(sources), data.size, plan.steps, plan.seed)
-    with _feed(fabric, data, references, sources, preset, plan.seed) as feed, StopSignal() as stop:
-        checkpoint = place / "checkpoint.pt"
-        if state := load_checkpoint(checkpoint):
-            trainer.load_state_dict(state["trainer"])
-            feed.load_state_dict(state["feed"])
-        progress = Progress(fabric, say, plan.steps, trainer.step, preset.batch, plan.save_seconds)
-        progress.history = state["history"] if state else []
-        while trainer.step < plan.steps:
-            trainer.train(next(feed))
-            step = trainer.step
-            epoch = step % plan.epoch == 0 or step == plan.steps
-            stopped, due = progress.agree(stop.received, epoch)
-            if step % LOG_STEPS == 0 or step == plan.steps:
-                progress.log(step, trainer.losses(clear=True), feed.waited_share)
-            elif due:
-                trainer.losses(clear=False)  # a checkpoint holds no weights gone astray
-            if epoch and fabric.is_global_zero:
-                maps = trainer.averaged
-                write_bytes(_epoch_file(place, step), save(maps.state_dict()))
-                sheet = sample_sheet(data, [s[len(s) // 2] for s in scans], maps.forward_map)
-                progress.show(step, sheet, place / "samples" / f"step-{step:07d}.png")
-            if due:
-                state = {
-                    "trainer": trainer.state_dict(),
-                    "feed": feed.state_dict(),
-                    "history": progress.history,
-                }
-                if fabric.is_global_zero:
-                    save_checkpoint(checkpoint, state)
-            if stopped:
-                if fabric.is_global_zero:
-                    say(f"harmonizer stopped after step {step} of {plan.steps}, and kept")
-                raise KeyboardInterrupt
-    return progress.record()
+def mean_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
+    """Mean quantiles of the brain's intensities over some scans, for :func:`match_histogram`."""
+    levels = np.linspace(0, 1, N_QUANTILES)
+    each = [np.quantile(i[m], levels) for i, m in map(data.stack, scans)]
+    return np.asarray(np.mean(each, axis=0))
 
 
-@contextmanager
-def _feed(
-    fabric: Fabric,
-    data: TrainingSet,
-    references: np.ndarray,
-    sources: list[np.ndarray],
-    preset: Preset,
-    seed: int,
-) -> Iterator[Prefetcher[Batch]]:
-    """Batches read in the background: every process draws the whole, and reads its share."""
+def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Give a scan the reference's intensity distribution: the published comparator.
 
-    def read(pairs: Pairs) -> Batch:
-        def some(scans: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
-            scans, numbers = (v[fabric.global_rank :: fabric.world_size] for v in (scans, numbers))
-            images, masks = data.slices(scans, numbers, preset.around)
-            return torch.from_numpy(slice_input(images, masks, data.heights[numbers]))
+    Parameters
+    ----------
+    volume, mask : numpy.ndarray
+        Intensities and mask, of any shape.
+    quantiles : numpy.ndarray
+        Of :func:`mean_quantiles` of the reference's scans.
 
-        return Batch(
-            some(pairs.source_scans, pairs.source_slices),
-            some(pairs.reference_scans, pairs.reference_slices),
-            torch.from_numpy(pairs.sites[fabric.global_rank :: fabric.world_size]),
-        )
-
-    sampler = PairSampler(data, references, sources, batch=preset.batch, seed=seed)
-    with Prefetcher(sampler, read) as feed:
-        yield feed
+    Returns
+    -------
+    numpy.ndarray
+        float32, background 0.
+    """
+    out = np.zeros(volume.shape, np.float32)
+    own = np.quantile(volume[mask], np.linspace(0, 1, len(quantiles)))
+    out[mask] = np.interp(volume[mask], own, quantiles)
+    return out
 
 
-def _epoch_ends(plan: Plan) -> list[int]:
-    return [*range(plan.epoch, plan.steps, plan.epoch), plan.steps]
+def acceptance(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Tell whether a map removes what sites add, and leaves alone the sites that add nothing.
 
+    Parameters
+    ----------
+    sites : mapping
+        By site and way (``none``, ``harmonized``), figures with ``offset`` and ``offset_95``, of
+        scans that no calibration saw.
 
-def _epoch_file(place: Path, step: int) -> Path:
-    return place / "epochs" / f"step-{step:07d}.safetensors"
-
-
-def _digest(
-    data: TrainingSet,
-    among: np.ndarray,
-    reference: str,
-    preset: Preset,
-    plan: Plan,
-    engine: Engine,
-) -> str:
-    """Name all that decides the weights, so that only the same training is taken up again."""
-    said = {
-        "version": __version__,
-        "preset": preset.to_dict(),
-        "plan": [plan.steps, plan.epoch, plan.seed],
-        "world": engine.world,
-        "precision": engine.precision,
-        "reference": reference,
-        "scans": data.table.iloc[among].astype(str).to_numpy().tolist(),
-        "box": data.box,
+    Returns
+    -------
+    dict
+        ``passed`` (None where no site can be judged), ``removed`` (part of the mean absolute
+        offset of the sites whose raw offset differs from zero by more than its interval; None
+        without such a site), ``moved`` and ``still``, the names of the sites that were judged by
+        each rule, and ``text``, one sentence.
+    """
+    judged = {
+        site: (ways["none"], ways["harmonized"])
+        for site, ways in sites.items()
+        if {"none", "harmonized"} <= ways.keys() and ways["none"].get("offset_95") is not None
     }
-    text = json.dumps(said, sort_keys=True).encode()
-    return hashlib.sha256(text + data.content(among)).hexdigest()[:12]
+    moved = [s for s, (raw, _) in judged.items() if not _holds_zero(raw["offset_95"])]
+    still = sorted(set(judged) - set(moved))
+    removed = None
+    if moved:
+        before, after = (
+            float(np.mean([abs(judged[s][k]["offset"]) for s in moved])) for k in (0, 1)
+        )
+        removed = round(1 - after / before, 3)
+    disturbed = [s for s in still if not _holds_zero(judged[s][1]["offset_95"])]
+    if not judged:
+        passed, text = None, "No site could be judged: offsets need brain ages of three persons."
+    else:
+        passed = not disturbed and (removed is None or removed >= LEAST_REMOVED)
+        text = (
+            f"The map removes {100 * removed:.0f} % of the mean site offset at {', '.join(moved)}"
+            if removed is not None
+            else "No site differs from the reference by more than chance"
+        )
+        text += f", and makes one at {', '.join(disturbed)}." if disturbed else "."
+    return {"passed": passed, "removed": removed, "moved": moved, "still": still, "text": text}
+
+
+def _holds_zero(interval: tuple[float, float] | list[float] | None) -> bool:
+    return interval is None or interval[0] <= 0 <= interval[1]

@@ -105,6 +105,7 @@ def find_training_scans(
                 image_digest(record) or None,
                 scan.path,
                 transform if transform.is_file() else None,
+                record.get("descriptors"),
             )
         )
     return found, missing

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
@@ -18,8 +19,8 @@ from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import figures
 from bids_harmony.training.examples import Examples
+from bids_harmony.training.figures import figures
 from bids_harmony.training.members import Ensemble, Job, train_members
 from bids_harmony.training.predictor import PredictorConfig, network_options
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
@@ -51,6 +52,9 @@ class Predictor:
         Figures measured while training.
     truth : numpy.ndarray or None
         (scans,) true values of all scans, NaN where unknown; None where they are made up.
+    unseen : pandas.DataFrame or None
+        ``predicted``, ``truth``, ``person`` and ``seed`` of the reference scans, each by the
+        network that was trained without it.
     """
 
     members: list[SliceNetwork]
@@ -58,6 +62,7 @@ class Predictor:
     target: dict[str, Any]
     metrics: dict[str, Any]
     truth: np.ndarray | None = None
+    unseen: pd.DataFrame | None = None
 
     @property
     def binary(self) -> bool:
@@ -175,6 +180,7 @@ def _finish(
         _describe(target, truth, unseen, persons),
         {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
         target.values,
+        pd.DataFrame({"predicted": unseen, "truth": truth, "person": persons, "seed": 0}),
     )
 
 
