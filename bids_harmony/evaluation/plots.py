@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,9 +29,8 @@ from bids_harmony.reports.drawing import (
     ORANGE,
     PURPLE,
     SKY,
-    VERMILION,
-    YELLOW,
 )
+from bids_harmony.reports.scatter import scatter_figure, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 #: Shapes too tell apart what is drawn.
 STYLE = {NONE: (GREY, "s"), SCALED: (ORANGE, "D"), MATCHED: (SKY, "^"), COMBAT: (GREEN, "v"),
          HARMONIZED: (BLUE, "o"), KNOWN_AGES: (PURPLE, "P")}  # fmt: skip
-SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
 LABELS = {NONE: "no harmonization", SCALED: "tissue normalization only",
           MATCHED: "histogram matching", COMBAT: "ComBat", HARMONIZED: "harmonized",
           KNOWN_AGES: "harmonized, ages known"}  # fmt: skip
@@ -86,7 +83,7 @@ def draw_figures(findings: Findings, folder: Path) -> list[tuple[str, str]]:
             ))  # fmt: skip
     pictures = []
     for name, caption, figure in drawn:
-        text = _svg(figure)
+        text = svg_text(figure)
         write_text(folder / f"{name}.svg", text)
         pictures.append((caption, text[text.index("<svg") :]))
     return pictures
@@ -124,29 +121,13 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
 
 def _scatter(rows: pd.DataFrame, reference: str) -> Figure:
     """Predicted against true, one panel per way, with the reference's line."""
-    from matplotlib.figure import Figure as NewFigure
-
-    ways = [way for way in WAYS if way in set(rows["way"])]
-    figure = NewFigure(figsize=(2.6 * len(ways), 2.9), layout="constrained")
-    panels = figure.subplots(1, len(ways), sharex=True, sharey=True, squeeze=False)[0]
-    low = float(min(rows["truth"].min(), rows["predicted"].min()))
-    high = float(max(rows["truth"].max(), rows["predicted"].max()))
-    for axes, way in zip(panels, ways, strict=True):
-        home = rows[(rows["way"] == way) & (rows["test_site"] == reference)]
-        slope, intercept = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
-        axes.plot(home["truth"], home["predicted"], ".", color=GREY, ms=3, alpha=0.6)
-        axes.plot((low, high), (slope * low + intercept, slope * high + intercept), color=GREY)
-        sites = sorted(set(rows["test_site"]) - {reference})
-        for k, site in enumerate(sites):
-            part = rows[(rows["way"] == way) & (rows["test_site"] == site)]
-            colour, marker = SITES[k % len(SITES)]
-            axes.plot(part["truth"], part["predicted"], marker, color=colour, ms=3, label=site)
-        axes.set_title(LABELS[way], fontsize="medium")
-        axes.set_xlabel("true")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("predicted")
-    panels[0].legend(frameon=False, fontsize="small")
-    return figure
+    panels = {}
+    for way in (way for way in WAYS if way in set(rows["way"])):
+        part = rows[rows["way"] == way].rename(columns={"test_site": "site"}, errors="ignore")
+        home = part[part["site"] == reference]
+        line = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
+        panels[LABELS[way]] = (part, line)
+    return scatter_figure(panels, reference)
 
 
 def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
@@ -161,13 +142,3 @@ def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
     axes.set_xticks(x)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _svg(figure: Figure) -> str:
-    """Write a figure as SVG text, the same for the same figure."""
-    import matplotlib as mpl
-
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "bids_harmony", "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()

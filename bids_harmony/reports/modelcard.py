@@ -9,21 +9,11 @@ from typing import Any
 from bids_harmony.qc.guard import MEASURES, spoken_limit
 from bids_harmony.qc.verdict import dictionary
 
-#: Rows of the table of images that are no metric of a scan.
-IMAGE_NAMES = {
-    "n": "Scans",
-    "reference_distance_histogram_matching": (
-        "Distance to the reference histogram, histogram-matched"
-    ),
-}
 METHODS = {
-    "none": "unharmonized",
+    "none": "not harmonized",
     "histogram_matching": "histogram-matched",
     "harmonized": "harmonized",
-}
-GROUPS = {
-    "held_out": "test scans",
-    "all": "all of the site",
+    "harmonized_known_ages": "harmonized, ages known",
 }
 #: Below this many persons with test scans a site's figures are called rough.
 FEW = 20
@@ -43,10 +33,9 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
     -------
     dict
         JSON-ready: ``name``, ``version``, ``intended_use``, ``data``, ``preprocessing``,
-        ``networks``, ``targets``, ``metrics``, ``checkpoints``, ``guard``, ``limits``, ``rerun``.
+        ``networks``, ``map``, ``targets``, ``metrics``, ``guard``, ``limits``, ``rerun``.
     """
     training = info["training"]
-    harmonizer = training.get("harmonizer", {})
     return {
         "name": info["name"],
         "version": info["version"],
@@ -57,19 +46,15 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
             "licences": list(info["licences"]),
             "splits": "by person, stratified by site and age; listed in splits.json",
             "fit_filter": training.get("options", {}).get("fit_filter"),
-            "overlap": training.get("overlap", {}),
         },
         "preprocessing": info["contract"],
         "networks": {
             name: {key: config[key] for key in ("kind", "options")} | {"n": len(config["files"])}
             for name, config in info["networks"].items()
         },
+        "map": info["map"],
         "targets": info["targets"],
         "metrics": info["metrics"],
-        "checkpoints": {
-            "chosen_step": harmonizer.get("chosen_step"),
-            "candidates": harmonizer.get("candidates", []),
-        },
         "guard": {"limits": (guard or {}).get("limits", {}), "n": (guard or {}).get("n", 0)},
         "limits": known_limits(info),
         "rerun": {
@@ -108,23 +93,21 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
                 f"{name} was trained on simulated labels: it shows that the path works, and says "
                 "nothing about a person."
             )
-    # Bundles of 0.1.0 count scans only.
     tested = {
-        site: row.get("n_held_out_persons", row.get("n_held_out", 0))
+        site: row["n_held_out_persons"] if site == reference else row["n_persons"]
         for site, row in sites.items()
     }
     few = [f"{site} ({n})" for site, n in tested.items() if n < FEW]
     if few:
         said.append(
-            f"Figures rest on test scans of few persons at {', '.join(few)}: read the intervals, "
+            f"Figures rest on few persons at {', '.join(few)}: read the intervals, "
             "not the values alone."
         )
-    if len(sites) > 1:
-        said.append(
-            f"The maps were fitted on {len(sites) - 1} other site{'s' * (len(sites) > 2)}. The "
-            "forward map runs on scans of any scanner, but how well is known for these only; "
-            "the distance to the training sites in each scan's report says how far off a scan is."
-        )
+    said.append(
+        "A site is harmonized by its calibration. From few scans, or where patients and controls "
+        "lie at different sites, what the scanner does and what the persons bring cannot be told "
+        "apart."
+    )
     said.append(
         "Prediction intervals are empirical: they come from the errors of single networks on "
         "reference scans they had not seen, and may be too narrow, most of all at other sites; "
@@ -158,31 +141,48 @@ def card_html(card: Mapping[str, Any]) -> str:
         card=card,
         figures=figure_tables(card["metrics"]),
         folds=fold_sentences(card["metrics"]),
-        images=image_rows(card["metrics"].get("images", {})),
+        plot=age_plot(card),
         guard=guard_rows(card["guard"]),
     )
 
 
 def figure_tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables of each target's figures: site, scans, way of preparing, n, and each figure."""
+    """Tables of each target's figures: site, way of preparing, n, and each figure."""
     tables = []
     for target, found in metrics.items():
-        rows = []
-        for site, groups in found.get("sites", {}).items() if target != "images" else ():
-            for group, methods in groups.items():
-                for method, values in methods.items():
-                    rows.append(
-                        {
-                            "site": site,
-                            "scans": GROUPS.get(group, group),
-                            "method": METHODS.get(method, method),
-                            "values": values,
-                        }
-                    )
-        names = [n for n in (rows[0]["values"] if rows else ()) if f"{n}_95" in rows[0]["values"]]
+        rows = [
+            {"site": site, "method": METHODS.get(method, method), "values": values}
+            for site, methods in found.get("sites", {}).items()
+            for method, values in methods.items()
+        ]
         if rows:
+            every = dict.fromkeys(name for row in rows for name in row["values"])
+            names = [n for n in every if f"{n}_95" in every]
+            # What a map is judged by comes first.
+            names.sort(key=lambda n: n not in ("offset", "scatter"))
             tables.append({"target": target, "names": names, "rows": rows})
     return tables
+
+
+def age_plot(card: Mapping[str, Any]) -> str:
+    """Draw predicted against true age with the reference's line, before and after; or nothing."""
+    import pandas as pd
+
+    from bids_harmony.reports.scatter import scatter_figure, svg_text
+
+    rows = card["metrics"].get("brain_age", {}).get("predictions", [])
+    bias = card["targets"].get("brain_age", {}).get("age_bias")
+    if not rows or bias is None:
+        return ""
+    table = pd.DataFrame(rows, columns=["site", "way", "truth", "predicted"])
+    line = (1 + bias["slope"], bias["intercept"])
+    panels = {
+        METHODS[way]: (table[table["way"] == way], line)
+        for way in ("none", "harmonized")
+        if way in set(table["way"])
+    }
+    text = svg_text(scatter_figure(panels, card["data"]["reference_site"]))
+    return text[text.index("<svg") :]
 
 
 def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
@@ -200,18 +200,6 @@ def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
                 f"without: {', '.join(parts)}."
             )
     return sentences
-
-
-def image_rows(images: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the table of what harmonization did to images: measure, value at each site."""
-    names = dict.fromkeys(name for row in images.values() for name in row)
-    return [
-        {
-            "name": IMAGE_NAMES.get(name) or dictionary().get(name, {}).get("LongName", name),
-            "values": [row.get(name) for row in images.values()],
-        }
-        for name in names
-    ]
 
 
 def guard_rows(guard: Mapping[str, Any]) -> list[dict[str, Any]]:

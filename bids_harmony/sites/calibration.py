@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
 
 FORMAT = 1
-#: Rounds of predicting ages and mapping, where ages are unknown.
-ROUNDS = 3
+#: Rounds of predicting ages and mapping, where ages are unknown, and the most that a step is
+#: taken to be of the one before.
+ROUNDS, MOST_FACTOR = 3, 0.6
 #: Persons, at most, whose ages are estimated: their mean is what counts.
 MOST_ESTIMATED = 24
 #: With fewer persons a calibration is said to rest on few.
@@ -268,10 +269,16 @@ def estimate_ages(
     some = first[np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))]
     slope, intercept = appearance.line
     mapping: IntensityMapping | None = None
+    means: list[float] = []
     for _ in range(ROUNDS):
-        predicted = np.mean([predict(int(i), mapping) for i in some])
-        filled[unknown] = np.clip((predicted - intercept) / slope, *appearance.ages)
+        predicted = float(np.mean([predict(int(i), mapping) for i in some]))
+        means.append(float(np.clip((predicted - intercept) / slope, *appearance.ages)))
+        filled[unknown] = means[-1]
         mapping = IntensityMapping.of(site_code(values, filled, persons, appearance), appearance)
+    # Steps shrink by the same factor each round: go where they lead.
+    first_step, last_step = means[1] - means[0], means[-1] - means[-2]
+    factor = float(np.clip(last_step / first_step, 0, MOST_FACTOR)) if first_step else 0.0
+    filled[unknown] = np.clip(means[-1] + last_step * factor / (1 - factor), *appearance.ages)
     return filled
 
 

@@ -385,6 +385,7 @@ def _describe_site(
     known = data.ages[used][~np.isnan(data.ages[used])]
     return {
         "n": int(used.sum()),
+        "n_persons": len(np.unique(data.persons[used])),
         "n_validation": int((used & (split == VALIDATION)).sum()),
         "n_held_out": int((here & (split == TEST)).sum()),
         "n_held_out_persons": len(np.unique(data.persons[here & (split == TEST)])),
