@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from training_heads import people, table
 
 from bids_harmony.errors import NoInputError, UsageError
+from bids_harmony.evaluation.summaries import site_probe
 from bids_harmony.training.calibration import empirical_half_width
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet, scan_table
-from bids_harmony.training.evaluate import Measured, figures, target_figures
+from bids_harmony.training.figures import figures
 from bids_harmony.training.inputs import without_copies, without_rejected
-from bids_harmony.training.overlap import covariate_overlap
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.predictors import plan_folds
-from bids_harmony.training.select import site_probe
 from bids_harmony.training.splits import make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
@@ -117,54 +115,6 @@ def test_the_site_probe_cannot_know_a_person_again() -> None:
     # One person with nearly all scans of a side: some part of the folds lacks the other side.
     lonely = np.r_[np.zeros(37), 1, 2, 3, np.arange(4, 44)]
     assert 0 <= site_probe(*sides, lonely) <= 1
-
-
-def test_ages_are_compared_between_persons() -> None:
-    rows = table({"REF": [40.0, 50, 60, 70], "A": [35.0, 45, 55, 65]})
-    rows["subject"] = [f"s{i}" for i in range(8)]
-    many = pd.concat([rows] * 20, ignore_index=True)
-    p = []
-    for frame in (rows, many):
-        data = people(frame)
-        ref, src = (np.flatnonzero(data.sites == site) for site in ("REF", "A"))
-        p.append(covariate_overlap(data, ref, {"A": src})["A"]["age_ks_p"])
-    assert p[0] == pytest.approx(p[1]) == pytest.approx(1.0)  # n = 4 each, D = 1/4
-
-
-def test_coverage_is_told_per_site_and_way() -> None:
-    data = people(table({"REF": [50.0] * 5, "A": [50.0] * 4}).assign(
-        subject=[f"s{i}" for i in range(5)] + ["a0", "a1", "a1", "a2"]))  # fmt: skip
-    off = [1, 2, 3, 4, 20, 1, 20, 1, 20]
-    measured = {
-        i: Measured({}, {"brain_age": dict.fromkeys(("none", "histogram_matching", "harmonized"),
-                                                    50.0 + d)})
-        for i, d in enumerate(off)
-    }  # fmt: skip
-    found = target_figures(
-        data, np.arange(9), measured, "brain_age", data.ages, "REF", binary=False, seed=0,
-        say=lambda _: None, half_width=10.0,
-    )  # fmt: skip
-    at_home = found["REF"]["held_out"]["harmonized"]
-    assert at_home["coverage"] == 0.8
-    assert at_home["coverage_95"] == pytest.approx([0.376, 0.964], abs=0.001)  # Wilson, 4 of 5
-    assert found["A"]["held_out"]["none"]["coverage"] == 0.5  # (1 + 1/2 + 0) / 3 persons
-    assert found["A"]["held_out"]["none"]["n_persons"] == 3
-
-
-def test_persons_whom_the_predictor_saw_at_home_do_not_test_it_elsewhere() -> None:
-    # Of four persons of A three were at the reference too, two of them in training.
-    data = people(table({"REF": [50.0] * 3, "A": [50.0] * 4}).assign(
-        subject=["t0", "t1", "t2", "t0", "t1", "t2", "a"]))  # fmt: skip
-    off = [0, 0, 0, 1, 2, 30, 20]
-    ways = ("none", "histogram_matching", "harmonized")
-    measured = {i: Measured({}, {"brain_age": dict.fromkeys(ways, 50.0 + d)})
-                for i, d in enumerate(off)}  # fmt: skip
-    found = target_figures(
-        data, np.array([2, 5]), measured, "brain_age", data.ages, "REF", binary=False, seed=0,
-        say=lambda _: None,
-    )["A"]  # fmt: skip
-    assert (found["all"]["none"]["n_persons"], found["all"]["none"]["mae"]) == (2, 25)
-    assert found["held_out"]["harmonized"]["mae"] == 30
 
 
 # --- what stands twice --------------------------------------------------------------------------

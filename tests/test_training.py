@@ -14,15 +14,17 @@ import torch
 from training_heads import AFFINE, write_scans
 
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.models.apply import harmonize_volume, model_measures, predict_scan
+from bids_harmony.models.apply import harmonize_volume, predict_scan
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
+from bids_harmony.sites.calibration import SiteScan, calibrate
+from bids_harmony.sites.descriptors import describe
 from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.training.bundle import train_bundle
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import match_histogram
-from bids_harmony.training.run import train_bundle
+from bids_harmony.training.harmonizer import acceptance, match_histogram
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: TrainingSet) -> None:
-    x = torch.from_numpy(data.slices(range(8), [15] * 8)[0])
+    x = torch.from_numpy(data.slices(range(8), [15] * 8)[:, None])
     chance = torch.Generator().manual_seed(0)
     y = augment(x, Augmentation(plain=0.0), chance)
     assert y.shape == x.shape
@@ -78,10 +80,7 @@ def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> 
 
 
 def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_path: Path) -> None:
-    options = TrainOptions(
-        reference_site="REF", harmonizer_steps=3, epoch_steps=2, predictor_steps=3, folds=2,
-        model_name="small",
-    )  # fmt: skip
+    options = TrainOptions(reference_site="REF", predictor_steps=3, folds=2, model_name="small")
     lines: list[str] = []
     bundle = train_bundle(
         scans, tmp_path / "b", options, work_dir=tmp_path, licences=["CC0"], say=lines.append
@@ -95,46 +94,49 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     for part in splits.values():
         assert not set(part["train"]) & set(part["test"])
     figures = info["metrics"]["brain_age"]["sites"]
-    assert figures["REF"]["held_out"]["harmonized"]["n"] == info["sites"]["REF"]["n_held_out"]
-    assert figures["A"]["all"]["histogram_matching"]["n"] == 8
+    assert figures["REF"]["harmonized"]["n"] == info["sites"]["REF"]["n_held_out"]
+    assert {way: row["n"] for way, row in figures["A"].items()} == dict.fromkeys(
+        ("none", "histogram_matching", "harmonized", "harmonized_known_ages"), 8
+    )
+    row = figures["A"]["harmonized"]
+    assert row["offset_95"][0] <= row["offset"] <= row["offset_95"][1]
+    assert 0 <= row["coverage_95"][0] <= row["coverage"] <= row["coverage_95"][1] <= 1
     assert info["targets"]["schizophrenia_probability"]["training_data"] == "simulated"
+    assert info["map"]["acceptance"]["text"].endswith(".")
     reference = bundle.qc_reference()
     assert reference["metrics"]["sites"]["A"]["snr_wm"]["n"] == info["sites"]["A"]["n"]
-    assert set(reference["histograms"]) == {"REF", "A", "B"}
-
-    guard = bundle.guard()
-    assert guard is not None
-    assert set(guard["style"]["sites"]) == {"REF", "A", "B"}
-    # Limits come from validation scans alone, and the images' figures from test scans alone.
-    parts = {part: sum(len(site[part]) for site in splits.values()) for part in splits["REF"]}
-    assert guard["n"] == parts["validation"] > 0
-    assert all(row["n"] == parts["validation"] for row in guard["limits"].values())
-    tested = {site: len(found["test"]) for site, found in splits.items() if found["test"]}
-    assert {site: row["n"] for site, row in info["metrics"]["images"].items()} == tested
-    row = figures["REF"]["held_out"]["harmonized"]
-    assert 0 <= row["coverage_95"][0] <= row["coverage"] <= row["coverage_95"][1] <= 1
+    assert set(reference["histograms"]) == {"REF"}
     method = info["targets"]["brain_age"]["interval"]["method"]
     assert method.startswith("empirical")
     assert "conformal" not in json.dumps(info)
-    harmonizer = info["training"]["harmonizer"]
-    assert [row["step"] for row in harmonizer["candidates"]] == [2, 3]
-    assert harmonizer["chosen_step"] in (2, 3)
     card = json.loads((bundle.path / "model_card.json").read_text())
     assert card["metrics"] == info["metrics"]
     page = (bundle.path / "model_card.html").read_text()
-    assert "test scans" in page
-    assert '<th class="n">coverage</th>' in page
-    assert "http" not in page
+    assert info["map"]["acceptance"]["text"] in page
+    assert "<svg" in page
+    assert '<th class="n">offset</th>' in page
+    assert 'src="' not in page
 
+    # A is calibrated from its own scans, and moves towards the reference.
+    appearance = bundle.appearance()
+    assert appearance.n == info["sites"]["REF"]["n"]
     volume = np.asarray(nib.load(scans[20].t1w).dataobj)
     mask = np.asarray(nib.load(scans[20].mask).dataobj) > 0
-    mapped = harmonize_volume(bundle, volume, mask, AFFINE)
-    result = predict_scan(bundle, volume, mapped, AFFINE, site="C")
+    described = []
+    for scan in (scan for scan in scans if scan.site == "A"):
+        image, inside = (np.asarray(nib.load(path).dataobj) for path in (scan.t1w, scan.mask))
+        found = describe(image, inside > 0, 4.0)
+        described.append(
+            SiteScan(scan.subject, scan.subject, "A", scan.age, None, found, scan.t1w)
+        )
+    calibration = calibrate(described, bundle, predict=None, template="custom")
+    mapped = harmonize_volume(bundle, volume, mask, AFFINE, calibration)
+    grey = (volume > 0.5) & (volume < 0.72)
+    assert mapped[grey].mean() == pytest.approx(0.75, abs=0.03)
+    result = predict_scan(bundle, volume, mapped, AFFINE, site="A", calibration=calibration)
     assert np.isfinite(result["brain_age"]["harmonized"])
-    assert result["in_training"]["site"] is False
-    measures, nearest = model_measures(bundle, volume, mapped, mask, AFFINE)
-    assert nearest == "A"
-    assert measures["harmonized_cycle_error"] < 0.1
+    assert result["in_training"]["site"] is True
+    assert result["calibration"]["sha256"] == calibration.sha256
     # What was measured was measured with the weights as stored.
     again = load_bundle(bundle.path).networks()["brain_age"]
     for value in again[0].state_dict().values():
@@ -143,26 +145,23 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
 
 
 @pytest.mark.slow
-def test_a_test_scan_changes_neither_limits_nor_weights(tmp_path: Path) -> None:
+def test_a_test_scan_changes_neither_appearance_nor_weights(tmp_path: Path) -> None:
     scans = write_scans(tmp_path, {"REF": 16, "A": 8}, {"A": 1.8})
-    options = TrainOptions(
-        reference_site="REF", targets=("age",), harmonizer_steps=2, epoch_steps=2,
-        predictor_steps=2, folds=2,
-    )  # fmt: skip
+    options = TrainOptions(reference_site="REF", targets=("age",), predictor_steps=2, folds=2)
     found = []
     for name in ("before", "after"):
         bundle = train_bundle(
             scans, tmp_path / name, options, work_dir=tmp_path / f"{name}-work", say=lambda _: None
         )
-        found.append((bundle.guard(), bundle.info["files"], bundle.info["metrics"]))
+        found.append((bundle.appearance(), bundle.info["files"], bundle.info["metrics"]))
         splits = json.loads((bundle.path / "splits.json").read_text())
         for label in (splits["REF"]["test"][0], splits["A"]["test"][0]):
             (path,) = (scan.t1w for scan in scans if scan.subject == label)
             volume = np.asarray(nib.load(path).dataobj)
             wild = np.where(volume > 0, np.clip(volume**3 + 0.05, 0.01, 2), 0).astype(np.float32)
             nib.save(nib.Nifti1Image(wild, AFFINE), path)
-    (guard, files, metrics), (guard_after, files_after, metrics_after) = found
-    assert guard == guard_after
+    (look, files, metrics), (look_after, files_after, metrics_after) = found
+    assert look.to_dict() == look_after.to_dict()
     weights = [name for name in files if name.endswith(".safetensors")]
     assert {name: files[name] for name in weights} == {name: files_after[name] for name in weights}
     assert metrics != metrics_after  # the change was there to be seen
@@ -187,13 +186,27 @@ def test_training_that_makes_no_sense_is_refused(
             TrainOptions(**change),  # type: ignore[arg-type]
             work_dir=tmp_path,
         )
-    with pytest.raises(UsageError, match="no site besides REF"):
-        train_bundle(
-            [s for s in scans if s.site == "REF"],
-            tmp_path / "b",
-            TrainOptions(),
-            work_dir=tmp_path,
-        )
+
+
+def figure(offset: float, low: float, high: float) -> dict[str, object]:
+    return {"offset": offset, "offset_95": [low, high]}
+
+
+def test_a_map_must_remove_half_of_what_sites_add() -> None:
+    raw = {"A": figure(-8.0, -10, -6), "B": figure(4.0, 2, 6), "C": figure(0.5, -2, 3)}
+
+    def judged(**after: dict[str, object]) -> dict[str, object]:
+        return acceptance({s: {"none": raw[s], "harmonized": after[s]} for s in raw})
+
+    good = judged(A=figure(-2.0, -4, 0), B=figure(1.0, -1, 3), C=figure(0.6, -2, 3))
+    assert (good["passed"], good["removed"], good["moved"]) == (True, 0.75, ["A", "B"])
+    idle = judged(**raw)
+    assert (idle["passed"], idle["removed"]) == (False, 0.0)
+    # A site that adds nothing must be left there.
+    worse = judged(A=figure(-2.0, -4, 0), B=figure(1.0, -1, 3), C=figure(5.0, 2, 8))
+    assert worse["passed"] is False
+    assert "makes one at C" in worse["text"]
+    assert acceptance({"A": {"none": {"offset": 1.0, "offset_95": None}}})["passed"] is None
 
 
 def test_recipe_links_the_datasets_into_one(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from training_heads import AFFINE, people, table, write_scans
@@ -21,12 +20,12 @@ from bids_harmony.bids import Scan
 from bids_harmony.bids_tables import Columns, Table, describe
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
+from bids_harmony.training.bundle import train_bundle
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet, scan_table
 from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.inputs import find_training_scans, without_rejected
-from bids_harmony.training.run import train_bundle
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +55,8 @@ def test_stored_scans_are_the_volumes_in_the_box(
         k = 15
         inside = np.pad(volume[:, :, k], 64)[a + 64 : b + 64, c + 64 : d + 64]
         assert np.allclose(images[k], inside, atol=1e-3)
-        assert np.allclose(data.filled[i], masks.mean(axis=(1, 2)))
     assert list(data.ages[:6]) == [20, 30, 40, 50, 60, 70]
     assert data.heights[0] == AFFINE[2, 3]
-
-
-def test_slices_come_with_their_neighbours_and_the_ends_are_repeated(data: TrainingSet) -> None:
-    stack, masks = data.stack(3)
-    last = len(data.heights) - 1
-    images, inside = data.slices([3, 3, 3], [0, 14, last], around=1)
-    assert images.shape == (3, 3, *data.size)
-    for got, wanted in zip(images, ([0, 0, 1], [13, 14, 15], [last - 1, last, last]), strict=True):
-        assert np.array_equal(got, stack[wanted])
-    assert np.array_equal(inside, masks[[0, 14, last]])
 
 
 def test_arrays_in_memory_are_read_like_a_cache(data: TrainingSet) -> None:
@@ -77,29 +65,24 @@ def test_arrays_in_memory_are_read_like_a_cache(data: TrainingSet) -> None:
         np.stack([s[0] for s in stacks]), np.stack([s[1] for s in stacks]), data.table,
         affine=data.affine, box=data.box, shape=data.shape,
     )  # fmt: skip
-    read = [d.slices([0, 7], [3, 29], around=2) for d in (data, other)]
-    assert np.array_equal(read[0][0], read[1][0])
-    assert np.array_equal(read[0][1], read[1][1])
+    assert np.array_equal(data.slices([0, 7], [3, 29]), other.slices([0, 7], [3, 29]))
+    assert np.array_equal(data.slices([7], [29])[0], stacks[7][0][29])
     assert np.array_equal(data.heights, other.heights)
-    assert np.allclose(data.filled, other.filled)
+    assert np.allclose(data.quantiles, other.quantiles, atol=2e-3)
 
 
 def test_a_fluid_voxel_of_0_stays_inside_the_mask() -> None:
     masks = np.ones((1, 2, 3, 3), dtype=bool)
     data = TrainingSet.from_arrays(np.zeros(masks.shape), masks, table({"A": [30.0]}))
     assert data.stack(0)[1].all()
-    assert data.slices([0], [1])[1].all()
 
 
-def test_the_cache_is_a_zarr_store_and_is_used_again(
-    scans: list[TrainScan], tmp_path: Path
-) -> None:
+def test_the_cache_is_used_again(scans: list[TrainScan], tmp_path: Path) -> None:
     lines: list[str] = []
     one = open_training_set(scans, tmp_path, say=lines.append)
-    assert any("10 of 10 scans" in line for line in lines)
-    (folder,) = tmp_path.glob("train_cache-*")
-    stored = np.asarray(zarr.open_group(folder, mode="r")["volumes"])
-    assert np.array_equal(stored[4], one.volumes[4], equal_nan=True)
+    assert any("10 of 10" in line for line in lines)
+    (path,) = tmp_path.glob("scans-*.npy")
+    assert np.array_equal(np.load(path)[4], one.volumes[4], equal_nan=True)
     lines.clear()
     open_training_set([replace(s, age=33.0) for s in scans], tmp_path, say=lines.append)
     assert lines == []
@@ -107,7 +90,7 @@ def test_the_cache_is_a_zarr_store_and_is_used_again(
     moved = tmp_path / "other_T1w.nii.gz"
     nib.save(image, moved)
     open_training_set([replace(scans[0], t1w=moved), *scans[1:]], tmp_path)
-    assert len(list(tmp_path.glob("train_cache-*"))) == 2
+    assert len(list(tmp_path.glob("scans-*.npy"))) == 2
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -119,10 +102,10 @@ def test_a_cache_that_was_not_finished_is_made_again(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "_cut", full)
+    monkeypatch.setattr(cache, "_volume", full)
     with pytest.raises(HarmonyError, match="No space left"):
         open_training_set(scans, tmp_path)
-    assert not list(tmp_path.glob("train_cache-*"))
+    assert not list(tmp_path.glob("scans-*.npy"))
     monkeypatch.undo()
     assert len(open_training_set(scans, tmp_path)) == 10
 
@@ -171,7 +154,7 @@ def test_bad_scans_are_left_out_with_a_reason(scans: list[TrainScan], tmp_path: 
         "not on the grid",
         "empty",
         "no numbers",
-        "not scaled",
+        "not normalized",
         "cut_T1w.nii.gz",
         "gone",
     ):
@@ -182,11 +165,9 @@ def test_bad_scans_are_left_out_with_a_reason(scans: list[TrainScan], tmp_path: 
 
 def test_a_damaged_cache_says_what_to_delete(scans: list[TrainScan], tmp_path: Path) -> None:
     data = open_training_set(scans, tmp_path)
-    (folder,) = tmp_path.glob("train_cache-*")
-    chunk = folder / "volumes" / "c.2.0.0.0"
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    data.slices([2], [3])
-    with pytest.raises(HarmonyError, match=f"Delete {folder}"):
+    (path,) = tmp_path.glob("scans-*.npy")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(HarmonyError, match=f"Delete {path}"):
         data.stack(2)
 
 
@@ -194,7 +175,7 @@ def test_a_training_set_on_disk_travels_to_other_processes_without_its_images(
     data: TrainingSet,
 ) -> None:
     sent = pickle.dumps(data)
-    assert len(sent) < 20_000
+    assert len(sent) < 30_000
     assert np.array_equal(pickle.loads(sent).stack(5)[0], data.stack(5)[0])
 
 
@@ -290,18 +271,15 @@ def test_preprocessed_scans_are_found_with_what_is_known_of_them(tmp_path: Path)
     ("change", "words"),
     [
         ({"fit_filter": "age > 60"}, "has 1 scan to fit on"),
-        ({"fit_filter": "site == 'REF'"}, "no site besides REF"),
         ({"fit_filter": "height > 3"}, "cannot be understood"),
-        ({}, "differ too much from the reference"),
     ],
 )
-def test_training_on_too_few_or_too_different_scans_is_refused(
+def test_training_on_too_few_scans_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: str
 ) -> None:
     rows = table({"REF": [60.0 + i / 2 for i in range(14)], "A": [20.0, 21, 22, 23]})
-    if change:
-        rows.loc[1:, "age"] = 30.0
-        rows.loc[0, "age"] = 65.0
+    rows.loc[1:, "age"] = 30.0
+    rows.loc[0, "age"] = 65.0
     data = people(rows)
     scans = [
         TrainScan(str(i), site, tmp_path, tmp_path, age)

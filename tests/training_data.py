@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.presets import ARTICLE, FULL
-
-#: Presets small enough for tests.
-TINY_FAST = replace(FULL, channels=(4, 4), bins=4, embedding=4, width=4, batch=2, pool=3, ema=0.9)
-TINY_ARTICLE = replace(ARTICLE, channels=(4, 1), width=4, halvings=2, batch=2, pool=3)
 
 
 def balls(

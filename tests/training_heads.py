@@ -21,7 +21,7 @@ def head(age: float, rng: np.random.Generator, tone: float = 1.0) -> tuple[np.nd
     mm = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in SHAPE], indexing="ij"))
     mm += AFFINE[:3, 3][:, None, None, None]
     r = np.sqrt(((mm - rng.normal(0, 1, (3, 1, 1, 1))) ** 2).sum(axis=0))
-    volume = np.where(r < 44, 1.0, 0.75**tone)
+    volume = np.where(r < 38, 1.0, 0.75**tone)
     volume = np.where(r < 5 + age / 4, 0.5**tone, volume)
     mask = r < 56
     volume = np.clip(volume + 0.02 * rng.standard_normal(SHAPE), 0.01, 2)

@@ -329,6 +329,7 @@ def site_metrics(
 ) -> dict[str, Any]:
     """Turn predictions into the figures that :func:`measure` returns."""
     from bids_harmony.evaluation.offset import site_offset
+    from bids_harmony.evaluation.persons import coverage
     from bids_harmony.training.figures import N_BOOTSTRAP, figures
 
     metrics: dict[str, Any] = {}
@@ -346,6 +347,10 @@ def site_metrics(
                 part["predicted"].to_numpy(), part["truth"].to_numpy(), predictor.binary,
                 np.random.default_rng(seed), part["person"].to_numpy(),
             )  # fmt: skip
+            if (interval := predictor.target.get("interval")) is not None:
+                inside = (part["predicted"] - part["truth"]).abs() <= interval["half_width"]
+                found_in = coverage(inside.to_numpy(), part["person"].to_numpy())
+                row["coverage"], *row["coverage_95"] = (round(v, 3) for v in found_in)
             if predictor.unseen is not None and not predictor.binary:
                 offset = site_offset(part, predictor.unseen, N_BOOTSTRAP, seed)
                 for figure in ("offset", "scatter"):
