@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_calibration import made_calibration
 
 from bids_harmony.contract import Contract
 from bids_harmony.models.apply import harmonize_volume, predict_scan
@@ -105,7 +106,7 @@ def test_the_template_looks_like_an_adult_and_threads_change_nothing(
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        mapped = harmonize_volume(bundle, volume, mask, affine)
+        mapped = harmonize_volume(bundle, volume, mask, affine, made_calibration(bundle))
         results.append((mapped, predict_scan(bundle, volume, mapped, affine, age=40.0)))
     torch.set_num_threads(before)
     assert np.array_equal(results[0][0], results[1][0])

@@ -14,7 +14,7 @@ from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.units import plan_units
 from bids_harmony.models.slices import middle_slices
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.evaluate import class_figures
+from bids_harmony.training.figures import class_figures
 from bids_harmony.training.predictor import predict_stack
 from bids_harmony.training.targets import find_target
 
@@ -29,8 +29,8 @@ def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: P
     everything = np.ones(len(data), bool)
     target = find_target(data, "diagnosis", "REF", everything)
     options = TrainOptions(
-        reference_site="REF", targets=("diagnosis",), harmonizer_steps=2, epoch_steps=2,
-        predictor_steps=900, folds=2, contract=Contract(slice_mm=(2.0, 9.0)),
+        reference_site="REF", targets=("diagnosis",), predictor_steps=900, folds=2,
+        contract=Contract(slice_mm=(2.0, 9.0)),
     )  # fmt: skip
     study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path, lambda _: None)
     tested, known = [], []

@@ -9,15 +9,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 from training_data import balls
 
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.evaluation.combat import combat, sites_to_fit
-from bids_harmony.evaluation.prepare import matching, plain, prepare, weights_digest
+from bids_harmony.evaluation.prepare import mapping, matching, plain, prepare
+from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.evaluate import volume_of
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
     one.table["_source"] = pd.Series([files], dtype=object)
     found = plain(one, tmp_path, print)
     assert found is not None
-    volume, mask = volume_of(found, 0)
+    volume, mask = found.volume(0)
     assert np.array_equal(mask, brain)  # the brain mask as it was found
     wanted = raw / np.percentile(raw[brain], 98)
     np.testing.assert_allclose(volume[brain], wanted[brain], rtol=2e-3)  # and the bias field
@@ -77,8 +75,8 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
         after, same = found.stack(scan)
         assert np.array_equal(mask, same)
         np.testing.assert_allclose(after, before / 2 if scan in (1, 4) else before, atol=2e-3)
-    images, _ = found.slices([1, 2], [5, 5], around=1)
-    np.testing.assert_allclose(images[0], data.slices([1], [5], 1)[0][0] / 2, atol=2e-3)
+    images = found.slices([1, 2], [5, 5])
+    np.testing.assert_allclose(images[0], data.slices([1], [5])[0] / 2, atol=2e-3)
     prepare(data, [1, 4], darker, "darker", tmp_path, print)
     assert calls == [1, 4]  # taken from the folder the second time
     prepare(data, [1, 4], darker, "darker still", tmp_path, print)
@@ -87,22 +85,28 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
 
 def test_matched_scans_have_the_references_quantiles(data: TrainingSet) -> None:
     quantiles = np.linspace(0.2, 0.9, 256)
-    volume, mask = volume_of(data, 0)
+    volume, mask = data.volume(0)
     found = matching(quantiles)(0, volume, mask)[mask]
     np.testing.assert_allclose(np.quantile(found, [0.1, 0.5, 0.9]), [0.27, 0.55, 0.83], atol=0.01)
 
 
-def test_a_network_is_named_by_its_weights() -> None:
-    torch.manual_seed(0)
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert weights_digest(one) == weights_digest(one) != weights_digest(other)
+def test_each_site_has_its_own_mapping(data: TrainingSet) -> None:
+    x = np.array([0.2, 0.5, 1.0])
+    of_site = {"REF": IntensityMapping(x, x), "A": IntensityMapping(x, x - 0.1)}
+    change = mapping(of_site, data.sites)
+    for scan, less in ((0, 0.0), (6, 0.1)):
+        volume, mask = data.volume(scan)
+        bright = mask & (volume > 0.25)
+        found = change(scan, volume, mask)
+        np.testing.assert_allclose(volume[bright] - found[bright], less, atol=1e-5)
+        assert not found[~mask].any()
 
 
 def test_combat_takes_a_site_to_the_references_tone() -> None:
     data = balls({"REF": 8, "A": 8})
     change = combat(data, np.array([*range(6), *range(8, 14)]), "REF", 0)
     assert change is not None
-    (own, mask), (unseen, _) = volume_of(data, 7), volume_of(data, 15)
+    (own, mask), (unseen, _) = data.volume(7), data.volume(15)
     assert change(7, own, mask) is own  # the reference stays as it is
     found = change(15, unseen, mask)
     shell = (own > 0.45) & (own < 0.65)  # grey matter at the reference
@@ -123,4 +127,4 @@ def test_combat_wants_persons_not_scans_and_voxels_that_vary() -> None:
     images[:, 6, 16, 24] = 0.5  # the same in all scans
     change = combat(replace(data, volumes=images), np.arange(16), "REF", 0)
     assert change is not None
-    assert np.isfinite(change(15, *volume_of(data, 15))).all()
+    assert np.isfinite(change(15, *data.volume(15))).all()

@@ -57,7 +57,6 @@ def test_folds_balance_classes() -> None:
 
 @pytest.mark.parametrize("unit", [
     Unit("sites", 3, 1, ("A",), ("A", "B")),
-    Unit("unseen", 3, 1, ("A",), ("B",), left_out="B"),
     Unit("size", 3, 1, ("A",), ("B",), n_source=5),
 ])  # fmt: skip
 def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
@@ -71,20 +70,19 @@ def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
         assert not tested & set(travellers.subjects[part != "test"])
     at_b = np.unique(travellers.persons[(seen != "test") & (travellers.sites == "B")])
     every = np.unique(travellers.persons[(split != "test") & (travellers.sites == "B")])
-    assert len(at_b) == {"sites": len(every), "unseen": 0, "size": 5}[unit.experiment]
+    assert len(at_b) == {"sites": len(every), "size": 5}[unit.experiment]
 
 
 def test_units_of_every_experiment() -> None:
     data = people(table({"A": AGES, "B": AGES[:11], "C": AGES[:6]}))
-    options = EvaluateOptions(("sites", "rotations", "unseen", "size"), cv_folds=2, n_seeds=2)
+    options = EvaluateOptions(("sites", "rotations", "size"), cv_folds=2, n_seeds=2)
     units = plan_units(data, options, "A", 7)
-    assert len(units) == 2 * 2 * (1 + 9 + 2 + 1)  # eleven scans, half of them tested: one size
+    # Eleven scans, half of them tested: sizes 1, 2 and 4.
+    assert len(units) == 2 * 2 * (1 + 9 + 3)
     assert {unit.seed for unit in units} == {7, 8}
     pairs = {u.train_sites: u.test_sites for u in units if u.experiment == "rotations"}
     assert pairs[("B",)] == ("A", "C")
     assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
-    some = EvaluateOptions(("unseen",), unseen_sites=("C",))
-    assert {unit.left_out for unit in plan_units(data, some, "A", 7)} == {"C"}
     some = EvaluateOptions(("rotations",), cv_folds=2, train_sites=("B", "C+A"))
     rotations = [unit.train_sites for unit in plan_units(data, some, "A", 7)]
     assert rotations == [("B",), ("C", "A")] * 2
@@ -104,17 +102,13 @@ def test_a_site_with_few_persons_does_not_train_alone() -> None:
     assert {unit.train_sites for unit in units} == {("A",)}
 
 
-def test_sites_that_cannot_be_left_out_are_refused() -> None:
+def test_experiments_that_cannot_be_done_are_refused() -> None:
     data = people(table({"A": AGES, "B": AGES}))
-    with pytest.raises(UsageError, match="Q is no site"):
-        plan_units(data, EvaluateOptions(unseen_sites=("Q",)), "A", 0)
-    with pytest.raises(UsageError, match="only one besides"):
-        plan_units(data, EvaluateOptions(("unseen",)), "A", 0)
     for wrong in ("Q", "A+B", "B"):  # unknown, nothing left to test on, too few persons
         rotations = EvaluateOptions(("rotations",), train_sites=("A", wrong))
         with pytest.raises(UsageError, match=re.escape(f"--train-sites {wrong} is no rotation")):
             plan_units(data, rotations, "A", 0, ["A"])
-    for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:7]}):
+    for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:1]}):
         with pytest.raises(UsageError, match="no sizes to try"):
             plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0)
     with pytest.raises(UsageError, match="--experiments"):
@@ -128,10 +122,10 @@ def test_sizes_are_persons_with_all_their_scans() -> None:
     rows["subject"] = [f"a{i}" for i in range(20)] + 2 * [f"b{i}" for i in range(20)]
     data = people(rows)
     units = plan_units(data, EvaluateOptions(("size",), cv_folds=2), "A", 0)
-    assert {unit.n_source for unit in units} == {5}  # of ten persons with twenty scans
-    _, seen = split_of(data, units[0], subject_folds(data, 2, 0), 0.15)
+    assert {unit.n_source for unit in units} == {1, 2, 4, 8}  # of ten persons with twenty scans
+    _, seen = split_of(data, units[2], subject_folds(data, 2, 0), 0.15)
     left = data.persons[(seen != "test") & (data.sites == "B")]
-    assert (len(left), len(set(left))) == (10, 5)
+    assert (len(left), len(set(left))) == (8, 4)
 
 
 def test_targets_that_cannot_be_evaluated_are_named() -> None:

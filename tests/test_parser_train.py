@@ -17,28 +17,19 @@ def test_training_options(paths: list[str]) -> None:
     assert (train.reference_site, train.targets) == ("A", ("age",))
     assert (train.folds, train.holdout) == (3, 0.1)
     again = parse(
-        paths, "--target", "age", "--target", "diagnosis", "bmi", "--force",
+        paths, "--target", "age", "--target", "diagnosis", "bmi",
         "--fit-filter", "diagnosis == 'control'", level="train",
     ).train  # fmt: skip
-    assert (again.targets, again.force) == (("age", "diagnosis", "bmi"), True)
+    assert again.targets == ("age", "diagnosis", "bmi")
     assert again.fit_filter == "diagnosis == 'control'"
     assert (train.seed, train.device, train.threads) == (5, "auto", 3)
     assert "--folds" in refuse([*paths, "participant", "--folds", "3"]).cause
 
 
-def test_options_of_the_harmonizer(paths: list[str]) -> None:
-    train = parse(
-        paths, "--preset", "article", "--batch", "8", "--devices", "2", "--nodes", "3",
-        "--precision", "32-true", "--harmonizer-steps", "70", "--epoch-steps", "9",
-        "--fast-dev-run", "--add-site", "C", level="train",
-    ).train  # fmt: skip
-    assert (train.preset, train.batch, train.precision, train.add_site) == (
-        "article", 8, "32-true", "C",
-    )  # fmt: skip
-    assert (train.devices, train.nodes) == (2, 3)
-    short = train.shortened()
-    assert short.harmonizer_steps < 10 < train.harmonizer_steps
-    assert replace(train, fast_dev_run=False).shortened().epoch_steps == 9
+def test_a_few_steps_of_everything(paths: list[str]) -> None:
+    train = parse(paths, "--predictor-steps", "70", "--fast-dev-run", level="train").train
+    assert train.shortened().predictor_steps == 2
+    assert replace(train, fast_dev_run=False).shortened().predictor_steps == 70
 
 
 def test_options_that_do_nothing_in_training_are_named(

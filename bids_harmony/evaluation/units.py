@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.options import SIZES, EvaluateOptions
 from bids_harmony.training.data import TrainingSet
@@ -46,7 +47,7 @@ class Unit:
     n_source: int | None = None
 
     def __str__(self) -> str:
-        special = "" if self.n_source is None else f", calibrated on {self.n_source} persons"
+        special = "" if self.n_source is None else f", calibrated on {counted(self.n_source, 'person')}"
         return (
             f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
             f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"

@@ -26,6 +26,8 @@ FORMAT = 1
 ROUNDS, MOST_FACTOR = 3, 0.6
 #: Persons, at most, whose ages are estimated: their mean is what counts.
 MOST_ESTIMATED = 24
+#: Least slope of predicted on true age from which an age can be told.
+LEAST_SLOPE = 0.3
 #: With fewer persons a calibration is said to rest on few.
 FEW = 8
 #: Two groups of scans lie apart by more than this many standard deviations within them. A single
@@ -251,7 +253,8 @@ def estimate_ages(
         Of the reference.
     predict : callable or None
         Takes the number of a scan and an intensity mapping (None: the scan as it is), returns its
-        predicted brain age. Without it the reference's mean age is taken.
+        predicted brain age. Without it, or where predictions hardly follow age, the reference's
+        mean age is taken.
 
     Returns
     -------
@@ -262,7 +265,7 @@ def estimate_ages(
     filled = ages.copy()
     if not len(unknown):
         return filled
-    if predict is None or appearance.line is None:
+    if predict is None or appearance.line is None or appearance.line[0] < LEAST_SLOPE:
         filled[unknown] = appearance.mean_age
         return filled
     first = unknown[np.unique(persons[unknown], return_index=True)[1]]

@@ -90,7 +90,6 @@ def open_training_set(
     HarmonyError
         When the cache cannot be written.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
     path = work_dir / f"scans-{_fingerprint(scans)}.npy"
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
@@ -125,6 +124,7 @@ def open_training_set(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time in: of several that train together, one makes the cache."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
