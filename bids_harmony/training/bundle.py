@@ -312,7 +312,8 @@ def measure(
             images |= {way: m[scan](volume) for way, m in mappings.items() if scan in m}
             rows += [
                 {
-                    "site": site, "way": way, "scan": scan, "fit": fit[scan], "target": name,
+                    "site": site if fit[scan] else f"{site}, not in --fit-filter",
+                    "way": way, "scan": scan, "target": name,
                     "predicted": predict(name, image),
                 }
                 for way, image in images.items() for name in predictors
