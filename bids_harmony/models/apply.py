@@ -76,8 +76,11 @@ def predict_slices(
     box: tuple[tuple[int, int], tuple[int, int]],
     slice_mm: tuple[float, float],
     device: str = "cpu",
+    step: int = 1,
 ) -> np.ndarray:
     """Predict from each middle slice of a volume, averaged over the networks of an ensemble.
+
+    With ``step`` n, from every nth of them.
 
     Returns
     -------
@@ -87,13 +90,31 @@ def predict_slices(
     """
     import torch
 
-    chosen = middle_slices(volume.shape[2], affine, slice_mm)
+    chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
     heights = slice_heights(volume.shape[2], affine)[chosen]
     inputs = predictor_input(crop(volume, box)[chosen], heights)
     with _repeatable():
         x = torch.from_numpy(inputs).to(device)
         values = [member(x).double().cpu().numpy() for member in members]
     return np.asarray(np.mean(values, axis=0))
+
+
+def brain_age(bundle: Bundle, volume: np.ndarray, affine: np.ndarray) -> float:
+    """Predict one scan's brain age quickly, from every fourth slice.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        One that predicts brain age.
+    volume : numpy.ndarray
+        3-D preprocessed volume on the template grid.
+    affine : numpy.ndarray
+        4 x 4 affine of that grid.
+    """
+    members = bundle.networks()[bundle.targets["brain_age"]["network"]]
+    contract = bundle.contract
+    ages = predict_slices(members, volume, affine, bundle.box, contract.slice_mm, step=4)
+    return float(np.median(ages))
 
 
 def predict_scan(

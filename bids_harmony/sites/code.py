@@ -63,10 +63,11 @@ class Appearance:
         coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
         off = values - design @ coefficients
         sd = np.sqrt((off**2).sum(axis=0) / max(len(years) - 2, 1))
-        return cls(*coefficients, sd, (float(years.min()), float(years.max())), line, len(years))
+        ends = float(years.min()), float(years.max())
+        return cls(coefficients[0], coefficients[1], sd, ends, line, len(years))
 
     def expected(self, ages: np.ndarray) -> np.ndarray:
-        """(scans, levels) descriptors of a reference scan at each age."""
+        """Return the (scans, levels) descriptors of a reference scan at each age."""
         return np.asarray(self.intercept + np.clip(ages, *self.ages)[:, None] * self.slope)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,9 +87,11 @@ class Appearance:
     def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
         """Read :meth:`to_dict`'s values."""
         low, high = values["ages"]
-        line = values["line"]
-        arrays = (np.array(values[name]) for name in ("intercept", "slope", "person_sd"))
-        return cls(*arrays, (low, high), (line["slope"], line["intercept"]), values["n"])
+        intercept, slope, sd = (
+            np.array(values[name]) for name in ("intercept", "slope", "person_sd")
+        )
+        line = values["line"]["slope"], values["line"]["intercept"]
+        return cls(intercept, slope, sd, (low, high), line, values["n"])
 
 
 @dataclass(frozen=True)
