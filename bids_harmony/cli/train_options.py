@@ -42,14 +42,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add_option(
         group,
-        "--fit-filter",
-        dest="train_fit_filter",
-        metavar="CONDITION",
-        help="scans to fit the harmonizer and the predictors of numbers on, such as "
-        "'diagnosis == \"control\"' (default: all)",
-    )
-    add_option(
-        group,
         "--force",
         dest="train_force",
         action="store_true",
