@@ -17,7 +17,7 @@ from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.text import TextError, parse_json
 from bids_harmony.training.config import TrainOptions
 
-LEVELS = ("participant", "group", "train", "evaluate")
+LEVELS = ("participant", "calibrate", "group", "train", "evaluate")
 SKULL_STRIP = ("auto", "deepbet", "multi-atlas", "bet", "skip")
 REGISTRATION = ("auto", "flirt", "ants")
 DEVICES = ("auto", "cpu", "cuda")
@@ -83,6 +83,11 @@ class RunConfig:
         How many of the most similar atlases are fused, at least 1.
     bundle : str
         ``default``, ``none`` (preprocess and measure only) or a bundle's folder.
+    calibration : pathlib.Path or None
+        A site's calibration, or a folder of some; None is what the output folder has of the
+        ``calibrate`` level, else the scans of the run.
+    fit_filter : str or None
+        Condition on the scans that sites are calibrated from, and models trained on.
     output_spaces : tuple of str
         ``template`` always, and ``T1w`` where the native grid is asked for too.
     on_guard_fail : str
@@ -151,6 +156,8 @@ class RunConfig:
     atlas_dir: Path | None = None
     n_atlases: int = 6
     bundle: str = "default"
+    calibration: Path | None = None
+    fit_filter: str | None = None
     output_spaces: tuple[str, ...] = ("template",)
     on_guard_fail: str = "flag"
     correct_age_bias: bool = False

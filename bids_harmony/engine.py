@@ -326,6 +326,8 @@ class Progress:
         Scans of the run that ended before.
     total : int
         Scans of the run.
+    word : str
+        What is said of a scan whose last node ended.
     on_done : callable, optional
         Called with the workflow name of each scan that is done.
     """
@@ -338,10 +340,11 @@ class Progress:
         *,
         done: int,
         total: int,
+        word: str = "done",
         on_done: Callable[[str], None] | None = None,
     ) -> None:
         self.names, self.last_node, self.say, self.on_done = names, last_node, say, on_done
-        self.done, self.total = done, total
+        self.done, self.total, self.word = done, total, word
         self.ended: set[str] = set()
         self.started: dict[str, float] = {}
 
@@ -354,14 +357,14 @@ class Progress:
         if status == "exception":
             word = "failed"
         elif status == "end" and node.name == self.last_node:
-            word = "done"
+            word = self.word
         else:
             return
         self.ended.add(scan)
         self.done += 1
         seconds = time.monotonic() - begin
         self.say(f"[{self.done}/{self.total}] {self.names[scan]}: {word} ({seconds:.0f} s)")
-        if word == "done" and self.on_done is not None:
+        if status == "end" and self.on_done is not None:
             self.on_done(scan)
 
 

@@ -180,6 +180,12 @@ def build_group(
             f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
             f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
         )
+    halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
+    if bundle and halfway:
+        notes.append(
+            f"{counted(len(halfway), 'scan')} preprocessed, but not harmonized: "
+            f"{', '.join(halfway[:5])}{' ...' * (len(halfway) > 5)}."
+        )
     if unknown := unmatched(ratings, table["scan"]):
         notes.append(unknown)
     group = Group(

@@ -14,7 +14,7 @@ from bids_harmony import __version__
 from bids_harmony.bids_sidecars import ENTITIES
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.collect import is_of, read_predictions, subject_records
-from bids_harmony.qc.record import RESULTS, failed_record
+from bids_harmony.qc.record import RESULTS, failed_record, preprocessed
 from bids_harmony.text import read_json_or_empty
 
 BIDS_VERSION = "1.10.0"
@@ -29,6 +29,7 @@ figures
 *_xfm.*
 *_qc.json
 *_predictions.json
+calibration
 group_*
 qc_ratings.tsv
 models
@@ -37,7 +38,7 @@ models
 DESCRIPTIONS = {
     "desc-brain": "Brain, found by the method named in the file's metadata",
     "desc-preproc": "Brain only, registered to the template, intensities scaled",
-    "desc-harmonized": "desc-preproc mapped to the look of the bundle's reference site",
+    "desc-harmonized": "desc-preproc with the intensities of the bundle's reference site",
 }
 
 #: Folder in a scan's work folder where its outputs wait until all of them are there.
@@ -56,6 +57,8 @@ reference site, with predictions made before (`raw`) and after (`harmonized`) th
   `scans.json`. Scans that failed have no row there, but a `*_desc-harmony_qc.json` and a report.
 * `*_desc-harmony_qc.json`, `*_desc-harmony_predictions.json`: everything measured on one scan. The
   tables and reports are made from these files alone.
+* `calibration/site-*_calibration.{json,html}`: how each site's scans look beside the reference's,
+  and the intensity mapping that follows (level `calibrate`, or a run over the whole dataset).
 * `group_T1w.html`, `group_T1w.tsv`, `group_predictions.tsv` (level `group`): all scans, the
   outliers among them, and why; `qc_ratings.tsv` is what people said of them.
 * `logs/`: one folder per run, with the options used and any crash files.
@@ -275,7 +278,7 @@ def remove_scan_files(out: Path, entities: Mapping[str, str], keep: Iterable[Pat
             path.unlink(missing_ok=True)
 
 
-def publish_scan(staging: Path, out: Path, record: Path) -> Path:
+def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = ()) -> Path:
     """Put a scan's new outputs in the place of those it had, the record last.
 
     Everything is copied beside its target before anything is replaced, so that a full disk leaves
@@ -289,6 +292,8 @@ def publish_scan(staging: Path, out: Path, record: Path) -> Path:
         Root of the derivatives.
     record : pathlib.Path
         The scan's record below ``staging``, which names its outputs.
+    kept : iterable of str
+        Those outputs of preprocessing that stay as they are, relative to ``out``.
 
     Returns
     -------
@@ -297,9 +302,8 @@ def publish_scan(staging: Path, out: Path, record: Path) -> Path:
     """
     values = load_record(record)
     assert values is not None
-    names = [Path(name) for name in values["outputs"]]
-    sidecars = (name.with_name(name.name.split(".")[0] + ".json") for name in names)
-    names = sorted({*names, *(name for name in sidecars if (staging / name).exists())})
+    stay = _with_sidecars(kept, out)
+    names = sorted(_with_sidecars(set(values["outputs"]) - set(kept), staging))
     target = out / record.relative_to(staging)
     parts = {name: (out / name).with_name(f".{name.name}.part") for name in names}
     try:
@@ -308,6 +312,8 @@ def publish_scan(staging: Path, out: Path, record: Path) -> Path:
             shutil.copyfile(staging / name, part)
         if target.exists():
             facts = {name: value for name, value in values.items() if name not in RESULTS}
+            if stay:
+                facts |= preprocessed(values)
             unfinished = "The run ended while the scan's outputs were being replaced."
             write_json(target, failed_record(facts, unfinished, "The same command continues."))
         for name, part in parts.items():
@@ -317,8 +323,17 @@ def publish_scan(staging: Path, out: Path, record: Path) -> Path:
             part.unlink(missing_ok=True)
         raise
     write_json(target, values)
-    remove_scan_files(out, values["entities"], keep=[target, *(out / name for name in names)])
+    remove_scan_files(
+        out, values["entities"], keep=[target, *(out / name for name in (*names, *stay))]
+    )
     return target
+
+
+def _with_sidecars(names: Iterable[str], root: Path) -> set[Path]:
+    """Add to files their sidecars, where there are any."""
+    paths = {Path(name) for name in names}
+    sidecars = (path.with_name(path.name.split(".")[0] + ".json") for path in paths)
+    return paths | {path for path in sidecars if (root / path).exists()}
 
 
 def write_scans_tables(out: Path, subject: str) -> None:

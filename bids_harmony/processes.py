@@ -53,7 +53,7 @@ def side_by_side(
                 found = future.result()
             except BrokenProcessPool as error:
                 raise HarmonyError(
-                    "One of several trainings was killed, most likely because memory ran out.",
+                    "One of several processes was killed, most likely because memory ran out.",
                     "Lower --nprocs, or give the job more memory; the same command goes on from "
                     "what was kept.",
                 ) from error

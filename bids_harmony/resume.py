@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bids_harmony.files import sha256_of, write_json
-from bids_harmony.outputs import load_record, scan_file
+from bids_harmony.outputs import load_record
 from bids_harmony.qc.collect import subject_records
-
-if TYPE_CHECKING:
-    from bids_harmony.bids import Scan
+from bids_harmony.qc.record import PREPROCESSED, preprocessed
 
 #: A file read less than this long (ns) after a change may change again in one tick of its clock.
 RECENT = 2_000_000_000
+#: What a record says that preprocessing does not depend on.
+LATER = frozenset({"warnings", "bundle", "calibration", "harmonization"})
 
 
 class Digests:
@@ -91,19 +91,23 @@ def record_times(out: Path, subject: str) -> dict[Path, int]:
     return times
 
 
-def is_complete(
-    out: Path, scan: Scan, facts: dict[str, Any], inputs: Callable[[], dict[str, str | None]]
+def is_preprocessed(
+    out: Path,
+    record: dict[str, Any] | None,
+    facts: dict[str, Any],
+    inputs: Callable[[], dict[str, str | None]],
 ) -> bool:
-    """Tell whether a scan was completed before, from the same inputs with the same settings.
+    """Tell whether a scan was preprocessed before, from the same inputs with the same settings.
 
     Parameters
     ----------
     out : pathlib.Path
         Root of the derivatives.
-    scan : Scan
-        The scan.
+    record : dict or None
+        The scan's, also where what followed has failed.
     facts : dict
-        What its record would say before anything is computed; all but the warnings must agree.
+        What the record would say before anything is computed; all must agree but the warnings and
+        what concerns harmonization.
     inputs : callable
         Returns the digest of every file the results depend on. Asked last, as it may have to read
         them.
@@ -113,12 +117,11 @@ def is_complete(
     bool
         The record is written after every output; all of them must still be there.
     """
-    record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
-    if record is None or record.get("status") == "error":
+    if record is None or not record.keys() >= {*PREPROCESSED, "outputs"}:
         return False
     expected = json.loads(json.dumps(facts))
-    if any(record.get(k) != v for k, v in expected.items() if k != "warnings"):
+    if any(record.get(k) != v for k, v in expected.items() if k not in LATER):
         return False
-    if not all((out / path).exists() for path in record.get("outputs", [])):
+    if not all((out / path).exists() for path in preprocessed(record)["outputs"]):
         return False
     return bool(record.get("inputs") == inputs())

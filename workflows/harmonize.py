@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -12,6 +14,7 @@ def init_harmonize_wf(
     *,
     bundle: str,
     bundle_sha256: str,
+    calibration: dict[str, Any],
     device: str = "cpu",
     native: bool = False,
     omp_nthreads: int = 1,
@@ -23,6 +26,8 @@ def init_harmonize_wf(
     ----------
     bundle, bundle_sha256 : str
         Folder and checksum of the model bundle.
+    calibration : dict
+        Of the scan's site, as in its file.
     device : {"cpu", "cuda"}
         Where the network runs; ``cuda`` nodes queue for the GPU.
     native : bool
@@ -32,12 +37,12 @@ def init_harmonize_wf(
 
     Inputs
     ------
-    preproc, preproc_mask
-        Scaled brain on the template grid and its foreground.
+    preproc
+        Scaled brain on the template grid.
     metrics
         Metrics so far.
-    t1w_ras, t1w_mask, xfm
-        Native scan, its mask and its transform (for ``native``).
+    t1w_mask, xfm
+        The scan's native brain mask and its transform (for ``native``).
 
     Outputs
     -------
@@ -52,9 +57,7 @@ def init_harmonize_wf(
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(
-            fields=["preproc", "preproc_mask", "metrics", "t1w_ras", "t1w_mask", "xfm"]
-        ),
+        niu.IdentityInterface(fields=["preproc", "metrics", "t1w_mask", "xfm"]),
         name="inputnode",
     )
     outputnode = pe.Node(
@@ -65,6 +68,7 @@ def init_harmonize_wf(
         Harmonize(
             bundle=bundle,
             bundle_sha256=bundle_sha256,
+            calibration=calibration,
             device=device,
             use_gpu=device == "cuda",
             num_threads=omp_nthreads,
@@ -75,12 +79,8 @@ def init_harmonize_wf(
     )
     guard = pe.Node(Guard(bundle=bundle, bundle_sha256=bundle_sha256), name="guard", mem_gb=0.3)
     workflow.connect([
-        (inputnode, harmonize, [("preproc", "in_file"), ("preproc_mask", "in_mask")]),
-        (inputnode, guard, [
-            ("preproc", "raw"),
-            ("preproc_mask", "in_mask"),
-            ("metrics", "metrics"),
-        ]),
+        (inputnode, harmonize, [("preproc", "in_file")]),
+        (inputnode, guard, [("preproc", "raw"), ("metrics", "metrics")]),
         (harmonize, guard, [("out_file", "harmonized")]),
         (harmonize, outputnode, [("out_file", "harmonized")]),
         (guard, outputnode, [("metrics", "metrics"), ("guard", "guard")]),
@@ -88,11 +88,7 @@ def init_harmonize_wf(
     if native:
         to_native = pe.Node(ToNative(), name="to_native", mem_gb=0.8)
         workflow.connect([
-            (inputnode, to_native, [
-                ("t1w_ras", "reference"),
-                ("t1w_mask", "in_mask"),
-                ("xfm", "in_xfm"),
-            ]),
+            (inputnode, to_native, [("t1w_mask", "in_mask"), ("xfm", "in_xfm")]),
             (harmonize, to_native, [("out_file", "in_file")]),
             (to_native, outputnode, [("out_file", "harmonized_native")]),
         ])  # fmt: skip

@@ -1,4 +1,9 @@
-"""Graph that writes a scan's derivatives, figures and, last, its record."""
+"""Graphs that write a scan's derivatives, figures and, last, its record.
+
+All is written to a staging folder first and put in its place at the end, so that a run that fails
+or is cut short leaves what there was. The record (``desc-harmony_qc.json``) names the other files
+and comes last, so a record that is there means that they are complete.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,15 @@ from bids_harmony.interfaces.anat import RestoreOrientation
 from bids_harmony.interfaces.bids import DerivativesDataSink, PublishScan
 from bids_harmony.interfaces.record import SavePredictions, WriteRecord
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure, ScanFigures
+from bids_harmony.qc.record import PREPROCESSED
 
-#: The node whose end means that the scan is done.
+#: The node whose end means that a part of a scan's way is done.
 LAST_NODE = "publish"
+#: What a record alone says of a calibration.
+FOR_RECORD = frozenset({"sources", "changes"})
 
 
-def init_outputs_wf(
+def init_preprocess_outputs_wf(
     *,
     source_file: str,
     source_uri: str,
@@ -27,16 +35,9 @@ def init_outputs_wf(
     resolution: int,
     facts: dict[str, Any],
     template: str | None = None,
-    bundle: str | None = None,
-    reference_site: str | None = None,
-    native: bool = False,
-    name: str = "outputs_wf",
+    name: str = "preprocess_outputs_wf",
 ) -> pe.Workflow:
-    """Write everything a scan leaves behind.
-
-    All is written to ``staging_dir`` first and put in its place at the end, so that a run that
-    fails or is cut short leaves what there was. The record (``desc-harmony_qc.json``) names the
-    other files and comes last, so a record that is there means a scan that is complete.
+    """Write what preprocessing leaves behind, in the place of all that the scan had.
 
     Parameters
     ----------
@@ -56,56 +57,30 @@ def init_outputs_wf(
         What is known of the scan and the run before anything is computed; goes to the record.
     template : str, optional
         Template file; the embedded one by default.
-    bundle : str, optional
-        Folder of the model bundle; without one there is nothing harmonized or predicted.
-    reference_site : str, optional
-        The bundle's reference site.
-    native : bool
-        There is a harmonized image on the scan's own grid too.
 
     Inputs
     ------
     t1w_ras, t1w_mask, registered, check_record, mask_record, affine_record, scale_record
         From the anatomical workflow. ``registered`` is shown whether or not it passes QC.
-    xfm, preproc, preproc_mask, brain_mask
+    xfm, preproc, brain_mask, metrics, descriptors
         From the QC workflow.
-    metrics
-        From the QC workflow, or with a bundle from the harmonize workflow.
-    harmonized, harmonized_native, predictions, guard
-        From the workflows that need a bundle.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
         niu.IdentityInterface(
             fields=[
-                "t1w_ras", "t1w_mask", "registered",
-                "xfm", "preproc", "preproc_mask", "brain_mask",
-                "check_record", "mask_record", "affine_record", "scale_record", "metrics",
-                "harmonized", "harmonized_native", "predictions", "guard",
+                "t1w_ras", "t1w_mask", "registered", "xfm", "preproc", "brain_mask",
+                "check_record", "mask_record", "affine_record", "scale_record",
+                "metrics", "descriptors",
             ]
         ),
         name="inputnode",
     )  # fmt: skip
-    common = {"base_directory": staging_dir, "source_file": source_file}
-    grid = {
-        "space": space,
-        "resolution": str(resolution),
-        **({} if template is None else {"SpatialReference": Path(template).name}),
-    }
-    sources: dict[str, Any] = {"Sources": [source_uri]}
-    n_sinks = 6 if bundle is None else 8 + native
-    # Run every time: nipype tells files by their content, and not by their names.
-    written = pe.Node(
-        niu.Merge(n_sinks), name="written", run_without_submitting=True, overwrite=True
-    )
+    written = _written(6)
+    grid, sources = _grid(space, resolution, template), {"Sources": [source_uri]}
 
     def sink(name: str, number: int, **settings: Any) -> pe.Node:
-        is_image = settings["suffix"] != "xfm" and settings.get("datatype") != "figures"
-        node = pe.Node(
-            DerivativesDataSink(**common, compress=is_image, **settings),
-            name=name,
-            run_without_submitting=True,
-        )
+        node = _sink(name, source_file, staging_dir, **settings)
         workflow.connect([(node, written, [("out_file", f"in{number}")])])
         return node
 
@@ -123,23 +98,14 @@ def init_outputs_wf(
     mask_figure = pe.Node(MaskFigure(), name="mask_figure", mem_gb=0.5)
     ds_mask_figure = sink("ds_mask_figure", 5, desc="brainmask", datatype="figures", suffix="T1w")
     norm_figure = pe.Node(
-        RegistrationFigure(resolution=resolution, **_template(template)),
+        RegistrationFigure(
+            resolution=resolution, **({} if template is None else {"template": template})
+        ),
         name="norm_figure",
         mem_gb=0.5,
     )
     ds_norm_figure = sink("ds_norm_figure", 6, desc="norm", datatype="figures", suffix="T1w")
-    record = pe.Node(
-        WriteRecord(facts=facts, output_dir=staging_dir, **_bundle(bundle)),
-        name="record",
-    )
-    ds_record = pe.Node(
-        DerivativesDataSink(**common, desc="harmony", suffix="qc"),
-        name="ds_record",
-        run_without_submitting=True,
-    )
-    publish = pe.Node(
-        PublishScan(staging_dir=staging_dir, output_dir=output_dir), name=LAST_NODE, mem_gb=0.1
-    )
+    record = _record_nodes(workflow, source_file, output_dir, staging_dir, facts)
     workflow.connect([
         (inputnode, restore_mask, [("t1w_mask", "in_file")]),
         (restore_mask, ds_mask, [("out_file", "in_file")]),
@@ -156,58 +122,162 @@ def init_outputs_wf(
             ("affine_record", "affine"),
             ("scale_record", "scale"),
             ("metrics", "metrics"),
+            ("descriptors", "descriptors"),
         ]),
         (written, record, [("out", "outputs")]),
-        (record, ds_record, [("out_file", "in_file")]),
-        (ds_record, publish, [("out_file", "record")]),
     ])  # fmt: skip
-    if bundle is None:
-        return workflow
+    return workflow
 
-    model = {"ReferenceSite": reference_site, "Bundle": facts["bundle"]}
-    figures = pe.Node(ScanFigures(bundle=bundle, facts=facts), name="figures", mem_gb=0.8)
-    ds_figures = sink("ds_figures", 7, datatype="figures", suffix="T1w")
-    ds_harmonized = sink(
-        "ds_harmonized", 8, desc="harmonized", suffix="T1w", SkullStripped=True,
-        **grid, **sources, **model,
+
+def init_harmonize_outputs_wf(
+    *,
+    source_file: str,
+    source_uri: str,
+    output_dir: str,
+    staging_dir: str,
+    space: str,
+    resolution: int,
+    facts: dict[str, Any],
+    before: dict[str, Any],
+    bundle: str,
+    template: str | None = None,
+    native: bool = False,
+    name: str = "harmonize_outputs_wf",
+) -> pe.Workflow:
+    """Write what harmonization leaves behind, beside what preprocessing did.
+
+    Parameters
+    ----------
+    source_file, source_uri, output_dir, staging_dir, space, resolution, facts, template
+        See :func:`init_preprocess_outputs_wf`.
+    before : dict
+        What preprocessing found out (:func:`bids_harmony.qc.record.preprocessed`).
+    bundle : str
+        Folder of the model bundle.
+    native : bool
+        There is a harmonized image on the scan's own grid too.
+
+    Inputs
+    ------
+    preproc
+        As preprocessing left it.
+    harmonized, harmonized_native, metrics, guard
+        From the harmonize workflow.
+    predictions
+        From the predict workflow.
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=[
+                "preproc", "harmonized", "harmonized_native", "metrics", "guard", "predictions",
+            ]
+        ),
+        name="inputnode",
     )  # fmt: skip
+    written = _written(3 + native)
+    metadata = {
+        "SkullStripped": True,
+        "Sources": [source_uri],
+        "ReferenceSite": facts["bundle"]["reference_site"],
+        "Bundle": facts["bundle"],
+        "Calibration": {k: v for k, v in facts["calibration"].items() if k not in FOR_RECORD},
+    }
+    figures = pe.Node(ScanFigures(bundle=bundle, facts=facts), name="figures", mem_gb=0.8)
     save_predictions = pe.Node(SavePredictions(), name="save_predictions")
-    ds_predictions = pe.Node(
-        DerivativesDataSink(**common, desc="harmony", suffix="predictions"),
-        name="ds_predictions",
-        run_without_submitting=True,
+    record = _record_nodes(
+        workflow, source_file, output_dir, staging_dir, facts, bundle, before["outputs"]
     )
+    for field in PREPROCESSED:
+        if field != "metrics":
+            setattr(record.inputs, field, before[field])
+    settings = {"desc": "harmonized", "suffix": "T1w", **metadata}
+    sinks = {
+        "ds_figures": {"datatype": "figures", "suffix": "T1w"},
+        "ds_harmonized": {**settings, **_grid(space, resolution, template)},
+        "ds_predictions": {"desc": "harmony", "suffix": "predictions"},
+        **({"ds_native": settings} if native else {}),
+    }
+    nodes = {
+        name: _sink(name, source_file, staging_dir, **values) for name, values in sinks.items()
+    }
     workflow.connect([
         (inputnode, figures, [
             ("preproc", "raw"),
-            ("preproc_mask", "in_mask"),
             ("harmonized", "harmonized"),
             ("predictions", "predictions"),
             ("metrics", "metrics"),
         ]),
-        (figures, ds_figures, [("out_files", "in_file"), ("descs", "desc")]),
-        (inputnode, ds_harmonized, [
+        (figures, nodes["ds_figures"], [("out_files", "in_file"), ("descs", "desc")]),
+        (inputnode, nodes["ds_harmonized"], [
             ("harmonized", "in_file"),
             (("guard", guard_metadata), "meta_dict"),
         ]),
         (inputnode, save_predictions, [("predictions", "predictions")]),
-        (save_predictions, ds_predictions, [("out_file", "in_file")]),
-        (ds_predictions, record, [("out_file", "predictions_file")]),
-        (inputnode, record, [("guard", "guard")]),
+        (save_predictions, nodes["ds_predictions"], [("out_file", "in_file")]),
+        (inputnode, record, [("metrics", "metrics"), ("guard", "guard")]),
+        *((node, written, [("out_file", f"in{n}")])
+          for n, node in enumerate(nodes.values(), start=1)),
+        (written, record, [("out", "outputs")]),
     ])  # fmt: skip
     if native:
-        restore_harmonized = pe.Node(
-            RestoreOrientation(original=source_file), name="restore_harmonized", mem_gb=0.5
-        )
-        ds_native = sink(
-            "ds_native", 9, desc="harmonized", suffix="T1w", SkullStripped=True, **sources, **model
-        )
         workflow.connect([
-            (inputnode, restore_harmonized, [("harmonized_native", "in_file")]),
-            (inputnode, ds_native, [(("guard", guard_metadata), "meta_dict")]),
-            (restore_harmonized, ds_native, [("out_file", "in_file")]),
+            (inputnode, nodes["ds_native"], [
+                ("harmonized_native", "in_file"),
+                (("guard", guard_metadata), "meta_dict"),
+            ]),
         ])  # fmt: skip
     return workflow
+
+
+def _written(n: int) -> pe.Node:
+    """Collect the outputs, every time: nipype tells files by their content, not their names."""
+    return pe.Node(niu.Merge(n), name="written", run_without_submitting=True, overwrite=True)
+
+
+def _grid(space: str, resolution: int, template: str | None) -> dict[str, str]:
+    return {
+        "space": space,
+        "resolution": str(resolution),
+        **({} if template is None else {"SpatialReference": Path(template).name}),
+    }
+
+
+def _sink(name: str, source_file: str, staging_dir: str, **settings: Any) -> pe.Node:
+    image = settings["suffix"] in ("mask", "T1w") and settings.get("datatype") != "figures"
+    return pe.Node(
+        DerivativesDataSink(
+            base_directory=staging_dir, source_file=source_file, compress=image, **settings
+        ),
+        name=name,
+        run_without_submitting=True,
+    )
+
+
+def _record_nodes(
+    workflow: pe.Workflow,
+    source_file: str,
+    output_dir: str,
+    staging_dir: str,
+    facts: dict[str, Any],
+    bundle: str | None = None,
+    kept: list[str] | None = None,
+) -> pe.Node:
+    """Add the nodes that write the record and put all in place; return the one that makes it."""
+    record = pe.Node(WriteRecord(facts=facts, output_dir=staging_dir), name="record")
+    publish = pe.Node(
+        PublishScan(staging_dir=staging_dir, output_dir=output_dir), name=LAST_NODE, mem_gb=0.1
+    )
+    if bundle is not None:
+        record.inputs.bundle = bundle
+    if kept is not None:
+        record.inputs.kept = publish.inputs.kept = kept
+    ds_record = _sink("ds_record", source_file, staging_dir, desc="harmony", suffix="qc")
+    workflow.connect([
+        (record, ds_record, [("out_file", "in_file")]),
+        (ds_record, publish, [("out_file", "record")]),
+    ])  # fmt: skip
+    return record
 
 
 def guard_metadata(guard: dict[str, object]) -> dict[str, object]:
@@ -216,11 +286,3 @@ def guard_metadata(guard: dict[str, object]) -> dict[str, object]:
     Nipype runs it from its source alone: it may use no name of this module.
     """
     return {"AnatomyGuard": {"Status": guard["status"], "Reasons": guard["reasons"]}}
-
-
-def _template(path: str | None) -> dict[str, Any]:
-    return {} if path is None else {"template": path}
-
-
-def _bundle(path: str | None) -> dict[str, Any]:
-    return {} if path is None else {"bundle": path}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -13,6 +15,8 @@ def init_predict_wf(
     bundle: str,
     bundle_sha256: str,
     site: str,
+    calibration: dict[str, Any],
+    calibration_file: str | None = None,
     age: float | None = None,
     on_guard_fail: str = "flag",
     correct_age_bias: bool = False,
@@ -28,6 +32,10 @@ def init_predict_wf(
         Folder and checksum of the model bundle.
     site : str
         Site of the scan, to say whether the bundle knows it.
+    calibration : dict
+        Of the site, as in its file.
+    calibration_file : str, optional
+        That file below the root of the derivatives.
     age : float, optional
         Chronological age in years, for the gap.
     on_guard_fail : {"flag", "raw"}
@@ -61,6 +69,7 @@ def init_predict_wf(
             bundle=bundle,
             bundle_sha256=bundle_sha256,
             site=site,
+            calibration=calibration,
             on_guard_fail=on_guard_fail,
             correct_age_bias=correct_age_bias,
             device=device,
@@ -71,6 +80,8 @@ def init_predict_wf(
         mem_gb=1.0,
         n_procs=omp_nthreads,
     )
+    if calibration_file is not None:
+        predict.inputs.calibration_file = calibration_file
     if age is not None:
         predict.inputs.age = age
     workflow.connect([

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.interfaces.qc import ScanMetrics
+from bids_harmony.interfaces.qc import Describe, ScanMetrics
 
 
 def init_qc_wf(
@@ -15,7 +15,7 @@ def init_qc_wf(
     template: str | None = None,
     name: str = "qc_wf",
 ) -> pe.Workflow:
-    """Measure a scan, and refuse a registration that failed.
+    """Measure and describe a scan, and refuse a registration that failed.
 
     Parameters
     ----------
@@ -35,6 +35,8 @@ def init_qc_wf(
     -------
     metrics
         Dictionary of metrics.
+    descriptors
+        Of its intensities, for the calibration of its site.
     xfm, brain_mask, preproc, preproc_mask
         As they came in. They pass this gate only if the registration is good, so that nothing
         after it is made from one that failed.
@@ -43,14 +45,19 @@ def init_qc_wf(
     fields = ["t1w_ras", "t1w_mask", "unscaled", *gated]
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["metrics", *gated]), name="outputnode")
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=["metrics", "descriptors", *gated]), name="outputnode"
+    )
     metrics = pe.Node(
         ScanMetrics(resolution=resolution, name=scan_key), name="metrics", mem_gb=0.8
     )
     if template is not None:
         metrics.inputs.template = template
+    describe = pe.Node(Describe(), name="describe", mem_gb=0.3)
     workflow.connect([
         (inputnode, metrics, [(field, field) for field in fields]),
+        (metrics, describe, [("preproc", "in_file"), ("brain_mask", "in_mask")]),
         (metrics, outputnode, [(field, field) for field in ("metrics", *gated)]),
+        (describe, outputnode, [("descriptors", "descriptors")]),
     ])  # fmt: skip
     return workflow

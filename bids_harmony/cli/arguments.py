@@ -77,6 +77,11 @@ def parse_bundle(text: str) -> str:
     return text if text in ("default", "none") else str(parse_path(text))
 
 
+def parse_calibration(text: str) -> Path | None:
+    """Take ``auto`` for none given, anything else as a path."""
+    return None if text == "auto" else parse_path(text)
+
+
 def parse_gb(text: str) -> float:
     """Read GB, or a number with its unit; refuse what was surely meant in MB."""
     match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)

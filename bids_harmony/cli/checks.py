@@ -67,7 +67,8 @@ def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
 
 def _check_inputs(config: RunConfig) -> None:
     """See that what is to be read is there."""
-    if config.level != "group" or config.bids_dir.exists():  # group needs the records alone
+    # Some levels need the records alone.
+    if config.level not in ("group", "calibrate") or config.bids_dir.exists():
         _exists(config.bids_dir, "The dataset", folder=True)
     _exists(config.template, "--template", folder=False)
     _exists(config.use_plugin, "--use-plugin", folder=False)

@@ -14,7 +14,7 @@ from bids_harmony.errors import MissingProgramError
 from bids_harmony.text import pointer
 
 if TYPE_CHECKING:
-    from bids_harmony.participant import Run
+    from bids_harmony.run import Run
 
 STRIPPING = {
     "deepbet": "deepbet",
@@ -50,10 +50,11 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     """
     run = None
     if config.level == "participant":
-        from bids_harmony.participant import prepare
+        from bids_harmony.run import prepare
 
         run = prepare(config)
-    rows = [_row(scan, config, run) for scan in inventory.scans]
+    states = {} if run is None else run.survey(inventory.scans)
+    rows = [_row(scan, config, states.get(scan.key)) for scan in inventory.scans]
     parts = [
         f"bids_harmony {__version__}, dry run of the {config.level} level: "
         "nothing is computed, nothing is written.",
@@ -65,6 +66,8 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     if inventory.skipped:
         left = [[skipped.what, skipped.why] for skipped in inventory.skipped]
         parts.append("Left out:\n" + "\n".join(_table(left, indent="  ")))
+    if run is not None and (notes := run.site_notes(inventory.scans)):
+        parts.append("Calibration:\n" + "\n".join(f"  {note}" for note in notes))
     if inventory.warnings:
         parts.append("Warnings:\n" + "\n".join(f"  {note}" for note in inventory.warnings))
     parts.append(_summary(inventory, sum(row[-1].startswith(COMPLETED) for row in rows)))
@@ -119,10 +122,11 @@ def _plan(config: RunConfig, run: Run | None) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _row(scan: Scan, config: RunConfig, run: Run | None) -> list[str]:
-    """One scan's line."""
+def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
+    """One scan's line; ``state`` is what a run of the participant level has to do with it."""
     from bids_harmony.outputs import load_record, scan_file
     from bids_harmony.resume import report_is_new
+    from bids_harmony.run import HARMONIZE, PREPROCESS
 
     pipelines = {path: name for name, path in config.derivatives.items()}
     notes = list(scan.warnings)
@@ -137,11 +141,13 @@ def _row(scan: Scan, config: RunConfig, run: Run | None) -> list[str]:
         notes.insert(0, f"brain mask: {why}")
     out = config.output_dir
     record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
-    if run is not None and record is not None:
+    if state is not None and record is not None:
         if record.get("status") == "error":
             note = "failed before"
-        elif not run.completed(scan, run.facts(scan)):
+        elif state == PREPROCESS:
             note = "completed before with other inputs or options"
+        elif state == HARMONIZE:
+            note = "preprocessed before, to be harmonized"
         elif not report_is_new(out, scan.entities["subject"]):
             note = "completed but for its report"
         else:

@@ -15,6 +15,7 @@ from bids_harmony.cli.arguments import (
     add_option,
     default_of,
     parse_bundle,
+    parse_calibration,
     parse_gb,
     parse_mb,
     parse_path,
@@ -51,9 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "level",
         metavar="LEVEL",
-        help="participant: each scan from raw to report; group: tables, outliers and one "
-        "report of all scans in OUTPUT_DIR; train: a new model bundle from its preprocessed "
-        "scans; evaluate: predictions with and without harmonization, by cross-validation on them",
+        help="participant: each scan from raw to report; calibrate: each site, from its "
+        "preprocessed scans in OUTPUT_DIR; group: tables, outliers and one "
+        "report of all scans there; train: a new model bundle from its preprocessed scans; "
+        "evaluate: predictions with and without harmonization, by cross-validation on them",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     _add_selection(parser)
@@ -152,6 +154,22 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder of a model bundle; 'default' is the one that comes with the program, 'none' "
         f"preprocesses and measures only (default: {default_of('bundle', RunConfig)})",
+    )
+    add_option(
+        group,
+        "--calibration",
+        type=parse_calibration,
+        metavar="PATH",
+        help="calibration of a site (site-*_calibration.json), or a folder of some, to use as it "
+        "is; sites without one are calibrated from their scans in this run (default: auto, those "
+        "that the calibrate level left in OUTPUT_DIR, else the scans of this run)",
+    )
+    add_option(
+        group,
+        "--fit-filter",
+        metavar="CONDITION",
+        help="scans to calibrate sites from, and to train on, such as "
+        "'diagnosis == \"control\"' (default: all)",
     )
     choice("skull_strip", "brain mask; auto also recognises scans that are stripped already")
     choice("registration", "affine registration, 12 degrees of freedom")

@@ -29,7 +29,7 @@ __all__ = ["build_parser", "parse_args"]
 #: Options that change what the participant level makes and nothing else.
 PARTICIPANT_ONLY = frozenset((
     "skull_strip", "registration", "template", "atlas_dir", "n_atlases", "derivatives",
-    "output_spaces", "on_guard_fail", "correct_age_bias",
+    "output_spaces", "on_guard_fail", "correct_age_bias", "calibration",
 ))  # fmt: skip
 
 #: What group does not ask again: which scans there are and what is known of them.
@@ -43,7 +43,14 @@ BUNDLE_ONLY = frozenset({"model_name", "holdout"})
 #: By level, the options that mean nothing there, and why.
 IDLE = {
     "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
-    "group": (PARTICIPANT_ONLY | RECORDED, "group reads what participant recorded of all scans"),
+    "calibrate": (
+        (PARTICIPANT_ONLY | RECORDED | {"qc_ratings", "reports_only"}) - {"template"},
+        "calibrate makes calibrations, from what participant recorded of all scans",
+    ),
+    "group": (
+        PARTICIPANT_ONLY | RECORDED | {"fit_filter"},
+        "group reads what participant recorded of all scans",
+    ),
     "train": (PARTICIPANT_ONLY, "training uses what was preprocessed before"),
     "evaluate": (
         PARTICIPANT_ONLY | BUNDLE_ONLY,
@@ -97,7 +104,10 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     options.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
     config = RunConfig(**options)
     said = {*given, *trained}
-    trained |= {"seed": config.random_seed, "device": config.device, "threads": config.nprocs}
+    trained |= {
+        "seed": config.random_seed, "device": config.device, "threads": config.nprocs,
+        "fit_filter": config.fit_filter,
+    }  # fmt: skip
     config = replace(
         config,
         train=replace(config.train, **trained),

@@ -82,6 +82,10 @@ def run_level(config: RunConfig) -> int:
         from bids_harmony.group import run_group
 
         return run_group(config)
+    if config.level == "calibrate":
+        from bids_harmony.calibrate import run_calibrate
+
+        return run_calibrate(config)
     if config.dry_run:
         from bids_harmony.bids import find_scans
         from bids_harmony.cli.dryrun import render

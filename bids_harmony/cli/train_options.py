@@ -40,14 +40,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="what to predict: columns of numbers or of two classes, or simulated-schizophrenia "
         f"(default: {default_of('targets', TrainOptions)})",
     )
-    add_option(
-        group,
-        "--fit-filter",
-        dest="train_fit_filter",
-        metavar="CONDITION",
-        help="scans to calibrate on, and to train predictors of numbers on, such as "
-        "'diagnosis == \"control\"' (default: all)",
-    )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
     option("predictor", "how predictors are trained", choices=RECIPES)
     option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")

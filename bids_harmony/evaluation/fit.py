@@ -27,6 +27,7 @@ from bids_harmony.evaluation.prepare import (
     prepare,
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
+from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import predict_slices
 from bids_harmony.models.slices import middle_slices
 from bids_harmony.sites.code import Appearance
@@ -36,7 +37,6 @@ from bids_harmony.training.cache import locked
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import one_device
-from bids_harmony.training.fit_filter import select_scans
 from bids_harmony.training.harmonizer import mean_quantiles, site_mapping
 from bids_harmony.training.predictor import PREDICTORS, PredictorConfig, predict_stack
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors

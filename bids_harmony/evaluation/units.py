@@ -47,7 +47,9 @@ class Unit:
     n_source: int | None = None
 
     def __str__(self) -> str:
-        special = "" if self.n_source is None else f", calibrated on {counted(self.n_source, 'person')}"
+        special = ""
+        if self.n_source is not None:
+            special = f", calibrated on {counted(self.n_source, 'person')}"
         return (
             f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
             f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"

@@ -12,6 +12,7 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
@@ -50,6 +51,7 @@ class _PublishScanInputSpec(BaseInterfaceInputSpec):
     record = File(exists=True, mandatory=True, desc="the scan's record, below staging_dir")
     staging_dir = traits.Str(mandatory=True, desc="where the scan's outputs were written")
     output_dir = traits.Str(mandatory=True)
+    kept = traits.List(traits.Str, desc="outputs that are in place already")
 
 
 class _PublishScanOutputSpec(TraitedSpec):
@@ -72,6 +74,7 @@ class PublishScan(SimpleInterface):
                 Path(self.inputs.staging_dir),
                 Path(self.inputs.output_dir),
                 Path(self.inputs.record),
+                kept=self.inputs.kept if isdefined(self.inputs.kept) else (),
             )
         )
         return runtime

@@ -30,7 +30,6 @@ class _ModelInputSpec(BaseInterfaceInputSpec):
 
 class _HarmonizeInputSpec(_ModelInputSpec):
     in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
-    in_mask = File(exists=True, mandatory=True, desc="its foreground")
     calibration = traits.Dict(mandatory=True, desc="of the scan's site, as in its file")
 
 
@@ -51,10 +50,11 @@ class Harmonize(SimpleInterface):
 
         set_threads(self.inputs.num_threads)
         img = nib.load(self.inputs.in_file)
+        volume = np.asarray(img.dataobj)
         data = harmonize_volume(
             load_bundle(Path(self.inputs.bundle)),
-            np.asarray(img.dataobj),
-            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            volume,
+            volume > 0,
             img.affine,
             Calibration.from_dict(self.inputs.calibration),
             device=self.inputs.device,
@@ -69,6 +69,7 @@ class _PredictInputSpec(_ModelInputSpec):
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
     site = traits.Str(mandatory=True, desc="site of the scan")
     calibration = traits.Dict(mandatory=True, desc="of the site, as in its file")
+    calibration_file = traits.Str(desc="where the outputs have it, below their root")
     age = traits.Float(desc="chronological age in years, if known")
     guard = traits.Dict(mandatory=True, desc="verdict of the anatomy guard")
     on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
@@ -93,7 +94,7 @@ class Predict(SimpleInterface):
         set_threads(self.inputs.num_threads)
         raw = nib.load(self.inputs.raw)
         left_out = self.inputs.on_guard_fail == "raw" and self.inputs.guard["status"] == "fail"
-        self._results["predictions"] = predict_scan(
+        predictions = predict_scan(
             load_bundle(Path(self.inputs.bundle)),
             np.asarray(raw.dataobj),
             None if left_out else np.asarray(nib.load(self.inputs.harmonized).dataobj),
@@ -104,13 +105,15 @@ class Predict(SimpleInterface):
             correct_age_bias=self.inputs.correct_age_bias,
             device=self.inputs.device,
         )
+        if isdefined(self.inputs.calibration_file):
+            predictions["calibration"]["path"] = self.inputs.calibration_file
+        self._results["predictions"] = predictions
         return runtime
 
 
 class _ToNativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="image on the template grid")
-    reference = File(exists=True, mandatory=True, desc="RAS T1w")
-    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on the scan's own grid")
     in_xfm = File(exists=True, mandatory=True, desc="ITK transform, T1w to template")
 
 
@@ -119,7 +122,7 @@ class _ToNativeOutputSpec(TraitedSpec):
 
 
 class ToNative(SimpleInterface):
-    """Resample a template-space image to the scan's own grid, background 0."""
+    """Resample a template-space image to the grid of the scan's own mask, background 0."""
 
     input_spec = _ToNativeInputSpec
     output_spec = _ToNativeOutputSpec
@@ -127,11 +130,13 @@ class ToNative(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from bids_harmony.anat.affine import resample
 
-        reference = nib.load(self.inputs.reference)
-        moved = resample(nib.load(self.inputs.in_file), reference, self.inputs.in_xfm, invert=True)
-        inside = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
-        data = np.where(inside, np.asarray(moved.dataobj), 0).astype(np.float32)
-        out = nib.Nifti1Image(data, moved.affine, moved.header)
+        mask = nib.load(self.inputs.in_mask)
+        ras = nib.as_closest_canonical(mask)
+        moved = resample(nib.load(self.inputs.in_file), ras, self.inputs.in_xfm, invert=True)
+        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
+        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
+        axes = [nib.io_orientation(img.affine) for img in (out, mask)]
+        out = out.as_reoriented(nib.orientations.ornt_transform(*axes))
         self._results["out_file"] = save_image(out, runtime, "native.nii.gz")
         return runtime
 
@@ -139,7 +144,6 @@ class ToNative(SimpleInterface):
 class _GuardInputSpec(BaseInterfaceInputSpec):
     raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
-    in_mask = File(exists=True, mandatory=True, desc="their foreground")
     bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
     bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
     metrics = traits.Dict(mandatory=True, desc="metrics so far")
@@ -163,10 +167,11 @@ class Guard(SimpleInterface):
 
         bundle = load_bundle(Path(self.inputs.bundle))
         raw = nib.load(self.inputs.raw)
+        volume = np.asarray(raw.dataobj)
         changes = harmonization_metrics(
-            np.asarray(raw.dataobj),
+            volume,
             np.asarray(nib.load(self.inputs.harmonized).dataobj),
-            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            volume > 0,
             raw.affine,
             bundle.qc_reference()["histograms"].get(bundle.reference_site),
             bundle.contract.grey,

@@ -6,7 +6,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.interfaces.anat import TemplateInputSpec
@@ -60,4 +66,31 @@ class ScanMetrics(SimpleInterface):
         self._results["metrics"] = metrics
         for name in ("xfm", "brain_mask", "preproc", "preproc_mask"):
             self._results[name] = getattr(self.inputs, name)
+        return runtime
+
+
+class _DescribeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on the template grid")
+
+
+class _DescribeOutputSpec(TraitedSpec):
+    descriptors = traits.Dict()
+
+
+class Describe(SimpleInterface):
+    """Describe a scan's intensities, for the calibration of its site."""
+
+    input_spec = _DescribeInputSpec
+    output_spec = _DescribeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.sites.descriptors import describe
+
+        img = nib.load(self.inputs.in_file)
+        self._results["descriptors"] = describe(
+            np.asarray(img.dataobj),
+            np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0,
+            float(img.header.get_zooms()[0]),
+        )
         return runtime

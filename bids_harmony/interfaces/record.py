@@ -27,8 +27,10 @@ class _WriteRecordInputSpec(BaseInterfaceInputSpec):
     affine = traits.Dict(mandatory=True)
     scale = traits.Dict(mandatory=True)
     metrics = traits.Dict(mandatory=True)
+    descriptors = traits.Dict(mandatory=True, desc="of the scan's intensities")
     guard = traits.Dict(desc="verdict of the anatomy guard, where the scan was harmonized")
     outputs = InputMultiObject(traits.Any, mandatory=True, desc="files written for the scan")
+    kept = traits.List(traits.Str, desc="those that are in place, below the outputs' root")
     predictions_file = traits.Any(desc="predictions written for the scan")
 
 
@@ -62,8 +64,12 @@ class WriteRecord(SimpleInterface):
             scale=self.inputs.scale,
             metrics=self.inputs.metrics,
             reference=reference,
+            descriptors=self.inputs.descriptors,
             guard=self.inputs.guard if isdefined(self.inputs.guard) else None,
-            outputs=sorted(Path(p).relative_to(root).as_posix() for p in written),
+            outputs=[
+                *(self.inputs.kept if isdefined(self.inputs.kept) else ()),
+                *(Path(p).relative_to(root).as_posix() for p in written),
+            ],
         )
         out = Path(runtime.cwd) / "record.json"
         write_json(out, record)

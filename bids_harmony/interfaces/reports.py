@@ -68,7 +68,6 @@ class _ScanFiguresInputSpec(BaseInterfaceInputSpec):
     facts = traits.Dict(mandatory=True, desc="what is known of the scan beforehand")
     raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
     harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
-    in_mask = File(exists=True, mandatory=True, desc="their foreground")
     predictions = traits.Dict(mandatory=True)
     metrics = traits.Dict(mandatory=True)
 
@@ -91,7 +90,7 @@ class ScanFigures(SimpleInterface):
         bundle = load_bundle(Path(self.inputs.bundle))
         reference = bundle.qc_reference()
         raw, harmonized = nib.load(self.inputs.raw), nib.load(self.inputs.harmonized)
-        mask = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
+        mask = np.asarray(raw.dataobj) > 0
         out = {
             desc: Path(runtime.cwd) / f"{desc}.png"
             for desc in ("harmonized", "histogram", "predictions", "qc")

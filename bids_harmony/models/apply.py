@@ -80,6 +80,8 @@ def predict_slices(
 ) -> np.ndarray:
     """Predict from every ``step``-th middle slice of a volume, averaged over an ensemble.
 
+    With ``step`` n, from every nth of them.
+
     Returns
     -------
     numpy.ndarray
@@ -95,6 +97,24 @@ def predict_slices(
         x = torch.from_numpy(inputs).to(device)
         values = [member(x).double().cpu().numpy() for member in members]
     return np.asarray(np.mean(values, axis=0))
+
+
+def brain_age(bundle: Bundle, volume: np.ndarray, affine: np.ndarray) -> float:
+    """Predict one scan's brain age quickly, from every fourth slice.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        One that predicts brain age.
+    volume : numpy.ndarray
+        3-D preprocessed volume on the template grid.
+    affine : numpy.ndarray
+        4 x 4 affine of that grid.
+    """
+    members = bundle.networks()[bundle.targets["brain_age"]["network"]]
+    contract = bundle.contract
+    ages = predict_slices(members, volume, affine, bundle.box, contract.slice_mm, step=4)
+    return float(np.median(ages))
 
 
 def predict_scan(

@@ -239,6 +239,8 @@ def read_scan(path: Path, out: Path) -> ScanRow:
     voxel = check.get("voxel_size_mm")
     sizes = voxel if isinstance(voxel, list) and len(voxel) == 3 else [None] * 3
     cause = text(mapping(record, "error").get("cause")) or "The record names no cause."
+    # A scan that failed to be harmonized keeps what preprocessing found, to go on from.
+    metrics = {} if status == "error" else mapping(record, "metrics")
     values |= {
         "person": text(record.get("person")) or parts.get("sub"),
         "site": text(record.get("site")) or "unknown",
@@ -252,7 +254,7 @@ def read_scan(path: Path, out: Path) -> ScanRow:
         **{f"voxel_{axis}_mm": number(v) for axis, v in zip("xyz", sizes, strict=True)},
         "qc_status": status,
         "error": cause if status == "error" else None,
-        **{str(k): number(v) for k, v in mapping(record, "metrics").items()},
+        **{str(k): number(v) for k, v in metrics.items()},
         "harmonization_status": text(guard.get("status")),
         "bundle": f"{bundle['name']} {bundle.get('version', '')}" if "name" in bundle else None,
         **processing_columns(record),
@@ -261,7 +263,7 @@ def read_scan(path: Path, out: Path) -> ScanRow:
     predictions, problem = read_predictions(path, record)
     return ScanRow(
         values | _predicted(predictions),
-        metrics=tuple(map(str, mapping(record, "metrics"))),
+        metrics=tuple(map(str, metrics)),
         targets={
             name: text(entry.get("training_data")) or ""
             for name, entry in predictions.items()
@@ -270,7 +272,7 @@ def read_scan(path: Path, out: Path) -> ScanRow:
         reasons=tuple(texts(record, "reasons")),
         guard_reasons=tuple(texts(guard, "reasons")),
         figures=tuple(sorted(p for p in outputs if "/figures/" in p)),
-        volumes=_volumes(outputs),
+        volumes=_volumes(outputs) if status != "error" else {},
         bundle=bundle,
         problem=problem,
     )

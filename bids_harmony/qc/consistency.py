@@ -58,7 +58,8 @@ def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     options = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name in ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
-        if (value := processing.get(name)) not in (None, False)
+        if (value := {**mapping(record, "harmonization"), **processing}.get(name))
+        not in (None, False)
     ]
     if atlases := digests.get("atlases"):
         options.append(f"--atlas-dir {str(atlases)[:12]}")

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bids_harmony.qc.verdict import judge
+from bids_harmony.qc.verdict import dictionary, judge
 
+#: What preprocessing finds out, from which a scan is harmonized.
+PREPROCESSED = ("check", "mask", "affine", "scale", "metrics", "descriptors")
 #: What a record holds beside the facts, which are known before anything is computed.
-RESULTS = frozenset(
-    ("flagged", "guard", "metrics", "check", "mask", "affine", "scale", "outputs", "input_sha256")
-)
+RESULTS = frozenset((*PREPROCESSED, "flagged", "guard", "outputs", "input_sha256"))
+#: Endings of the outputs of preprocessing.
+ENDINGS = (
+    "_desc-brain_mask.nii.gz", "_desc-preproc_T1w.nii.gz", "_mode-image_xfm.txt",
+    "_desc-brainmask_T1w.png", "_desc-norm_T1w.png",
+)  # fmt: skip
 
 
 def scan_record(
@@ -21,6 +26,7 @@ def scan_record(
     affine: Mapping[str, Any] | None = None,
     scale: Mapping[str, Any],
     metrics: Mapping[str, float | None],
+    descriptors: Mapping[str, Any],
     reference: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
@@ -34,7 +40,8 @@ def scan_record(
         What was known before anything was computed: ``name``, ``entities``, ``source`` (path in
         the dataset), ``site``, ``site_source``, ``age``, ``sex``, ``diagnosis``, ``scanner``,
         ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None),
-        ``inputs`` (SHA-256 of each file that the results depend on).
+        ``calibration`` and ``harmonization`` (options; None where there is no bundle, or the scan
+        is not yet harmonized), ``inputs`` (SHA-256 of each file that the results depend on).
         They stand in the record unchanged.
     check, mask, affine, scale : mapping
         Records of the check, brain mask, registration and intensity steps. ``mask`` and
@@ -44,6 +51,8 @@ def scan_record(
     metrics : mapping
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
         :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
+    descriptors : mapping
+        Of :func:`bids_harmony.sites.descriptors.describe`.
     reference : mapping, optional
         The bundle's ``qc_reference.json``.
     guard : mapping, optional
@@ -58,8 +67,9 @@ def scan_record(
     dict
         JSON-ready: ``facts`` and ``status`` ("pass" or "warn"), ``reasons``, ``flagged`` (names
         of the metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``, ``affine``,
-        ``scale``, ``outputs``, ``input_sha256``, ``warnings``. What the guard found is among the
-        reasons, and makes the status "warn": a map that fails says nothing against the scan.
+        ``scale``, ``descriptors``, ``outputs``, ``input_sha256``, ``warnings``. What the
+        guard found is among the reasons, and makes the status "warn": a map that fails says
+        nothing against the scan.
     """
     verdict = judge(metrics, reference)
     reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
@@ -76,10 +86,35 @@ def scan_record(
         "mask": dict(mask),
         "affine": dict(affine),
         "scale": dict(scale),
+        "descriptors": dict(descriptors),
         "outputs": sorted(outputs),
         "input_sha256": (facts.get("inputs") or {}).get("T1w"),
         "warnings": [*facts.get("warnings", ()), *notes, *warnings],
     }
+
+
+def preprocessed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Take out of a scan's record what stays where it is harmonized again.
+
+    Parameters
+    ----------
+    record : mapping
+        Of a scan that was preprocessed, whatever came after.
+
+    Returns
+    -------
+    dict
+        :data:`PREPROCESSED`, and ``outputs``, those of preprocessing alone.
+    """
+    known = dictionary()
+    found = {name: record[name] for name in PREPROCESSED}
+    found["metrics"] = {
+        name: value
+        for name, value in record["metrics"].items()
+        if known.get(name, {}).get("Group") != "Harmonization"
+    }
+    found["outputs"] = [path for path in record["outputs"] if path.endswith(ENDINGS)]
+    return found
 
 
 def failed_record(
@@ -90,7 +125,8 @@ def failed_record(
     Parameters
     ----------
     facts : mapping
-        As for :func:`scan_record`.
+        As for :func:`scan_record`, with what :func:`preprocessed` takes out of the record of a
+        scan whose harmonization failed.
     cause, remedy : str
         One sentence each.
     crash_file : str, optional

@@ -11,8 +11,9 @@ from typing import Any
 from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.verdict import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
+from bids_harmony.sites.mapping import spoken as spoken_changes
 
-NOT_TARGETS = frozenset({"bundle", "in_training"})
+NOT_TARGETS = frozenset({"bundle", "in_training", "calibration"})
 TARGET_NAMES = {
     "brain_age": "Brain age (years)",
     "schizophrenia_probability": "Schizophrenia probability",
@@ -89,6 +90,7 @@ class ScanView:
                 ("Registration", _registration(record)),
             ]
         rows.append(("Model bundle", _bundle(record.get("bundle"))))
+        rows.append(("Harmonization", _calibration(record.get("calibration"))))
         return [(name, str(value)) for name, value in rows if value]
 
     @property
@@ -125,7 +127,7 @@ class ScanView:
         if site is False:
             notes.append(
                 f"The site {self.record.get('site')} was not among those the bundle was trained "
-                "on: how well harmonization works for it is not known."
+                "on."
             )
         if self.brain_age.get("age_in_training_range") is False:
             notes.append(
@@ -316,3 +318,15 @@ def _bundle(bundle: Mapping[str, Any] | None) -> str:
         return "none: the scan was preprocessed and measured only"
     digest = str(bundle.get("sha256", ""))[:12]
     return f"{bundle.get('name')} {bundle.get('version')} (SHA-256 {digest}…)"
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> str:
+    """Say what was changed, and on how many persons that rests."""
+    if not calibration:
+        return ""
+    n = calibration.get("n_persons")
+    return (
+        f"{spoken_changes(calibration.get('changes') or {})}, as the site "
+        f"{calibration.get('site')} is calibrated from {n} person{'' if n == 1 else 's'} "
+        f"(ages {calibration.get('ages')})"
+    )

@@ -98,6 +98,8 @@ class Calibration:
         Level that made it: ``calibrate``, or ``participant`` from the scans of one run.
     warnings : tuple of str
         What to keep in mind.
+    sources : str
+        Digest of all that it was estimated from (:func:`sources_digest`).
     """
 
     site: str
@@ -110,6 +112,7 @@ class Calibration:
     fit_filter: str | None = None
     made_by: str = "calibrate"
     warnings: tuple[str, ...] = ()
+    sources: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the file."""
@@ -129,6 +132,7 @@ class Calibration:
             },
             "mapping": {"x": _rounded(curve.x), "y": _rounded(curve.y)},
             "warnings": list(self.warnings),
+            "sources": self.sources,
         }  # fmt: skip
 
     @classmethod
@@ -141,7 +145,7 @@ class Calibration:
         if not (
             n > 0
             and all(a.ndim == 1 and len(a) and np.isfinite(a).all() for a in arrays)
-            and len(x) == len(y)
+            and len(x) == len(y) == len(shift) == len(sd)
             and (np.diff(x) > 0).all()
             and (np.diff(y) > 0).all()
         ):
@@ -150,7 +154,7 @@ class Calibration:
             str(values["site"]), dict(values["bundle"]), str(values["template"]),
             SiteCode(shift, sd, float(code["age"]), n), IntensityMapping(x, y),
             int(values["n_scans"]), dict(values["ages"]), values["fit_filter"],
-            str(values["made_by"]), tuple(values["warnings"]),
+            str(values["made_by"]), tuple(values["warnings"]), str(values["sources"]),
         )  # fmt: skip
 
     @cached_property
@@ -225,8 +229,18 @@ def calibrate(
         },
         fit_filter=fit_filter,
         made_by=made_by,
+        sources=sources_digest(scans, bundle, template, fit_filter),
     )
     return replace(calibration, warnings=tuple(_warnings(calibration, values, ages, appearance)))
+
+
+def sources_digest(
+    scans: Sequence[SiteScan], bundle: Bundle, template: str, fit_filter: str | None
+) -> str:
+    """Digest all that a calibration is estimated from, so that it need not be made again."""
+    known = sorted((s.key, s.person, s.age, s.descriptors["quantiles"]) for s in scans)
+    content = json.dumps([bundle.sha256, template, fit_filter, known])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def estimate_ages(
@@ -383,7 +397,9 @@ def write_calibrations(folder: Path, calibrations: Sequence[Calibration]) -> dic
     return written
 
 
-def read_calibrations(path: Path, bundle: Bundle, template: str) -> dict[str, Calibration]:
+def read_calibrations(
+    path: Path, bundle: Bundle, template: str, *, made_by: str | None = None
+) -> dict[str, tuple[Path, Calibration]]:
     """Read a calibration, or all of a folder.
 
     Parameters
@@ -394,11 +410,13 @@ def read_calibrations(path: Path, bundle: Bundle, template: str) -> dict[str, Ca
         The bundle in use.
     template : str
         Space label of the scans they are meant for.
+    made_by : str, optional
+        Leave out those that another level made.
 
     Returns
     -------
-    dict of str to Calibration
-        By site.
+    dict of str to (pathlib.Path, Calibration)
+        By site, with its file.
 
     Raises
     ------
@@ -411,9 +429,11 @@ def read_calibrations(path: Path, bundle: Bundle, template: str) -> dict[str, Ca
             f"There is no calibration in {path}.",
             "Name the folder that holds site-*_calibration.json, or run the calibrate level.",
         )
-    found: dict[str, Calibration] = {}
+    found: dict[str, tuple[Path, Calibration]] = {}
     for file in files:
         calibration = _read(file)
+        if made_by not in (None, calibration.made_by):
+            continue
         if calibration.bundle.get("sha256") != bundle.sha256:
             made = " ".join(calibration.bundle.get(k, "?") for k in ("name", "version"))
             raise UsageError(
@@ -432,7 +452,7 @@ def read_calibrations(path: Path, bundle: Bundle, template: str) -> dict[str, Ca
                 f"The folder {path} holds two calibrations of the site {calibration.site}.",
                 "Remove one of them.",
             )
-        found[calibration.site] = calibration
+        found[calibration.site] = file, calibration
     return found
 
 

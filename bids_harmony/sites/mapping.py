@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from bids_harmony.sites.code import Appearance, SiteCode
 
+#: Reference intensity of deep grey matter; that of other grey matter is the contract's.
+DEEP_GREY = 0.84
 #: Least rise of the curve, so that it keeps all differences within a scan.
 LEAST_STEP = 1e-4
 
@@ -38,6 +41,34 @@ class IntensityMapping:
         x = np.concatenate([[0.0], self.x, [self.x[-1] + far]])
         y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
         return np.asarray(np.interp(volume, x, y), dtype=np.float32)
+
+    def changes(self, grey: float) -> dict[str, float]:
+        """Say what is added to the site's intensities where the reference has grey matter.
+
+        Parameters
+        ----------
+        grey : float
+            Intensity of grey matter in the bundle's contract.
+        """
+        tissues = {"grey matter": grey, "deep grey matter": DEEP_GREY}
+        return {
+            name: round(float(level - np.interp(level, self.y, self.x)), 4)
+            for name, level in tissues.items()
+        }
+
+
+def spoken(changes: Mapping[str, float]) -> str:
+    """Put :meth:`IntensityMapping.changes` into words.
+
+    >>> spoken({"grey matter": 0.071, "deep grey matter": -0.002})
+    'grey matter 0.07 brighter, deep grey matter unchanged'
+    """
+    return ", ".join(
+        f"{name} unchanged"
+        if abs(change) < 0.005
+        else f"{name} {abs(change):.2f} {'brighter' if change > 0 else 'darker'}"
+        for name, change in changes.items()
+    )
 
 
 def _ascending(values: np.ndarray) -> np.ndarray:

@@ -108,13 +108,13 @@ def train_bundle(
     """
     import torch
 
+    from bids_harmony.fit_filter import select_scans
     from bids_harmony.qc.verdict import reference_statistics
     from bids_harmony.reports.modelcard import card_html, model_card
     from bids_harmony.sites.code import Appearance
     from bids_harmony.training.cache import open_training_set
     from bids_harmony.training.data import scan_table
     from bids_harmony.training.fabric import one_device
-    from bids_harmony.training.fit_filter import select_scans
     from bids_harmony.training.harmonizer import acceptance
     from bids_harmony.training.predictor import PREDICTORS
     from bids_harmony.training.predictors import train_predictors

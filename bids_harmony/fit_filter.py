@@ -7,8 +7,25 @@ import pandas as pd
 
 from bids_harmony.errors import UsageError
 
+#: What a table of scans holds that no condition can ask for.
+NO_COLUMNS = ["metrics", "_source"]
+
 
 def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
+    """Choose the scans that meet a condition; see :func:`meets`.
+
+    Raises
+    ------
+    UsageError
+        When the condition cannot be understood, or no scan meets it.
+    """
+    met = meets(table, expression)
+    if not met.any():
+        raise UsageError(f"No scan meets --fit-filter {expression!r}.", _columns(table))
+    return met
+
+
+def meets(table: pd.DataFrame, expression: str | None) -> np.ndarray:
     """Say which scans meet a condition such as ``diagnosis == "control" and age > 18``.
 
     Parameters
@@ -21,17 +38,17 @@ def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Boolean, one entry per scan, at least one true.
+        Boolean, one entry per scan.
 
     Raises
     ------
     UsageError
-        When the condition cannot be understood, or no scan meets it.
+        When the condition cannot be understood.
     """
     if expression is None:
         return np.ones(len(table), dtype=bool)
-    usable = table.drop(columns=["metrics", "_source"], errors="ignore")
-    columns = f"Columns are {', '.join(map(str, usable))}."
+    usable = table.drop(columns=NO_COLUMNS, errors="ignore")
+    columns = _columns(table)
     # Names of the program are no part of the language.
     if "@" in expression or "__" in expression:
         raise UsageError(f"--fit-filter {expression!r} may not hold '@' or '__'.", columns)
@@ -46,6 +63,8 @@ def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
             f"--fit-filter {expression!r} cannot be understood ({why}).",
             f"Write for example 'diagnosis == \"control\"'. {columns}",
         ) from error
-    if not met.any():
-        raise UsageError(f"No scan meets --fit-filter {expression!r}.", columns)
     return met.to_numpy(dtype=bool)
+
+
+def _columns(table: pd.DataFrame) -> str:
+    return f"Columns are {', '.join(str(name) for name in table if name not in NO_COLUMNS)}."

@@ -1,0 +1,318 @@
+"""Calibration of sites from the records of their scans: the level, and what a run needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony.bids import counted
+from bids_harmony.console import say
+from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
+from bids_harmony.files import write_text
+from bids_harmony.outputs import BIDSIGNORE, load_record
+from bids_harmony.processes import side_by_side
+from bids_harmony.qc.collect import find_records, read_scans, scan_table
+from bids_harmony.sites.calibration import (
+    Calibration,
+    SiteScan,
+    calibrate,
+    confounded,
+    read_calibrations,
+    write_calibrations,
+)
+from bids_harmony.sites.descriptors import LEVELS
+from bids_harmony.sites.mapping import IntensityMapping, spoken
+
+if TYPE_CHECKING:
+    from bids_harmony.config import RunConfig
+    from bids_harmony.models.bundle import Bundle
+
+#: Where calibrations lie in the output folder.
+FOLDER = "calibration"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A calibration in use, and its file."""
+
+    calibration: Calibration
+    path: Path | None
+
+    def identity(self, out: Path, grey: float) -> dict[str, Any]:
+        """Name it in a scan's record.
+
+        Parameters
+        ----------
+        out : pathlib.Path
+            Root of the derivatives, below which its file is named.
+        grey : float
+            Intensity of grey matter in the bundle's contract.
+        """
+        inside = self.path is not None and self.path.is_relative_to(out)
+        return {
+            **self.calibration.identity(),
+            "sources": self.calibration.sources,
+            "changes": self.calibration.mapping.changes(grey),
+            **({"path": self.path.relative_to(out).as_posix()} if inside and self.path else {}),
+        }
+
+
+def run_calibrate(config: RunConfig) -> int:
+    """Calibrate each site from its preprocessed scans in the output folder.
+
+    Returns
+    -------
+    int
+        0; 66 where no scan is preprocessed.
+    """
+    from bids_harmony.anat.template import template_label
+    from bids_harmony.models.bundle import load_bundle
+
+    if config.bundle == "none":
+        raise UsageError("--bundle none has no reference to calibrate sites to.", "Leave it out.")
+    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
+    template = template_label(None if config.template is None else str(config.template))
+    out = config.output_dir
+    sites, unusable = collect_sites(
+        find_records(out), out, config.fit_filter, bundle=bundle, template=template
+    )
+    if unusable:
+        say(
+            f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
+            f"version, or for another bundle or template: {', '.join(unusable[:5])}"
+            f"{' ...' * (len(unusable) > 5)}. Run the participant level on them again."
+        )
+    if not sites:
+        say(f"No preprocessed scan in {out}: run the participant level first.")
+        return EXIT_NO_INPUT
+    n_scans = sum(map(len, sites.values()))
+    if config.dry_run:
+        say(f"{counted(len(sites), 'site')} would be calibrated, from {counted(n_scans, 'scan')}.")
+        return EXIT_OK
+    for warning in confounded([scan for scans in sites.values() for scan in scans]):
+        say(f"Warning: {warning}")
+    found = calibrate_sites(
+        sites, bundle, template=template, fit_filter=config.fit_filter, nprocs=config.nprocs
+    )
+    save(out, found.values(), bundle)
+    for calibration in found.values():
+        say(summary(calibration, bundle))
+    say(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
+    return EXIT_OK
+
+
+def collect_sites(
+    records: Iterable[Path],
+    out: Path,
+    fit_filter: str | None,
+    *,
+    bundle: Bundle,
+    template: str,
+) -> tuple[dict[str, list[SiteScan]], list[str]]:
+    """Collect what preprocessed scans say of their sites.
+
+    Parameters
+    ----------
+    records : iterable of pathlib.Path
+        Records of scans (``desc-harmony_qc.json``).
+    out : pathlib.Path
+        Root of the derivatives.
+    fit_filter : str or None
+        Condition that scans have to meet.
+    bundle : Bundle
+        The bundle in use.
+    template : str
+        Space label of the template in use.
+
+    Returns
+    -------
+    sites : dict of str to list of SiteScan
+        By site; scans whose preprocessing failed are left out.
+    unusable : list of str
+        Names of the scans that were preprocessed in another way.
+
+    Raises
+    ------
+    UsageError
+        When the condition cannot be understood, or no scan of a site meets it.
+    """
+    sites: dict[str, list[SiteScan]] = {}
+    paths, unusable = [], []
+    contract = bundle.contract.to_dict()
+    for path in records:
+        record = load_record(path) or {}
+        processing = record.get("processing") or {}
+        scan = _site_scan(record, out)
+        if (
+            scan is None
+            or processing.get("template") != template
+            or (processing.get("contract") != contract)
+        ):
+            if record.get("status") in ("pass", "warn"):
+                unusable.append(str(record.get("name")))
+            continue
+        sites.setdefault(scan.site, []).append(scan)
+        paths.append(path)
+    if fit_filter is not None and paths:
+        from bids_harmony.fit_filter import meets
+
+        table = scan_table(read_scans(paths, out))[0]
+        met = set(table["scan"][meets(table, fit_filter)])
+        for site, scans in sites.items():
+            sites[site] = [scan for scan in scans if scan.key in met]
+            if not sites[site]:
+                raise UsageError(
+                    f"No scan of the site {site} meets --fit-filter {fit_filter!r}.",
+                    "Change the condition, or give the site a --calibration.",
+                )
+    return dict(sorted(sites.items())), unusable
+
+
+def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
+    """Take from a record what calibration needs; None where it has no descriptors."""
+    quantiles = (record.get("descriptors") or {}).get("quantiles") or ()
+    preproc = next(
+        (p for p in record.get("outputs") or () if p.endswith("_desc-preproc_T1w.nii.gz")), None
+    )
+    if len(quantiles) != len(LEVELS) or preproc is None:
+        return None
+    return SiteScan(
+        key=str(record["name"]),
+        person=str(record["person"]),
+        site=str(record["site"]),
+        age=record.get("age"),
+        diagnosis=record.get("diagnosis"),
+        descriptors=record["descriptors"],
+        t1w=out / preproc,
+    )
+
+
+def calibrate_sites(
+    sites: Mapping[str, Sequence[SiteScan]],
+    bundle: Bundle,
+    *,
+    template: str,
+    fit_filter: str | None,
+    made_by: str = "calibrate",
+    nprocs: int = 1,
+) -> dict[str, Calibration]:
+    """Calibrate some sites, side by side where ages have to be estimated.
+
+    Raises
+    ------
+    UsageError
+        When ages are unknown and the bundle cannot estimate them.
+    """
+    work = partial(
+        calibrate,
+        bundle=bundle,
+        predict=partial(predict_age, bundle),
+        template=template,
+        fit_filter=fit_filter,
+        made_by=made_by,
+    )
+    ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
+    if ageless and "brain_age" not in bundle.targets:
+        raise UsageError(
+            f"The site {ageless[0]} has scans without age, and the bundle {bundle.name} predicts "
+            "none to estimate it by.",
+            "Give the ages in participants.tsv, or the site a --calibration.",
+        )
+    # In processes of their own: this one does not load torch, and can still fork.
+    calls = [(sites[site],) for site in ageless]
+    estimated = dict(side_by_side(work, calls, nprocs)) if calls else {}
+    found = {site: estimated[n] for n, site in enumerate(ageless)}
+    return {site: found.get(site) or work(scans) for site, scans in sites.items()}
+
+
+def predict_age(bundle: Bundle, t1w: Path, mapping: IntensityMapping | None) -> float:
+    """Predict the brain age of a preprocessed scan in a file, after an intensity mapping."""
+    import nibabel as nib
+    import numpy as np
+
+    from bids_harmony.models.apply import brain_age
+
+    img = nib.load(t1w)
+    volume = np.asarray(img.dataobj)
+    return brain_age(bundle, volume if mapping is None else mapping(volume), img.affine)
+
+
+def find_calibrations(config: RunConfig, bundle: Bundle, template: str) -> dict[str, Chosen]:
+    """Read the calibrations that a run uses as they are, by site.
+
+    Those of ``--calibration``, and of other sites those that the calibrate level left in the
+    output folder.
+
+    Raises
+    ------
+    UsageError
+        When one cannot be used.
+    """
+    folder, found = config.output_dir / FOLDER, {}
+    if any(folder.glob("site-*_calibration.json")):
+        found = read_calibrations(folder, bundle, template, made_by="calibrate")
+    if config.calibration is not None:
+        found |= read_calibrations(config.calibration, bundle, template)
+    return {site: Chosen(calibration, path) for site, (path, calibration) in found.items()}
+
+
+def summary(calibration: Calibration, bundle: Bundle) -> str:
+    """Say in some lines what a calibration rests on, what it does and what to keep in mind."""
+    ages = calibration.ages
+    years = f"of {ages['min']:.0f} to {ages['max']:.0f} years"
+    if ages["source"] != "known":
+        years = f"of about {ages['mean']:.0f} years ({ages['source']})"
+    changes = spoken(calibration.mapping.changes(bundle.contract.grey))
+    lines = [
+        f"Site {calibration.site}: {counted(calibration.code.n, 'person')} {years}; "
+        f"harmonization makes {changes}.",
+        *(f"  Warning: {warning}" for warning in calibration.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def save(
+    out: Path,
+    calibrations: Iterable[Calibration],
+    bundle: Bundle,
+    kept: Iterable[Chosen] | None = None,
+) -> dict[str, Path]:
+    """Write calibrations with their pages to the output folder, and remove outdated ones.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Root of the derivatives.
+    calibrations : iterable of Calibration
+        One for each site.
+    bundle : Bundle
+        The one they were made with.
+    kept : iterable of Chosen, optional
+        Those in use that stay where they lie there, beside those of the calibrate level. All
+        others go; without any all do.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        The file of each site.
+    """
+    from bids_harmony.reports.calibration import calibration_page
+
+    folder = out / FOLDER
+    stay = [c.calibration for c in kept or () if c.path is not None and c.path.parent == folder]
+    new = list(calibrations)
+    files = write_calibrations(folder, [*stay, *new])
+    for calibration in [*stay, *new]:
+        page = files[calibration.site].with_suffix(".html")
+        write_text(page, calibration_page(calibration, bundle))
+    # An output folder of an earlier version does not know these files.
+    write_text(out / ".bidsignore", BIDSIGNORE)
+    for path in set(folder.glob("site-*_calibration.json")) - set(files.values()):
+        there = load_record(path) or {}
+        if kept is None or there.get("made_by") == "participant" or there.get("site") in files:
+            path.unlink()
+            path.with_suffix(".html").unlink(missing_ok=True)
+    return files
