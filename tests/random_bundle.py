@@ -11,12 +11,14 @@ import torch
 from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.qc.guard import calibrate
-from bids_harmony.qc.harmonization import brain_histogram
+from bids_harmony.qc.guard import MEASURES, limits
+from bids_harmony.qc.histogram import brain_histogram
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.descriptors import LEVELS
 
 BOX = [[9, 89], [11, 107]]
+#: As if known truth had been missed by three per cent, and nowhere by more than 0.1.
+GUARD = {"limits": limits([{**dict.fromkeys(MEASURES, 0.03), "harmonized_local_change": 0.1}])}
 
 
 def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None = None) -> Bundle:
@@ -81,7 +83,7 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
     )
     tables = {
         "qc_reference.json": reference,
-        "guard.json": {"limits": calibrate([])},
+        "guard.json": GUARD,
         "appearance.json": appearance.to_dict(),
     }
     return write_bundle(out, info, networks, tables)

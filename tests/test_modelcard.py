@@ -6,8 +6,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from random_bundle import GUARD
 
-from bids_harmony.qc.guard import MEASURES, calibrate
+from bids_harmony.qc.guard import MEASURES
 from bids_harmony.reports.modelcard import card_html, figure_tables, known_limits, model_card
 
 FIGURES = {
@@ -76,14 +77,14 @@ class _Text(HTMLParser):
 
 
 def test_the_page_says_what_the_card_holds_and_fetches_nothing(info: dict) -> None:
-    card = model_card(info, {"limits": calibrate([]), "n": 0})
+    card = model_card(info, GUARD)
     assert json.loads(json.dumps(card, allow_nan=False)) == card
     page = _Text(card_html(card))
     assert not page.open
     assert not page.links
     for words in (
         "small <b>", "A & B", "CC0", "Research.", "unharmonized", "harmonized",
-        "5.25", "[4, 6.5]", "n/a", 'diagnosis == "control"', "at least 0.94",
+        "5.25", "[4, 6.5]", "n/a", 'diagnosis == "control"', "3.0 %",
     ):  # fmt: skip
         assert words in page.text, words
     assert card_html(card).count('class="chosen"') == 1

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.contract import Contract
-from bids_harmony.qc import harmonization, verdict
+from bids_harmony.qc import histogram as histograms
+from bids_harmony.qc import verdict
 from bids_harmony.qc.record import failed_record, scan_record
 from bids_harmony.reports import figures, methods
 from bids_harmony.reports.mosaic import layout
@@ -77,7 +78,7 @@ def draw_all(brain, folder, key="scan"):
     figures.mask_figure(image, mask, out["brainmask"])
     figures.registration_figure(image, template, out["norm"])
     figures.harmonization_figure(image, brighter, template.mask, out["harmonized"])
-    histogram = harmonization.brain_histogram(data, template.mask)
+    histogram = histograms.brain_histogram(data, template.mask)
     figures.histogram_figure(
         data, data * 1.1, template.mask, out["histogram"], reference=histogram, reference_name="A"
     )

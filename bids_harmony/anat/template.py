@@ -13,6 +13,8 @@ from bids_harmony.anat.geometry import load_image
 from bids_harmony.errors import UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
+#: Box in template mm, x, y and z, that holds the basal ganglia and the thalamus.
+DEEP_GREY_MM = ((-34.0, 34.0), (-36.0, 24.0), (-12.0, 22.0))
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,28 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         mask=data > 0,
         tissues={},
     )
+
+
+def deep_grey(template: Template) -> np.ndarray | None:
+    """Weigh each voxel by how likely it is deep grey matter: the template's, in its middle.
+
+    Parameters
+    ----------
+    template : Template
+
+    Returns
+    -------
+    numpy.ndarray or None
+        float32, 0 to 1, on the template's grid; None where it has no map of grey matter.
+    """
+    if "gm" not in template.tissues:
+        return None
+    weight, affine = template.tissues["gm"].astype(np.float32), template.t1w.affine
+    for axis, (low, high) in enumerate(DEEP_GREY_MM):
+        mm = affine[axis, 3] + affine[axis, axis] * np.arange(weight.shape[axis])
+        inside = (mm >= low) & (mm <= high)
+        weight *= inside.reshape([-1 if a == axis else 1 for a in range(3)])
+    return np.asarray(weight)
 
 
 def template_label(path: str | None) -> str:

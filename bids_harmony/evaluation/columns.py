@@ -49,7 +49,7 @@ COLUMNS = {
     "site_probe": "Cross-validated balanced accuracy of telling the site's scans from the "
     "reference's by tone, contrast, noise and sharpness, no person in two folds; 0.5 is chance",
     "site_probe_p": "Its p by exchanging the sites of whole persons",
-    "measure": "What was measured: a share of the brain, the ventricles' volume in mL, a target",
+    "measure": "What was measured: a tissue's or the ventricles' volume in mL, a target",
     "effect": "age slope (per year), or a column of two classes (Cohen's d)",
     "before": "The effect with tissue normalization only",
     "after": "The effect after preparation in the given way",

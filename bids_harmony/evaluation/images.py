@@ -11,18 +11,12 @@ from bids_harmony.console import counted_off
 from bids_harmony.evaluation.fit import Prepared, Study
 from bids_harmony.evaluation.prepare import FROM_SCALED, SCALED
 from bids_harmony.evaluation.units import Unit
-from bids_harmony.qc.harmonization import (
-    harmonization_metrics,
-    moved_limits,
-    tissue_limits,
-    tissue_shares,
-    ventricle_ml,
-)
+from bids_harmony.qc.guard import TISSUES, measure
 from bids_harmony.qc.metrics import edges_and_noise
 from bids_harmony.training.data import TrainingSet
 
-#: Volumes and shares that biology is looked for in.
-ANATOMY = ("csf_fraction", "gm_fraction", "wm_fraction", "ventricle_ml")
+#: Volumes that biology is looked for in.
+ANATOMY = tuple(f"{tissue}_ml" for tissue in TISSUES)
 #: Brightness, contrast, noise and sharpness, by which a classifier is to tell sites apart.
 FEATURES = (*(f"quantile_{q}" for q in (5, 25, 50, 75, 95)), "noise", "sharpness")
 QUANTILES = np.linspace(0.01, 0.99, 99)
@@ -48,12 +42,7 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
         before, mask = data.volume(scan)
         for way in (way for way in FROM_SCALED if scan in prepared.test.get(way, ())):
             after = before if way == SCALED else prepared.sets[way].volume(scan)[0]
-            limits = moved_limits(before[mask], after[mask], grey)
-            if way == SCALED:
-                limits = tissue_limits(grey)
-            shares = tissue_shares(after[mask], limits)
-            ml = ventricle_ml(after, mask, data.affine, limits[0])
-            changes = harmonization_metrics(before, after, mask, data.affine, grey=grey)
+            changes = measure(before, after, mask, data.affine)
             rows.append(
                 {
                     "seed": unit.seed,
@@ -64,8 +53,8 @@ def measure_scans(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str
                     "age": float(data.ages[scan]),
                     "way": way,
                     **look_features(after, mask, zoom, grey),
-                    **dict(zip(ANATOMY, (*shares, ml), strict=True)),
-                    **{k: v for k, v in changes.items() if not k.startswith("reference")},
+                    **{name: changes[f"harmonized_{name}"] for name in ANATOMY},
+                    **{k: v for k, v in changes.items() if not k.endswith("_ml")},
                     "quantiles": tissue_quantiles(after, mask, grey),
                 }
             )

@@ -19,6 +19,7 @@ from bids_harmony.evaluation.plots import draw_figures
 from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, KNOWN_AGES, MATCHED, NONE, SCALED
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_json, write_text
+from bids_harmony.qc.verdict import dictionary
 from bids_harmony.training.config import TrainOptions
 
 FOLDER = "evaluation"
@@ -141,7 +142,9 @@ def describe(table: pd.DataFrame) -> dict[str, Any]:
         ):
             if column.endswith(ending) and column not in COLUMNS:
                 described[column] = {"Description": text.format(column.removesuffix(ending))}
-        described.setdefault(column, {"Description": COLUMNS.get(column, column)})
+        known = dictionary().get(column, {}).get("Description")
+        said = COLUMNS.get(column) or (f"Median over scans. {known}" if known else column)
+        described.setdefault(column, {"Description": said})
     return described
 
 

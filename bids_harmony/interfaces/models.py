@@ -151,7 +151,7 @@ class _GuardInputSpec(BaseInterfaceInputSpec):
 
 class _GuardOutputSpec(TraitedSpec):
     metrics = traits.Dict(desc="metrics so far and those of the harmonization")
-    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits")
+    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits, change")
 
 
 class Guard(SimpleInterface):
@@ -161,21 +161,23 @@ class Guard(SimpleInterface):
     output_spec = _GuardOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from bids_harmony.anat.template import deep_grey, load_template
         from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.qc.guard import guard_record
-        from bids_harmony.qc.harmonization import harmonization_metrics
+        from bids_harmony.qc.guard import describe_change, guard_record, measure
+        from bids_harmony.qc.histogram import reference_distances
 
         bundle = load_bundle(Path(self.inputs.bundle))
         raw = nib.load(self.inputs.raw)
-        volume = np.asarray(raw.dataobj)
-        changes = harmonization_metrics(
-            volume,
-            np.asarray(nib.load(self.inputs.harmonized).dataobj),
-            volume > 0,
-            raw.affine,
-            bundle.qc_reference()["histograms"].get(bundle.reference_site),
-            bundle.contract.grey,
+        before, after = (
+            np.asarray(nib.load(file).dataobj)
+            for file in (self.inputs.raw, self.inputs.harmonized)
         )
+        mask = before > 0
+        changes = measure(before, after, mask, raw.affine)
+        deep = deep_grey(load_template(bundle.contract.resolution))
+        said = describe_change(before, after, mask, raw.affine, deep)
+        histogram = bundle.qc_reference()["histograms"].get(bundle.reference_site)
+        changes |= reference_distances(before, after, mask, histogram)
         self._results["metrics"] = self.inputs.metrics | changes
-        self._results["guard"] = guard_record(changes, bundle.guard())
+        self._results["guard"] = guard_record(changes, bundle.guard(), said)
         return runtime

@@ -1,105 +1,189 @@
 """The anatomy guard: tell whether a harmonized scan still shows the same brain.
 
-Each measure of the change (:mod:`bids_harmony.qc.harmonization`), the cycle error and the
-distance to the training sites has a limit that 99 % of validation scans keep: the maps were not
-fitted on them, and test scans have no say (science.md §10). The limits stand in the bundle's
-``guard.json``.
+Volumes of tissue are measured before and after. Before, tissues are told apart halfway between
+the scan's own tissue means; after, where the map takes these limits, so that a new intensity
+mapping changes no volume, and ventricles that grew or a cortex that shrank do. What may change
+is known from scans whose original is known: reference scans under made-up acquisitions,
+harmonized (:mod:`bids_harmony.training.truth`). Limits are the 99th percentile of the same
+measures between these and their originals; test scans have no say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
+from bids_harmony.anat.intensity import Levels, tissue_levels
+from bids_harmony.contract import Contract
+from bids_harmony.qc.metrics import rounded
 from bids_harmony.qc.verdict import Verdict, dictionary, readable
 
+TISSUES = ("csf", "gm", "wm", "ventricle")
+#: What the guard judges. All but the last are shares, spoken of in per cent.
+MEASURES = (*(f"harmonized_{tissue}_change" for tissue in TISSUES), "harmonized_local_change")
 #: Beyond this many times its limit a measure fails the scan.
 FAIL_FACTOR = 2.0
 LEVEL = 0.99
+#: Box in template mm, x, y and z, that holds the bodies of the lateral and the third ventricle
+#: even where they are very large, and no CSF of the brain's outside.
+CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
+#: Ventricles reach to this share of the way from CSF to white matter.
+VENTRICLE = 0.3
+#: Ventricles smaller than this (ml) are taken as this large: a voxel more is no great change.
+LEAST_VENTRICLE_ML = 4.0
+#: The intensity mapping is read from this share of voxels of each intensity, those farthest from
+#: any border. A map that moves borders would else pass for one that changes intensities.
+FLAT = 0.25
+STEP, FEW = 0.05, 100
+#: Standard deviation, in mm, of the neighbourhood in which local changes are averaged.
+LOCAL_MM = 4.0
+#: Smaller differences are not spoken of: of intensity, and relative of sharpness.
+SAME, AS_SHARP = 0.01, 0.03
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Between which values a measure's limit may be set.
-
-    Attributes
-    ----------
-    least : float
-        Changes below this are harmless, however few the calibration scans vary.
-    most : float
-        Changes above this are not, however many calibration scans show them.
-    share : bool
-        Spoken of in per cent.
-    kept : bool
-        The measure is 1 where nothing changed; its bounds are on what is missing to it.
-    """
-
-    least: float
-    most: float
-    share: bool = False
-    kept: bool = False
-
-
-#: What the guard judges. On real scans at 2 mm a new tone curve moves tissue's shares by less
-#: than 0.001 and the ventricles by 0.2 %; smoothing by 0.4 voxels moves shares by 0.003 and the
-#: ventricles by 1 %, and leaves edges at 0.999; noise of 0.03 brings edges to 0.99. Where
-#: tissues are found anew in the volume, such smoothing changes ventricles by 2 to 3 %, noise of
-#: 0.01 by up to 2 % (tissues overlap to 0.97), but a tone curve that lifts values midway by 0.03
-#: by 10 to 16 %: after tissue scaling these two leave little room for another tone, which a
-#: segmentation program would take for another anatomy.
-MEASURES = {
-    "harmonized_edge_agreement": Bounds(0.02, 0.06, kept=True),
-    "harmonized_csf_change": Bounds(0.005, 0.02, share=True),
-    "harmonized_gm_change": Bounds(0.01, 0.03, share=True),
-    "harmonized_wm_change": Bounds(0.01, 0.03, share=True),
-    "harmonized_ventricle_change": Bounds(0.02, 0.08, share=True),
-    "segmented_ventricle_change": Bounds(0.04, 0.12, share=True),
-    "segmented_overlap": Bounds(0.05, 0.12, kept=True),
-    "harmonized_change": Bounds(0.03, 0.12),
-    "harmonized_cycle_error": Bounds(0.02, 0.08),
-    "training_distance": Bounds(2.5, 5.0),
-}
-
-
-def excess(name: str, value: float) -> float:
-    """Size of a measure, as limits are set on it: how far it is from no change."""
-    return 1 - value if MEASURES[name].kept else abs(value)
-
-
-def calibrate(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Set the limits from validation scans, which neither map was trained on.
+def measure(
+    raw: np.ndarray, harmonized: np.ndarray, mask: np.ndarray, affine: np.ndarray
+) -> dict[str, float | None]:
+    """Measure how much harmonization changed a scan, and whether its anatomy stayed.
 
     Parameters
     ----------
-    rows : sequence of mapping
-        Measures of each scan: names of :data:`MEASURES`, further ones are ignored.
+    raw, harmonized : numpy.ndarray
+        Scaled volumes on the template grid, before and after; or, to calibrate the guard, an
+        original and what was harmonized of it.
+    mask : numpy.ndarray
+        Boolean mask of their foreground.
+    affine : numpy.ndarray
+        4 x 4 affine of the grid, whose axes run along the template's.
 
     Returns
     -------
     dict
-        For each measure ``limit`` (on :func:`excess`), ``calibrated`` (the 99th percentile before
-        it was brought into :class:`Bounds`; the largest value where there are fewer than 100
-        scans; None without any) and ``n``.
+        ``harmonized_change``, ``raw_*_ml``, ``harmonized_*_ml`` and ``harmonized_*_change`` of
+        csf, gm, wm and ventricle, and ``harmonized_local_change``, as described in
+        ``data/qc_dictionary.json``.
     """
-    limits = {}
-    for name, bounds in MEASURES.items():
-        sizes = [excess(name, v) for row in rows if (v := row.get(name)) is not None]
-        found = float(np.quantile(sizes, LEVEL, method="higher")) if sizes else None
-        limit = bounds.most if found is None else min(max(found, bounds.least), bounds.most)
-        limits[name] = {
-            "limit": float(f"{limit:.4g}"),
-            "calibrated": None if found is None else float(f"{found:.4g}"),
-            "n": len(sizes),
-        }
-    return limits
+    before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
+    x, y = intensity_curve(before, after, mask)
+    limits = tissue_limits(before, mask, affine)
+    volumes = [
+        tissue_ml(before, mask, affine, limits),
+        tissue_ml(after, mask, affine, np.interp(limits, x, y)),
+    ]
+    values: dict[str, float | None] = {
+        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64))
+    }
+    for kind, volume in zip(("raw", "harmonized"), volumes, strict=True):
+        values |= {f"{kind}_{t}_ml": v for t, v in zip(TISSUES, volume, strict=True)}
+    for tissue, ml, new in zip(TISSUES, *volumes, strict=True):
+        least = LEAST_VENTRICLE_ML if tissue == "ventricle" else 1.0
+        values[f"harmonized_{tissue}_change"] = (new - ml) / max(ml, least)
+    values["harmonized_local_change"] = float(
+        np.abs(local_change(before, after, mask, affine)).max()
+    )
+    return {name: rounded(value) for name, value in values.items()}
 
 
-def judge_harmonization(
-    metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str, Any]]
-) -> Verdict:
+def intensity_curve(
+    before: np.ndarray, after: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read from two volumes by which monotone curve intensities have changed.
+
+    Returns
+    -------
+    x, y : numpy.ndarray
+        Ascending intensities before, and medians after.
+    """
+    values, steep = before[mask], _slopes(before)[mask]
+    new = after[mask]
+    x, y = [0.0], [0.0]
+    for middle in np.arange(STEP / 2, 1.5, STEP):
+        there = np.flatnonzero(np.abs(values - middle) <= STEP / 2)
+        if there.size >= FEW:
+            flat = there[steep[there] <= np.quantile(steep[there], FLAT)]
+            x.append(float(np.median(values[flat])))
+            y.append(float(np.median(new[flat])))
+    return np.array([*x, x[-1] + 1]), np.maximum.accumulate([*y, y[-1] + 1])
+
+
+def tissue_limits(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Intensities between CSF and grey, grey and white matter, and at the ventricles' border.
+
+    They lie between the volume's own tissue means, or, where it shows no three tissues, between
+    those of the intensity scaling.
+    """
+    found = tissue_levels(volume, mask, abs(float(affine[0, 0])))
+    csf, grey, white = found or Levels(0.0, Contract.grey, 1.0)
+    return np.array([(csf + grey) / 2, (grey + white) / 2, csf + VENTRICLE * (white - csf)])
+
+
+def tissue_ml(
+    volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, limits: np.ndarray
+) -> list[float]:
+    """Volumes of CSF, grey and white matter and of the ventricles, in ml.
+
+    Parameters
+    ----------
+    volume, mask, affine
+        As of :func:`measure`.
+    limits : numpy.ndarray
+        Of :func:`tissue_limits`.
+    """
+    box = []
+    for axis, ends in enumerate(CENTRAL_MM):
+        low, high = sorted((mm - affine[axis, 3]) / affine[axis, axis] for mm in ends)
+        box.append(slice(max(round(low), 0), max(round(high) + 1, 0)))
+    central = tuple(box)
+    csf = int((volume[mask] < limits[0]).sum())
+    white = int((volume[mask] >= limits[1]).sum())
+    ventricles = int((mask[central] & (volume[central] < limits[2])).sum())
+    ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    return [n * ml for n in (csf, int(mask.sum()) - csf - white, white, ventricles)]
+
+
+def local_change(
+    before: np.ndarray, after: np.ndarray, mask: np.ndarray, affine: np.ndarray
+) -> np.ndarray:
+    """Map of what changed beyond the intensity mapping, averaged around each voxel.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32; 0 at the surface and outside the mask.
+    """
+    rest = np.where(mask, after - np.interp(before, *intensity_curve(before, after, mask)), 0)
+    sd = LOCAL_MM / abs(float(affine[0, 0]))
+    core = ndimage.binary_erosion(mask, iterations=2)
+    return np.where(core, ndimage.gaussian_filter(rest, sd), 0).astype(np.float32)
+
+
+def limits(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Set the limits from validation scans whose original is known.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        :func:`measure` between each original and what was harmonized of it.
+
+    Returns
+    -------
+    dict
+        For each of :data:`MEASURES`, ``limit`` (the 99th percentile of its size; the largest
+        value where there are fewer than 100 scans) and ``n``. What no scan shows has no limit.
+    """
+    found = {}
+    for name in MEASURES:
+        sizes = [abs(v) for row in rows if (v := row.get(name)) is not None]
+        if sizes:
+            limit = float(np.quantile(sizes, LEVEL, method="higher"))
+            found[name] = {"limit": float(f"{limit:.4g}"), "n": len(sizes)}
+    return found
+
+
+def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str, Any]]) -> Verdict:
     """Judge what harmonization did to a scan.
 
     Parameters
@@ -108,7 +192,7 @@ def judge_harmonization(
         Metric name to value, or None where it is not defined; others than the guard's are
         ignored.
     limits : mapping
-        Of :func:`calibrate`.
+        Of :func:`limits`.
 
     Returns
     -------
@@ -121,10 +205,9 @@ def judge_harmonization(
         if value is None or name not in limits:
             continue
         limit = float(limits[name]["limit"])
-        size = excess(name, value)
-        if size <= limit:
+        if abs(value) <= limit:
             continue
-        failed = size > FAIL_FACTOR * limit
+        failed = abs(value) > FAIL_FACTOR * limit
         status = "fail" if failed or status == "fail" else "warn"
         far = f", more than {FAIL_FACTOR:g} times as far" if failed else ""
         reasons.append(
@@ -136,9 +219,7 @@ def judge_harmonization(
 
 
 def guard_record(
-    metrics: Mapping[str, float | None],
-    guard: Mapping[str, Any] | None,
-    nearest_site: str | None = None,
+    metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None, change: str = ""
 ) -> dict[str, Any]:
     """Write a verdict as it stands in a scan's record.
 
@@ -148,47 +229,103 @@ def guard_record(
         Metric name to value.
     guard : mapping or None
         The bundle's ``guard.json``; None where it has none.
-    nearest_site : str, optional
-        The training site the scan looks most like.
+    change : str
+        Of :func:`describe_change`.
 
     Returns
     -------
     dict
         ``status`` (``pass``, ``warn``, ``fail``; None where the bundle has no guard),
-        ``reasons``, ``flagged``, ``limits`` (measure to limit in words), ``nearest_site``.
+        ``reasons``, ``flagged``, ``limits`` (measure to limit in words), ``change``.
     """
-    limits = (guard or {}).get("limits", {})
-    verdict = judge_harmonization(metrics, limits)
+    found = (guard or {}).get("limits", {})
+    verdict = judge(metrics, found)
     return {
         "status": None if guard is None else verdict.status,
         "reasons": list(verdict.reasons),
         "flagged": list(verdict.flagged),
         "limits": {
-            name: spoken_limit(name, float(limits[name]["limit"]))
+            name: spoken_limit(name, float(found[name]["limit"]))
             for name in MEASURES
-            if name in limits
+            if name in found
         },
-        "nearest_site": nearest_site,
+        "change": change,
     }
+
+
+def describe_change(
+    raw: np.ndarray,
+    harmonized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    deep_grey: np.ndarray | None = None,
+) -> str:
+    """Say in one line what harmonization changed.
+
+    Parameters
+    ----------
+    raw, harmonized, mask, affine
+        As of :func:`measure`.
+    deep_grey : numpy.ndarray, optional
+        :func:`bids_harmony.anat.template.deep_grey` on the same grid; without it nothing is said
+        of deep grey matter.
+
+    Returns
+    -------
+    str
+        Such as "grey matter 0.09 brighter, deep grey 0.05 brighter, sharpness unchanged".
+    """
+    before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
+    dark, bright, _ = tissue_limits(before, mask, affine)
+    tissue = mask & (before >= dark)
+    places = {
+        "CSF": mask & (before < dark),
+        "grey matter": tissue & (before < bright),
+    }
+    if deep_grey is not None and deep_grey.shape == mask.shape:
+        # Brighter than the cortex, darker than white matter.
+        places["deep grey"] = tissue & (before < 0.95) & (deep_grey > 0.5)
+    places["white matter"] = tissue & (before >= bright)
+    said = []
+    for name, there in places.items():
+        moved = float((after - before)[there].mean()) if there.any() else 0.0
+        if abs(moved) >= SAME:
+            said.append(f"{name} {abs(moved):.2f} {'brighter' if moved > 0 else 'darker'}")
+    # Against the scan under the same intensity mapping, where borders are.
+    mapped = np.interp(before, *intensity_curve(before, after, mask)).astype(np.float32)
+    core = ndimage.binary_erosion(mask, iterations=2)
+    steep = [_slopes(v)[core] for v in (mapped, after)]
+    at = steep[0] >= np.quantile(steep[0], 0.9) if core.any() else slice(0)
+    was = float(steep[0][at].sum())
+    sharper = float(steep[1][at].sum()) / was - 1 if was > 0 else 0.0
+    if abs(sharper) >= AS_SHARP:
+        word = "sharper" if sharper > 0 else "smoother"
+        return ", ".join([*said, f"borders {abs(sharper):.0%} {word}"])
+    return ", ".join([*(said or ["intensities"]), "sharpness unchanged"]).replace(
+        "intensities, sharpness", "intensities and sharpness"
+    )
 
 
 def spoken(name: str, value: float) -> str:
     """Write a measure's value as a reader expects it: shares in per cent with their sign.
 
-    >>> spoken("harmonized_ventricle_change", -0.0712), spoken("training_distance", 3.14159)
-    ('-7.1 %', '3.14')
+    >>> spoken("harmonized_ventricle_change", -0.0712), spoken("harmonized_local_change", 0.3141)
+    ('-7.1 %', '0.314')
     """
-    if MEASURES[name].share:
-        return f"{round(100 * value, 1) + 0.0:+.1f} %"  # + 0.0: no minus before a zero
-    return readable(value)
+    if name == "harmonized_local_change":
+        return readable(value)
+    return f"{round(100 * value, 1) + 0.0:+.1f} %"  # + 0.0: no minus before a zero
 
 
 def spoken_limit(name: str, limit: float) -> str:
-    """Write a limit in the measure's own terms.
+    """Write a limit as :func:`spoken` writes values.
 
-    >>> spoken_limit("harmonized_edge_agreement", 0.02)
-    'at least 0.98'
+    >>> spoken_limit("harmonized_ventricle_change", 0.03)
+    '3.0 %'
     """
-    if MEASURES[name].kept:
-        return f"at least {readable(1 - limit)}"
-    return f"{100 * limit:.1f} %" if MEASURES[name].share else readable(limit)
+    return spoken(name, limit).removeprefix("+")
+
+
+def _slopes(volume: np.ndarray) -> np.ndarray:
+    """Size of the gradient, per voxel."""
+    return np.asarray(np.sqrt(sum(np.gradient(volume, axis=a) ** 2 for a in range(3))))

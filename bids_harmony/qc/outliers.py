@@ -29,7 +29,6 @@ import numpy as np
 
 from bids_harmony.qc.collect import Flag, ScanRow
 from bids_harmony.qc.consistency import NAMED, named, same_images
-from bids_harmony.qc.guard import MEASURES
 from bids_harmony.qc.usual import (
     MIN_SITE,
     Z_LIMIT,
@@ -67,8 +66,6 @@ FIXED_GROUPS = ("Brain", "Registration")
 #: Follow from others: with them the covariance has no inverse.
 REDUNDANT = frozenset({"affine_determinant", "wm_fraction", "cjv", "brain_age_gap"})
 GAP = "brain_age_gap"
-#: Of what harmonization did to a scan the guard is the judge; these tell how odd a scan is.
-STYLE = frozenset({"training_distance"})
 PLAUSIBLE_AGE = (0.0, 120.0)
 
 
@@ -116,7 +113,7 @@ def find_outliers(
     metrics = tuple(
         name
         for name in (*dictionary(), GAP)
-        if name in table and name not in NOT_JUDGED and (name not in MEASURES or name in STYLE)
+        if name in table and name not in NOT_JUDGED and not _guarded(name)
     )
     done = (table["qc_status"] != "error").to_numpy()
     values, sites = table[list(metrics)].to_numpy(dtype=float), table["site"].to_numpy()
@@ -293,6 +290,13 @@ def _beyond_reference(
             size = 1 + abs(float(past[i])) / (Z_LIMIT * spread) if spread > 0 else 1.0
             flags.append((int(i), Flag(name, text, min(size, MOST))))
     return flags, notes
+
+
+def _guarded(name: str) -> bool:
+    """Tell whether a metric says what harmonization did to a scan: the guard is its judge."""
+    return dictionary().get(name, {}).get("Group") == "Harmonization" and not name.startswith(
+        "reference_distance"
+    )
 
 
 def _called(name: str) -> str:

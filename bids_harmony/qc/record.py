@@ -50,7 +50,7 @@ def scan_record(
         of each become warnings.
     metrics : mapping
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
-        :func:`bids_harmony.qc.harmonization.harmonization_metrics` where there is a bundle.
+        :func:`bids_harmony.qc.guard.measure` where there is a bundle.
     descriptors : mapping
         Of :func:`bids_harmony.sites.descriptors.describe`.
     reference : mapping, optional

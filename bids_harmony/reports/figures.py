@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.qc.harmonization import brain_histogram
+from bids_harmony.qc.histogram import brain_histogram
 from bids_harmony.qc.verdict import (
     MIN_REFERENCE,
     dictionary,
@@ -150,7 +150,7 @@ def histogram_figure(
     out_file : path-like
         PNG to write.
     reference : mapping, optional
-        ``edges`` and ``density`` as :func:`bids_harmony.qc.harmonization.mean_histogram` returns.
+        ``edges`` and ``density`` as :func:`bids_harmony.qc.histogram.mean_histogram` returns.
     reference_name : str
         Name of the reference site.
     """

@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from bids_harmony.contract import Contract
-from bids_harmony.qc.harmonization import N_BINS, TOP, histogram_distance, tissue_limits
+from bids_harmony.qc.histogram import N_BINS, TOP, histogram_distance
 from bids_harmony.reports.drawing import (
     HARMONIZED,
     RAW,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from bids_harmony.qc.collect import Group
 
 TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
+#: Intensities halfway between CSF and grey, and between grey and white matter.
+LIMITS = (Contract.grey / 2, (1 + Contract.grey) / 2)
 MAX_SITES, MAX_SCANS, SHOWN = 10, 20, 4
 #: Voxels read at most: on a grid of 2 mm, 13 scans of each of 10 sites, before and after.
 MAX_VOXELS = 3e8
@@ -220,7 +222,7 @@ def _look(group: Group, scans: pd.DataFrame, out: Path, plan: _Plan) -> _Looks:
             looks.problems.append(f"{scan} is not among the pictures: {error}.")
             continue
         inside = volumes["before"] > 0
-        tissue = np.digitize(volumes["before"][inside], tissue_limits(Contract.grey))
+        tissue = np.digitize(volumes["before"][inside], LIMITS)
         for kind, volume in volumes.items():
             density = _densities(volume[inside], tissue)
             part = totals.setdefault(kind, [0.0 * volume, 0.0 * volume, 0.0 * density])

@@ -39,6 +39,9 @@ INTENDED_USE = (
 )
 #: Reference scans, at most, whose mean histogram is stored.
 MAX_HISTOGRAM = 200
+#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each; and how
+#: strong they are, 1 being twice the difference of real sites.
+MAX_KNOWN, N_ACQUISITIONS, PER_SITE, STRENGTH = 60, 12, 4, 0.5
 
 Say = Callable[[str], None]
 
@@ -172,7 +175,10 @@ def train_bundle(
     accepted = acceptance(metrics.get("brain_age", {}).get("sites", {}))
     say(f"{'' if accepted['passed'] in (True, None) else 'Warning: '}{accepted['text']}")
 
-    # 5. The bundle.
+    # 5. The guard's limits, from reference scans whose original is known.
+    guard, known_truth = known_truth_figures(data, split, learnt, appearance, options)
+
+    # 6. The bundle.
     networks: dict[str, list[Any]] = {name: list(p.members) for name, p in predictors.items()}
     info = {
         "name": options.model_name,
@@ -188,14 +194,18 @@ def train_bundle(
             }
             for name, members in networks.items()
         },
-        "map": {"kind": "intensity-mapping", "acceptance": accepted},
+        "map": {
+            "kind": "intensity-mapping",
+            "acceptance": accepted,
+            "known_truth": known_truth,
+        },
         "targets": {name: {"network": name, **p.target} for name, p in predictors.items()},
         "metrics": metrics,
         "training": {"options": options.to_dict()},
         "licences": list(licences),
         "intended_use": INTENDED_USE,
     }
-    card = model_card(info, None)
+    card = model_card(info, guard)
     tables: dict[str, dict[str, Any] | str] = {
         "appearance.json": appearance.to_dict(),
         "qc_reference.json": {
@@ -208,6 +218,7 @@ def train_bundle(
             "histograms": {reference: _histogram(data, learnt)},
         },
         "splits.json": splits_record(data, split),
+        **({} if guard is None else {"guard.json": guard}),
         "model_card.json": card,
         "model_card.html": card_html(card),
     }
@@ -321,6 +332,56 @@ def measure(
     return site_metrics(pd.DataFrame(rows), data, predictors, options.seed, say)
 
 
+def known_truth_figures(
+    data: TrainingSet,
+    split: np.ndarray,
+    learnt: np.ndarray,
+    appearance: Appearance,
+    options: TrainOptions,
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Set the guard's limits, and measure how much of made-up acquisitions the map removes.
+
+    Returns
+    -------
+    guard : dict or None
+        ``limits`` and ``n``; None with fewer reference persons than a group takes.
+    figures : list of dict
+        Rows of :func:`bids_harmony.training.truth.summarize`.
+    """
+    from bids_harmony.anat.template import deep_grey, load_template
+    from bids_harmony.qc.guard import limits
+    from bids_harmony.training import truth
+    from bids_harmony.training.splits import VALIDATION
+
+    # Validation scans where there are enough; the map was fitted to the others' mean alone.
+    few = truth.GROUP + PER_SITE
+    chosen = learnt[split[learnt] == VALIDATION]
+    chosen = chosen if len(np.unique(data.persons[chosen])) >= few else learnt
+    if len(np.unique(data.persons[chosen])) < few:
+        return None, []
+    deep = deep_grey(load_template(options.contract.resolution))
+    if deep is None or deep.shape != data.shape:
+        deep = np.zeros(data.shape, np.float32)
+    scans = [
+        truth.Scan(
+            data.volume(i)[0], data.brain_mask(i), float(data.ages[i]), str(data.persons[i])
+        )
+        for i in chosen[:MAX_KNOWN].tolist()
+    ]
+    infer = truth.deep_mapping(appearance, float(abs(data.affine[0, 0])))
+    rows = truth.known_truth(
+        scans, infer, data.affine, deep,
+        sites=1 if options.fast_dev_run else N_ACQUISITIONS, per_site=PER_SITE,
+        strength=STRENGTH, seed=options.seed,
+    )  # fmt: skip
+    found: list[dict[str, Any]] = _records(truth.summarize(rows, options.seed).round(4))
+    return {"limits": limits(_records(rows)), "n": len(rows)}, found
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
 def site_metrics(
     rows: pd.DataFrame,
     data: TrainingSet,
@@ -375,7 +436,7 @@ def _rounded(value: float) -> float | None:
 
 
 def _histogram(data: TrainingSet, scans: np.ndarray) -> dict[str, list[float]]:
-    from bids_harmony.qc.harmonization import brain_histogram, mean_histogram
+    from bids_harmony.qc.histogram import brain_histogram, mean_histogram
 
     return mean_histogram([brain_histogram(*data.stack(int(i))) for i in scans[:MAX_HISTOGRAM]])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -163,6 +164,16 @@ class TrainingSet:
         """Read a scan on the whole template grid, with its mask."""
         image, mask = self.stack(scan)
         return uncrop(image, self.box, self.shape), uncrop(mask, self.box, self.shape)
+
+    def brain_mask(self, scan: int) -> np.ndarray:
+        """Read a scan's whole brain mask, with the CSF at its surface, on the template grid.
+
+        What is left of it after normalization where the file is not known.
+        """
+        source = self.table["_source"].iloc[scan] if "_source" in self.table else None
+        if source is None or source[2] is None:
+            return self.volume(scan)[1]
+        return np.asarray(nib.load(source[2]).dataobj) > 0
 
     def content(self, scans: np.ndarray | Sequence[int]) -> bytes:
         """Name the images of scans by all that they hold."""

@@ -1,0 +1,153 @@
+"""Made-up acquisitions change what they say alone; known truth measures the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_harmony.anat.intensity import tissue_levels
+from bids_harmony.anat.template import deep_grey, load_template
+from bids_harmony.sites.code import Appearance
+from bids_harmony.sites.descriptors import describe
+from bids_harmony.training.acquisition import Acquisition, apply
+from bids_harmony.training.truth import KINDS, Scan, deep_mapping, known_truth, summarize
+
+TEMPLATE = load_template(4)
+DEEP = deep_grey(TEMPLATE)
+
+
+def brain(seed: int = 0, age: float = 40.0) -> np.ndarray:
+    """Return a scaled brain made of the template's tissue; grey matter darkens with age."""
+    rng = np.random.default_rng(seed)
+    grey, white = TEMPLATE.tissues["gm"], TEMPLATE.tissues["wm"]
+    v = (0.57 - 0.0005 * age) * grey + white + 0.02 * rng.standard_normal(grey.shape)
+    v = ndimage.shift(v, rng.uniform(-0.5, 0.5, 3), order=1)
+    return np.where(TEMPLATE.mask, np.clip(v, 1e-3, 2), 0).astype(np.float32)
+
+
+def acquired(
+    acquisition: Acquisition, volume: torch.Tensor, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return apply(
+        acquisition, volume, volume > 0, generator, torch.from_numpy(DEEP)[None, None]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def volume() -> torch.Tensor:
+    return torch.from_numpy(np.stack([brain(0), brain(1)]))[:, None]
+
+
+def test_no_change_is_none_and_a_draw_can_be_repeated(volume: torch.Tensor) -> None:
+    same, mask = acquired(Acquisition(), volume)
+    assert torch.allclose(same, volume, atol=1e-5)
+    assert torch.equal(mask, volume > 0)
+    draws = [Acquisition.draw(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert Acquisition.draw(torch.Generator().manual_seed(1), strength=0) == Acquisition()
+    assert draws[0].only("tone").tone == draws[0].tone
+    assert draws[0].only("tone").noise == 0
+    with pytest.raises(ValueError, match="no \\['coil'\\]"):
+        draws[0].only("coil")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_drawn_arrives_as_real_scans_do(volume: torch.Tensor, seed: int) -> None:
+    new, mask = acquired(Acquisition.draw(torch.Generator().manual_seed(seed)), volume, seed)
+    assert new.shape == volume.shape
+    assert new.dtype == torch.float32
+    assert torch.equal(new > 0, mask)
+    assert float(new.max()) <= 2
+    assert float((new - volume).abs()[mask].mean()) > 0.01
+    for before, after in zip(volume[:, 0].numpy(), new[:, 0].numpy(), strict=True):
+        levels = [tissue_levels(v, v > 0, 4.0) for v in (before, after)]
+        assert None not in levels
+        # Few voxels of 4 mm hold nothing but CSF.
+        assert (np.abs(np.subtract(*levels)) < (0.08, 0.02, 0.02)).all()
+
+
+def test_an_intensity_mapping_keeps_the_order(volume: torch.Tensor) -> None:
+    tone = Acquisition.draw(torch.Generator().manual_seed(3)).only("tone")
+    new, mask = acquired(tone, volume)
+    there = (mask & (volume < 1.9))[0]
+    order = volume[0][there].argsort()
+    assert (new[0][there][order].diff() > -1e-5).all()
+    assert float((new - volume).abs()[mask].max()) > 0.02
+
+
+def test_a_group_has_one_acquisition_and_each_scan_its_own_noise(volume: torch.Tensor) -> None:
+    twice = volume[:1].repeat(2, 1, 1, 1, 1)
+    drawn = Acquisition.draw(torch.Generator().manual_seed(4))
+    still, _ = acquired(drawn.only("tone", "bias", "deep_grey", "sharpness", "coarse"), twice)
+    assert torch.equal(still[0], still[1])
+    noisy, _ = acquired(drawn.only("tone", "noise"), twice)
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_each_effect_goes_where_it_belongs(volume: torch.Tensor) -> None:
+    place = torch.from_numpy(DEEP)[None, None] > 0.8
+    grey = (volume > 0.45) & (volume < 0.7)
+    bright, mask = acquired(Acquisition(deep_grey=0.1), volume)
+    assert float((bright - volume)[grey & place].mean()) > 0.05
+    assert float((bright - volume)[grey & ~place].abs().mean()) < 0.02
+    steep = [
+        float(torch.diff(acquired(Acquisition(sharpness=s), volume)[0], dim=2).abs().mean())
+        for s in (-0.6, 0.0, 0.5)
+    ]
+    assert steep[0] < steep[1] < steep[2]
+    sizes = [int(acquired(Acquisition(rim=r), volume)[1].sum()) for r in (-0.4, 0.0, 0.1)]
+    assert sizes[0] < sizes[1] < sizes[2]
+    with pytest.raises(ValueError, match="its map is missing"):
+        apply(Acquisition(deep_grey=0.1), volume, mask, torch.Generator())
+
+
+def test_slices_are_acquired_as_volumes_are(volume: torch.Tensor) -> None:
+    middle = volume.shape[-1] // 2
+    drawn = Acquisition.draw(torch.Generator().manual_seed(5))
+    new, mask = apply(
+        drawn, volume[..., middle], volume[..., middle] > 0, torch.Generator().manual_seed(0),
+        torch.from_numpy(DEEP[..., middle])[None, None],
+    )  # fmt: skip
+    assert new.shape == volume.shape[:-1]
+    assert torch.equal(new > 0, mask)
+    same, _ = apply(Acquisition(), volume[..., middle], volume[..., middle] > 0, torch.Generator())
+    assert torch.allclose(same, volume[..., middle], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def scans() -> list[Scan]:
+    ages = np.linspace(20, 80, 12)
+    return [Scan(brain(i, a), TEMPLATE.mask, a, f"p{i}") for i, a in enumerate(ages)]
+
+
+def test_a_mapping_from_other_persons_gives_originals_back(scans: list[Scan]) -> None:
+    values = np.array([describe(s.volume, s.brain_mask, 4.0)["quantiles"] for s in scans])
+    appearance = Appearance.fit(
+        values, np.array([s.age for s in scans]), [s.person for s in scans], (0.8, 9.0)
+    )
+    rows = known_truth(
+        scans, deep_mapping(appearance, 4.0), TEMPLATE.t1w.affine, DEEP,
+        kinds=("intensity mapping", "deep grey"), sites=3, per_site=2, seed=1,
+    )  # fmt: skip
+    assert len(rows) == 12
+    table = summarize(rows).set_index(["kind", "figure"])
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    removed = table["value"].xs("removed", level="figure")
+    assert removed["intensity mapping"] > 0.5
+    # What is local, no curve can mend.
+    assert removed["deep grey"] < removed["intensity mapping"]
+    nothing = known_truth(
+        scans, lambda _: lambda scan: scan.volume, TEMPLATE.t1w.affine, DEEP,
+        kinds=("intensity mapping",), sites=1, per_site=2, seed=1,
+    )  # fmt: skip
+    assert (nothing["distance_raw"] == nothing["distance_harmonized"]).all()
+    assert set(KINDS["all"]) == {k for kinds in KINDS.values() for k in kinds}
+
+
+def test_too_few_persons_are_refused(scans: list[Scan]) -> None:
+    with pytest.raises(ValueError, match="takes 12 persons, not 3"):
+        known_truth(scans[:3], lambda _: lambda s: s.volume, TEMPLATE.t1w.affine, DEEP)
