@@ -219,7 +219,7 @@ def test_the_node_measures_judges_and_says(
     bundle = write_random_bundle(tmp_path / "bundle")
     files = {}
     for name, data in (
-        ("raw", v), ("harmonized", toned(v, mask)), ("in_mask", mask.astype(np.uint8)),
+        ("raw", v), ("harmonized", toned(v, mask)),
     ):  # fmt: skip
         files[name] = str(tmp_path / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(data, AFFINE), files[name])
@@ -239,7 +239,7 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
     metrics = {"harmonized_ventricle_change": -0.3, "harmonized_change": 0.01}
     found = guard_record(metrics, GUARD, "sharpness unchanged")
     parts = {
-        "check": {}, "mask": {}, "scale": {}, "metrics": metrics,
+        "check": {}, "mask": {}, "scale": {}, "metrics": metrics, "descriptors": {},
         "outputs": [
             "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
             "sub-01/anat/sub-01_desc-harmony_predictions.json",

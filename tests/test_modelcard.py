@@ -19,39 +19,36 @@ FIGURES = {
 
 @pytest.fixture
 def info() -> dict:
-    smd = {"before": -0.9, "after": 0.1}
     return {
         "name": "small <b>",
         "version": "1",
         "reference_site": "REF",
         "sites": {
-            "REF": {"n": 40, "n_validation": 6, "n_held_out": 30, "age": [20.0, 80.0],
+            "REF": {"n": 40, "n_persons": 40, "n_validation": 6, "n_held_out": 30,
+                    "n_held_out_persons": 30, "age": [20.0, 80.0],
                     "age_mean": 50.0},
-            "A & B": {"n": 10, "n_validation": 2, "n_held_out": 3, "age": None, "age_mean": None},
+            "A & B": {"n": 10, "n_persons": 3, "n_validation": 2, "n_held_out": 3,
+                      "n_held_out_persons": 1, "age": None, "age_mean": None},
         },
         "contract": {"skull_strip": "deepbet", "slice_mm": [-28.0, 52.0]},
-        "networks": {"harmonizer": {"kind": "residual", "options": {"bins": 8}, "files": ["h"]}},
+        "networks": {"brain_age": {"kind": "slice", "options": {"hidden": 8}, "files": ["b"]}},
+        "map": {"kind": "intensity-mapping", "known_truth": [], "acceptance": {
+            "passed": False, "removed": 0.4, "moved": ["A & B"], "still": [],
+            "text": "The map removes 40 % of the mean site offset at A & B.",
+        }},
         "targets": {
             "brain_age": {"training_range": [20.0, 80.0], "training_data": "real"},
             "schizophrenia_probability": {"training_data": "simulated"},
         },
         "metrics": {
-            "images": {"REF": {"n": 30, "harmonized_change": 0.004}},
             "brain_age": {
                 "folds": {"n": 40, "mae": 6.1},
-                "sites": {"A & B": {"held_out": {"none": FIGURES, "harmonized": FIGURES}}},
+                "sites": {"A & B": {"none": FIGURES, "harmonized": FIGURES}},
+                "predictions": [["A & B", "none", 30.0, 35.0], ["REF", "none", 40.0, 41.0]],
             },
         },
         "training": {
             "options": {"seed": 42, "fit_filter": 'diagnosis == "control"'},
-            "overlap": {"A & B": {"smd": {"age": smd, "women": None}, "age_ks_p": 0.01}},
-            "harmonizer": {
-                "chosen_step": 20,
-                "candidates": [
-                    {"step": 10, "eligible": False, "score": 0.4},
-                    {"step": 20, "eligible": True, "score": 0.5},
-                ],
-            },
         },
         "licences": ["CC0"],
         "intended_use": "Research.",
@@ -83,11 +80,12 @@ def test_the_page_says_what_the_card_holds_and_fetches_nothing(info: dict) -> No
     assert not page.open
     assert not page.links
     for words in (
-        "small <b>", "A & B", "CC0", "Research.", "unharmonized", "harmonized",
+        "small <b>", "A & B", "CC0", "Research.", "not harmonized", "harmonized",
+        "The map removes 40 %",
         "5.25", "[4, 6.5]", "n/a", 'diagnosis == "control"', "3.0 %",
     ):  # fmt: skip
         assert words in page.text, words
-    assert card_html(card).count('class="chosen"') == 1
+    assert 'class="note">The map removes' in card_html(card)
 
 
 def test_limits_name_small_samples_simulated_labels_and_ages(info: dict) -> None:
