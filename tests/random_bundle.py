@@ -18,7 +18,9 @@ from bids_harmony.sites.descriptors import LEVELS
 
 BOX = [[9, 89], [11, 107]]
 #: As if known truth had been missed by three per cent, and nowhere by more than 0.1.
-GUARD = {"limits": limits([{**dict.fromkeys(MEASURES, 0.03), "harmonized_local_change": 0.1}])}
+GUARD = {
+    "limits": limits(100 * [{**dict.fromkeys(MEASURES, 0.03), "harmonized_local_change": 0.1}])
+}
 
 
 def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None = None) -> Bundle:

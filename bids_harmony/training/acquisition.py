@@ -254,5 +254,5 @@ def _rescaled(values: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
     to_f, to_g, to_w = wanted.T.reshape(shape)
     dark = to_f + (torch.minimum(values, g) - f) * (to_g - to_f) / (g - f)
     bright = (torch.minimum(values, w) - g).clamp(min=0) * (to_w - to_g) / (w - g)
-    rescaled: Tensor = dark + bright + (values - w).clamp(min=0) * to_w / w
-    return rescaled
+    scaled: Tensor = dark + bright + (values - w).clamp(min=0) * to_w / w
+    return scaled

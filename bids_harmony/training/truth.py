@@ -96,7 +96,8 @@ def known_truth(
     per_site : int
         Scans that are harmonized at each, by a map inferred from :data:`GROUP` other persons'.
     strength : float
-        Of the acquisitions; real sites differ by about half of what 1 gives.
+        Of the acquisitions: real sites differ by about half of what 1 gives, so the guard's limits
+        come from 0.5.
     seed : int
         Random seed.
 
