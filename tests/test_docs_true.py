@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+import tempfile
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from documented import ROOT
+from made_up_record import FACTS, preprocessed_scan
 
 import bids_harmony
 from bids_harmony import errors
@@ -24,7 +26,10 @@ from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
 
 DOCS = ROOT / "docs"
-WORKFLOWS = ("anat_wf", "qc_wf", "harmonize_wf", "predict_wf", "outputs_wf")
+WORKFLOWS = (
+    "anat_wf", "qc_wf", "harmonize_wf", "predict_wf", "preprocess_outputs_wf",
+    "harmonize_outputs_wf",
+)  # fmt: skip
 EXPERIMENTS = {"sites", "rotations", "size", "unseen"}
 
 
@@ -61,10 +66,10 @@ def find(name: str) -> Any:
 
 @cache
 def nodes() -> dict[str, Any]:
-    """All nodes of a scan's graph, by their names within it, over the ways of making it."""
-    from bids_harmony.workflows.base import init_scan_wf
+    """All nodes of a scan's graphs, by their names within them, over the ways of making them."""
+    from bids_harmony.workflows.base import init_preprocess_wf, init_reference_wf
 
-    here = ROOT / "tests"
+    here, out = ROOT / "tests", tempfile.mkdtemp()
     found = {}
     for mask, strip, register in (
         (None, "deepbet", "ants"),
@@ -73,14 +78,20 @@ def nodes() -> dict[str, Any]:
     ):
         path = here / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
         scan = Scan(path=path, key="sub-01", entities={"subject": "01"}, age=30.0, mask=mask)
-        workflow = init_scan_wf(
-            scan=scan, facts={"bundle": {}}, bids_dir=str(here), output_dir=str(here / "out"),
-            work_dir=str(here / "work"),
-            contract=Contract(), space="MNI152NLin2009aSym", skull_strip=strip,
-            registration=register, bundle="/bundle", native=True,
-        )  # fmt: skip
-        for name in workflow.list_node_names():
-            found[name] = workflow.get_node(name)
+        common: dict[str, Any] = {
+            "scan": scan, "bids_dir": str(here), "output_dir": out,
+            "staging_dir": str(here / "work"), "contract": Contract(),
+            "space": "MNI152NLin2009aSym",
+        }  # fmt: skip
+        for workflow in (
+            init_preprocess_wf(**common, facts={}, skull_strip=strip, registration=register),
+            init_reference_wf(
+                **common, facts=FACTS, before=preprocessed_scan(Path(out)), bundle="/bundle",
+                bundle_sha256="", calibration={}, native=True,
+            ),
+        ):  # fmt: skip
+            for name in workflow.list_node_names():
+                found[name] = workflow.get_node(name)
     return found
 
 

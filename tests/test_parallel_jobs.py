@@ -14,7 +14,8 @@ from bids_dataset import write
 
 from bids_harmony.config import RunConfig
 from bids_harmony.outputs import scan_file, write_dataset_files
-from bids_harmony.participant import Run, prepare
+from bids_harmony.participant import report
+from bids_harmony.run import prepare
 
 ROOT_FILES = (
     "dataset_description.json", "README.md", "CHANGES", ".bidsignore", "descriptions.tsv",
@@ -87,7 +88,7 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
     codes = {label: job.returncode for label, job in jobs.items()}
     assert codes == {label: int(label in DAMAGED) for label in LABELS}, logs
     # What one job alone writes.
-    write_dataset_files(tmp_path / "alone", bids, tools=make_run(out).tools)
+    write_dataset_files(tmp_path / "alone", bids, tools=prepare(config(out)).tools)
     assert watcher.reads > 100
     for name in ROOT_FILES:
         content = (out / name).read_bytes()
@@ -103,9 +104,8 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
     assert not list(out.rglob("*.part"))
 
 
-def make_run(out: Path) -> Run:
-    config = RunConfig(bids_dir=out.parent, output_dir=out, bundle="none")
-    return prepare(config)
+def config(out: Path) -> RunConfig:
+    return RunConfig(bids_dir=out.parent, output_dir=out, bundle="none")
 
 
 def write_failed_record(out: Path, session: str) -> None:
@@ -130,11 +130,11 @@ def test_a_report_misses_no_session_that_another_job_ends_meanwhile(
         calls.append(path)
         if len(calls) == 1:
             write_failed_record(out, "b")
-            make_run(out).report(["01"])
+            report(config(out), ["01"])
         whole(path, text)
 
     monkeypatch.setattr(reports, "write_text", late)
-    make_run(out).report(["01"])
+    report(config(out), ["01"])
     page = (out / "sub-01.html").read_text()
     assert "ses-a" in page
     assert "ses-b" in page

@@ -256,6 +256,7 @@ def test_records_of_finished_and_failed_scans(reference):
         affine={"method": "flirt", "tool": "FSL", "notes": ["flirt said: y"]},
         scale={},
         metrics={"brain_volume_ml": 870.0},
+        descriptors={"quantiles": [0.5]},
         reference=reference,
         outputs=["b", "a"],
         warnings=["mask is large"],

@@ -25,12 +25,12 @@ from bids_harmony.files import sha256_of, write_json, write_text
 from bids_harmony.outputs import (
     load_record,
     publish_scan,
-    scan_file,
     scan_files,
     scans_row,
     write_dataset_files,
 )
-from bids_harmony.participant import prepare
+from bids_harmony.qc.record import PREPROCESSED
+from bids_harmony.run import NOTHING, prepare
 
 
 def image(path: Path, value: int = 1) -> Path:
@@ -76,10 +76,11 @@ def complete(config: RunConfig) -> None:
     run = prepare(config)
     write_dataset_files(config.output_dir, config.bids_dir)
     for scan in find_scans(config).scans:
-        record = scan_file(config.output_dir, scan.entities, scan.key, "qc")
+        record = run.record_of(scan)
         image = record.with_name(f"{scan.key}_desc-brain_mask.nii.gz")
         write_text(image, "mask")
-        facts = run.facts(scan) | {"inputs": run.inputs(scan), "status": "pass"}
+        found = {key: {} for key in PREPROCESSED}
+        facts = run.facts(scan) | found | {"inputs": run.inputs(scan), "status": "pass"}
         outputs = [image.relative_to(config.output_dir).as_posix()]
         write_json(record, facts | {"outputs": outputs})
         write_text(config.output_dir / f"sub-{scan.entities['subject']}.html", "report")
@@ -87,8 +88,9 @@ def complete(config: RunConfig) -> None:
 
 def completed(config: RunConfig) -> list[str]:
     """Scans that the dry run says would be left as they are, which the run agrees to."""
-    run, scans = prepare(config), find_scans(config)
-    found = [s.key for s in scans.scans if run.completed(s, run.facts(s))]
+    scans = find_scans(config)
+    states = prepare(config).survey(scans.scans)
+    found = [key for key, state in states.items() if state == NOTHING]
     plan = render(scans, config).splitlines()
     assert found == [line.split()[0] for line in plan if COMPLETED in line]
     return found
@@ -142,7 +144,9 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], RunConfig | None], list[str]]] = 
         lambda c: [image(c.atlas_dir / f"b_{what}.nii") for what in ("T1w", "mask")].clear(),
         [],
     ),
-    "another space": (lambda c: replace(c, output_spaces=("template", "T1w")), []),
+    "options of harmonization, without a bundle": (
+        lambda c: replace(c, output_spaces=("template", "T1w")), ["sub-01", "sub-02"],
+    ),
     "an age": (
         lambda c: write(c.bids_dir, "participants.tsv", "participant_id\tage\nsub-01\t3\n")
         and None, ["sub-02"],
@@ -179,8 +183,7 @@ def test_hashing_is_paid_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(resume, "RECENT", -1)
     for _ in range(3):
         run = prepare(config)
-        scans = find_scans(config).scans
-        assert all(run.completed(scan, run.facts(scan)) for scan in scans)
+        assert set(run.survey(find_scans(config).scans).values()) == {NOTHING}
         run.digests.save()
     assert sorted(read) == ["sub-01_T1w.nii", "sub-01_desc-brain_mask.nii", "sub-02_T1w.nii"]
 

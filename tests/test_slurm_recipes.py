@@ -98,6 +98,28 @@ def test_only_participants_with_scans_to_do_are_submitted(
     assert "3 participants in 2 tasks" in submit(dataset, out, "--bundle", "none").stdout
 
 
+def test_sites_are_calibrated_between_two_passes(
+    dataset: Path, programs: Path, tmp_path: Path
+) -> None:
+    rows = ["sub-01  A  x  completed, nothing to do", "sub-02  A  x"]
+    program(programs, "bids_harmony", "cat <<'END'\n" + "\n".join(rows) + "\nEND")
+    condition = "diagnosis == 'control'"
+    given = ["--fit-filter", condition, "--participant-label", "01", "02", "--nprocs", "3"]
+    result = submit(dataset, tmp_path / "out", *given)
+    assert result.returncode == 0, result.stderr
+    first, calibrate, second, group = (tmp_path / "jobs").read_text().splitlines()
+    assert "--array=0-0%" in first
+    assert "--dependency=afterany:1" in calibrate
+    assert calibrate.endswith(f"calibrate.sbatch --fit-filter {condition}")
+    assert "--dependency=afterany:2" in second
+    assert "--array=0-1%" in second  # the site's other scans have another calibration too
+    assert second.endswith(f"participant.sbatch --fit-filter {condition} --nprocs 3")
+    assert "--dependency=afterany:3" in group
+    (tmp_path / "jobs").unlink()
+    assert submit(dataset, tmp_path / "out", "--calibration", "given").returncode == 0
+    assert len((tmp_path / "jobs").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     "given",
     [("--participant-label", "01", "02"), ("--participant_label=01", "--participant-label=02")],
@@ -137,8 +159,9 @@ def task(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     (tmp_path / "node").mkdir()
     write(tmp_path, "logs/participants.txt", "01\n02\n03\n04\n05\n")
     for name, value in {
-        "RECIPE": RECIPE, "BIDS": "/bids", "OUT": "/out", "LOGS": tmp_path / "logs",
-        "PER_TASK": 2, "SLURM_ARRAY_TASK_ID": 1, "SLURM_ARRAY_JOB_ID": 7,
+        "RECIPE": RECIPE, "BIDS": "/bids", "OUT": "/out", "PER_TASK": 2,
+        "LIST": tmp_path / "logs/participants.txt", "SLURM_ARRAY_TASK_ID": 1,
+        "SLURM_ARRAY_JOB_ID": 7,
         "SCRATCH": tmp_path / "node",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))

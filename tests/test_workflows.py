@@ -5,25 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_up_record import FACTS, preprocessed_scan
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_harmony.bids import Scan
 from bids_harmony.contract import Contract
-from bids_harmony.workflows.base import init_harmony_wf
+from bids_harmony.workflows.base import (
+    init_harmony_wf,
+    init_preprocess_wf,
+    init_reference_wf,
+)
+
+MODEL = {"bundle": "/bundle", "bundle_sha256": ""}
 
 
 def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
-    """Build a run's graph and return its nodes."""
+    """Build the graph of one part of a run and return its nodes."""
+    common = {
+        "bids_dir": str(tmp_path),
+        "output_dir": str(tmp_path / "out"),
+        "staging_dir": str(tmp_path / "work" / "outputs"),
+        "contract": Contract(),
+        "space": "MNI152NLin2009aSym",
+    }
+    if "bundle" in settings:
+        common |= {"before": preprocessed_scan(tmp_path / "out"), "calibration": {}}
+    init = init_reference_wf if "bundle" in settings else init_preprocess_wf
     workflow = init_harmony_wf(
         scans=scans,
-        facts={scan.key: {"name": scan.key, "age": scan.age, "bundle": {}} for scan in scans},
+        build=lambda scan: init(scan=scan, facts=FACTS | {"name": scan.key}, **common, **settings),
         crash_dir=str(tmp_path / "logs"),
-        bids_dir=str(tmp_path),
-        output_dir=str(tmp_path / "out"),
-        work_dir=str(tmp_path / "work"),
-        contract=Contract(),
-        space="MNI152NLin2009aSym",
-        **settings,
     )
     workflow.base_dir = str(tmp_path / "work")
     return list(generate_expanded_graph(workflow._create_flat_graph()).nodes())
@@ -37,31 +48,34 @@ def scan(tmp_path: Path) -> Scan:
 
 @pytest.mark.parametrize("skull_strip", ["auto", "deepbet", "multi-atlas", "bet", "skip"])
 @pytest.mark.parametrize("registration", ["auto", "ants", "flirt"])
-@pytest.mark.parametrize("bundle", [None, "/bundle"])
-@pytest.mark.parametrize("native", [False, True])
 def test_options_make_a_connected_graph(
-    tmp_path: Path,
-    scan: Scan,
-    skull_strip: str,
-    registration: str,
-    bundle: str | None,
-    native: bool,
+    tmp_path: Path, scan: Scan, skull_strip: str, registration: str
 ) -> None:
     nodes = build(
         tmp_path,
         [scan],
         skull_strip=skull_strip,
         registration=registration,
-        bundle=bundle,
-        native=native,
         atlas_dir=str(tmp_path),
     )
     names = {node.name for node in nodes}
-    assert {"check", "normalize", "metrics", "ds_record", "ds_preproc"} <= names
+    assert {"check", "normalize", "metrics", "describe", "ds_record", "ds_preproc"} <= names
     assert ("bet" in names) == (skull_strip == "bet")
     assert ("flirt" in names) == (registration == "flirt")
-    assert ("harmonize" in names) == (bundle is not None)
-    assert ("ds_native" in names) == (native and bundle is not None)
+    assert "harmonize" not in names
+    assert all(node.mem_gb > 0 for node in nodes)
+    assert all("sub-01" in node.config["execution"]["crashdump_dir"] for node in nodes)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_preprocessed_scan_is_harmonized_without_another_look_at_it(
+    tmp_path: Path, scan: Scan, native: bool
+) -> None:
+    nodes = build(tmp_path, [scan], **MODEL, native=native)
+    names = {node.name for node in nodes}
+    assert {"harmonize", "guard", "predict", "record", "publish"} <= names
+    assert not {"check", "brain_mask", "register", "normalize"} & names
+    assert ("ds_native" in names) == native
     assert all(node.mem_gb > 0 for node in nodes)
     assert all("sub-01" in node.config["execution"]["crashdump_dir"] for node in nodes)
 
@@ -76,7 +90,7 @@ def test_a_mask_from_elsewhere_replaces_skull_stripping(tmp_path: Path, scan: Sc
 
 
 def test_networks_queue_for_the_gpu(tmp_path: Path, scan: Scan) -> None:
-    nodes = build(tmp_path, [scan], bundle="/bundle", device="cuda")
+    nodes = build(tmp_path, [scan], **MODEL, device="cuda")
     assert sorted(node.name for node in nodes if node.is_gpu_node()) == ["harmonize", "predict"]
 
 
@@ -86,5 +100,6 @@ def test_scans_of_one_subject_do_not_share_nodes(tmp_path: Path, scan: Scan) -> 
         key="sub-01_run-2",
         entities={"subject": "01", "run": "2"},
     )
-    nodes = build(tmp_path, [scan, other], bundle="/bundle")
-    assert len({node.fullname for node in nodes}) == len(nodes)
+    for settings in ({}, MODEL):
+        nodes = build(tmp_path, [scan, other], **settings)
+        assert len({node.fullname for node in nodes}) == len(nodes)

@@ -26,7 +26,7 @@ def scan_record(
     affine: Mapping[str, Any] | None = None,
     scale: Mapping[str, Any],
     metrics: Mapping[str, float | None],
-    descriptors: Mapping[str, Any],
+    descriptors: Mapping[str, Any] | None = None,
     reference: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
@@ -51,7 +51,7 @@ def scan_record(
     metrics : mapping
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
         :func:`bids_harmony.qc.guard.measure` where there is a bundle.
-    descriptors : mapping
+    descriptors : mapping, optional
         Of :func:`bids_harmony.sites.descriptors.describe`.
     reference : mapping, optional
         The bundle's ``qc_reference.json``.
@@ -86,7 +86,7 @@ def scan_record(
         "mask": dict(mask),
         "affine": dict(affine),
         "scale": dict(scale),
-        "descriptors": dict(descriptors),
+        "descriptors": dict(descriptors or {}),
         "outputs": sorted(outputs),
         "input_sha256": (facts.get("inputs") or {}).get("T1w"),
         "warnings": [*facts.get("warnings", ()), *notes, *warnings],

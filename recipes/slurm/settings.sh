@@ -12,15 +12,16 @@ SCRATCH=${SCRATCH:-}                          # the node's own disk; empty: $SLU
 
 # Options of bids_harmony whose values are paths, to read and to write; a test compares them with
 # the program's own.
-READ_PATHS="--atlas-dir --bids-filter-file --bundle --config-file --derivatives -d \
+READ_PATHS="--atlas-dir --bids-filter-file --bundle --calibration --config-file --derivatives -d \
 --nipype-plugin-file --qc-ratings --template --use-plugin"
 WRITTEN_PATHS="--bids-database-dir --work-dir -w"
 
 # read_options OPTION...: sets options=(), the same with absolute paths, inputs=() and folders=(),
-# the paths that are read and written, and group_options=(), what the group level takes too.
+# the paths that are read and written, and group_options=() and calibrate_options=(), what those
+# levels take too.
 read_options() {
   local word name prefix value named option='' kind=''
-  options=() inputs=() folders=() group_options=()
+  options=() inputs=() folders=() group_options=() calibrate_options=()
   for word in "$@"; do
     name='' prefix=''
     case $word in
@@ -35,7 +36,7 @@ read_options() {
       [[ " $WRITTEN_PATHS " != *" $option "* ]] || kind=folder
     fi
     value=${word#"$prefix"}
-    [[ $option != --bundle || ! $value =~ ^(default|none)$ ]] || kind=''
+    [[ ! "$option $value" =~ ^--(bundle (default|none)|calibration auto)$ ]] || kind=''
     if [[ $kind && $value ]]; then
       if [[ $option =~ ^(-d|--derivatives)$ && ! -e $value && $value =~ ^([[:alnum:]_.+-]+=)(.+) ]]
       then
@@ -59,6 +60,7 @@ read_options() {
       fi
     fi
     [[ ! $option =~ ^--(bundle|config-file|qc-ratings)$ ]] || group_options+=("$word")
+    [[ ! $option =~ ^--(bundle|config-file|fit-filter|template)$ ]] || calibrate_options+=("$word")
     options+=("$word")
   done
 }

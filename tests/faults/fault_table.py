@@ -73,6 +73,7 @@ _MACHINE = "test_machine_faults.py::"
 _GROUP = "test_group_dataset.py::"
 _BUNDLE = "test_bundle_faults.py::"
 _NAMES = "test_dataset_faults.py::"
+_CALIBRATE = "test_calibrate.py::"
 _EVALUATE = "test_evaluate_command.py::"
 _TARGETS = "test_evaluation_units.py::test_targets_that_cannot_be_evaluated_are_named"
 _PERSONS = "test_person_unit.py::"
@@ -359,6 +360,65 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "nested description": ("`bundle.json` nested 100,000 deep", "not valid JSON"),
         },
     ),
+    "Calibration": {
+        **_rows(
+            _CALIBRATE + "test_a_calibration_that_cannot_be_used_is_refused_before_anything_runs",
+            REFUSED, 2,
+            {
+                "empty calibration": ("`--calibration` that is empty or broken", "is broken"),
+                "other bundle": (
+                    "`--calibration` made with another bundle", "was made with another bundle",
+                ),
+                "other template": ("`--calibration` for another template", "is for scans in"),
+                "no calibration": (
+                    "`--calibration` folder without any", "There is no calibration in",
+                ),
+                "other site": (
+                    "`--calibration` of no site of the run", "has no calibration in",
+                ),
+            },
+        ),
+        **_rows(
+            _CALIBRATE + "test_what_makes_a_calibration_doubtful_is_said", WARNING, 0,
+            {
+                "site of one": (
+                    "a site of one person", "cannot be told apart",
+                ),
+                "confounded": (
+                    "a site with one diagnosis, which others have not",
+                    "takes for the scanner's what may be the disease's",
+                ),
+                "two scanners": (
+                    "two scanners under one site label", "fall into two groups",
+                ),
+            },
+        ),
+        "no site": Fault(
+            "no site information at all", WORKS, "all scans are taken for one site", 0,
+            _CALIBRATE + "test_a_dataset_without_sites_is_one",
+        ),
+        "ages unknown": Fault(
+            "a site whose ages are unknown: they are estimated", WORKS, "(estimated)", 0,
+            _CALIBRATE + "test_the_second_part_goes_on_from_the_first_and_is_repeated_alone",
+        ),
+        "nobody meets it": Fault(
+            "`--fit-filter` that no scan of a site meets", REFUSED, "meets --fit-filter", 2,
+            _CALIBRATE + "test_conditions_choose_whom_a_site_is_calibrated_from",
+        ),
+        "older scans": Fault(
+            "`calibrate`: scans preprocessed by an earlier version", LEFT_OUT, "not used", 0,
+            _CALIBRATE + "test_the_level_names_scans_that_it_cannot_use",
+        ),
+        "killed between": Fault(
+            "killed between preprocessing and harmonization", RESUMES, "", None,
+            _CALIBRATE + "test_the_second_part_goes_on_from_the_first_and_is_repeated_alone",
+        ),
+        "fails late": Fault(
+            "a scan fails while it is harmonized: its preprocessing stays", ERROR, "", 1,
+            _CALIBRATE
+            + "test_a_scan_that_cannot_be_harmonized_keeps_its_preprocessing_and_costs_no_other",
+        ),
+    },
     "Names and tables": {
         **_rows(
             _NAMES + "test_names_that_are_not_bids_are_left_out_and_told", LEFT_OUT, 0,
