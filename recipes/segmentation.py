@@ -1,0 +1,467 @@
+"""Does a harmonized scan segment better? Dice against manual labels, raw and harmonized (README).
+
+Read from top to bottom: structures, scans, network, training, segmentation, Dice, table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from bids_harmony.anat.affine import resample
+from bids_harmony.evaluation.persons import drawn_persons
+
+Say = Callable[[str], None]
+
+#: Codes of each structure, left and right together, in the labels of Neuromorphometrics and in
+#: DLMUSE's, which share their list. White matter of the cerebrum is 44 and 45 in the former, and
+#: divided into lobes, fornix, internal capsule and corpus callosum (81 to 95) in the latter.
+STRUCTURES: dict[str, tuple[int, ...]] = {
+    "ventricles": (4, 11, 49, 50, 51, 52),
+    "thalamus": (59, 60),
+    "caudate": (36, 37),
+    "putamen": (57, 58),
+    "pallidum": (55, 56),
+    "hippocampus": (47, 48),
+    "amygdala": (31, 32),
+    "cortex": tuple(range(100, 208)),
+    "white matter": (44, 45, *range(81, 96)),
+}
+NAMES = tuple(STRUCTURES)
+#: The ``desc`` of label maps in ``derivatives/*`` of a dataset, and of images of the participant
+#: level by what is said of them.
+LABELS = ("dlmuse", "manual")
+WAYS = {"raw": "preproc", "harmonized": "harmonized"}
+#: Share of the reference's persons held out of the training.
+HELD_OUT = 0.2
+#: Channels by level of the network; slices are padded to voxels that all levels can halve.
+WIDTHS = (24, 48, 96, 128)
+MULTIPLE = 2 ** (len(WIDTHS) - 1)
+#: Neighbouring slices seen beside each, and what heights (mm) are divided by.
+CONTEXT, HEIGHT_MM = 1, 70.0
+#: Largest changes of pose in training: degrees, share of the size, voxels.
+ROTATION, SCALE, SHIFT = 8.0, 0.06, 2.0
+BATCH, LEARNING_RATE = 16, 3e-3
+N_BOOTSTRAP = 2000
+
+
+# --- Scans -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan that the participant level has preprocessed, and that has a label map.
+
+    Attributes
+    ----------
+    name : str
+        Its file name up to the suffix, such as ``sub-01_ses-a``.
+    person : str
+        Whose it is: column ``person`` of ``participants.tsv``, else the subject.
+    images : dict of str to pathlib.Path
+        Image on the template grid by way: ``raw`` and, where there is one, ``harmonized``.
+    transform, dseg : pathlib.Path
+        From the scan to the template, and the labels on the scan's own grid.
+    """
+
+    name: str
+    person: str
+    images: Mapping[str, Path]
+    transform: Path
+    dseg: Path
+
+    def volume(self, way: str = "raw") -> tuple[np.ndarray, np.ndarray]:
+        """Load an image and its affine."""
+        image = nib.load(self.images[way])
+        return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+    def labels(self) -> np.ndarray:
+        """Bring the labels to the template grid: 0 and, from 1, the structures' order.
+
+        Each structure is moved as an image of its own and the fullest wins, so that thin ones
+        are not chopped up as they are where the nearest label is taken.
+        """
+        image = nib.load(self.dseg)
+        codes = np.asarray(image.dataobj)
+        grid = nib.load(self.images["raw"])
+        share = np.zeros((len(NAMES) + 1, *grid.shape), np.float32)
+        for i, name in enumerate(NAMES, 1):
+            inside = np.isin(codes, STRUCTURES[name]).astype(np.float32)
+            one = nib.Nifti1Image(inside, image.affine)
+            share[i] = resample(one, grid, self.transform, antialias=True).dataobj
+        share[0] = 1 - share[1:].sum(axis=0)
+        return share.argmax(axis=0).astype(np.uint8)
+
+
+def find_labelled(dataset: Path, output: Path) -> list[Scan]:
+    """Find the scans of a dataset that have labels and are preprocessed.
+
+    Parameters
+    ----------
+    dataset : pathlib.Path
+        BIDS dataset with label maps (``*_desc-dlmuse_dseg`` or ``*_desc-manual_dseg``) in a folder
+        of its ``derivatives``.
+    output : pathlib.Path
+        Output folder of ``bids_harmony DATASET OUTPUT participant``.
+
+    Returns
+    -------
+    list of Scan
+        By name.
+    """
+    table = pd.read_csv(dataset / "participants.tsv", sep="\t", dtype=str)
+    person = table.get("person", table["participant_id"]).set_axis(table["participant_id"])
+    found = []
+    for dseg in sorted(dataset.glob("derivatives/*/sub-*/**/*_dseg.nii.gz")):
+        name, _, desc = dseg.name.removesuffix("_dseg.nii.gz").rpartition("_desc-")
+        at = next(output.glob(f"sub-*/**/{name}_from-T1w_to-*_mode-image_xfm.txt"), None)
+        if desc not in LABELS or at is None:
+            continue
+        images = {
+            way: path
+            for way, desc in WAYS.items()
+            for path in sorted(at.parent.glob(f"{name}_space-*_desc-{desc}_T1w.nii.gz"))[:1]
+        }
+        if "raw" in images:
+            found.append(Scan(name, person[name.split("_")[0]], images, at, dseg))
+    if not found:
+        raise SystemExit(f"No scan of {dataset} has both labels and a preprocessed image "
+                         f"in {output}. Run the participant level first.")  # fmt: skip
+    return sorted(found, key=lambda scan: scan.name)
+
+
+def hold_out(scans: Sequence[Scan], seed: int) -> tuple[list[Scan], list[Scan]]:
+    """Divide scans into those to train on and those held out, all of a person on one side."""
+    persons = sorted({scan.person for scan in scans})
+    n = max(round(HELD_OUT * len(persons)), 1)
+    out = set(np.random.default_rng(seed).permutation(persons)[:n])
+    return [s for s in scans if s.person not in out], [s for s in scans if s.person in out]
+
+
+# --- Network -----------------------------------------------------------------------------------
+
+
+class UNet(nn.Module):
+    """A small U-Net on axial slices.
+
+    It takes slices with their neighbours and height, (batch, 2 * CONTEXT + 2, rows, columns), rows
+    and columns multiples of ``MULTIPLE``, and returns scores of background and structures,
+    (batch, 1 + structures, rows, columns). It is normalized by batch, not by image, so that the
+    intensities themselves count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (2 * CONTEXT + 2, *WIDTHS)
+        self.down = nn.ModuleList(map(_convolutions, inputs, WIDTHS))
+        self.up = nn.ModuleList(
+            _convolutions(fine + coarse, fine) for fine, coarse in pairwise(WIDTHS)
+        )
+        self.scores = nn.Conv2d(WIDTHS[0], len(NAMES) + 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Score each voxel."""
+        levels = [self.down[0](x)]
+        for down in self.down[1:]:
+            levels.append(down(F.max_pool2d(levels[-1], 2)))
+        x = levels.pop()
+        for up in reversed(self.up):
+            x = up(torch.cat([levels.pop(), F.interpolate(x, scale_factor=2.0)], 1))
+        return self.scores(x)
+
+
+def _convolutions(n_in: int, n_out: int) -> nn.Sequential:
+    """Two convolutions, each normalized by batch and rectified."""
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out):
+        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold the foreground of an (x, y, z) array.
+
+    They are as many as the network can halve, and may reach over the end of the array.
+    """
+    box = []
+    for axis in (0, 1):
+        at = np.flatnonzero(foreground.any(axis=(1 - axis, 2)))
+        first, n = (int(at[0]), int(np.ptp(at)) + 1) if len(at) else (0, 1)
+        box.append(slice(first, first + -(-n // MULTIPLE) * MULTIPLE))
+    return box[0], box[1]
+
+
+def axial_slices(volume: np.ndarray, box: tuple[slice, slice]) -> torch.Tensor:
+    """Take the axial slices of an (x, y, z) array in a box, as (z, rows, columns)."""
+    rows, columns = box
+    beyond = [(0, max(s.stop - n, 0)) for s, n in zip(box, volume.shape, strict=False)]
+    padded = np.pad(volume, (*beyond, (0, 0)))
+    return torch.from_numpy(np.moveaxis(padded[rows, columns], 2, 0).copy())
+
+
+def network_input(
+    slices: torch.Tensor, heights: torch.Tensor, which: torch.Tensor
+) -> torch.Tensor:
+    """Gather some of (z, rows, columns) slices with their neighbours and heights (mm)."""
+    around = which[:, None] + torch.arange(-CONTEXT, CONTEXT + 1)
+    x = slices[around.clamp(0, len(slices) - 1)]
+    height = (heights[which] / HEIGHT_MM)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    return torch.cat([x, height.to(x)], 1)
+
+
+def slice_heights(n: int, affine: np.ndarray) -> torch.Tensor:
+    """Heights (mm) of the axial slices of a grid whose axes are R, A and S."""
+    return torch.as_tensor(affine[2, 3] + affine[2, 2] * np.arange(n), dtype=torch.float32)
+
+
+# --- Training ----------------------------------------------------------------------------------
+
+
+def examples(
+    scans: Sequence[Scan], seed: int, say: Say
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Draw batches of slices and their labels for ever, flipped and in slightly changed poses.
+
+    Intensities are left as they are: a network made blind to them could not tell a scan that is
+    harmonized well from one that is not.
+    """
+    volumes, labels = [], []
+    for i, scan in enumerate(scans, 1):
+        volumes.append(scan.volume()[0])
+        labels.append(scan.labels())
+        say(f"{i} of {len(scans)} scans read")
+    affine = scans[0].volume()[1]
+    box = brain_box(np.any([v > 0 for v in volumes], axis=0))
+    slices = [axial_slices(v, box) for v in volumes]
+    truth = [axial_slices(v, box).long() for v in labels]
+    places = [(i, z) for i, t in enumerate(truth) for z in np.flatnonzero(t.amax((1, 2)))]
+    heights = slice_heights(volumes[0].shape[2], affine)
+    rng = np.random.default_rng(seed)
+    while True:
+        drawn = [places[k] for k in rng.integers(len(places), size=BATCH)]
+        x = torch.cat([network_input(slices[i], heights, torch.tensor([z])) for i, z in drawn])
+        y = torch.stack([truth[i][z] for i, z in drawn])
+        yield change_pose(x, y, rng)
+
+
+def change_pose(
+    x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip left and right at random, rotate, scale and shift slices and labels alike."""
+    n, rows, columns = y.shape
+    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, n))
+    sizes = np.exp(rng.uniform(-SCALE, SCALE, (2, n)))
+    flip = rng.choice([-1.0, 1.0], n)
+    # In grid_sample's units, x along columns and y along rows, both of half the slice's extent.
+    aspect = rows / columns
+    theta = np.zeros((n, 2, 3), np.float32)
+    theta[:, 0, 0] = np.cos(angle) * sizes[0]
+    theta[:, 0, 1] = -np.sin(angle) * sizes[0] * aspect * flip
+    theta[:, 1, 0] = np.sin(angle) * sizes[1] / aspect
+    theta[:, 1, 1] = np.cos(angle) * sizes[1] * flip
+    theta[:, :, 2] = rng.uniform(-SHIFT, SHIFT, (n, 2)) * 2 / np.array([columns, rows])
+    grid = F.affine_grid(torch.from_numpy(theta), [n, 1, rows, columns], align_corners=False)
+    # The height, the last channel, is the same everywhere and must stay so beyond the edges.
+    moved = F.grid_sample(x[:, :-1], grid, align_corners=False)
+    labels = F.grid_sample(y[:, None].float(), grid, mode="nearest", align_corners=False)
+    return torch.cat([moved, x[:, -1:]], 1), labels[:, 0].long()
+
+
+def train(scans: Sequence[Scan], steps: int, seed: int, say: Say) -> UNet:
+    """Train the network by cross entropy and Dice.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        On one grid with axes R, A and S.
+    steps : int
+        Of :data:`BATCH` slices.
+    seed : int
+        Of weights and draws.
+    say : callable
+        Takes lines of progress.
+    """
+    torch.manual_seed(seed)
+    network = UNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    batches = examples(scans, seed, say)
+    for step in range(1, steps + 1):
+        x, y = next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = network(x.to(memory_format=torch.channels_last)).float()
+        chance = scores.softmax(1)
+        wanted = F.one_hot(y, scores.shape[1]).movedim(3, 1)
+        both = (chance * wanted).sum((0, 2, 3))
+        sizes = (chance + wanted).sum((0, 2, 3))
+        loss = F.cross_entropy(scores, y) + 1 - ((2 * both + 1) / (sizes + 1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            say(f"step {step} of {steps}: loss {loss.item():.3f}")
+    return network.eval()
+
+
+def load_network(path: Path) -> UNet:
+    """Load a trained network."""
+    network = UNet()
+    network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+# --- Segmentation and Dice ---------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def segment(network: UNet, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Segment a brain on the template grid.
+
+    Parameters
+    ----------
+    network : UNet
+        Trained.
+    volume : numpy.ndarray
+        (x, y, z) preprocessed or harmonized intensities, background 0, axes R, A and S.
+    affine : numpy.ndarray
+        4 x 4 affine of the grid, which has the voxel size of the network's training.
+
+    Returns
+    -------
+    numpy.ndarray
+        Labels, uint8, of the same shape: 0 background, 1 the first of :data:`NAMES` and so on.
+    """
+    box = brain_box(volume > 0)
+    slices = axial_slices(np.asarray(volume, np.float32), box)
+    heights = slice_heights(len(slices), affine)
+    labels = np.zeros(volume.shape, np.uint8)
+    where = tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, volume.shape, strict=False))
+    for some in torch.arange(len(slices)).split(BATCH):
+        found = network(network_input(slices, heights, some)).argmax(1).numpy()
+        inside = found[:, : where[0].stop - where[0].start, : where[1].stop - where[1].start]
+        labels[where[0], where[1], some.numpy()] = np.moveaxis(inside, 0, 2)
+    return labels
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice of each structure, and their mean, of labels as of :func:`segment`; NaN without any."""
+    n = len(NAMES) + 1
+    both = np.bincount(truth[found == truth].ravel(), minlength=n)
+    sizes = np.bincount(found.ravel(), minlength=n) + np.bincount(truth.ravel(), minlength=n)
+    values = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan)[1:]
+    return dict(zip(NAMES, values.tolist(), strict=True)) | {"mean": float(values.mean())}
+
+
+def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice of each site and way, and what the other ways gain over ``raw``.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        One row per scan and way: ``site``, ``scan``, ``person``, ``way`` (``raw`` or another) and
+        the columns of :func:`dice`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per site, way and structure: ``n_scans``, ``n_persons``, ``dice``, ``gain`` over
+        ``raw`` on the same scans, and the ends of their 95 % bootstrap intervals over persons.
+    """
+    found = []
+    for (site, way), part in rows.groupby(["site", "way"], sort=False):
+        part = part.set_index("scan")
+        raw = rows[(rows["site"] == site) & (rows["way"] == "raw")].set_index("scan")
+        raw = raw.reindex(part.index)
+        draws = drawn_persons(part["person"].to_numpy(), N_BOOTSTRAP, np.random.default_rng(0))
+        for name in (*NAMES, "mean"):
+            row = {"site": site, "way": way, "structure": name,
+                   "n_scans": len(part), "n_persons": part["person"].nunique()}  # fmt: skip
+            measures = {"dice": part[name]}
+            if way != "raw":
+                measures["gain"] = part[name] - raw[name]
+            for measure, of_scans in measures.items():
+                values = of_scans.to_numpy()
+                drawn = [np.nanmean(values[draw]) for draw in draws]
+                row[measure] = np.nanmean(values)
+                row[f"{measure}_low"], row[f"{measure}_high"] = np.percentile(drawn, (2.5, 97.5))
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def measure(network: UNet, scans: Sequence[Scan], site: str) -> pd.DataFrame:
+    """Segment scans in every way there is, and compare with their labels."""
+    rows = []
+    for scan in scans:
+        truth = scan.labels()
+        for way in scan.images:
+            key = {"site": site, "scan": scan.name, "person": scan.person, "way": way}
+            rows.append(key | dice(segment(network, *scan.volume(way)), truth))
+    return pd.DataFrame(rows)
+
+
+def show(table: pd.DataFrame) -> str:
+    """Write a Markdown table: a row per structure, columns per site and way."""
+    groups = list(table.groupby(["site", "way"], sort=False))
+    heads, columns = ["structure"], [list(dict.fromkeys(table["structure"]))]
+    for (site, way), part in groups:
+        scans, persons = part.iloc[0][["n_scans", "n_persons"]]
+        heads.append(f"{site}, {way} ({scans} scans, {persons} persons)")
+        columns.append([f"{r.dice:.3f} ({r.dice_low:.3f} to {r.dice_high:.3f})"
+                        for r in part.itertuples()])  # fmt: skip
+        if way != "raw":
+            heads.append("gain")
+            columns.append([f"{r.gain:+.3f} ({r.gain_low:+.3f} to {r.gain_high:+.3f})"
+                            for r in part.itertuples()])  # fmt: skip
+    lines = [heads, ["---"] * len(heads), *zip(*columns, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Train once, segment, and write ``WORK/dice.tsv`` (scans) and ``WORK/dice_table.tsv``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("reference", type=Path, help="dataset to train on, with labels")
+    parser.add_argument("reference_out", type=Path, help="its derivatives by bids_harmony")
+    parser.add_argument("site", type=Path, help="dataset to measure, with labels")
+    parser.add_argument("site_out", type=Path, help="its derivatives by bids_harmony")
+    parser.add_argument("work", type=Path, help="folder for weights and tables")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+
+    torch.set_num_threads(given.threads)
+    given.work.mkdir(parents=True, exist_ok=True)
+    learn, held_out = hold_out(find_labelled(given.reference, given.reference_out), given.seed)
+    tested = find_labelled(given.site, given.site_out)
+    weights = given.work / f"segmentation_seed-{given.seed}_steps-{given.steps}.safetensors"
+    if not weights.is_file():
+        print(f"training on {len(learn)} scans, {len(held_out)} held out")
+        network = train(learn, given.steps, given.seed, print)
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
+    network = load_network(weights)
+    rows = pd.concat([
+        measure(network, held_out, f"{given.reference.name}, held out"),
+        measure(network, tested, given.site.name),
+    ])  # fmt: skip
+    rows.to_csv(given.work / "dice.tsv", sep="\t", index=False, float_format="%.4f")
+    table = dice_table(rows)
+    table.to_csv(given.work / "dice_table.tsv", sep="\t", index=False, float_format="%.4f")
+    print(show(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
