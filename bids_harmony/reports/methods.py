@@ -143,7 +143,7 @@ def _paragraphs(records: Sequence[Mapping[str, Any]]) -> list[str]:
         paragraphs.append(
             f"The scan was harmonized to the reference site{site} by one monotone intensity "
             "mapping for all scans of its site, which takes the quantiles of their intensities "
-            "14 to 22 mm under the surface of the brain mask to those of the reference at the same "
+            "14 to 22 mm under the surface of the brain mask to those of the reference at equal "
             "ages. As in Bashyam and colleagues [@bashyam2020] [@bashyam2022], predictions were "
             "made from the scan before and after that map by "
             f"a network trained at the reference site, as the median over axial slices from z = "
