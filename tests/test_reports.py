@@ -424,7 +424,7 @@ def test_methods_of_mixed_scans_count_them_and_leave_out_failed_ones():
     assert "2 scans" not in text
     plain = record_with("deepbet")
     plain["bundle"] = None
-    assert "CycleGAN" not in methods.methods_html([plain])
+    assert "monotone" not in methods.methods_html([plain])
 
 
 def test_bibliography_is_complete():

@@ -141,11 +141,11 @@ def _paragraphs(records: Sequence[Mapping[str, Any]]) -> list[str]:
         site = f" ({escape(str(reference))})" if reference else ""
         low, high = contract.get("slice_mm", (-28, 52))
         paragraphs.append(
-            f"The scan was harmonized to the reference site{site}, a canonical mapping as "
-            "that of Bashyam and colleagues [@bashyam2020] [@bashyam2022]: by one monotone "
-            "intensity mapping for all scans of its site, from quantiles 14 to 22 mm under "
-            "the surface of the brain mask to those of the reference at the same ages. Predictions "
-            "were made from the scan before and after by "
+            f"The scan was harmonized to the reference site{site} by one monotone intensity "
+            "mapping for all scans of its site, which takes the quantiles of their intensities "
+            "14 to 22 mm under the surface of the brain mask to those of the reference at equal "
+            "ages. As in Bashyam and colleagues [@bashyam2020] [@bashyam2022], predictions were "
+            "made from the scan before and after that map by "
             f"a network trained at the reference site, as the median over axial slices from z = "
             f"{low:g} mm to z = {high:g} mm. Weights came from the bundle "
             f"{escape(str(bundle.get('name')))}, version {escape(str(bundle.get('version')))} "
