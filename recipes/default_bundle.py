@@ -1,4 +1,4 @@
-"""Make the bundle that ships with the package from four public sets of scans (see README)."""
+"""Make the bundle that ships with the package from three public sets of scans (see README)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_harmony.files import write_text
 from bids_harmony.models.bundle import DEFAULT_BUNDLE, load_bundle
 
 #: Folder of each dataset, and what its subjects' labels begin with in the merged one.
-SOURCES = {"ixi_hh": "IXI", "ixi_guys": "IXI", "ds002748": "NSK", "ds000011": "UCLA"}
+SOURCES = {"ixi_hh": "IXI", "ds002748": "NSK", "ds000011": "UCLA"}
 COLUMNS = ["participant_id", "age", "sex", "site", "diagnosis"]
 
 
@@ -71,7 +71,7 @@ def run(command: list[str]) -> None:
 def main() -> int:
     """Merge, preprocess, train and, if asked, install."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scans", type=Path, help="folder of the four datasets")
+    parser.add_argument("scans", type=Path, help="folder of the three datasets")
     parser.add_argument("work", type=Path, help="folder for everything that is made")
     parser.add_argument("--nprocs", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="replace the shipped bundle")

@@ -289,8 +289,6 @@ def test_equal_numbers_are_one_site_and_one_class(dataset: Path) -> None:
 
 def test_sites_are_named_as_given_on_the_command_line(paths: list[str]) -> None:
     assert parse(paths, "--reference-site", "01", level="train").train.reference_site == "1"
-    unseen = parse(paths, "--unseen-site", "1.0", "Oslo", level="evaluate").evaluate.unseen_sites
-    assert unseen == ("1", "Oslo")
 
 
 def test_sites_that_differ_in_their_spelling_are_told(dataset: Path) -> None:

@@ -13,7 +13,7 @@ from bids_harmony.evaluation.persons import delong
 from bids_harmony.evaluation.statistics import icc, permutation_p, tabulate
 from bids_harmony.evaluation.summaries import CHANGES, agreement_table, biology_table, image_table
 from bids_harmony.qc.style import FEATURES
-from bids_harmony.training.evaluate import figures, value_figures
+from bids_harmony.training.figures import figures, value_figures
 
 
 def rows(way: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:

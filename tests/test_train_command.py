@@ -69,7 +69,8 @@ def test_a_bundle_is_trained(root: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert bundle.contract.skull_strip == "deepbet"
     assert bundle.info["licences"] == ["CC0"]
     assert bundle.info["sites"]["NEW"]["n"] == 0  # measured, and not fitted to
-    assert "NEW" in bundle.info["metrics"]["brain_age"]["sites"]
+    assert "NEW, not in --fit-filter" in bundle.info["metrics"]["brain_age"]["sites"]
+    assert "NEW" not in bundle.info["map"]["acceptance"]["text"]
     assert bundle.info["map"]["acceptance"]["text"] in told
 
 

@@ -212,6 +212,8 @@ def calibrate(
         return predict(scans[i].t1w, mapping)
 
     ages = estimate_ages(values, ages, persons, appearance, predict and of_number)
+    used = ~np.isnan(ages)
+    values, ages, persons = values[used], ages[used], persons[used]
     code = site_code(values, ages, persons, appearance)
     source = "known" if known.all() else "mixed" if known.any() else "estimated"
     calibration = Calibration(
@@ -220,7 +222,7 @@ def calibrate(
         template=template,
         code=code,
         mapping=IntensityMapping.of(code, appearance),
-        n_scans=len(scans),
+        n_scans=int(used.sum()),
         ages={
             "source": source,
             "mean": round(code.age, 1),
@@ -253,7 +255,8 @@ def estimate_ages(
     """Fill in unknown ages by the mean that alternating prediction and mapping gives.
 
     Ignoring age is worse than no calibration: a young site would pass for a bright scanner
-    (site-effects.md §3). What counts is the mean age, so that some persons are enough.
+    (site-effects.md §3). What counts is the mean age of those who calibrate, so that some persons
+    are enough.
 
     Parameters
     ----------
@@ -273,7 +276,8 @@ def estimate_ages(
     Returns
     -------
     numpy.ndarray
-        (scans,) none missing.
+        (scans,) in years; NaN for scans of more than :data:`MOST_ESTIMATED` persons of unknown
+        age, which are not to calibrate.
     """
     unknown = np.flatnonzero(np.isnan(ages))
     filled = ages.copy()
@@ -284,6 +288,8 @@ def estimate_ages(
         return filled
     first = unknown[np.unique(persons[unknown], return_index=True)[1]]
     some = first[np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))]
+    unknown = unknown[np.isin(persons[unknown], persons[some])]
+    used = np.union1d(np.flatnonzero(~np.isnan(ages)), unknown)
     slope, intercept = appearance.line
     mapping: IntensityMapping | None = None
     means: list[float] = []
@@ -291,7 +297,8 @@ def estimate_ages(
         predicted = float(np.mean([predict(int(i), mapping) for i in some]))
         means.append(float(np.clip((predicted - intercept) / slope, *appearance.ages)))
         filled[unknown] = means[-1]
-        mapping = IntensityMapping.of(site_code(values, filled, persons, appearance), appearance)
+        code = site_code(values[used], filled[used], persons[used], appearance)
+        mapping = IntensityMapping.of(code, appearance)
     # Steps shrink by the same factor each round: go where they lead.
     first_step, last_step = means[1] - means[0], means[-1] - means[-2]
     factor = float(np.clip(last_step / first_step, 0, MOST_FACTOR)) if first_step else 0.0

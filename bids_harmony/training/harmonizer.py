@@ -19,7 +19,7 @@ from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import make_folds
 
 #: A site's persons are parted in this many; each part is mapped as the others say.
-FOLDS = 5
+FOLDS = 8
 #: Part of the mean site offset that a map has to remove (issue 21).
 LEAST_REMOVED = 0.5
 N_QUANTILES = 256
@@ -48,6 +48,8 @@ def site_mapping(
     ages = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
     by_number = None if predict is None else lambda i, curve: predict(int(scans[i]), curve)
     ages = estimate_ages(values, ages, persons, appearance, by_number)
+    used = ~np.isnan(ages)
+    values, ages, persons = values[used], ages[used], persons[used]
     return IntensityMapping.of(site_code(values, ages, persons, appearance), appearance)
 
 
