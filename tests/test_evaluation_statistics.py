@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_harmony.evaluation.images import ANATOMY
+from bids_harmony.evaluation.images import ANATOMY, FEATURES
 from bids_harmony.evaluation.persons import delong
 from bids_harmony.evaluation.statistics import icc, permutation_p, tabulate
-from bids_harmony.evaluation.summaries import CHANGES, agreement_table, biology_table, image_table
-from bids_harmony.qc.style import FEATURES
+from bids_harmony.evaluation.summaries import agreement_table, biology_table, image_table
 from bids_harmony.training.figures import figures, value_figures
 
 
@@ -215,7 +214,7 @@ def looks(person: list[str], site: str, way: str, age: np.ndarray, volume: np.nd
     base = {
         "seed": 1, "fold": 0, "scan": np.arange(n) + 100 * (site == "REF"), "person": person,
         "site": site, "age": age, "way": way, **dict.fromkeys(ANATOMY, volume),
-        **{name: rng.normal(size=n) for name in FEATURES}, **dict.fromkeys(CHANGES, 0.1),
+        **{name: rng.normal(size=n) for name in FEATURES}, "harmonized_change": 0.1,
         "quantiles": list(np.ones((n, 4, 99))),
     }  # fmt: skip
     return pd.DataFrame(base)

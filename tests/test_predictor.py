@@ -20,8 +20,8 @@ from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.figures import area_under_curve, figures
 from bids_harmony.training.examples import Examples
+from bids_harmony.training.figures import area_under_curve, figures
 from bids_harmony.training.predictor import (
     ARTICLE,
     FAST,

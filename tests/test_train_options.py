@@ -19,11 +19,9 @@ from bids_harmony.training.targets import find_target, find_targets
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"preset": "slow"}, "--preset is 'slow'"),
-        ({"precision": "16"}, "Choose one of auto, 32-true"),
+        ({"predictor": "slow"}, "--predictor is 'slow'"),
         ({"folds": 1}, "--folds is 1. It must be at least 2"),
         ({"predictor_steps": 0}, "--predictor-steps is 0"),
-        ({"batch": 0}, "--batch is 0"),
         ({"holdout": 2.0}, "--holdout 2"),
         ({"validation": -0.1}, "leave nothing"),
         ({"holdout": 0.5, "validation": 0.5}, "less than 1"),

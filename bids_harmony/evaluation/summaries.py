@@ -75,7 +75,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
                     "site_probe_p": p,
                     **{
                         name: pd.to_numeric(here[name]).median()
-                        for name in here
+                        for name in sorted(here)
                         if name.startswith("harmonized_")
                     },
                 }
