@@ -54,7 +54,9 @@ def test_nothing_held_out_was_trained_on(bundle: Bundle) -> None:
         assert part["test"]
         groups = [set(part[name]) for name in ("train", "validation", "test")]
         assert len(set.union(*groups)) == sum(map(len, groups))
-        assert len(groups[0] | groups[1]) == bundle.info["sites"][site]["n"]
+        # Of NSK the controls alone calibrate.
+        assert len(groups[0] | groups[1]) >= bundle.info["sites"][site]["n"]
+    assert bundle.appearance().n == bundle.info["sites"]["IXI-HH"]["n"] == 102
 
 
 def test_its_own_figures_are_sound(bundle: Bundle) -> None:
@@ -63,19 +65,18 @@ def test_its_own_figures_are_sound(bundle: Bundle) -> None:
     assert folds["n"] >= 100
     assert folds["mae"] <= 6.0
     assert folds["r"] >= 0.88
-    reference = figures["IXI-HH"]["held_out"]
+    reference = figures["IXI-HH"]
     # Eighteen scans: the interval of this error reaches from five to ten years.
     assert reference["none"]["n"] >= 18
-    assert abs(reference["none"]["mae"] - reference["harmonized"]["mae"]) < 1
-    for site in SOURCES:
-        # Thirty years off, as under a contract that leaves the scanner's contrast in, shows in
-        # any number of scans.
-        assert figures[site]["all"]["none"]["mae"] < 9
-        assert figures[site]["held_out"]["harmonized"]["mae"] < 15
-        images = bundle.info["metrics"]["images"][site]
-        assert images["reference_distance_harmonized"] < images["reference_distance_raw"]
-        assert images["harmonized_edge_agreement"] > 0.95
-        assert abs(images["harmonized_ventricle_change"]) < 0.02
+    assert abs(reference["none"]["mae"] - reference["harmonized"]["mae"]) < 0.1
+    assert abs(reference["harmonized"]["offset"]) < 0.3
+    # The map moves a site; nothing was trained on it, and no age of it used.
+    raw, harmonized = (figures["UCLA"][way] for way in ("none", "harmonized"))
+    assert raw["offset"] < -8
+    assert abs(harmonized["offset"]) < 0.5 * abs(raw["offset"])
+    assert harmonized["scatter"] < 1.1 * raw["scatter"]
+    assert bundle.info["map"]["acceptance"]["passed"] is True
+    assert bundle.info["map"]["acceptance"]["removed"] > 0.5
 
 
 def test_its_guard_and_card_are_there(bundle: Bundle) -> None:
@@ -92,7 +93,7 @@ def test_its_guard_and_card_are_there(bundle: Bundle) -> None:
 
 def test_reference_statistics_cover_every_site(bundle: Bundle) -> None:
     reference = bundle.qc_reference()
-    assert set(reference["histograms"]) == set(bundle.info["sites"])
+    assert set(reference["histograms"]) == {"IXI-HH"}
     assert set(reference["metrics"]["sites"]) == set(bundle.info["sites"])
     assert reference["metrics"]["all"]["snr_wm"]["n"] > 100
 

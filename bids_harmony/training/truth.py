@@ -20,6 +20,7 @@ from bids_harmony.training.acquisition import Acquisition, apply
 #: Kinds of change, and the attributes of :class:`Acquisition` that make them.
 KINDS = {
     "all": ("tone", "deep_grey", "bias", "sharpness", "noise", "rim", "coarse"),
+    "all but blur": ("tone", "deep_grey", "bias", "noise", "rim"),
     "intensity mapping": ("tone",),
     "deep grey": ("deep_grey",),
     "bias field": ("bias",),

@@ -1,0 +1,99 @@
+"""Measure a bundle's brain age at sites it never saw, each scan harmonized as others say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bids_harmony.bids import find_scans
+from bids_harmony.config import RunConfig
+from bids_harmony.evaluation.offset import offset_and_scatter
+from bids_harmony.evaluation.persons import drawn_persons
+from bids_harmony.fit_filter import select_scans
+from bids_harmony.models.apply import predict_slices
+from bids_harmony.models.bundle import load_bundle
+from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.training.cache import open_training_set
+from bids_harmony.training.harmonizer import cross_calibrated
+from bids_harmony.training.inputs import find_training_scans, usable_scans
+
+
+def interval(values: np.ndarray, persons: np.ndarray) -> str:
+    """Write a mean with its 95 % bootstrap interval over persons."""
+    draws = drawn_persons(persons, 2000, np.random.default_rng(0))
+    low, high = np.percentile([values[draw].mean() for draw in draws], (2.5, 97.5))
+    return f"{values.mean():.1f} ({low:.1f} to {high:.1f})"
+
+
+def main() -> int:
+    """Print one row per site and way of preparing the scans."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bids", type=Path, help="dataset with ages and sites")
+    parser.add_argument("out", type=Path, help="what the participant level made of it")
+    parser.add_argument("work", type=Path, help="folder for the cache")
+    parser.add_argument("--bundle", type=Path, help="default: the one that ships")
+    parser.add_argument("--fit-filter", help="who may calibrate, as of the train level")
+    given = parser.parse_args()
+
+    bundle = load_bundle(given.bundle)
+    appearance, members = bundle.appearance(), bundle.networks()["brain_age"]
+    if appearance.line is None:
+        parser.error("the bundle predicts no brain age")
+    config = RunConfig(bids_dir=given.bids.resolve(), output_dir=given.out.resolve())
+    scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
+    data = open_training_set(usable_scans(scans, print), given.work, say=print)
+    fit = select_scans(data.table, given.fit_filter)
+
+    def predict(scan: int, mapping: IntensityMapping | None, step: int = 1) -> float:
+        volume = data.volume(scan)[0]
+        values = predict_slices(
+            members, volume if mapping is None else mapping(volume), data.affine, bundle.box,
+            bundle.contract.slice_mm, step=step,
+        )  # fmt: skip
+        return float(np.median(values))
+
+    @cache
+    def raw(scan: int) -> float:
+        return predict(scan, None, 4)
+
+    def quick(scan: int, mapping: IntensityMapping | None) -> float:
+        return raw(scan) if mapping is None else predict(scan, mapping, 4)
+
+    print("\n| site | n | persons | scans | offset | scatter | r | mean absolute error |")
+    print("|---|---|---|---|---|---|---|---|")
+    for site in np.unique(data.sites).tolist():
+        here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
+        ways: dict[str, dict[int, IntensityMapping | None]] = {
+            "not harmonized": dict.fromkeys(here.tolist()),
+            "harmonized": {**cross_calibrated(data, here, here[fit[here]], appearance, quick, 0)},
+            "… with known ages": {
+                **cross_calibrated(data, here, here[fit[here]], appearance, None, 0)
+            },
+        }
+        groups = {site: here} if fit[here].all() else {
+            f"{site}, may calibrate": here[fit[here]], f"{site}, may not": here[~fit[here]],
+        }  # fmt: skip
+        for way, mappings in ways.items():
+            predicted = {scan: predict(scan, mapping) for scan, mapping in mappings.items()}
+            for name, group in groups.items():
+                scans_ = np.array([i for i in group.tolist() if i in predicted])
+                values = np.array([predicted[i] for i in scans_.tolist()])
+                ages, persons = data.ages[scans_], data.persons[scans_]
+                off = values - (appearance.line[0] * ages + appearance.line[1])
+                scatter = offset_and_scatter(values, ages, appearance.line)[1]
+                print(
+                    f"| {name} | {len(scans_)} | {len(set(persons))} | {way} "
+                    f"| {interval(off, persons)} | {scatter:.1f} "
+                    f"| {np.corrcoef(values, ages)[0, 1]:.2f} "
+                    f"| {interval(np.abs(values - ages), persons)} |",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
