@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,5 +24,16 @@ def undisturbed(heads: Path) -> Path:
     """Outputs of both heads, processed without any fault."""
     out = heads.parent / "out"
     done = harmony(heads, out, "participant", "-w", heads.parent / "work", *OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def first_alone(heads: Path, undisturbed: Path) -> Path:
+    """Outputs of the first head alone, whose site is calibrated without a file."""
+    out, work = undisturbed.parent / "first", undisturbed.parent / "work_first"
+    shutil.copytree(heads.parent / "work", work)
+    first = ("--participant-label", "01", *OPTIONS)
+    done = harmony(heads, out, "participant", "-w", work, *first)
     assert done.returncode == 0, done.stdout + done.stderr
     return out

@@ -263,7 +263,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             _MACHINE + "test_what_a_machine_refuses_has_its_cause_and_remedy",
         ),
         "file size limit": Fault(
-            "limit on the size of files (`ulimit -f`)", RESUMES, "may not become so large", 70,
+            "limit on the size of files (`ulimit -f`)", RESUMES, "may not become so large", 1,
             _MACHINE + "test_a_limit_on_the_size_of_files_is_said",
         ),
         "read-only": Fault(
