@@ -109,7 +109,7 @@ def test_a_scan_that_fails_now_keeps_nothing_and_costs_its_neighbour_nothing(
     assert {name for name in left if "_acq-b_" not in name} == {
         "sub-01/anat/sub-01_desc-harmony_qc.json", "sub-01/sub-01_scans.tsv",
     }  # fmt: skip
-    # The same head, so that the site is as before; its record names another run of the second part.
+    # The same head, so that the site is as before; its record is of another run of that part.
     after = {name: (out / name).read_bytes() for name in left if "_acq-b_" in name}
     assert after.keys() == before.keys()
     assert [n for n in after if after[n] != before[n] and not n.endswith("_qc.json")] == []
