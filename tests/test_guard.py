@@ -55,7 +55,9 @@ def brain() -> tuple[np.ndarray, np.ndarray]:
 
 
 def toned(v: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.where(mask, np.interp(v, SITE, REFERENCE), 0)
+    # Beyond the last the curve keeps its distance, as a site's does.
+    x, y = np.append(SITE, SITE[-1] + 10), np.append(REFERENCE, REFERENCE[-1] + 10)
+    return np.where(mask, np.interp(v, x, y), 0)
 
 
 def central(mask: np.ndarray) -> np.ndarray:
