@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +55,8 @@ def main() -> int:
         )  # fmt: skip
         return float(np.median(values))
 
-    @cache
-    def raw(scan: int) -> float:
-        return predict(scan, None, 4)
-
     def quick(scan: int, mapping: IntensityMapping | None) -> float:
-        return raw(scan) if mapping is None else predict(scan, mapping, 4)
+        return predict(scan, mapping, 4)
 
     print("\n| site | n | persons | scans | offset | scatter | r | mean absolute error |")
     print("|---|---|---|---|---|---|---|---|")

@@ -15,7 +15,7 @@ DEEP_GREY = 0.84
 LEAST_STEP = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntensityMapping:
     """A monotone curve from a site's intensities to the reference's.
 

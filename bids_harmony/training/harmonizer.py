@@ -8,6 +8,7 @@ calibration did not see.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def cross_calibrated(
     dict of int to IntensityMapping
         By the scan's number; scans that no other person is left to calibrate for have none.
     """
+    if predict is not None:
+        predict = cache(predict)  # as it is, a scan is predicted in every fold but its own
     n_folds = min(FOLDS, len(np.unique(data.persons[scans])))
     folds = make_folds(data, scans, n_folds, np.random.default_rng(seed))
     found: dict[int, IntensityMapping] = {}
