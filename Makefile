@@ -40,8 +40,9 @@ lint: $(VENV)/.test  ## style, types and declared dependencies
 docs: $(VENV)/.docs  ## the pages, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html
 
-pictures: $(VENV)/.test  ## draw the pages' pictures anew, from simulated heads
+pictures: $(VENV)/.test  ## draw the pages' pictures anew, from simulated heads, and their figures
 	$(BIN)/python docs/make_pictures.py $(DEMO)/pictures
+	$(BIN)/python docs/make_tables.py
 
 image:  ## the container image; TARGET=slim leaves FSL out (docs/container.md)
 	$(ENGINE) build --target $(TARGET) --tag $(IMAGE) \

@@ -1,0 +1,100 @@
+"""Fill in the figures of trust.md from the model card of the default bundle.
+
+What stands between ``<!-- figures NAME -->`` and ``<!-- end -->`` is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bids_harmony.models.bundle import DEFAULT_BUNDLE
+
+PAGE = Path(__file__).with_name("trust.md")
+#: Site: scanner, source and licence.
+SOURCES = {
+    "IXI-HH": ("Philips 3 T; IXI, Hammersmith Hospital, at 2 mm", "CC BY-SA 3.0"),
+    "NSK": ("3 T; OpenNeuro ds002748, published skull-stripped", "CC0"),
+    "UCLA": ("Siemens 3 T; OpenfMRI ds000011, defaced", "PDDL 1.0"),
+}
+WAYS = {
+    "none": "not harmonized",
+    "histogram_matching": "histogram matching",
+    "harmonized": "harmonized",
+    "harmonized_known_ages": "… with known ages",
+}
+
+
+def main() -> None:
+    """Write the page."""
+    card = json.loads((DEFAULT_BUNDLE / "model_card.json").read_text("utf-8"))
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), card), "utf-8")
+
+
+def fill(text: str, card: dict[str, Any]) -> str:
+    """Write what the page says of a model card."""
+    parts = {"sites": sites(card), "offsets": offsets(card), "folds": folds(card),
+             "simulated": simulated(card)}  # fmt: skip
+
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{parts[found[2]]}\n<!-- end -->"
+
+    return re.sub(r"(<!-- figures (\w+) -->).*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def sites(card: dict[str, Any]) -> str:
+    """Tabulate what the bundle was made from."""
+    rows = ["| site | scans | ages | scanner and source | licence |", "|---|---|---|---|---|"]
+    for site, facts in card["data"]["sites"].items():
+        name = f"{site}, the reference" if site == card["data"]["reference_site"] else site
+        low, high = facts["age"]
+        rows.append(
+            f"| {name} | {facts['n']}, and {facts['n_held_out']} held out "
+            f"| {low:.0f} to {high:.0f} | {' | '.join(SOURCES[site])} |"
+        )
+    return "\n".join(rows)
+
+
+def offsets(card: dict[str, Any]) -> str:
+    """Tabulate brain ages by site and way."""
+    rows = ["| site | n | scans | offset | scatter | mean absolute error | r |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for site, ways in card["metrics"]["brain_age"]["sites"].items():
+        name = site.replace(", not in --fit-filter", ", depression")
+        name = f"{name}, held out" if name == card["data"]["reference_site"] else name
+        for way, spoken in WAYS.items():
+            found = ways[way]
+            first = f"{name} | {found['n']}" if way == "none" else " | "
+            shown = " | ".join(with_ends(found, k) for k in ("offset", "scatter", "mae"))
+            rows.append(f"| {first} | {spoken} | {shown} | {found['r']:.2f} |")
+    return "\n".join(rows)
+
+
+def folds(card: dict[str, Any]) -> str:
+    """Say what cross-validation found at the reference."""
+    found = card["metrics"]["brain_age"]["folds"]
+    error = with_ends(found, "mae", 2).replace(" (", " years (")
+    return (f"Cross-validated at the reference site: {error}, correlation {found['r']:.3f} "
+            f"(n {found['n']}).")  # fmt: skip
+
+
+def simulated(card: dict[str, Any]) -> str:
+    """Say how well the simulated diagnosis is found."""
+    found = card["metrics"]["schizophrenia_probability"]["held_out_simulated"]
+    return (f"Area under the curve {with_ends(found, 'auc', 2)} on {found['n']} held-out scans, "
+            "with the same formula.")  # fmt: skip
+
+
+def with_ends(figures: dict[str, Any], name: str, digits: int = 1) -> str:
+    """Write a figure with its interval."""
+    value = f"{figures[name]:.{digits}f}"
+    if figures.get(f"{name}_95") is None:
+        return value
+    low, high = figures[f"{name}_95"]
+    return f"{value} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

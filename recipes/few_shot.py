@@ -1,0 +1,108 @@
+"""Measure how many scans a calibration needs: a site's offset against persons calibrated on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_harmony.bids import find_scans
+from bids_harmony.config import RunConfig
+from bids_harmony.evaluation.offset import offset_and_scatter
+from bids_harmony.files import write_text
+from bids_harmony.models.apply import brain_age
+from bids_harmony.models.bundle import Bundle, load_bundle
+from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY
+from bids_harmony.reports.scatter import svg_text
+from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.training.cache import open_training_set
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.harmonizer import site_mapping
+from bids_harmony.training.inputs import find_training_scans, usable_scans
+
+#: Persons that calibrate; of a site, as many as leave LEAST_TESTED persons to test on.
+PERSONS, LEAST_TESTED = (1, 2, 4, 8, 16), 3
+
+
+def main() -> int:
+    """Print one row per site and number of persons, and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="folder for the cache")
+    parser.add_argument("figure", type=Path, help="SVG file to draw")
+    parser.add_argument("datasets", type=Path, nargs="+", metavar="BIDS OUT",
+                        help="datasets with ages and sites, each with what the participant level "
+                        "made of it")  # fmt: skip
+    parser.add_argument("--bundle", type=Path, help="default: the one that ships")
+    parser.add_argument("--draws", type=int, default=10, help="of persons that calibrate")
+    given = parser.parse_args()
+    bundle = load_bundle(given.bundle)
+    appearance = bundle.appearance()
+    if appearance.line is None or len(given.datasets) % 2:
+        parser.error("give pairs BIDS OUT, and a bundle that predicts brain age")
+
+    rows = []
+    for bids, out in zip(given.datasets[::2], given.datasets[1::2], strict=True):
+        config = RunConfig(bids_dir=bids.resolve(), output_dir=out.resolve())
+        scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
+        data = open_training_set(usable_scans(scans, print), given.work / bids.name, say=print)
+        for site in np.unique(data.sites).tolist():
+            for row in measure_site(data, site, bundle, appearance.line, given.draws):
+                print("", *row.values(), "", sep=" | ", flush=True)
+                rows.append(row)
+    draw(pd.DataFrame(rows), given.figure)
+    return 0
+
+
+def measure_site(
+    data: TrainingSet, site: str, bundle: Bundle, line: tuple[float, float], draws: int
+) -> Iterator[dict[str, Any]]:
+    """Calibrate a site on some of its persons, without their ages, and test on the others."""
+    here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
+    persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
+    volumes = {int(i): data.volume(int(i))[0] for i in here}
+
+    @cache
+    def predict(scan: int, mapping: IntensityMapping | None) -> float:
+        after = volumes[scan] if mapping is None else mapping(volumes[scan])
+        return brain_age(bundle, after, data.affine)
+
+    for n in (0, *(n for n in PERSONS if n <= len(persons) - LEAST_TESTED)):
+        offsets = []
+        for _ in range(draws if n else 1):
+            chosen = np.isin(data.persons[here], rng.choice(persons, n, replace=False))
+            mapping = site_mapping(data, here[chosen], bundle.appearance(), predict) if n else None
+            tested = here[~chosen]
+            ages = np.array([predict(int(i), mapping) for i in tested])
+            offsets.append(offset_and_scatter(ages, data.ages[tested], line)[0])
+        rms = float(np.sqrt(np.mean(np.square(offsets))))
+        offset = float(np.mean(offsets))
+        yield {"site": site, "persons": n, "offset": round(offset, 2), "rms": round(rms, 2)}
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the root mean square of the offset of scans that did not calibrate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (site, part), colour in zip(
+        table.groupby("site", sort=False), (BLUE, ORANGE, PURPLE, SKY, GREY), strict=False
+    ):
+        x = np.arange(len(part))
+        axes.plot(x, part["rms"], "o-", color=colour, label=str(site))
+    n = [0, *PERSONS]
+    axes.set_xticks(range(len(n)), [str(k) if k else "none" for k in n])
+    axes.axhline(2.5, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="persons that calibrate", ylabel="site offset of the others (years)", ylim=0)
+    axes.legend(frameon=False)
+    write_text(path, svg_text(figure))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
