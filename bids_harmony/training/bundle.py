@@ -44,9 +44,8 @@ LEFT_OUT = ", not in --fit-filter"
 #: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
 #: sharpens, and what a coarser acquisition does to volumes is not the map's.
 JUDGED = "all but blur"
-#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each; and how
-#: strong they are, 1 being twice the difference of real sites.
-MAX_KNOWN, N_ACQUISITIONS, PER_SITE, STRENGTH = 60, 12, 4, 0.5
+#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each.
+MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
 
 Say = Callable[[str], None]
 
@@ -376,9 +375,9 @@ def known_truth_figures(
     ]
     infer = truth.deep_mapping(appearance, float(abs(data.affine[0, 0])))
     rows = truth.known_truth(
-        scans, infer, data.affine, deep, kinds=("all", JUDGED),
+        scans, infer, data.affine, deep, kinds=("all", JUDGED, "intensity mapping"),
         sites=1 if options.fast_dev_run else N_ACQUISITIONS, per_site=PER_SITE,
-        strength=STRENGTH, seed=options.seed,
+        seed=options.seed,
     )  # fmt: skip
     found: list[dict[str, Any]] = _records(truth.summarize(rows, options.seed).round(4))
     judged = rows[rows["kind"] == JUDGED]

@@ -97,8 +97,7 @@ def known_truth(
     per_site : int
         Scans that are harmonized at each, by a map inferred from :data:`GROUP` other persons'.
     strength : float
-        Of the acquisitions: real sites differ by about half of what 1 gives, so the guard's limits
-        come from 0.5.
+        Of the acquisitions; at 1 they differ as real sites do.
     seed : int
         Random seed.
 
