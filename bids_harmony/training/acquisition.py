@@ -1,9 +1,9 @@
 """Made-up acquisitions: how a reference scan might have looked on some other scanner.
 
 The original is known, so whatever is mapped back can be compared with it. At ``strength`` 1 they
-differ from the reference as much as real sites do: at three of four, the middle of the descriptors'
-quantiles lies .07 to .085 below the reference's at equal age, here it differs by .09 (root mean
-square); how far neighbouring voxels differ, too, is as far from the reference's.
+differ from the reference as much as real sites do: at three of four, the descriptors' middle
+quantiles lie .07 to .085 below the reference's at equal age, here they differ by .09 (root mean
+square). How alike neighbouring voxels are differs as much, too.
 """
 
 from __future__ import annotations
