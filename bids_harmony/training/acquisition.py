@@ -8,6 +8,8 @@ square). How alike neighbouring voxels are differs as much, too.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -28,7 +30,15 @@ CORE = 7
 #: Cosines of the bias field along each axis.
 FREQUENCIES = 4
 #: Standard deviations (or half-ranges) of the effects at strength 1.
-TONE_SD, DEEP_GREY_SD, BIAS_SD, BLUR, SHARPEN, NOISE, COARSE = 0.5, 0.08, 0.04, 0.4, 0.5, 0.02, 1.5
+TONE_SD, DEEP_GREY_SD, BIAS_SD, BLUR, SHARPEN, NOISE, COARSE = (
+    0.5,
+    0.08,
+    0.04,
+    0.4,
+    0.5,
+    0.02,
+    1.25,
+)
 
 
 @dataclass(frozen=True)
@@ -198,28 +208,34 @@ def _closed(mask: Tensor) -> Tensor:
     return ~_dilated(~_dilated(mask))
 
 
-def _blur(volume: Tensor, mask: Tensor, sd: float) -> Tensor:
-    """Gaussian average of the voxels inside the mask; ``sd`` in voxels."""
+def _blur(volume: Tensor, mask: Tensor, sd: float | Sequence[float]) -> Tensor:
+    """Gaussian average of voxels inside the mask; ``sd`` in voxels, of each axis or of all."""
     x = torch.arange(-4, 5, device=volume.device)
-    kernel = torch.exp(-0.5 * (x / max(sd, 0.1)) ** 2)
-    kernel = (kernel / kernel.sum()).to(volume)
     conv = F.conv2d if volume.dim() == 4 else F.conv3d
     parts = [volume * mask, mask.to(volume)]
-    for axis in range(2, volume.dim()):
-        shape, padding = [1] * volume.dim(), [0] * (volume.dim() - 2)
-        shape[axis], padding[axis - 2] = len(kernel), len(kernel) // 2
+    dims = volume.dim() - 2
+    for axis, width in enumerate([sd] * dims if isinstance(sd, float) else sd[:dims]):
+        if width <= 0:
+            continue
+        kernel = torch.exp(-0.5 * (x / max(width, 0.1)) ** 2)
+        kernel = (kernel / kernel.sum()).to(volume)
+        shape, padding = [1] * volume.dim(), [0] * dims
+        shape[axis + 2], padding[axis] = len(kernel), len(kernel) // 2
         parts = [conv(part, kernel.reshape(shape), padding=padding) for part in parts]
     return parts[0] / parts[1].clamp(min=1e-3) * mask
 
 
 def _coarsened(volume: Tensor, mask: Tensor, factors: tuple[float, ...]) -> Tensor:
-    """Sample on larger voxels and back."""
+    """Blur to the resolution of larger voxels, sample there, and come back."""
+    # A voxel of width f averages like a Gaussian of variance f² / 12; the volume's own have done
+    # so already.
+    smooth = _blur(volume, mask, [math.sqrt((f * f - 1) / 12) for f in factors])
     space = volume.shape[2:]
     small = [max(round(n / f), 2) for n, f in zip(space, factors, strict=False)]
     linear = "bilinear" if volume.dim() == 4 else "trilinear"
     parts = [
-        F.interpolate(F.interpolate(part, small, mode="area"), list(space), mode=linear)
-        for part in (volume * mask, mask.to(volume))
+        F.interpolate(F.interpolate(part, small, mode=linear), list(space), mode=linear)
+        for part in (smooth * mask, mask.to(volume))
     ]
     return parts[0] / parts[1].clamp(min=1e-3) * mask
 
