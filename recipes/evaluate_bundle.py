@@ -13,7 +13,7 @@ from bids_harmony.config import RunConfig
 from bids_harmony.evaluation.offset import offset_and_scatter
 from bids_harmony.evaluation.persons import drawn_persons
 from bids_harmony.fit_filter import select_scans
-from bids_harmony.models.apply import predict_slices
+from bids_harmony.models.apply import predict_value
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.cache import open_training_set
@@ -39,7 +39,7 @@ def main() -> int:
     given = parser.parse_args()
 
     bundle = load_bundle(given.bundle)
-    appearance, members = bundle.appearance(), bundle.networks()["brain_age"]
+    appearance, ensembles = bundle.appearance(), bundle.ensembles("brain_age")
     if appearance.line is None:
         parser.error("the bundle predicts no brain age")
     config = RunConfig(bids_dir=given.bids.resolve(), output_dir=given.out.resolve())
@@ -49,11 +49,10 @@ def main() -> int:
 
     def predict(scan: int, mapping: IntensityMapping | None, step: int = 1) -> float:
         volume = data.volume(scan)[0]
-        values = predict_slices(
-            members, volume if mapping is None else mapping(volume), data.affine, bundle.box,
+        return predict_value(
+            ensembles, volume if mapping is None else mapping(volume), data.affine, bundle.box,
             bundle.contract.slice_mm, step=step,
         )  # fmt: skip
-        return float(np.median(values))
 
     def quick(scan: int, mapping: IntensityMapping | None) -> float:
         return predict(scan, mapping, 4)

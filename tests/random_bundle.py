@@ -10,7 +10,7 @@ import torch
 
 from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
-from bids_harmony.models.networks import SliceNetwork
+from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
 from bids_harmony.qc.histogram import brain_histogram
 from bids_harmony.sites.code import Appearance
@@ -28,8 +28,10 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
     torch.manual_seed(seed)
     options = {"channels": [4, 4, 4, 4, 4], "shape": [80, 96], "hidden": 8}
     age_options = {**options, "mean": 45.0, "scale": 15.0}
+    grey_options = {"shape": [95, 80, 96], "cell": 8, "mean": 45.0, "scale": 15.0}
     networks: dict[str, list[Any]] = {
         "brain_age": [SliceNetwork(**age_options) for _ in range(2)],
+        "brain_age_grey_matter": [GreyMatterNetwork(**grey_options)],
         "schizophrenia": [SliceNetwork(**options)],
     }
     info = {
@@ -45,6 +47,11 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
                 "files": ["brain_age.safetensors", "brain_age-2.safetensors"],
                 "options": age_options,
             },
+            "brain_age_grey_matter": {
+                "kind": "grey_matter",
+                "files": ["brain_age_grey_matter.safetensors"],
+                "options": grey_options,
+            },
             "schizophrenia": {
                 "kind": "slice",
                 "files": ["schizophrenia.safetensors"],
@@ -54,7 +61,7 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "map": {"kind": "intensity-mapping"},
         "targets": {
             "brain_age": {
-                "network": "brain_age",
+                "networks": ["brain_age", "brain_age_grey_matter"],
                 "output": "value",
                 "training_data": "none (random weights)",
                 "training_range": [20.0, 80.0],

@@ -38,7 +38,7 @@ def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: P
         prepared = prepare_unit(study, unit)
         tested += [row for row in predict_unit(study, unit, prepared)
                    if row["way"] == "tissue_scaling" and row["test_site"] == "REF"]  # fmt: skip
-        members = fit_predictors(study, unit, data, prepared.split)[target.name].members
+        (members,) = fit_predictors(study, unit, data, prepared.split)[target.name].ensembles
         numbers = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
         for scan in np.flatnonzero((prepared.split != "test") & (data.sites == "REF")):
             values = predict_stack(members, data.stack(int(scan))[0][numbers],

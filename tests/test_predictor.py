@@ -15,7 +15,7 @@ from random_bundle import write_random_bundle
 from training_heads import AFFINE, head
 
 from bids_harmony.errors import HarmonyError, UsageError
-from bids_harmony.models.apply import predict_scan
+from bids_harmony.models.apply import predict_scan, predict_slices, predict_value
 from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
@@ -34,7 +34,7 @@ from bids_harmony.training.predictor import (
 from bids_harmony.training.predictors import Predictor, train_predictors
 from bids_harmony.training.targets import find_target
 
-SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4)
+SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4, acquisitions=1)
 SLICE_MM = (-20.0, 20.0)
 
 
@@ -80,8 +80,8 @@ def train(
 
 
 def weights(predictor: Predictor) -> torch.Tensor:
-    return torch.cat([v.flatten().float() for m in predictor.members
-                      for v in m.state_dict().values()])  # fmt: skip
+    return torch.cat([v.flatten().float() for members in predictor.ensembles
+                      for m in members for v in m.state_dict().values()])  # fmt: skip
 
 
 def test_columns_become_targets(data: TrainingSet) -> None:
@@ -124,7 +124,10 @@ def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_pa
     assert age.target["interval"]["n"] == n_train == 14
     assert set(age.target["age_bias"]) == {"slope", "intercept", "n"}
     assert age.metrics["folds"]["n"] == n_train
-    assert len(age.members) == 2
+    assert {name: len(each) for name, each in age.networks.items()} == {
+        "brain_age": 2, "brain_age_grey_matter": 2,
+    }  # fmt: skip
+    assert list(found["diagnosis_probability"].networks) == ["diagnosis_probability"]
     assert "age_bias" not in found["iq"].target
     diagnosis = found["diagnosis_probability"].target
     assert diagnosis["classes"] == ["control", "patient"]
@@ -150,7 +153,7 @@ def test_finished_networks_are_kept_and_the_rest_is_the_same(
     whole, lines = train(data, tmp_path, ("age",))
     assert not any("trained before" in line for line in lines)
     files = sorted((tmp_path / "predictors").iterdir())
-    assert len(files) == 2
+    assert [file.name[:11] for file in files] == ["brain_age-0", "brain_age-1", "brain_age-g"]
     files[1].unlink()  # as if the run had been killed in the second network
     again, lines = train(data, tmp_path, ("age",))
     assert sum("trained before" in line for line in lines) == 1
@@ -161,6 +164,27 @@ def test_finished_networks_are_kept_and_the_rest_is_the_same(
     assert not any("trained before" in line for line in lines)
     _, lines = train(data, tmp_path, ("age",), replace(SMALL, learning_rate=1e-3))
     assert not any("trained before" in line for line in lines)
+
+
+def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    age = train(data, tmp_path, ("age",))[0]["brain_age"]
+    slices, grey = age.ensembles
+    assert [entry["kind"] for entry in age.entries.values()] == ["slice", "grey_matter"]
+    volume = data.volume(15)[0]
+    parts = [volume, data.affine, data.box, SLICE_MM]
+    whole = torch.from_numpy(data.stack(15)[0])[None]
+    alone = float(np.mean([float(network(whole)) for network in grey]))
+    of_slices = predict_slices([slices], *parts)
+    both = predict_slices(age.ensembles, *parts)
+    assert predict_value(age.ensembles, *parts) == pytest.approx(
+        (np.median(of_slices) + alone) / 2
+    )
+    assert np.allclose(both - np.median(both), of_slices - np.median(of_slices))
+    # The article's recipe has slices alone.
+    article = replace(SMALL, acquisitions=ARTICLE.acquisitions)
+    assert list(train(data, tmp_path, ("age",), article)[0]["brain_age"].networks) == ["brain_age"]
 
 
 def test_networks_trained_at_once_are_the_same(
@@ -359,8 +383,9 @@ def test_a_line_undoes_shrinking_within_bounds() -> None:
 
 def test_the_stretch_is_part_of_the_networks(data: TrainingSet, tmp_path: Path) -> None:
     age = train(data, tmp_path, ("age",))[0]["brain_age"]
-    options = age.network["options"]
-    assert all((m.mean, m.scale) == (options["mean"], options["scale"]) for m in age.members)
+    for name, members in age.networks.items():
+        options = age.entries[name]["options"]
+        assert all((m.mean, m.scale) == (options["mean"], options["scale"]) for m in members)
     scans = np.flatnonzero((data.sites == "REF") & (split_of(data) != "test"))
     # Before the stretch, networks are centred on the targets they learn from.
     assert options["scale"] != round(float(data.ages[scans].std()), 3)

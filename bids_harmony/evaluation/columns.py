@@ -40,7 +40,7 @@ COLUMNS = {
     "participant": "Participant label",
     "person": "Person: the dataset's column person or person_id, else the participant",
     "truth": "True value; 0 or 1 for two classes",
-    "predicted": "Predicted value, the median over slices; a logit for two classes",
+    "predicted": "Predicted value; a logit for two classes",
     "site": "Site",
     "age": "Age in years",
     "tissue_distance": "Wasserstein-1 distance of the site's mean intensity quantiles, whole and "

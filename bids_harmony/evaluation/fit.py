@@ -28,8 +28,7 @@ from bids_harmony.evaluation.prepare import (
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
 from bids_harmony.fit_filter import select_scans
-from bids_harmony.models.apply import predict_slices
-from bids_harmony.models.slices import middle_slices
+from bids_harmony.models.apply import predict_value
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
@@ -38,7 +37,7 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import one_device
 from bids_harmony.training.harmonizer import mean_quantiles, site_mapping
-from bids_harmony.training.predictor import PREDICTORS, PredictorConfig, predict_stack
+from bids_harmony.training.predictor import PredictorConfig, recipe_of
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
 from bids_harmony.training.splits import TEST
 from bids_harmony.training.targets import Target, find_target
@@ -187,11 +186,10 @@ def calibrations(
 
     def brain_age(scan: int, curve: IntensityMapping | None) -> float:
         volume = data.volume(scan)[0]
-        values = predict_slices(
-            predictors["brain_age"].members, volume if curve is None else curve(volume),
+        return predict_value(
+            predictors["brain_age"].ensembles, volume if curve is None else curve(volume),
             data.affine, data.box, study.train.contract.slice_mm, step=4,
         )  # fmt: skip
-        return float(np.median(values))
 
     parts = {str(site): data.site_scans(str(site), among) for site in np.unique(data.sites[among])}
     ways: dict[str, Any] = {}
@@ -255,11 +253,7 @@ def _joined(data: TrainingSet, unit: Unit) -> TrainingSet:
 def _predictor_options(
     study: Study, unit: Unit, columns: tuple[str, ...]
 ) -> tuple[TrainOptions, PredictorConfig]:
-    recipe = PREDICTORS[study.train.predictor]
-    return (
-        replace(study.train, targets=columns, seed=unit.seed),
-        replace(recipe, steps=study.train.predictor_steps or recipe.steps),
-    )
+    return replace(study.train, targets=columns, seed=unit.seed), recipe_of(study.train)
 
 
 def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str, Any]]:
@@ -273,21 +267,20 @@ def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str,
         classes) and ``half_width`` of the predictor's interval (None for two classes). Scans whose
         truth is unknown have none.
     """
-    numbers = middle_slices(
-        len(study.data.heights), study.data.affine, study.train.contract.slice_mm
-    )
-    heights = study.data.heights[numbers]
     rows = []
     for way, data in prepared.sets.items():
         predictors = fit_predictors(study, unit, data, prepared.split)
         test = prepared.test[way]
         for scan in counted_off(test, len(test), f"predicting {way}", study.say):
-            stack = data.stack(int(scan))[0][numbers]
+            volume = data.volume(int(scan))[0]
             for target in study.targets:
                 if target.name not in predictors or not np.isfinite(target.values[scan]):
                     continue
                 predictor = predictors[target.name]
-                values = predict_stack(predictor.members, stack, heights)
+                predicted = predict_value(
+                    predictor.ensembles, volume, data.affine, data.box,
+                    study.train.contract.slice_mm,
+                )  # fmt: skip
                 rows.append(
                     {
                         "experiment": unit.experiment,
@@ -302,7 +295,7 @@ def predict_unit(study: Study, unit: Unit, prepared: Prepared) -> list[dict[str,
                         "way": way,
                         "target": target.name,
                         "truth": float(target.values[scan]),
-                        "predicted": float(np.median(values)),
+                        "predicted": predicted,
                         "half_width": predictor.target.get("interval", {}).get("half_width"),
                     }
                 )

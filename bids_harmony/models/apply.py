@@ -70,7 +70,7 @@ def harmonize_volume(
 
 
 def predict_slices(
-    members: Sequence[nn.Module],
+    ensembles: Sequence[Sequence[nn.Module]],
     volume: np.ndarray,
     affine: np.ndarray,
     box: tuple[tuple[int, int], tuple[int, int]],
@@ -78,25 +78,54 @@ def predict_slices(
     device: str = "cpu",
     step: int = 1,
 ) -> np.ndarray:
-    """Predict from every ``step``-th middle slice of a volume, averaged over an ensemble.
+    """Predict from a volume, slice by slice.
 
-    With ``step`` n, from every nth of them.
+    Networks on slices say how the slices differ, and all ensembles together what their median is.
+
+    Parameters
+    ----------
+    ensembles : sequence of sequence of torch.nn.Module
+        Networks on slices and, where there are any, on whole scans. What they predict is the mean
+        over ensembles; within an ensemble, networks are averaged, and slices have their median.
+    volume : numpy.ndarray
+        3-D preprocessed volume on the template grid.
+    affine : numpy.ndarray
+        4 x 4 affine of that grid.
+    box, slice_mm
+        Of the bundle and its contract.
+    device : str
+        torch device.
+    step : int
+        Take every ``step``-th slice only.
 
     Returns
     -------
     numpy.ndarray
         Years, or the logit of a probability, of every ``step``-th slice of
-        :func:`bids_harmony.models.slices.middle_slices`.
+        :func:`bids_harmony.models.slices.middle_slices`; their median is the prediction.
     """
     import torch
 
+    from bids_harmony.models.networks import GreyMatterNetwork
+
     chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
     heights = slice_heights(volume.shape[2], affine)[chosen]
-    inputs = predictor_input(crop(volume, box)[chosen], heights)
+    whole = crop(volume, box).astype(np.float32)
+    slices, medians = np.zeros(len(chosen)), []
     with _repeatable():
-        x = torch.from_numpy(inputs).to(device)
-        values = [member(x).double().cpu().numpy() for member in members]
-    return np.asarray(np.mean(values, axis=0))
+        for members in ensembles:
+            alone = isinstance(members[0], GreyMatterNetwork)
+            inputs = whole[None] if alone else predictor_input(whole[chosen], heights)
+            x = torch.from_numpy(inputs).to(device)
+            values = np.mean([member(x).double().cpu().numpy() for member in members], axis=0)
+            medians.append(float(np.median(values)))
+            slices = slices if alone else values
+    return np.asarray(slices + np.mean(medians) - np.median(slices))
+
+
+def predict_value(*args: Any, **kwargs: Any) -> float:
+    """Predict one value from a volume: the median of :func:`predict_slices`."""
+    return float(np.median(predict_slices(*args, **kwargs)))
 
 
 def brain_age(bundle: Bundle, volume: np.ndarray, affine: np.ndarray) -> float:
@@ -111,10 +140,8 @@ def brain_age(bundle: Bundle, volume: np.ndarray, affine: np.ndarray) -> float:
     affine : numpy.ndarray
         4 x 4 affine of that grid.
     """
-    members = bundle.networks()[bundle.targets["brain_age"]["network"]]
-    contract = bundle.contract
-    ages = predict_slices(members, volume, affine, bundle.box, contract.slice_mm, step=4)
-    return float(np.median(ages))
+    ensembles, slice_mm = bundle.ensembles("brain_age"), bundle.contract.slice_mm
+    return predict_value(ensembles, volume, affine, bundle.box, slice_mm, step=4)
 
 
 def predict_scan(
@@ -156,14 +183,13 @@ def predict_scan(
     -------
     dict
         One object per target (design.md §5) and the bundle's identity. Missing values are None.
-        The 90 % interval is empirical, from scans of the reference site that single networks had
-        not seen: it guarantees no coverage, least of all where harmonization leaves a shift.
+        The 90 % interval is empirical, from scans of the reference site by networks that had not
+        seen them: it guarantees no coverage, least of all where harmonization leaves a shift.
     """
     volumes = {"raw": raw, "harmonized": harmonized}
     heights = slice_heights(raw.shape[2], affine)
     slice_mm = bundle.contract.slice_mm
     chosen = heights[middle_slices(raw.shape[2], affine, slice_mm)]
-    networks = bundle.networks(device)
     result: dict[str, Any] = {}
     for target, spec in bundle.targets.items():
         entry: dict[str, Any] = {}
@@ -174,7 +200,7 @@ def predict_scan(
                 entry[kind] = per_slice[kind] = None
                 continue
             values = predict_slices(
-                networks[spec["network"]], volume, affine, bundle.box, slice_mm, device
+                bundle.ensembles(target, device), volume, affine, bundle.box, slice_mm, device
             )
             if spec["output"] == "logit":
                 values = 1 / (1 + np.exp(-values))

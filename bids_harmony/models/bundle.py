@@ -119,6 +119,11 @@ class Bundle:
         """Return the networks in evaluation mode, loaded once per process and device."""
         return _load_networks(self.path, self.sha256, device)
 
+    def ensembles(self, target: str, device: str = "cpu") -> list[list[nn.Module]]:
+        """Return the ensembles whose mean predicts a target."""
+        spec, networks = self.targets[target], self.networks(device)
+        return [networks[name] for name in spec.get("networks") or [spec["network"]]]
+
 
 def load_bundle(path: Path | None = None) -> Bundle:
     """Check a bundle's files and read its description.
@@ -268,7 +273,7 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     Parameters
     ----------
     config : dict
-        ``kind`` (``slice``) and ``options`` for the network's class.
+        ``kind`` (``slice`` or ``grey_matter``) and ``options`` for the network's class.
     tensors : dict
         State dictionary; stored in half precision, used in single precision.
 
@@ -279,9 +284,9 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     """
     import torch
 
-    from bids_harmony.models.networks import SliceNetwork
+    from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 
-    kinds: dict[str, type[nn.Module]] = {"slice": SliceNetwork}
+    kinds: dict[str, type[nn.Module]] = {"slice": SliceNetwork, "grey_matter": GreyMatterNetwork}
     network = kinds[config["kind"]](**config["options"])
     full = {}
     for key, value in tensors.items():

@@ -146,8 +146,9 @@ def _paragraphs(records: Sequence[Mapping[str, Any]]) -> list[str]:
             "14 to 22 mm under the surface of the brain mask to those of the reference at equal "
             "ages. As in Bashyam and colleagues [@bashyam2020] [@bashyam2022], predictions were "
             "made from the scan before and after that map by "
-            f"a network trained at the reference site, as the median over axial slices from z = "
-            f"{low:g} mm to z = {high:g} mm. Weights came from the bundle "
+            f"networks trained at the reference site, as the median over axial slices from z = "
+            f"{low:g} mm to z = {high:g} mm and, where the bundle has one, the mean of that and "
+            "of ridge regression on a map of grey matter. Weights came from the bundle "
             f"{escape(str(bundle.get('name')))}, version {escape(str(bundle.get('version')))} "
             f"(SHA-256 {escape(str(bundle.get('sha256', ''))[:12])}…)."
         )

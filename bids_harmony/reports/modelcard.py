@@ -109,8 +109,8 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
         "apart."
     )
     said.append(
-        "Prediction intervals are empirical: they come from the errors of single networks on "
-        "reference scans they had not seen, and may be too narrow, most of all at other sites; "
+        "Prediction intervals are empirical: they come from the errors on reference scans of "
+        "networks that had not seen them, and may be too narrow, most of all at other sites; "
         "how often they hold the truth (coverage) is given where test scans tell. Gaps are not "
         "corrected for age bias unless a column says so."
     )
@@ -186,7 +186,7 @@ def age_plot(card: Mapping[str, Any]) -> str:
 
 
 def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
-    """Say of each target how single networks did on reference scans they had not seen."""
+    """Say of each target how networks did on reference scans they had not seen."""
     sentences = []
     for target, found in metrics.items():
         if (folds := found.get("folds")) is not None:
@@ -196,8 +196,8 @@ def fold_sentences(metrics: Mapping[str, Any]) -> list[str]:
                 if isinstance(value, int | float)
             ]
             sentences.append(
-                f"{target}: single networks on reference scans of the folds they were trained "
-                f"without: {', '.join(parts)}."
+                f"{target}: networks on reference scans of the folds they were trained without: "
+                f"{', '.join(parts)}."
             )
     return sentences
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +122,7 @@ def train_bundle(
     from bids_harmony.training.data import scan_table
     from bids_harmony.training.fabric import one_device
     from bids_harmony.training.harmonizer import acceptance
-    from bids_harmony.training.predictor import PREDICTORS
+    from bids_harmony.training.predictor import recipe_of
     from bids_harmony.training.predictors import train_predictors
     from bids_harmony.training.splits import (
         TEST,
@@ -153,14 +152,13 @@ def train_bundle(
         f"reference {reference}")  # fmt: skip
 
     # 2. Predictors, on the reference site alone.
-    recipe = PREDICTORS[options.predictor]
     predictors = train_predictors(
         data,
         split,
         fit,
         reference,
         options,
-        replace(recipe, steps=options.predictor_steps or recipe.steps),
+        recipe_of(options),
         work_dir,
         device=one_device(options.device),
         nprocs=options.threads,
@@ -184,7 +182,8 @@ def train_bundle(
     guard, known_truth = known_truth_figures(data, split, learnt, appearance, options)
 
     # 6. The bundle.
-    networks: dict[str, list[Any]] = {name: list(p.members) for name, p in predictors.items()}
+    networks = {name: each for p in predictors.values() for name, each in p.networks.items()}
+    entries = {name: entry for p in predictors.values() for name, entry in p.entries.items()}
     info = {
         "name": options.model_name,
         "version": __version__,
@@ -194,7 +193,7 @@ def train_bundle(
         "box": [list(side) for side in data.box],
         "networks": {
             name: {
-                **predictors[name].network,
+                **entries[name],
                 "files": [f"{name}-{k + 1}.safetensors" for k in range(len(members))],
             }
             for name, members in networks.items()
@@ -204,7 +203,9 @@ def train_bundle(
             "acceptance": accepted,
             "known_truth": known_truth,
         },
-        "targets": {name: {"network": name, **p.target} for name, p in predictors.items()},
+        "targets": {
+            name: {"networks": list(p.networks), **p.target} for name, p in predictors.items()
+        },
         "metrics": metrics,
         "training": {"options": options.to_dict()},
         "licences": list(licences),
@@ -281,13 +282,13 @@ def measure(
     Returns
     -------
     dict
-        By target ``folds``, figures of single networks on the reference scans that they had not
-        seen, and ``sites``: by site and way of preparing the scans (``none``,
+        By target ``folds``, figures of networks on the reference scans that they had not seen,
+        and ``sites``: by site and way of preparing the scans (``none``,
         ``histogram_matching``, ``harmonized`` without the use of any age, and
         ``harmonized_known_ages``) the figures of :func:`bids_harmony.training.figures.figures`
         and, for brain age, those of :func:`bids_harmony.evaluation.offset.site_offset`.
     """
-    from bids_harmony.models.apply import predict_slices
+    from bids_harmony.models.apply import predict_value
     from bids_harmony.training.harmonizer import cross_calibrated, match_histogram, mean_quantiles
     from bids_harmony.training.splits import TEST
 
@@ -299,9 +300,8 @@ def measure(
     slice_mm = options.contract.slice_mm
 
     def predict(name: str, volume: np.ndarray, step: int = 1) -> float:
-        members = predictors[name].members
-        values = predict_slices(members, volume, data.affine, data.box, slice_mm, step=step)
-        return float(np.median(values))
+        ensembles = predictors[name].ensembles
+        return predict_value(ensembles, volume, data.affine, data.box, slice_mm, step=step)
 
     def quick_age(scan: int, mapping: Any) -> float:
         volume = data.volume(scan)[0]

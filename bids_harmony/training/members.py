@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from bids_harmony.models.networks import SliceNetwork
+from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.examples import Examples
@@ -80,13 +81,17 @@ class Ensemble:
     n_networks: int
     seed: int
 
-    def unseen(self, members: list[SliceNetwork]) -> np.ndarray:
+    def unseen(self, members: Sequence[nn.Module]) -> np.ndarray:
         """Predict each scan by the network that was trained without it: (examples,), or NaN."""
         found = np.full(len(self.folds), np.nan)
         for fold, member in enumerate(members):
             for i in np.flatnonzero(self.folds == fold):
-                stack = self.examples.stack(int(i))
-                found[i] = np.median(predict_stack([member], stack, self.examples.heights))
+                if isinstance(member, GreyMatterNetwork):
+                    whole = torch.from_numpy(self.examples.data.stack(self.examples.scans[i])[0])
+                    found[i] = float(member(whole[None]))
+                else:
+                    stack = self.examples.stack(int(i))
+                    found[i] = np.median(predict_stack([member], stack, self.examples.heights))
         return found
 
 
@@ -140,18 +145,25 @@ def train_members(
 def _paths(ensemble: Ensemble, job: Job) -> list[Path]:
     """Name each network's file by all that decides its weights."""
     parts = (ensemble.examples, ensemble.validation)
-    contents = [_content(part) for part in parts if part is not None]
+    contents = b"".join(_content(part) for part in parts if part is not None)
     paths = []
+    config = {k: v for k, v in job.config.to_dict().items() if k != "acquisitions"}
     for fold in range(ensemble.n_networks):
         what = {
-            "config": job.config.to_dict(), "network": ensemble.network,
+            "config": config, "network": ensemble.network,
             "binary": ensemble.binary, "seed": ensemble.seed + fold,
         }  # fmt: skip
-        said = json.dumps(what, sort_keys=True).encode()
         places = np.flatnonzero(ensemble.folds != fold).tobytes()
-        digest = hashlib.sha256(b"".join([said, *contents, places])).hexdigest()[:16]
-        paths.append(job.folder / f"{ensemble.name}-{fold}-{digest}.pt")
+        paths.append(
+            job.folder / f"{ensemble.name}-{fold}-{digest_of(what, contents + places)}.pt"
+        )
     return paths
+
+
+def digest_of(what: dict[str, Any], content: bytes) -> str:
+    """Name weights by what decides them: JSON-ready values, and bytes."""
+    said = json.dumps(what, sort_keys=True).encode()
+    return hashlib.sha256(said + content).hexdigest()[:16]
 
 
 def _train_alone(ensemble: Ensemble, fold: int, path: Path, job: Job) -> None:

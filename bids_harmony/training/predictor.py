@@ -3,27 +3,29 @@
 Two recipes: ``ARTICLE`` is the paper's (preprint §4.2: Adam, the rate divided by ten where the
 training loss stands still, single slices as they are); ``FAST``, the default, takes one cycle of
 AdamW over slices whose looks and pose are changed at random, so that the network leans less on
-one scanner's.
+one scanner's; numbers are predicted by the mean of slices and of a map of grey matter
+(:mod:`bids_harmony.training.grey_matter`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.errors import HarmonyError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import predictor_input, scaled_height
 from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.examples import Examples
 from bids_harmony.training.fabric import has_bf16
 from bids_harmony.training.keeper import Keeper
@@ -60,6 +62,9 @@ class PredictorConfig:
         The paper's schedule (:class:`Patience`) and losses.
     augmentation : Augmentation or None
         Random changes of training slices.
+    acquisitions : int
+        Made-up sites, for each fold, that the network on maps of grey matter is to hold still
+        between (:mod:`bids_harmony.training.grey_matter`); with 0 there is no such network.
     """
 
     name: str = "fast"
@@ -71,6 +76,7 @@ class PredictorConfig:
     steps: int = 1_600
     patient: bool = False
     augmentation: Augmentation | None = field(default_factory=Augmentation)
+    acquisitions: int = 8
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -86,8 +92,19 @@ ARTICLE = PredictorConfig(
     steps=200_000,
     patient=True,
     augmentation=None,
+    acquisitions=0,
 )
 PREDICTORS = {config.name: config for config in (FAST, ARTICLE)}
+
+
+def recipe_of(options: TrainOptions) -> PredictorConfig:
+    """Choose the recipe that the options name, with what they change of it."""
+    recipe = PREDICTORS[options.predictor]
+    return replace(
+        recipe,
+        steps=options.predictor_steps or recipe.steps,
+        acquisitions=min(recipe.acquisitions, 1 if options.fast_dev_run else FAST.acquisitions),
+    )
 
 
 def network_options(examples: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
@@ -377,7 +394,7 @@ def _even(targets: np.ndarray) -> np.ndarray:
 
 
 def predict_stack(
-    members: Sequence[SliceNetwork], stack: np.ndarray, heights: np.ndarray
+    members: Sequence[nn.Module], stack: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
     """Value of each slice of one scan, averaged over an ensemble."""
     with torch.inference_mode():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
@@ -21,6 +22,7 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.examples import Examples
 from bids_harmony.training.figures import figures
+from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.members import Ensemble, Job, train_members
 from bids_harmony.training.predictor import PredictorConfig, network_options
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
@@ -31,8 +33,8 @@ from bids_harmony.training.targets import SIMULATED, Target, find_targets
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
 SIMULATED_NAME = "schizophrenia_probability"
 INTERVAL = (
-    "empirical: holds 90 % of the errors of single networks on reference persons they had not "
-    "seen; what is predicted is the ensemble's mean, and no coverage is guaranteed"
+    "empirical: holds 90 % of the errors on reference persons of networks that had not seen them; "
+    "what is predicted is the ensembles' mean, and no coverage is guaranteed"
 )
 
 
@@ -42,27 +44,32 @@ class Predictor:
 
     Attributes
     ----------
-    members : list of SliceNetwork
-        Networks, with the weights as stored.
-    network : dict
-        Entry of ``networks`` without the files.
+    networks : dict of str to list of torch.nn.Module
+        Ensembles by name, with the weights as stored; their mean is what is predicted.
+    entries : dict of str to dict
+        Their entries of ``networks``, without the files.
     target : dict
-        Entry of ``targets`` without the network's name.
+        Entry of ``targets``, without the networks' names.
     metrics : dict
         Figures measured while training.
     truth : numpy.ndarray or None
         (scans,) true values of all scans, NaN where unknown; None where they are made up.
     unseen : pandas.DataFrame or None
         ``predicted``, ``truth``, ``person`` and ``seed`` of the reference scans, each by the
-        network that was trained without it.
+        networks that were trained without it.
     """
 
-    members: list[SliceNetwork]
-    network: dict[str, Any]
+    networks: dict[str, list[nn.Module]]
+    entries: dict[str, dict[str, Any]]
     target: dict[str, Any]
     metrics: dict[str, Any]
     truth: np.ndarray | None = None
     unseen: pd.DataFrame | None = None
+
+    @property
+    def ensembles(self) -> list[list[nn.Module]]:
+        """The ensembles, as :func:`bids_harmony.models.apply.predict_slices` takes them."""
+        return list(self.networks.values())
 
     @property
     def binary(self) -> bool:
@@ -166,26 +173,37 @@ def _plan(
 def _finish(
     target: Target, ensemble: Ensemble, members: list[SliceNetwork], job: Job
 ) -> Predictor:
-    """Calibrate an ensemble on its folds."""
-    network, truth = ensemble.network, ensemble.examples.targets
-    unseen = ensemble.unseen(members)
+    """Calibrate a target's ensembles on their folds."""
+    truth, persons = ensemble.examples.targets, ensemble.examples.persons
+    networks: dict[str, list[nn.Module]] = {target.name: [*members]}
+    entries: dict[str, dict[str, Any]] = {
+        target.name: {"kind": "slice", "options": ensemble.network}
+    }
+    if job.config.acquisitions and not target.binary:
+        options, fitted = grey_matter_networks(ensemble, job)
+        networks[f"{target.name}_grey_matter"] = [*fitted]
+        entries[f"{target.name}_grey_matter"] = {"kind": "grey_matter", "options": options}
+    predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
-        unseen, network = _calibrate(members, network, unseen, truth, ensemble.folds)
-    persons = ensemble.examples.persons
+        for k, (name, each) in enumerate(networks.items()):
+            predicted[k], entries[name]["options"] = _calibrate(
+                each, entries[name]["options"], predicted[k], truth, ensemble.folds
+            )
+    unseen = np.mean(predicted, axis=0)
     found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed), persons)
     job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
-        members,
-        {"kind": "slice", "options": network},
+        networks,
+        entries,
         _describe(target, truth, unseen, persons),
-        {"folds": {**found, "networks": "single ones, each on the fold it was trained without"}},
+        {"folds": {**found, "networks": "those of each fold, which were trained without it"}},
         target.values,
         pd.DataFrame({"predicted": unseen, "truth": truth, "person": persons, "seed": 0}),
     )
 
 
 def _calibrate(
-    members: list[SliceNetwork],
+    members: Sequence[Any],
     network: dict[str, Any],
     unseen: np.ndarray,
     truth: np.ndarray,
@@ -194,8 +212,9 @@ def _calibrate(
     """Stretch the networks' values by the line that fits what they had not seen.
 
     A single slice tells less than a scan, so a network trained on slices stays nearer to the mean
-    than the median over a scan's slices deserves. The line becomes part of the networks; what is
-    returned for each fold was stretched by a line fitted on the other folds.
+    than the median over a scan's slices deserves; a penalty on weights does the same. The line
+    becomes part of the networks; what is returned for each fold was stretched by a line fitted on
+    the other folds.
     """
     stretched = np.full(len(unseen), np.nan)
     for fold in np.unique(folds):
@@ -331,8 +350,8 @@ def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job)
         found = figures(score, truth, True, np.random.default_rng(job.options.seed), persons)
     job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
-        members,
-        {"kind": "slice", "options": ensemble.network},
+        {SIMULATED_NAME: [*members]},
+        {SIMULATED_NAME: {"kind": "slice", "options": ensemble.network}},
         {
             "output": "logit",
             "training_data": "simulated",

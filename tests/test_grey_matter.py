@@ -1,0 +1,127 @@
+"""The predictor on maps of grey matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
+from bids_harmony.training import grey_matter
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.examples import Examples
+from bids_harmony.training.grey_matter import (
+    grey_matter_networks,
+    maps_between_acquisitions,
+    ridge,
+)
+from bids_harmony.training.members import Ensemble, Job
+from bids_harmony.training.predictor import FAST
+
+
+def test_maps_show_grey_matter_and_not_its_side() -> None:
+    x = torch.zeros(1, 9, 12, 10)
+    x[0, 4, 1, 5] = 0.6
+    found = grey_matter_map(x, 2).reshape(5, 3, 5)
+    assert found.argmax() == found[2, 0, 2].reshape(-1).argmax() + 2 * 15 + 2
+    assert torch.equal(grey_matter_map(x.flip(2), 2), grey_matter_map(x, 2))
+    for other in (0.0, 0.2, 1.0):  # background, CSF and white matter
+        assert grey_matter_map(torch.full((1, 4, 4, 4), other), 2).max() < 1e-6
+
+
+def test_weights_minimize_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grey_matter, "STEADY", 20.0)
+    rng = np.random.default_rng(0)
+    seen, targets = rng.standard_normal((8, 12)), rng.standard_normal(8)
+    differences = rng.standard_normal((5, 12))
+    usual = (seen**2).sum() / 8
+    held = np.eye(12) + 20 / usual * differences.T @ differences / 5
+    c = grey_matter.PENALTY * np.trace(seen @ np.linalg.inv(held) @ seen.T) / 8
+    expected = np.linalg.solve(seen.T @ seen + c * held, seen.T @ targets)
+    assert ridge(seen, targets, differences) == pytest.approx(expected)
+    plain = ridge(seen, targets, np.empty((0, 12)))
+    c = grey_matter.PENALTY * usual
+    assert plain == pytest.approx(
+        np.linalg.solve(seen.T @ seen + c * np.eye(12), seen.T @ targets)
+    )
+
+
+def test_weights_hold_still_along_what_acquisitions_change() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.standard_normal(40)
+    scanner = np.zeros((1, 6))
+    scanner[0, 0] = 1.0
+    seen = 0.3 * rng.standard_normal((40, 6)) + age[:, None]  # every point tells the age
+    plain, steady = (ridge(seen, age, part) for part in (np.empty((0, 6)), scanner))
+    assert plain[0] > 0.05
+    assert abs(steady[0]) < plain[0] / 20
+
+
+def shells(n: int, darker: np.ndarray | float = 0.0) -> TrainingSet:
+    """Return scans of one site whose grey matter is the thinner the older the person is."""
+    ages, shape = np.linspace(20, 70, n), (12, 32, 48)
+    axes = np.meshgrid(*[np.linspace(-1, 1, k) for k in shape], indexing="ij")
+    radius = np.linalg.norm(axes, axis=0)
+    images = [np.where(radius < 0.5 + age / 400, 1.0, 0.55) for age in ages]
+    noisy = np.array(images) + 0.02 * np.random.default_rng(0).standard_normal((n, *shape))
+    noisy *= 1 - np.reshape(darker, (-1, 1, 1, 1))
+    masks = np.broadcast_to(radius < 0.9, noisy.shape)
+    table = pd.DataFrame({"subject": [str(i) for i in range(n)], "site": "REF", "age": ages})
+    return TrainingSet.from_arrays(noisy, masks, table)
+
+
+def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) -> None:
+    data = shells(20)
+    scans = np.arange(20)
+    examples = Examples.of(data, scans, data.ages, (-20.0, 20.0))
+    folds = scans % 4
+    ensemble = Ensemble("brain_age", examples, None, folds, {}, False, 4, 0)
+    lines: list[str] = []
+    config = replace(FAST, acquisitions=2)
+    job = Job(TrainOptions(), config, tmp_path, "cpu", lines.append)
+    options, networks = grey_matter_networks(ensemble, job)
+    assert len(networks) == 4
+    assert options["cell"] == 4
+    unseen = ensemble.unseen(networks)
+    assert np.corrcoef(unseen, data.ages)[0, 1] > 0.9
+    weights = networks[0].state_dict()["linear.weight"]
+    assert torch.equal(weights, weights.half().float())  # as a bundle stores them
+    # A later run takes what this one has fitted.
+    assert len(lines) == 1
+    _, again = grey_matter_networks(ensemble, job)
+    assert len(lines) == 1
+    assert torch.equal(again[0].state_dict()["linear.weight"], weights)
+    # The first network has not seen the first fold: another image there changes nothing for it.
+    other = shells(20, np.where(folds == 0, 0.1, 0.0))
+    examples = Examples.of(other, scans, data.ages, (-20.0, 20.0))
+    changed = Ensemble("brain_age", examples, None, folds, {}, False, 4, 0)
+    job = Job(TrainOptions(), config, tmp_path / "other", "cpu", lines.append)
+    _, networks = grey_matter_networks(changed, job)
+    assert torch.equal(networks[0].state_dict()["linear.weight"], weights)
+    assert not torch.equal(networks[1].state_dict()["linear.weight"], again[1].linear.weight)
+
+
+def test_made_up_sites_leave_differences_that_harmonization_makes_small() -> None:
+    data = shells(8)
+    maps = np.concatenate(
+        [grey_matter_map(torch.from_numpy(data.stack(i)[0])[None], 4).numpy() for i in range(8)]
+    )
+    deep = torch.zeros(1, 1, 12, 32, 48)
+    found = maps_between_acquisitions(data, np.arange(8), maps, deep, 4, 3, 0)
+    assert found.shape == (3 * grey_matter.PER_SITE, maps.shape[1])
+    assert np.isfinite(found).all()
+    assert 0 < np.abs(found).max() < 0.5
+    alone = maps_between_acquisitions(data, np.arange(1), maps[:1], deep, 4, 3, 0)
+    assert alone.shape == (0, maps.shape[1])  # nobody is there to calibrate on
+
+
+def test_network_is_centred_on_its_targets() -> None:
+    network = GreyMatterNetwork([8, 16, 16], 4, mean=50.0, scale=10.0).eval()
+    empty = torch.zeros(2, 8, 16, 16)
+    bias = float(network.linear.bias.detach())
+    assert network(empty).tolist() == pytest.approx([50 + 10 * bias] * 2)
