@@ -16,6 +16,7 @@ from bids_harmony.bids import find_scans
 from bids_harmony.config import RunConfig
 from bids_harmony.evaluation.offset import offset_and_scatter
 from bids_harmony.files import write_text
+from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY
@@ -40,6 +41,7 @@ def main() -> int:
                         "made of it")  # fmt: skip
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
     parser.add_argument("--draws", type=int, default=10, help="of persons that calibrate")
+    parser.add_argument("--fit-filter", help="who calibrates and is tested, as of the train level")
     given = parser.parse_args()
     bundle = load_bundle(given.bundle)
     appearance = bundle.appearance()
@@ -51,8 +53,10 @@ def main() -> int:
         config = RunConfig(bids_dir=bids.resolve(), output_dir=out.resolve())
         scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
         data = open_training_set(usable_scans(scans, print), given.work / bids.name, say=print)
-        for site in np.unique(data.sites).tolist():
-            for row in measure_site(data, site, bundle, appearance.line, given.draws):
+        for site in sorted(set(data.sites.tolist()) - {bundle.reference_site}):
+            fit = select_scans(data.table, given.fit_filter)
+            here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages) & fit)
+            for row in measure_site(data, here, bundle, appearance.line, given.draws):
                 print("", *row.values(), "", sep=" | ", flush=True)
                 rows.append(row)
     draw(pd.DataFrame(rows), given.figure)
@@ -60,10 +64,9 @@ def main() -> int:
 
 
 def measure_site(
-    data: TrainingSet, site: str, bundle: Bundle, line: tuple[float, float], draws: int
+    data: TrainingSet, here: np.ndarray, bundle: Bundle, line: tuple[float, float], draws: int
 ) -> Iterator[dict[str, Any]]:
     """Calibrate a site on some of its persons, without their ages, and test on the others."""
-    here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
     persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
     volumes = {int(i): data.volume(int(i))[0] for i in here}
 
@@ -82,7 +85,12 @@ def measure_site(
             offsets.append(offset_and_scatter(ages, data.ages[tested], line)[0])
         rms = float(np.sqrt(np.mean(np.square(offsets))))
         offset = float(np.mean(offsets))
-        yield {"site": site, "persons": n, "offset": round(offset, 2), "rms": round(rms, 2)}
+        yield {
+            "site": str(data.sites[here[0]]),
+            "persons": n,
+            "offset": round(offset, 2),
+            "rms": round(rms, 2),
+        }
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -68,13 +68,16 @@ def test_its_own_figures_are_sound(bundle: Bundle) -> None:
     reference = figures["IXI-HH"]
     # Eighteen scans: the interval of this error reaches from five to ten years.
     assert reference["none"]["n"] >= 18
-    assert abs(reference["none"]["mae"] - reference["harmonized"]["mae"]) < 0.1
-    assert abs(reference["harmonized"]["offset"]) < 0.3
+    known = reference["harmonized_known_ages"]
+    assert abs(reference["none"]["mae"] - known["mae"]) < 0.1
+    assert abs(known["offset"]) < 0.3
+    # Without ages it may move, by far less than chance.
+    assert abs(reference["none"]["offset"] - reference["harmonized"]["offset"]) < 1
     # The map moves a site; nothing was trained on it, and no age of it used.
     raw, harmonized = (figures["UCLA"][way] for way in ("none", "harmonized"))
     assert raw["offset"] < -8
     assert abs(harmonized["offset"]) < 0.5 * abs(raw["offset"])
-    assert harmonized["scatter"] < 1.1 * raw["scatter"]
+    assert harmonized["scatter"] < raw["scatter_95"][1]  # seven scans
     assert bundle.info["map"]["acceptance"]["passed"] is True
     assert bundle.info["map"]["acceptance"]["removed"] > 0.5
 
