@@ -104,7 +104,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     ):
         x = np.arange(len(part))
         axes.plot(x, part["rms"], "o-", color=colour, label=str(site))
-    n = [0, *PERSONS]
+    n = sorted(table["persons"].unique())
     axes.set_xticks(range(len(n)), [str(k) if k else "none" for k in n])
     axes.axhline(2.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.set(xlabel="persons that calibrate", ylabel="site offset of the others (years)", ylim=0)
