@@ -21,6 +21,7 @@ from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY
 from bids_harmony.reports.scatter import svg_text
+from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.data import TrainingSet
@@ -56,7 +57,7 @@ def main() -> int:
         for site in sorted(set(data.sites.tolist()) - {bundle.reference_site}):
             fit = select_scans(data.table, given.fit_filter)
             here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages) & fit)
-            for row in measure_site(data, here, bundle, appearance.line, given.draws):
+            for row in measure_site(data, here, bundle, appearance, given.draws):
                 print("", *row.values(), "", sep=" | ", flush=True)
                 rows.append(row)
     draw(pd.DataFrame(rows), given.figure)
@@ -64,7 +65,7 @@ def main() -> int:
 
 
 def measure_site(
-    data: TrainingSet, here: np.ndarray, bundle: Bundle, line: tuple[float, float], draws: int
+    data: TrainingSet, here: np.ndarray, bundle: Bundle, appearance: Appearance, draws: int
 ) -> Iterator[dict[str, Any]]:
     """Calibrate a site on some of its persons, without their ages, and test on the others."""
     persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
@@ -79,10 +80,10 @@ def measure_site(
         offsets = []
         for _ in range(draws if n else 1):
             chosen = np.isin(data.persons[here], rng.choice(persons, n, replace=False))
-            mapping = site_mapping(data, here[chosen], bundle.appearance(), predict) if n else None
+            mapping = site_mapping(data, here[chosen], appearance, predict) if n else None
             tested = here[~chosen]
             ages = np.array([predict(int(i), mapping) for i in tested])
-            offsets.append(offset_and_scatter(ages, data.ages[tested], line)[0])
+            offsets.append(offset_and_scatter(ages, data.ages[tested], appearance.line)[0])
         rms = float(np.sqrt(np.mean(np.square(offsets))))
         offset = float(np.mean(offsets))
         yield {

@@ -135,10 +135,8 @@ def test_figures_of_trust_are_those_of_the_model_card() -> None:
     assert spec.loader is not None
     make_tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_tables)
-    text, card = (
-        read("docs/trust.md"),
-        json.loads((DEFAULT_BUNDLE / "model_card.json").read_text()),
-    )
+    text = read("docs/trust.md")
+    card = json.loads((DEFAULT_BUNDLE / "model_card.json").read_text("utf-8"))
     assert make_tables.fill(text, card) == text, "run: python docs/make_tables.py"
     card["metrics"]["brain_age"]["folds"]["mae"] += 1
     assert make_tables.fill(text, card) != text

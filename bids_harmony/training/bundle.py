@@ -356,7 +356,6 @@ def known_truth_figures(
     figures : list of dict
         Rows of :func:`bids_harmony.training.truth.summarize`.
     """
-    from bids_harmony.anat.template import deep_grey, load_template
     from bids_harmony.qc.guard import limits
     from bids_harmony.training import truth
     from bids_harmony.training.splits import VALIDATION
@@ -367,9 +366,7 @@ def known_truth_figures(
     chosen = chosen if len(np.unique(data.persons[chosen])) >= few else learnt
     if len(np.unique(data.persons[chosen])) < few:
         return None, []
-    deep = deep_grey(load_template(options.contract.resolution))
-    if deep is None or deep.shape != data.shape:
-        deep = np.zeros(data.shape, np.float32)
+    deep = data.deep_grey(options.contract.resolution)
     scans = [
         truth.Scan(
             data.volume(i)[0], data.brain_mask(i), float(data.ages[i]), str(data.persons[i])

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_harmony.anat.template import deep_grey, load_template
 from bids_harmony.models.slices import slice_heights, uncrop
 from bids_harmony.sites.descriptors import describe
 from bids_harmony.training.config import TrainScan
@@ -174,6 +175,16 @@ class TrainingSet:
         if source is None or source[2] is None:
             return self.volume(scan)[1]
         return np.asarray(nib.load(source[2]).dataobj) > 0
+
+    def deep_grey(self, resolution: int) -> np.ndarray:
+        """Read where the template has deep grey matter, on its grid: float32, 0 to 1.
+
+        0 everywhere where the template has no such map, or the scans are on another grid.
+        """
+        weight = deep_grey(load_template(resolution))
+        if weight is None or weight.shape != self.shape:
+            return np.zeros(self.shape, np.float32)
+        return weight
 
     def content(self, scans: np.ndarray | Sequence[int]) -> bytes:
         """Name the images of scans by all that they hold."""

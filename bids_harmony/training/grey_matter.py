@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_harmony.anat.template import deep_grey, load_template
-from bids_harmony.contract import Contract
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.sites.code import Appearance, site_code
@@ -82,11 +80,11 @@ def _fit(ensemble: Ensemble, options: dict[str, Any], job: Job) -> dict[str, Any
     examples, folds, cell = ensemble.examples, ensemble.folds, options["cell"]
     data, scans = examples.data, examples.scans
     maps = np.concatenate([_map(data.stack(int(scan))[0], cell) for scan in scans])
-    deep = _deep_grey(data, job.options.contract)
+    deep = torch.from_numpy(crop(data.deep_grey(job.options.contract.resolution), data.box))
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.
     differences = [
         maps_between_acquisitions(
-            data, scans[folds == fold], maps[folds == fold], deep, cell,
+            data, scans[folds == fold], maps[folds == fold], deep[None, None], cell,
             job.config.acquisitions, ensemble.seed + fold,
         )
         for fold in range(ensemble.n_networks)
@@ -196,10 +194,3 @@ def maps_between_acquisitions(
 
 def _map(stack: np.ndarray, cell: int) -> np.ndarray:
     return grey_matter_map(torch.from_numpy(stack)[None], cell).double().numpy()
-
-
-def _deep_grey(data: TrainingSet, contract: Contract) -> torch.Tensor:
-    deep = deep_grey(load_template(contract.resolution))
-    if deep is None or deep.shape != data.shape:
-        deep = np.zeros(data.shape, np.float32)
-    return torch.from_numpy(crop(deep, data.box))[None, None]
