@@ -1,3 +1,3 @@
 """bids_harmony: harmonize T1-weighted brain scans to one reference site and predict there."""
 
-__version__ = "0.2.1"
+__version__ = "0.3.0"

@@ -23,12 +23,13 @@ from bids_harmony.sites.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from bids_harmony.sites.descriptors import LEVELS
-from bids_harmony.sites.mapping import IntensityMapping, spoken
+from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
+from bids_harmony.sites.mapping import spoken
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
     from bids_harmony.models.bundle import Bundle
+    from bids_harmony.sites.code import SiteCode
 
 #: Where calibrations lie in the output folder.
 FOLDER = "calibration"
@@ -41,21 +42,21 @@ class Chosen:
     calibration: Calibration
     path: Path | None
 
-    def identity(self, out: Path, grey: float) -> dict[str, Any]:
+    def identity(self, out: Path, bundle: Bundle) -> dict[str, Any]:
         """Name it in a scan's record.
 
         Parameters
         ----------
         out : pathlib.Path
             Root of the derivatives, below which its file is named.
-        grey : float
-            Intensity of grey matter in the bundle's contract.
+        bundle : Bundle
+            The one in use.
         """
         inside = self.path is not None and self.path.is_relative_to(out)
         return {
             **self.calibration.identity(),
             "sources": self.calibration.sources,
-            "changes": self.calibration.mapping.changes(grey),
+            "changes": self.calibration.changes(bundle),
             **({"path": self.path.relative_to(out).as_posix()} if inside and self.path else {}),
         }
 
@@ -173,11 +174,12 @@ def collect_sites(
 
 def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
     """Take from a record what calibration needs; None where it has no descriptors."""
-    quantiles = (record.get("descriptors") or {}).get("quantiles") or ()
+    descriptors = record.get("descriptors") or {}
+    sizes = [len(descriptors.get(name) or ()) for name in ("quantiles", "texture")]
     preproc = next(
         (p for p in record.get("outputs") or () if p.endswith("_desc-preproc_T1w.nii.gz")), None
     )
-    if len(quantiles) != len(LEVELS) or preproc is None:
+    if sizes != [len(LEVELS), N_TEXTURE] or preproc is None:
         return None
     return SiteScan(
         key=str(record["name"]),
@@ -228,16 +230,28 @@ def calibrate_sites(
     return {site: found.get(site) or work(scans) for site, scans in sites.items()}
 
 
-def predict_age(bundle: Bundle, t1w: Path, mapping: IntensityMapping | None) -> float:
-    """Predict the brain age of a preprocessed scan in a file, after an intensity mapping."""
+def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float:
+    """Predict the brain age of a preprocessed scan in a file, mapped as a site's code says.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        One that predicts brain age.
+    t1w : pathlib.Path
+        Preprocessed scan.
+    code : SiteCode
+        Of its site.
+    spare : bool
+        Without the map's network, which takes longer than all else.
+    """
     import nibabel as nib
     import numpy as np
 
     from bids_harmony.models.apply import brain_age
 
     img = nib.load(t1w)
-    volume = np.asarray(img.dataobj)
-    return brain_age(bundle, volume if mapping is None else mapping(volume), img.affine)
+    site_map = bundle.site_map(code, spare=spare)
+    return brain_age(bundle, site_map(np.asarray(img.dataobj)), img.affine)
 
 
 def find_calibrations(config: RunConfig, bundle: Bundle, template: str) -> dict[str, Chosen]:
@@ -265,7 +279,7 @@ def summary(calibration: Calibration, bundle: Bundle) -> str:
     years = f"of {ages['min']:.0f} to {ages['max']:.0f} years"
     if ages["source"] != "known":
         years = f"of about {ages['mean']:.0f} years ({ages['source']})"
-    changes = spoken(calibration.mapping.changes(bundle.contract.grey))
+    changes = spoken(calibration.changes(bundle))
     lines = [
         f"Site {calibration.site}: {counted(calibration.code.n, 'person')} {years}; "
         f"harmonization makes {changes}.",

@@ -63,25 +63,27 @@ def prepare_streams() -> None:
 
 
 def counted_off(
-    scans: Iterable[Item], n: int, what: str, say: Callable[[str], None]
+    items: Iterable[Item], n: int, what: str, say: Callable[[str], None], unit: str = "scans"
 ) -> Iterator[Item]:
-    """Pass scans on; say now and then how many are done, and how long the rest takes.
+    """Pass scans, or others, on; say now and then how many are done, and what time is left.
 
     Parameters
     ----------
-    scans : iterable
-        One item per scan.
+    items : iterable
+        Scans, or what ``unit`` calls them.
     n : int
-        Number of scans.
+        Number of items.
     what : str
         What is done to them.
     say : callable
         Takes a line: every :data:`EVERY`, and at the end.
+    unit : str
+        The items' name.
     """
     begun = told = time.monotonic()
-    for done, scan in enumerate(scans, 1):
-        yield scan
+    for done, item in enumerate(items, 1):
+        yield item
         now = time.monotonic()
         if now - told > EVERY or done == n:
             told, rate = now, done / max(now - begun, 1e-6)
-            say(f"{what}: {done} of {n} scans, {rate:.1f}/s, {(n - done) / rate:.0f} s left")
+            say(f"{what}: {done} of {n} {unit}, {rate:.1f}/s, {(n - done) / rate:.0f} s left")

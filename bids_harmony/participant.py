@@ -150,7 +150,7 @@ def process(
     for site in sorted(used):
         say(summary(calibrations[site].calibration, run.bundle))
     named = {
-        site: chosen.identity(run.config.output_dir, run.contract.grey)
+        site: chosen.identity(run.config.output_dir, run.bundle)
         for site, chosen in calibrations.items()
         if site in used
     }

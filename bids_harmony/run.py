@@ -316,7 +316,7 @@ class Run:
         """
         assert self.bundle is not None
         found: dict[str, dict[str, Any]] = {
-            site: c.identity(self.config.output_dir, self.contract.grey)
+            site: c.identity(self.config.output_dir, self.bundle)
             for site, c in self.frozen.items()
         }
         waiting = {scan.site for scan in scans if states[scan.key] == PREPROCESS}

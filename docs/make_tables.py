@@ -22,6 +22,7 @@ SOURCES = {
 WAYS = {
     "none": "not harmonized",
     "histogram_matching": "histogram matching",
+    "intensity_mapping": "intensity mapping alone",
     "harmonized": "harmonized",
     "harmonized_known_ages": "… with known ages",
 }

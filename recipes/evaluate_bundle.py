@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from bids_harmony.evaluation.persons import drawn_persons
 from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import predict_value
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.training.cache import open_training_set
-from bids_harmony.training.harmonizer import cross_calibrated
+from bids_harmony.training.harmonizer import Predict, cross_calibrated, quick_age
 from bids_harmony.training.inputs import find_training_scans, usable_scans
+
+#: A site's persons are parted in this many; each part is mapped as the others say.
+FOLDS = 5
+Map = Callable[[np.ndarray], np.ndarray]
 
 
 def interval(values: np.ndarray, persons: np.ndarray) -> str:
@@ -47,32 +52,34 @@ def main() -> int:
     data = open_training_set(usable_scans(scans, print), given.work, say=print)
     fit = select_scans(data.table, given.fit_filter)
 
-    def predict(scan: int, mapping: IntensityMapping | None, step: int = 1) -> float:
-        volume = data.volume(scan)[0]
-        return predict_value(
-            ensembles, volume if mapping is None else mapping(volume), data.affine, bundle.box,
-            bundle.contract.slice_mm, step=step,
-        )  # fmt: skip
+    slice_mm, network = bundle.contract.slice_mm, bundle.map_network()
+    quick = quick_age(data, ensembles, slice_mm, appearance, network, bundle.box)
 
-    def quick(scan: int, mapping: IntensityMapping | None) -> float:
-        return predict(scan, mapping, 4)
+    def predict(scan: int, site_map: Map | None) -> float:
+        volume = data.volume(scan)[0]
+        mapped = volume if site_map is None else site_map(volume)
+        return predict_value(ensembles, mapped, data.affine, bundle.box, slice_mm)
+
+    def maps(here: np.ndarray, ages: Predict | None) -> dict[int, SiteMap]:
+        codes = cross_calibrated(data, here, here[fit[here]], appearance, ages, FOLDS, 0)
+        return {
+            scan: SiteMap.of(code, appearance, network, bundle.box) for scan, code in codes.items()
+        }
 
     print("\n| site | n | persons | scans | offset | scatter | r | mean absolute error |")
     print("|---|---|---|---|---|---|---|---|")
     for site in np.unique(data.sites).tolist():
         here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
-        ways: dict[str, dict[int, IntensityMapping | None]] = {
+        ways: dict[str, dict[int, Map | None]] = {
             "not harmonized": dict.fromkeys(here.tolist()),
-            "harmonized": {**cross_calibrated(data, here, here[fit[here]], appearance, quick, 0)},
-            "… with known ages": {
-                **cross_calibrated(data, here, here[fit[here]], appearance, None, 0)
-            },
+            "harmonized": {**maps(here, quick)},
+            "… with known ages": {**maps(here, None)},
         }
         groups = {site: here} if fit[here].all() else {
             f"{site}, may calibrate": here[fit[here]], f"{site}, may not": here[~fit[here]],
         }  # fmt: skip
-        for way, mappings in ways.items():
-            predicted = {scan: predict(scan, mapping) for scan, mapping in mappings.items()}
+        for way, maps_ in ways.items():
+            predicted = {scan: predict(scan, site_map) for scan, site_map in maps_.items()}
             for name, group in groups.items():
                 scans_ = np.array([i for i in group.tolist() if i in predicted])
                 values = np.array([predicted[i] for i in scans_.tolist()])

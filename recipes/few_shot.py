@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from bids_harmony.files import write_text
 from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
+from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY
 from bids_harmony.reports.scatter import svg_text
 from bids_harmony.sites.code import Appearance
-from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.harmonizer import site_mapping
+from bids_harmony.training.harmonizer import calibrated, quick_age
 from bids_harmony.training.inputs import find_training_scans, usable_scans
 
 #: Persons that calibrate; of a site, as many as leave LEAST_TESTED persons to test on.
@@ -69,21 +68,26 @@ def measure_site(
 ) -> Iterator[dict[str, Any]]:
     """Calibrate a site on some of its persons, without their ages, and test on the others."""
     persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
-    volumes = {int(i): data.volume(int(i))[0] for i in here}
-
-    @cache
-    def predict(scan: int, mapping: IntensityMapping | None) -> float:
-        after = volumes[scan] if mapping is None else mapping(volumes[scan])
-        return brain_age(bundle, after, data.affine)
+    network, slice_mm = bundle.map_network(), bundle.contract.slice_mm
+    estimate = quick_age(
+        data, bundle.ensembles("brain_age"), slice_mm, appearance, network, bundle.box
+    )
 
     for n in (0, *(n for n in PERSONS if n <= len(persons) - LEAST_TESTED)):
         offsets = []
         for _ in range(draws if n else 1):
             chosen = np.isin(data.persons[here], rng.choice(persons, n, replace=False))
-            mapping = site_mapping(data, here[chosen], appearance, predict) if n else None
-            tested = here[~chosen]
-            ages = np.array([predict(int(i), mapping) for i in tested])
-            offsets.append(offset_and_scatter(ages, data.ages[tested], appearance.line)[0])
+            site_map = None
+            if n:
+                code = calibrated(data, here[chosen], appearance, estimate)
+                site_map = SiteMap.of(code, appearance, network, bundle.box)
+            tested, ages = here[~chosen], []
+            for volume, _ in map(data.volume, tested.tolist()):
+                mapped = volume if site_map is None else site_map(volume)
+                ages.append(brain_age(bundle, mapped, data.affine))
+            offsets.append(
+                offset_and_scatter(np.array(ages), data.ages[tested], appearance.line)[0]
+            )
         rms = float(np.sqrt(np.mean(np.square(offsets))))
         offset = float(np.mean(offsets))
         yield {

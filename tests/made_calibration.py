@@ -8,6 +8,7 @@ import numpy as np
 
 from bids_harmony.models.bundle import Bundle
 from bids_harmony.sites.calibration import Calibration, SiteScan, calibrate
+from bids_harmony.sites.descriptors import LEVELS
 
 
 def made_calibration(
@@ -19,7 +20,13 @@ def made_calibration(
     ages = np.linspace(*appearance.ages, n)
     scans = [
         SiteScan(
-            f"sub-{i}", f"{i}", site, float(age), None, {"quantiles": list(row + shift)}, Path()
+            f"sub-{i}",
+            f"{i}",
+            site,
+            float(age),
+            None,
+            {"quantiles": row[: len(LEVELS)] + shift, "texture": row[len(LEVELS) :]},
+            Path(),
         )
         for i, (age, row) in enumerate(zip(ages, appearance.expected(ages), strict=True))
     ]

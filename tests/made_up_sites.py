@@ -17,6 +17,7 @@ from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
 from bids_harmony.qc.record import ENDINGS
 from bids_harmony.run import prepare
+from bids_harmony.sites.descriptors import LEVELS
 
 
 def made_up_sites(
@@ -51,7 +52,7 @@ def preprocess(
     appearance, rng = run.bundle.appearance(), np.random.default_rng(0)
     for scan in find_scans(config).scans:
         usual = appearance.expected(np.array([scan.age or 50.0]))[0]
-        own = appearance.person_sd * rng.standard_normal()
+        row, n = usual + appearance.person_sd * rng.standard_normal(), len(LEVELS)
         record = run.record_of(scan)
         names = [f"{scan.key}_space-T{end}" for end in ENDINGS[:2]]
         names += [f"{scan.key}{ENDINGS[0]}", f"{scan.key}_from-T1w_to-T{ENDINGS[2]}"]
@@ -72,7 +73,8 @@ def preprocess(
                 "affine": {"method": "ants"},
                 "scale": {},
                 "descriptors": {
-                    "quantiles": (usual - (shift or {}).get(scan.site, 0.1) + own).tolist()
+                    "quantiles": (row[:n] - (shift or {}).get(scan.site, 0.1)).tolist(),
+                    "texture": row[n:].tolist(),
                 },
                 "outputs": [
                     (record.parent / name).relative_to(config.output_dir).as_posix()

@@ -14,7 +14,7 @@ from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
 from bids_harmony.qc.histogram import brain_histogram
 from bids_harmony.sites.code import Appearance
-from bids_harmony.sites.descriptors import LEVELS
+from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
 
 BOX = [[9, 89], [11, 107]]
 #: As if known truth had been missed by three per cent, and nowhere by more than 0.1.
@@ -68,7 +68,7 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
                 "interval": {"half_width": 12.0, "level": 0.9, "n": 10},
             },
             "schizophrenia_probability": {
-                "network": "schizophrenia",
+                "networks": ["schizophrenia"],
                 "output": "logit",
                 "training_data": "simulated",
             },
@@ -80,11 +80,12 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
     }
     flat = brain_histogram(np.linspace(0, 1, 64).reshape(4, 4, 4), np.ones((4, 4, 4), bool))
     reference = {"metrics": {}, "histograms": {"REF": flat}}
-    levels = np.array(LEVELS)
+    usual = np.concatenate([LEVELS, np.zeros(N_TEXTURE)])  # quantiles, then texture
+    slopes = np.concatenate([0.001 * (np.array(LEVELS) - 0.5), np.zeros(N_TEXTURE)])
     appearance = Appearance(
-        levels,
-        0.001 * (levels - 0.5),
-        np.full(len(levels), 0.02),
+        usual,
+        slopes,
+        np.full(len(usual), 0.02),
         (20.0, 80.0),
         (0.8, 9.0),
         45.0,

@@ -43,7 +43,7 @@ def harmonize(config: RunConfig) -> None:
     for scan in scans:
         if states[scan.key] == HARMONIZE:
             path = run.record_of(scan)
-            named = calibrations[scan.site].identity(config.output_dir, run.contract.grey)
+            named = calibrations[scan.site].identity(config.output_dir, run.bundle)
             path.write_text(json.dumps(json.loads(path.read_text()) | run.harmonization(named)))
 
 

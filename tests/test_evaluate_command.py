@@ -63,8 +63,8 @@ def test_tables_and_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = root / "out" / "evaluation"
     table = pd.read_csv(out / "experiments.tsv", sep="\t")
     assert set(table["experiment"]) == set(names)
-    ways = {"none", "tissue_scaling", "histogram_matching", "combat", "harmonized",
-            "harmonized_known_ages"}  # fmt: skip
+    ways = {"none", "tissue_scaling", "histogram_matching", "combat", "intensity_mapping",
+            "harmonized", "harmonized_known_ages"}  # fmt: skip
     for (experiment, _, _), cell in table.groupby(["experiment", "train_sites", "test_site"]):
         # ComBat wants three persons of a site.
         assert set(cell["way"]) == ways or experiment == "size"
@@ -146,7 +146,7 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     assert counts["combat"].to_dict() == {"A": 1, "REF": 1}
     assert table.set_index(["way", "test_site"])["n_scans"]["harmonized", "REF"] == 13
     left = pd.read_csv(folder / "left_out.tsv", sep="\t").groupby("test_site")["n_scans"]
-    assert left.sum()["C"] == 3  # ComBat, and calibration with ages and without
+    assert left.sum()["C"] == 4  # ComBat, and the three ways of calibration
     assert left.sum()["A"] == 5 - table.set_index(["way", "test_site"])["n_scans"]["combat", "A"]
     assert set(json.loads((folder / "left_out.json").read_text())) >= {"reason", "n_scans"}
     page = (tmp_path / "out" / "evaluation.html").read_text()

@@ -32,7 +32,7 @@ def info() -> dict:
         },
         "contract": {"skull_strip": "deepbet", "slice_mm": [-28.0, 52.0]},
         "networks": {"brain_age": {"kind": "slice", "options": {"hidden": 8}, "files": ["b"]}},
-        "map": {"kind": "intensity-mapping", "known_truth": [], "acceptance": {
+        "map": {"kind": "intensity-mapping", "known_truth": {}, "acceptance": {
             "passed": False, "removed": 0.4, "moved": ["A & B"], "still": [],
             "text": "The map removes 40 % of the mean site offset at A & B.",
         }},

@@ -338,7 +338,7 @@ def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
     age["age_bias"] = {"slope": -0.2, "intercept": 9.0, "n": 10}
     info["targets"]["iq"] = {k: v for k, v in age.items() if k not in ("age_bias",)}
     info["targets"]["diagnosis_probability"] = {
-        "network": "schizophrenia", "output": "logit", "training_data": "real",
+        "networks": ["schizophrenia"], "output": "logit", "training_data": "real",
         "classes": ["control", "patient"],
     }  # fmt: skip
     bundle = replace(bundle, info=info)

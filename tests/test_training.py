@@ -20,7 +20,7 @@ from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.sites.calibration import SiteScan, calibrate
 from bids_harmony.sites.descriptors import describe
 from bids_harmony.training.augment import Augmentation, augment
-from bids_harmony.training.bundle import train_bundle
+from bids_harmony.training.bundle import accept, train_bundle
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet
@@ -79,8 +79,38 @@ def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> 
     assert brain[0] > brain[1] > brain[2]
 
 
+@pytest.mark.parametrize(
+    ("network", "curve", "kind"),
+    [(1.0, 2.0, "network"), (6.0, 2.0, "intensity-mapping"), (6.0, 7.0, "network")],
+)
+def test_a_network_that_fails_where_the_curve_passes_is_left_out(
+    network: float, curve: float, kind: str
+) -> None:
+    def figures(offset: float) -> dict:
+        return {"offset": offset, "offset_95": [offset - 1, offset + 1]}
+
+    def measured(which: str) -> dict:
+        ours = network if which == "network" else curve
+        ways = {"none": figures(-10.0), "harmonized": figures(ours)}
+        ways |= {"intensity_mapping": figures(curve)} if which == "network" else {}
+        return {"brain_age": {"sites": {"A": ways, "A, not in --fit-filter": ways}}}
+
+    lines: list[str] = []
+    used, metrics, accepted, left_out = accept("network", measured, lines.append)
+    assert used == kind
+    offset = metrics["brain_age"]["sites"]["A"]["harmonized"]["offset"]
+    assert accepted["removed"] == pytest.approx(1 - abs(offset) / 10)
+    assert (left_out is not None) == bool(lines) == (kind != "network")
+    if left_out is not None:
+        assert left_out["sites"]["A"]["harmonized"]["offset"] == network
+        assert "intensity mapping alone" in lines[0]
+
+
 def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_path: Path) -> None:
-    options = TrainOptions(reference_site="REF", predictor_steps=3, folds=2, model_name="small")
+    options = TrainOptions(
+        reference_site="REF", predictor_steps=3, folds=2, model_name="small", map="cyclegan",
+        fast_dev_run=True, holdout=0.3, validation=0.2,
+    )  # fmt: skip
     lines: list[str] = []
     bundle = train_bundle(
         scans, tmp_path / "b", options, work_dir=tmp_path, licences=["CC0"], say=lines.append
@@ -95,9 +125,14 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
         assert not set(part["train"]) & set(part["test"])
     figures = info["metrics"]["brain_age"]["sites"]
     assert figures["REF"]["harmonized"]["n"] == info["sites"]["REF"]["n_held_out"]
+    # What the fine-tuned map has seen, it is not tested on.
+    assert set(info["map"]["known_truth"]) <= {"intensity-mapping", "network", "cyclegan"}
+    n = 8 - (len(splits["A"]["train"]) if info["map"]["kind"] == "cyclegan" else 0)
     assert {way: row["n"] for way, row in figures["A"].items()} == dict.fromkeys(
-        ("none", "histogram_matching", "harmonized", "harmonized_known_ages"), 8
+        ("none", "histogram_matching", "intensity_mapping", "harmonized", "harmonized_known_ages"),
+        n,
     )
+    assert any("training the map on real sites" in line for line in lines)
     row = figures["A"]["harmonized"]
     assert row["offset_95"][0] <= row["offset"] <= row["offset_95"][1]
     assert 0 <= row["coverage_95"][0] <= row["coverage"] <= row["coverage_95"][1] <= 1

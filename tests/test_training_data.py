@@ -68,7 +68,7 @@ def test_arrays_in_memory_are_read_like_a_cache(data: TrainingSet) -> None:
     assert np.array_equal(data.slices([0, 7], [3, 29]), other.slices([0, 7], [3, 29]))
     assert np.array_equal(data.slices([7], [29])[0], stacks[7][0][29])
     assert np.array_equal(data.heights, other.heights)
-    assert np.allclose(data.quantiles, other.quantiles, atol=2e-3)
+    assert np.allclose(data.descriptors, other.descriptors, atol=2e-3)
 
 
 def test_a_fluid_voxel_of_0_stays_inside_the_mask() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bids_harmony.cli.arguments import AsTuple, add_option, default_of
 from bids_harmony.text import plain_number
-from bids_harmony.training.config import RECIPES, TrainOptions
+from bids_harmony.training.config import MAPS, RECIPES, TrainOptions
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {default_of('targets', TrainOptions)})",
     )
     option("model_name", "name of the bundle, written to OUTPUT_DIR/models", metavar="NAME")
+    option("map", "what follows a site's intensity mapping", choices=MAPS)
     option("predictor", "how predictors are trained", choices=RECIPES)
     option("predictor_steps", "steps of each predictor's network", type=int, metavar="N")
     add_option(

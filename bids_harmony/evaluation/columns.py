@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
+
 COLUMNS = {
     "experiment": "sites: trained at the reference, tested at every site; rotations: one or two "
     "training sites in every order; size: calibrated on few "
@@ -12,8 +14,9 @@ COLUMNS = {
     "test_site": "Site of the scans that are tested; several joined by + together",
     "way": "How scans were prepared: none (no harmonization: resampled, over the 98th percentile "
     "of the brain), tissue_scaling (tissue normalization only: without bias field, CSF, grey and "
-    "white matter at fixed values); and after that histogram_matching, combat, harmonized (by the "
-    "site's calibration, ages estimated) or harmonized_known_ages (its ages known)",
+    "white matter at fixed values); and after that histogram_matching, combat, intensity_mapping "
+    "(harmonized without the network), harmonized (by the site's calibration, ages estimated) or "
+    "harmonized_known_ages (its ages known)",
     "n_scans": "Scans tested",
     "n_persons": "Persons these scans are of",
     "n_folds": "Seeds and folds that these scans were tested in: fewer where a way or target "
@@ -67,18 +70,14 @@ COLUMNS = {
             ("tissue_scaling", "those with tissue normalization only"),
             ("histogram_matching", "histogram-matched ones"),
             ("combat", "those of ComBat"),
+            ("intensity_mapping", "those harmonized without the network"),
             ("harmonized_known_ages", "those calibrated with known ages"),
         )
     },
     **{
         f"p_over_{way}": f"Two-sided p of gain_over_{way}: of areas under the curve by DeLong's "
         "test with persons as clusters, of errors by exchanging the ways within persons"
-        for way in (
-            "none",
-            "tissue_scaling",
-            "histogram_matching",
-            "combat",
-            "harmonized_known_ages",
-        )
+        for way in WAYS
+        if way != HARMONIZED
     },
 }

@@ -18,6 +18,7 @@ from bids_harmony.evaluation.prepare import (
     COMBAT,
     HARMONIZED,
     KNOWN_AGES,
+    MAPPED,
     MATCHED,
     NONE,
     SCALED,
@@ -29,17 +30,24 @@ from bids_harmony.evaluation.prepare import (
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
 from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import predict_value
+from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance
-from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
 from bids_harmony.training.cache import locked
 from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import one_device
-from bids_harmony.training.harmonizer import mean_quantiles, site_mapping
+from bids_harmony.training.harmonizer import (
+    Predict,
+    calibrated,
+    mean_quantiles,
+    quick_age,
+    sparing,
+)
 from bids_harmony.training.predictor import PredictorConfig, recipe_of
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
-from bids_harmony.training.splits import TEST
+from bids_harmony.training.splits import TEST, TRAIN
 from bids_harmony.training.targets import Target, find_target
 
 Say = Callable[[str], None]
@@ -135,8 +143,8 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         changes[COMBAT] = (change, f"combat {reference} {unit.seed} {fitted.tolist()} {what}")
         known[COMBAT] = np.array(sites)
     for way, of_site in calibrations(study, unit, split, fitted).items():
-        curves = {site: (m.x.tolist(), m.y.tolist()) for site, m in of_site.items()}
-        changes[way] = (mapping(of_site, data.sites), f"{way} {curves}")
+        told = {site: one.digest() for site, one in of_site.items()}
+        changes[way] = (mapping(of_site, data.sites), f"{way} {told}")
         known[way] = np.array(list(of_site))
         why[way] = "no other scan of the site is left to calibrate on"
     # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
@@ -159,8 +167,11 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
 
 def calibrations(
     study: Study, unit: Unit, split: np.ndarray, among: np.ndarray
-) -> dict[str, dict[str, IntensityMapping]]:
+) -> dict[str, dict[str, SiteMap]]:
     """Calibrate every site on scans that are not tested, with and without their ages.
+
+    The network that follows the intensity mapping learns from the first training site, as the
+    predictors that estimate ages do.
 
     Parameters
     ----------
@@ -174,32 +185,39 @@ def calibrations(
     Returns
     -------
     dict
-        By way and site. Without an age to predict, or to know, only one of the two ways is there.
+        By way and site. Without an age to predict, or to know, only some of the ways are there.
     """
     data, reference = study.data, unit.train_sites[0]
     at_reference = replace(unit, train_sites=(reference,))
     predictors = fit_predictors(study, at_reference, data, split)
     learnt = np.flatnonzero((split != TEST) & (data.sites == reference) & study.fit)
     appearance = Appearance.fit(
-        data.quantiles[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
+        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
     )
 
-    def brain_age(scan: int, curve: IntensityMapping | None) -> float:
-        volume = data.volume(scan)[0]
-        return predict_value(
-            predictors["brain_age"].ensembles, volume if curve is None else curve(volume),
-            data.affine, data.box, study.train.contract.slice_mm, step=4,
-        )  # fmt: skip
-
+    ensembles = None if appearance.line is None else predictors["brain_age"].ensembles
+    network = train_maps(
+        data, learnt[split[learnt] == TRAIN], among[data.sites[among] != reference], appearance,
+        ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
+    )[study.train.map]  # fmt: skip
     parts = {str(site): data.site_scans(str(site), among) for site in np.unique(data.sites[among])}
-    ways: dict[str, Any] = {}
-    if appearance.line is not None:
-        ways[HARMONIZED] = brain_age
-    if np.isfinite(data.ages[among]).any() or not ways:
-        ways[KNOWN_AGES if ways else HARMONIZED] = None
+    ways: dict[str, tuple[Predict | None, MapNetwork | None]] = {
+        MAPPED: (None, None), HARMONIZED: (None, network)
+    }  # fmt: skip
+    if ensembles is not None:
+        slice_mm = study.train.contract.slice_mm
+        ages = quick_age(data, ensembles, slice_mm, appearance, network)
+        ways = {MAPPED: (sparing(ages), None), HARMONIZED: (ages, network)}
+        if np.isfinite(data.ages[among]).any():
+            ways[KNOWN_AGES] = (None, network)
+    if network is None:
+        del ways[MAPPED]  # it is harmonization
     return {
-        way: {site: site_mapping(data, scans, appearance, ages) for site, scans in parts.items()}
-        for way, ages in ways.items()
+        way: {
+            site: SiteMap.of(calibrated(data, scans, appearance, ages), appearance, net, data.box)
+            for site, scans in parts.items()
+        }
+        for way, (ages, net) in ways.items()
     }
 
 

@@ -15,9 +15,11 @@ from bids_harmony.evaluation.prepare import (
     COMBAT,
     HARMONIZED,
     KNOWN_AGES,
+    MAPPED,
     MATCHED,
     NONE,
     SCALED,
+    SPOKEN,
     WAYS,
 )
 from bids_harmony.evaluation.statistics import PRIMARY
@@ -29,6 +31,7 @@ from bids_harmony.reports.drawing import (
     ORANGE,
     PURPLE,
     SKY,
+    YELLOW,
 )
 from bids_harmony.reports.scatter import scatter_figure, svg_text
 
@@ -40,10 +43,7 @@ if TYPE_CHECKING:
 
 #: Shapes too tell apart what is drawn.
 STYLE = {NONE: (GREY, "s"), SCALED: (ORANGE, "D"), MATCHED: (SKY, "^"), COMBAT: (GREEN, "v"),
-         HARMONIZED: (BLUE, "o"), KNOWN_AGES: (PURPLE, "P")}  # fmt: skip
-LABELS = {NONE: "no harmonization", SCALED: "tissue normalization only",
-          MATCHED: "histogram matching", COMBAT: "ComBat", HARMONIZED: "harmonized",
-          KNOWN_AGES: "harmonized, ages known"}  # fmt: skip
+         MAPPED: (YELLOW, "X"), HARMONIZED: (BLUE, "o"), KNOWN_AGES: (PURPLE, "P")}  # fmt: skip
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve",
          "offset": "absolute site offset"}  # fmt: skip
 
@@ -106,7 +106,7 @@ def _bars(axes: Axes, table: pd.DataFrame, name: str) -> None:
         colour, marker = STYLE[way]
         at = np.arange(len(sites)) + 0.16 * (k - (len(ways) - 1) / 2)
         ends = np.abs(part[[f"{name}_low", f"{name}_high"]].to_numpy().T - part[name].to_numpy())
-        axes.errorbar(at, part[name], ends, fmt=marker, color=colour, label=LABELS[way])
+        axes.errorbar(at, part[name], ends, fmt=marker, color=colour, label=SPOKEN[way])
     counts = table.groupby("test_site")["n_persons"].max()[sites]
     labels = [f"{site}\nn = {n}" for site, n in zip(sites, counts, strict=True)]
     axes.set_xticks(range(len(sites)), labels)
@@ -126,7 +126,7 @@ def _scatter(rows: pd.DataFrame, reference: str) -> Figure:
         part = rows[rows["way"] == way].rename(columns={"test_site": "site"}, errors="ignore")
         home = part[part["site"] == reference]
         line = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
-        panels[LABELS[way]] = (part, line)
+        panels[SPOKEN[way]] = (part, line)
     return scatter_figure(panels, reference)
 
 
@@ -134,9 +134,9 @@ def _sizes(axes: Axes, table: pd.DataFrame, name: str) -> None:
     ours = table[table["way"] == HARMONIZED].sort_values("n_source")
     x = ours["n_source"].to_numpy(float)
     colour, marker = STYLE[HARMONIZED]
-    axes.plot(x, ours[name].abs(), f"{marker}-", color=colour, label=LABELS[HARMONIZED])
+    axes.plot(x, ours[name].abs(), f"{marker}-", color=colour, label=SPOKEN[HARMONIZED])
     before = table.loc[table["way"] == SCALED, name].abs().mean()
-    axes.axhline(before, color=STYLE[SCALED][0], ls=":", label=LABELS[SCALED])
+    axes.axhline(before, color=STYLE[SCALED][0], ls=":", label=SPOKEN[SCALED])
     axes.set_xlabel("persons that calibrate the site")
     axes.set_ylabel(UNITS[name])
     axes.set_xticks(x)

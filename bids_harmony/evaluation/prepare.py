@@ -4,8 +4,9 @@
 percentile of its brain, nothing else. ``tissue_scaling`` is tissue normalization only, what the
 contract makes of the scan (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means),
 and what the others start from: ``histogram_matching``, the published comparator, ``combat``
-(:mod:`bids_harmony.evaluation.combat`), ``harmonized``, by the site's calibration without the use
-of any age, and ``harmonized_known_ages``, the same with the ages of the scans that calibrate.
+(:mod:`bids_harmony.evaluation.combat`), ``intensity_mapping``, the first half of harmonization,
+``harmonized``, both by the site's calibration without the use of any age, and
+``harmonized_known_ages``, the same with the ages of the scans that calibrate.
 """
 
 from __future__ import annotations
@@ -25,17 +26,26 @@ from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.console import counted_off
 from bids_harmony.errors import ScanError
+from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import crop
-from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.cache import Volumes, new_array
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.harmonizer import match_histogram
 
 NONE, SCALED, MATCHED, HARMONIZED = "none", "tissue_scaling", "histogram_matching", "harmonized"
-COMBAT, KNOWN_AGES = "combat", "harmonized_known_ages"
-WAYS = (NONE, SCALED, MATCHED, COMBAT, HARMONIZED, KNOWN_AGES)
+COMBAT, MAPPED, KNOWN_AGES = "combat", "intensity_mapping", "harmonized_known_ages"
+WAYS = (NONE, SCALED, MATCHED, COMBAT, MAPPED, HARMONIZED, KNOWN_AGES)
+SPOKEN = {
+    NONE: "no harmonization",
+    SCALED: "tissue normalization only",
+    MATCHED: "histogram matching",
+    COMBAT: "ComBat",
+    MAPPED: "intensity mapping alone",
+    HARMONIZED: "harmonized",
+    KNOWN_AGES: "harmonized, ages known",
+}
 #: Ways whose scans a predictor trained on tissue-scaled reference scans understands.
-FROM_SCALED = (SCALED, MATCHED, COMBAT, HARMONIZED, KNOWN_AGES)
+FROM_SCALED = (SCALED, MATCHED, COMBAT, MAPPED, HARMONIZED, KNOWN_AGES)
 #: Of the brain's intensities; ``none`` divides by it.
 PERCENTILE = 98
 
@@ -169,6 +179,6 @@ def matching(quantiles: np.ndarray) -> Change:
     return lambda _, volume, mask: match_histogram(volume, mask, quantiles)
 
 
-def mapping(of_site: Mapping[str, IntensityMapping], sites: np.ndarray) -> Change:
-    """Apply the intensity mapping of each scan's site."""
+def mapping(of_site: Mapping[str, SiteMap], sites: np.ndarray) -> Change:
+    """Apply the map of each scan's site."""
     return lambda scan, volume, mask: np.where(mask, of_site[sites[scan]](volume), np.float32(0))

@@ -16,7 +16,7 @@ from bids_harmony.bids import counted
 from bids_harmony.evaluation.columns import COLUMNS
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.plots import draw_figures
-from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, KNOWN_AGES, MATCHED, NONE, SCALED
+from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, NONE, SPOKEN
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.verdict import dictionary
@@ -26,14 +26,6 @@ FOLDER = "evaluation"
 TABLES = (
     "experiments", "predictions", "left_out", "images", "biology", "travelling", "agreement",
 )  # fmt: skip
-SPOKEN = {
-    NONE: "no harmonization",
-    SCALED: "tissue normalization only",
-    MATCHED: "histogram matching",
-    COMBAT: "ComBat",
-    HARMONIZED: "harmonized",
-    KNOWN_AGES: "harmonized, ages known",
-}
 #: Below this many persons a cell's figures are called rough.
 FEW = 20
 #: A difference with a p below this is spoken of as one.

@@ -21,10 +21,9 @@ from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageEr
 from bids_harmony.evaluation.combat import available
 from bids_harmony.evaluation.fit import Study, predict_unit, prepare_unit, untrained
 from bids_harmony.evaluation.images import measure_pairs, measure_scans
-from bids_harmony.evaluation.prepare import SCALED, plain
+from bids_harmony.evaluation.prepare import SCALED, SPOKEN, plain
 from bids_harmony.evaluation.report import (
     FOLDER,
-    SPOKEN,
     Findings,
     write_findings,
     write_table,

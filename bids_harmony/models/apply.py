@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,24 +14,6 @@ from bids_harmony.sites.calibration import Calibration
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """Run torch without gradients and on one thread.
-
-    How work is shared between threads decides in which order sums are taken; a second thread
-    would save a quarter of a second per scan, and bit-identical results are promised.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def harmonize_volume(
@@ -66,7 +48,8 @@ def harmonize_volume(
     numpy.ndarray
         float32 volume of the same shape, exactly 0 outside the mask.
     """
-    return np.where(mask, calibration.mapping(volume), np.float32(0))
+    site_map = replace(bundle.site_map(calibration.code, device), curve=calibration.mapping)
+    return np.where(mask, site_map(volume), np.float32(0))
 
 
 def predict_slices(
@@ -106,13 +89,13 @@ def predict_slices(
     """
     import torch
 
-    from bids_harmony.models.networks import GreyMatterNetwork
+    from bids_harmony.models.networks import GreyMatterNetwork, repeatable
 
     chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
     heights = slice_heights(volume.shape[2], affine)[chosen]
     whole = crop(volume, box).astype(np.float32)
     slices, medians = np.zeros(len(chosen)), []
-    with _repeatable():
+    with repeatable():
         for members in ensembles:
             alone = isinstance(members[0], GreyMatterNetwork)
             inputs = whole[None] if alone else predictor_input(whole[chosen], heights)

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError
@@ -28,7 +28,10 @@ from bids_harmony.sites.code import Appearance
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 2
+    from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+    from bids_harmony.sites.code import SiteCode
+
+FORMAT = 3
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "data" / "bundle"
 KEYS = frozenset(
     {
@@ -121,8 +124,22 @@ class Bundle:
 
     def ensembles(self, target: str, device: str = "cpu") -> list[list[nn.Module]]:
         """Return the ensembles whose mean predicts a target."""
-        spec, networks = self.targets[target], self.networks(device)
-        return [networks[name] for name in spec.get("networks") or [spec["network"]]]
+        networks = self.networks(device)
+        return [networks[name] for name in self.targets[target]["networks"]]
+
+    def map_network(self, device: str = "cpu") -> MapNetwork | None:
+        """Return the network that follows the intensity mapping; None where there is none."""
+        if "map" not in self.info["networks"]:
+            return None
+        network = self.networks(device)["map"][0]
+        return cast("MapNetwork", network)
+
+    def site_map(self, code: SiteCode, device: str = "cpu", *, spare: bool = False) -> SiteMap:
+        """Make the map of a site of this code; without its network where that is to be spared."""
+        from bids_harmony.models.mapnetwork import SiteMap
+
+        network = None if spare else self.map_network(device)
+        return SiteMap.of(code, self.appearance(), network, self.box)
 
 
 def load_bundle(path: Path | None = None) -> Bundle:
@@ -273,7 +290,7 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     Parameters
     ----------
     config : dict
-        ``kind`` (``slice`` or ``grey_matter``) and ``options`` for the network's class.
+        ``kind`` (``slice``, ``grey_matter`` or ``map``) and ``options`` for the network's class.
     tensors : dict
         State dictionary; stored in half precision, used in single precision.
 
@@ -284,9 +301,12 @@ def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     """
     import torch
 
+    from bids_harmony.models.mapnetwork import MapNetwork
     from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 
-    kinds: dict[str, type[nn.Module]] = {"slice": SliceNetwork, "grey_matter": GreyMatterNetwork}
+    kinds: dict[str, type[nn.Module]] = {
+        "slice": SliceNetwork, "grey_matter": GreyMatterNetwork, "map": MapNetwork,
+    }  # fmt: skip
     network = kinds[config["kind"]](**config["options"])
     full = {}
     for key, value in tensors.items():

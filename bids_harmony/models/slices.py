@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+#: Rows and columns of the template grid that networks see.
+Box = tuple[tuple[int, int], tuple[int, int]]
+
 
 def slice_heights(n_slices: int, affine: np.ndarray) -> np.ndarray:
     """Height (template z, mm) of each axial slice."""
@@ -21,9 +24,7 @@ def scaled_height(heights: np.ndarray) -> np.ndarray:
     return np.asarray(heights / 70.0, dtype=np.float32)
 
 
-def fit_box(
-    box: tuple[tuple[int, int], tuple[int, int]], mask: np.ndarray, stride: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def fit_box(box: Box, mask: np.ndarray, stride: int) -> Box:
     """Extend a box of rows and columns until it holds the mask, by multiples of ``stride``.
 
     The ends may lie outside the grid: :func:`crop` fills with zeros.
@@ -38,7 +39,7 @@ def fit_box(
     return ends[0], ends[1]
 
 
-def crop(volume: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+def crop(volume: np.ndarray, box: Box) -> np.ndarray:
     """Cut rows and columns out of a volume, slices first: (slices, rows, columns).
 
     Where the box reaches over the grid's edge the result is 0.
@@ -50,9 +51,7 @@ def crop(volume: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> np
     return out
 
 
-def uncrop(
-    slices: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, ...]
-) -> np.ndarray:
+def uncrop(slices: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray:
     """Put :func:`crop`'s slices back into a volume of ``shape``, 0 elsewhere."""
     out = np.zeros(shape, slices.dtype)
     inside = [slice(max(a, 0), min(b, n)) for (a, b), n in zip(box, shape, strict=False)]

@@ -47,14 +47,16 @@ def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
     return environment.from_string(source).render(
         calibration=calibration,
         reference=bundle.reference_site,
-        changes=spoken(calibration.mapping.changes(bundle.contract.grey)),
+        network="map" in bundle.info["networks"],
+        changes=spoken(calibration.changes(bundle)),
         picture=base64.b64encode(picture).decode("ascii"),
     )
 
 
 def _figure(calibration: Calibration, out: Path) -> Path:
     """Draw the distributions of deep intensities, and the curve that takes one to the other."""
-    x, y, sd = calibration.mapping.x, calibration.mapping.y, calibration.code.sd
+    x, y = calibration.mapping.x, calibration.mapping.y
+    sd = calibration.code.sd[: len(x)]
     figure, (left, right) = new_figure((1, 2), 0.44)
     grid = np.linspace(0, max(x[-1], y[-1]) + 0.1, 300)
     for values, colour, name in ((y, REFERENCE, "reference"), (x, ORANGE, "site")):

@@ -12,6 +12,7 @@ from bids_harmony.qc.verdict import dictionary
 METHODS = {
     "none": "not harmonized",
     "histogram_matching": "histogram-matched",
+    "intensity_mapping": "intensity mapping alone",
     "harmonized": "harmonized",
     "harmonized_known_ages": "harmonized, ages known",
 }

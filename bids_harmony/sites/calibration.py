@@ -15,17 +15,19 @@ import numpy as np
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread, write_json
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
+from bids_harmony.sites.descriptors import LEVELS, vector
 from bids_harmony.sites.mapping import IntensityMapping
 
 if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
 
-FORMAT = 1
-#: Rounds of predicting ages and mapping, where ages are unknown, and the most that a step is
-#: taken to be of the one before.
-ROUNDS, MOST_FACTOR = 3, 0.6
-#: Persons, at most, whose ages are estimated: their mean is what counts.
-MOST_ESTIMATED = 24
+FORMAT = 2
+#: Persons, at most, whose ages are estimated, and those of them whose scans go through the map's
+#: network, which takes longer than all else: their mean is what counts.
+MOST_ESTIMATED, MOST_MAPPED = 24, 6
+#: By how much the age that a mapping rests on comes back in the ages predicted after it: usually,
+#: and at most; it is measured where ages differ by more than FAR years.
+USUAL_FACTOR, MOST_FACTOR, FAR = 0.4, 0.6, 3.0
 #: Least slope of predicted on true age from which an age can be told.
 LEAST_SLOPE = 0.3
 #: With fewer persons a calibration is said to rest on few.
@@ -37,8 +39,9 @@ APART = 4.5
 LEAST_GROUP = 3
 MAKE_AGAIN = "Make it again with the calibrate level."
 
-#: Predict a person's brain age from the preprocessed scan in a file, after an intensity mapping.
-Predict = Callable[[Path, IntensityMapping | None], float]
+#: Predict a person's brain age from the preprocessed scan in a file, mapped as a site's code says
+#: (:func:`estimate_ages`).
+Predict = Callable[[Path, SiteCode, bool], float]
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Calibration:
         if not (
             n > 0
             and all(a.ndim == 1 and len(a) and np.isfinite(a).all() for a in arrays)
-            and len(x) == len(y) == len(shift) == len(sd)
+            and len(x) == len(y)
+            and len(shift) == len(sd)
             and (np.diff(x) > 0).all()
             and (np.diff(y) > 0).all()
         ):
@@ -163,6 +167,26 @@ class Calibration:
         content = self.to_dict()
         said = {name: content[name] for name in ("site", "bundle", "template", "code", "mapping")}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def changes(self, bundle: Bundle) -> dict[str, float]:
+        """Say what harmonization is to change: intensities and, with a network, sharpness.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The one it was made with.
+
+        Returns
+        -------
+        dict
+            What is added to the intensities of the site's grey and deep grey matter; and
+            ``sharpness``, the part by which borders are steeper at the reference.
+        """
+        found = self.mapping.changes(bundle.contract.grey)
+        if "map" in bundle.info["networks"]:
+            smoother = self.code.shift[len(LEVELS) : len(LEVELS) + 3].mean()
+            found["sharpness"] = round(float(np.exp(-smoother) - 1), 4)
+        return found
 
     def identity(self) -> dict[str, Any]:
         """Name the calibration in the outputs that rest on it."""
@@ -202,14 +226,14 @@ def calibrate(
     """
     scans = sorted(scans, key=lambda scan: scan.key)
     site, appearance = scans[0].site, bundle.appearance()
-    values = np.array([scan.descriptors["quantiles"] for scan in scans])
+    values = np.array([vector(scan.descriptors) for scan in scans])
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans], float)
     persons = np.array([scan.person for scan in scans])
     known = ~np.isnan(ages)
 
-    def of_number(i: int, mapping: IntensityMapping | None) -> float:
+    def of_number(i: int, code: SiteCode, spare: bool) -> float:
         assert predict is not None
-        return predict(scans[i].t1w, mapping)
+        return predict(scans[i].t1w, code, spare)
 
     ages = estimate_ages(values, ages, persons, appearance, predict and of_number)
     used = ~np.isnan(ages)
@@ -240,7 +264,7 @@ def sources_digest(
     scans: Sequence[SiteScan], bundle: Bundle, template: str, fit_filter: str | None
 ) -> str:
     """Digest all that a calibration is estimated from, so that it need not be made again."""
-    known = sorted((s.key, s.person, s.age, s.descriptors["quantiles"]) for s in scans)
+    known = sorted((s.key, s.person, s.age, vector(s.descriptors).tolist()) for s in scans)
     content = json.dumps([bundle.sha256, template, fit_filter, known])
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -250,7 +274,7 @@ def estimate_ages(
     ages: np.ndarray,
     persons: np.ndarray,
     appearance: Appearance,
-    predict: Callable[[int, IntensityMapping | None], float] | None,
+    predict: Callable[[int, SiteCode, bool], float] | None,
 ) -> np.ndarray:
     """Fill in unknown ages by the mean that alternating prediction and mapping gives.
 
@@ -261,7 +285,7 @@ def estimate_ages(
     Parameters
     ----------
     values : numpy.ndarray
-        (scans, levels) descriptors.
+        (scans, descriptors).
     ages : numpy.ndarray
         (scans,) in years, NaN where unknown.
     persons : numpy.ndarray
@@ -269,9 +293,9 @@ def estimate_ages(
     appearance : Appearance
         Of the reference.
     predict : callable or None
-        Takes the number of a scan and an intensity mapping (None: the scan as it is), returns its
-        predicted brain age. Without it, or where predictions hardly follow age, the reference's
-        mean age is taken.
+        Takes the number of a scan, a site code, and whether to spare the map's network; returns
+        the brain age of the scan that is mapped as the code says. Without it, or where
+        predictions hardly follow age, the reference's mean age is taken.
 
     Returns
     -------
@@ -287,23 +311,36 @@ def estimate_ages(
         filled[unknown] = appearance.mean_age
         return filled
     first = unknown[np.unique(persons[unknown], return_index=True)[1]]
-    some = first[np.unique(np.linspace(0, len(first) - 1, MOST_ESTIMATED).astype(int))]
+    some = first[_spread(len(first), MOST_ESTIMATED)]
     unknown = unknown[np.isin(persons[unknown], persons[some])]
     used = np.union1d(np.flatnonzero(~np.isnan(ages)), unknown)
     slope, intercept = appearance.line
-    mapping: IntensityMapping | None = None
-    means: list[float] = []
-    for _ in range(ROUNDS):
-        predicted = float(np.mean([predict(int(i), mapping) for i in some]))
-        means.append(float(np.clip((predicted - intercept) / slope, *appearance.ages)))
-        filled[unknown] = means[-1]
+
+    def implied(age: float, scans: np.ndarray, spare: bool) -> float:
+        """Mean age that brain ages imply after a map that takes ``age`` for true."""
+        filled[unknown] = np.clip(age, *appearance.ages)
         code = site_code(values[used], filled[used], persons[used], appearance)
-        mapping = IntensityMapping.of(code, appearance)
-    # Steps shrink by the same factor each round: go where they lead.
-    first_step, last_step = means[1] - means[0], means[-1] - means[-2]
-    factor = float(np.clip(last_step / first_step, 0, MOST_FACTOR)) if first_step else 0.0
-    filled[unknown] = np.clip(means[-1] + last_step * factor / (1 - factor), *appearance.ages)
+        predicted = float(np.mean([predict(int(i), code, spare) for i in scans]))
+        return (predicted - intercept) / slope
+
+    start = appearance.mean_age
+    one = float(np.clip(implied(start, some, True), *appearance.ages))
+    two = implied(one, some, True)
+    # What is taken for true comes back in part, by the same factor at each age.
+    factor = USUAL_FACTOR
+    if abs(one - start) > FAR:
+        factor = float(np.clip((two - one) / (one - start), 0, MOST_FACTOR))
+    age = one + (two - one) / (1 - factor)
+    # The network moves brain ages alike: a few scans tell by how much.
+    few = some[_spread(len(some), MOST_MAPPED)]
+    moved = implied(age, few, False) - implied(age, few, True)
+    filled[unknown] = np.clip(age + moved / (1 - factor), *appearance.ages)
     return filled
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """Choose at most so many of n, evenly."""
+    return np.unique(np.linspace(0, n - 1, most).astype(int))
 
 
 def _warnings(
@@ -343,7 +380,7 @@ def two_groups(
     tuple of int or None
         Scans in each group, the larger first; None where there is one group.
     """
-    off = (values - appearance.expected(ages)) / appearance.person_sd
+    off = ((values - appearance.expected(ages)) / appearance.person_sd)[:, : len(LEVELS)]
     # Along the direction in which the scans differ most.
     centred = off - off.mean(axis=0)
     if len(off) < 2 * LEAST_GROUP or not centred.any():

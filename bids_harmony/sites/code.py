@@ -27,9 +27,9 @@ class Appearance:
     Attributes
     ----------
     intercept, slope : numpy.ndarray
-        (levels,) of each descriptor's least-squares line on age in years.
+        (descriptors,) of each descriptor's least-squares line on age in years.
     person_sd : numpy.ndarray
-        (levels,) standard deviation of persons about that line.
+        (descriptors,) standard deviation of persons about that line.
     ages : tuple of float
         Youngest and oldest reference scan; beyond, the line is not followed.
     line : tuple of float or None
@@ -57,7 +57,7 @@ class Appearance:
         persons: Sequence[str] | np.ndarray,
         line: tuple[float, float] | None,
     ) -> Appearance:
-        """Fit the lines to reference scans, (scans, levels), in which each person counts once.
+        """Fit the lines to (scans, descriptors) of the reference; each person counts once.
 
         Scans of unknown age count as of mean age; where no age is known, nothing depends on it.
         """
@@ -72,7 +72,7 @@ class Appearance:
         return cls(intercept, slope, sd, span, line, float(years.mean()), len(years))
 
     def expected(self, ages: np.ndarray) -> np.ndarray:
-        """Descriptors of a reference scan at each age: (scans, levels)."""
+        """Descriptors of a reference scan at each age: (scans, descriptors)."""
         return np.asarray(self.intercept + np.clip(ages, *self.ages)[:, None] * self.slope)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,9 +107,9 @@ class SiteCode:
     Attributes
     ----------
     shift : numpy.ndarray
-        (levels,) the site's descriptors minus the reference's at the same ages.
+        (descriptors,) the site's descriptors minus the reference's at the same ages.
     sd : numpy.ndarray
-        (levels,) how sure that is: the standard deviation that the number of persons leaves.
+        (descriptors,) how sure that is: the standard deviation that the number of persons leaves.
     age : float
         Mean age of the site's persons, as used.
     n : int
@@ -133,7 +133,7 @@ def site_code(
     Parameters
     ----------
     descriptors : numpy.ndarray
-        (scans, levels).
+        (scans, descriptors): :func:`bids_harmony.sites.descriptors.vector` of each.
     ages : numpy.ndarray
         (scans,) in years, known or estimated.
     persons : sequence of str

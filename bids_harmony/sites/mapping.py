@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bids_harmony.sites.code import Appearance, SiteCode
+from bids_harmony.sites.descriptors import LEVELS
 
 #: Reference intensity of deep grey matter; that of other grey matter is the contract's.
 DEEP_GREY = 0.84
@@ -32,8 +33,9 @@ class IntensityMapping:
     @classmethod
     def of(cls, code: SiteCode, appearance: Appearance) -> IntensityMapping:
         """Make the curve that takes the site's quantiles to the reference's at the same ages."""
-        y = appearance.expected(np.array([code.age]))[0]
-        return cls(_ascending(y + code.shift), _ascending(y))
+        n = len(LEVELS)
+        y = appearance.expected(np.array([code.age]))[0][:n]
+        return cls(_ascending(y + code.shift[:n]), _ascending(y))
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
         """Map a volume; float32, 0 where it was 0."""
@@ -58,17 +60,20 @@ class IntensityMapping:
 
 
 def spoken(changes: Mapping[str, float]) -> str:
-    """Put :meth:`IntensityMapping.changes` into words.
+    """Put :meth:`bids_harmony.sites.calibration.Calibration.changes` into words.
 
-    >>> spoken({"grey matter": 0.071, "deep grey matter": -0.002})
-    'grey matter 0.07 brighter, deep grey matter unchanged'
+    >>> spoken({"grey matter": 0.071, "deep grey matter": -0.002, "sharpness": -0.04})
+    'grey matter 0.07 brighter, deep grey matter unchanged, borders smoother'
     """
-    return ", ".join(
-        f"{name} unchanged"
-        if abs(change) < 0.005
-        else f"{name} {abs(change):.2f} {'brighter' if change > 0 else 'darker'}"
-        for name, change in changes.items()
-    )
+    words = []
+    for name, change in changes.items():
+        if abs(change) < (0.01 if name == "sharpness" else 0.005):
+            words.append(f"{name} unchanged")
+        elif name == "sharpness":
+            words.append(f"borders {'sharper' if change > 0 else 'smoother'}")
+        else:
+            words.append(f"{name} {abs(change):.2f} {'brighter' if change > 0 else 'darker'}")
+    return ", ".join(words)
 
 
 def _ascending(values: np.ndarray) -> np.ndarray:

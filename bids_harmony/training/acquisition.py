@@ -9,7 +9,6 @@ square). How alike neighbouring voxels are differs as much, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -53,25 +52,24 @@ class Acquisition:
         Added to the intensity of deep grey matter.
     bias : tuple of float
         Coefficients of the smooth field that remains after bias correction.
-    sharpness : float
-        Below 0, standard deviation of a blur in voxels; above 0, the share of what a blur by one
-        voxel takes away that is added.
+    blur : tuple of float
+        Standard deviation along each axis in voxels.
+    sharpen : float
+        Share of what a blur by one voxel takes away that is added.
     noise : float
         Standard deviation of white noise.
     rim : float
         Below 0, voxels at the surface that are darker than this (with its sign changed) are taken
         off, as by a mask that hugs the cortex; above 0, CSF so bright is kept in the sulci.
-    coarse : tuple of float
-        Voxel size along each axis, in voxels.
     """
 
     tone: tuple[float, ...] = (0.0,) * KNOTS
     deep_grey: float = 0.0
     bias: tuple[float, ...] = (0.0,) * FREQUENCIES**3
-    sharpness: float = 0.0
+    blur: tuple[float, ...] = (0.0, 0.0, 0.0)
+    sharpen: float = 0.0
     noise: float = 0.0
     rim: float = 0.0
-    coarse: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
     def draw(cls, generator: torch.Generator, strength: float = 1.0) -> Acquisition:
@@ -90,17 +88,17 @@ class Acquisition:
         bias = normal(order.size) * falling
         bias *= uniform(0, 2) * BIAS_SD / np.sqrt((bias**2).sum() / 2)
         sharpness = uniform(-1, 1)
-        coarse = [1.0, 1.0, 1.0]
-        if uniform(0, 1) < 0.5:
-            coarse[int(uniform(0, 3)) % 3] = 1 + strength * uniform(0, COARSE - 1)
+        blur = [max(-sharpness, 0.0) * BLUR] * 3
+        if uniform(0, 1) < 0.5:  # voxels that are longer one way
+            blur[int(uniform(0, 3)) % 3] += uniform(0, COARSE)
         return cls(
             tone=tuple(strength * TONE_SD * tone),
             deep_grey=float(strength * DEEP_GREY_SD * normal(1)[0]),
             bias=tuple(strength * bias),
-            sharpness=strength * sharpness * (SHARPEN if sharpness > 0 else BLUR),
+            blur=tuple(strength * sd for sd in blur),
+            sharpen=strength * SHARPEN * max(sharpness, 0.0),
             noise=strength * uniform(0, NOISE),
             rim=strength * uniform(-0.4, 0.1),
-            coarse=tuple(coarse),
         )
 
     def only(self, *kinds: str) -> Acquisition:
@@ -165,12 +163,10 @@ def apply(
             hugging = hugging & ~(_dilated(~hugging) & (volume < -a.rim))
         mask = mask & _closed(hugging)
     v = v * mask
-    if a.sharpness < 0:
-        v = _blur(v, mask, -a.sharpness)
-    elif a.sharpness > 0:
-        v = v + a.sharpness * (v - _blur(v, mask, 1.0))
-    if any(f > 1 for f in a.coarse[: len(space)]):
-        v = _coarsened(v, mask, a.coarse)
+    if any(a.blur):
+        v = _blur(v, mask, a.blur)
+    if a.sharpen:
+        v = v + a.sharpen * (v - _blur(v, mask, (1.0,) * 3))
     if a.noise:
         v = v + a.noise * torch.randn(v.shape, generator=generator).to(v)
     v = _rescaled(v, _levels(v, volume, mask), levels)
@@ -208,36 +204,26 @@ def _closed(mask: Tensor) -> Tensor:
     return ~_dilated(~_dilated(mask))
 
 
-def _blur(volume: Tensor, mask: Tensor, sd: float | Sequence[float]) -> Tensor:
-    """Gaussian average of voxels inside the mask; ``sd`` in voxels, of each axis or of all."""
+def _blur(volume: Tensor, mask: Tensor, sd: tuple[float, ...]) -> Tensor:
+    """Gaussian average of the voxels inside the mask; ``sd`` of each axis in voxels."""
     x = torch.arange(-4, 5, device=volume.device)
     conv = F.conv2d if volume.dim() == 4 else F.conv3d
     parts = [volume * mask, mask.to(volume)]
-    dims = volume.dim() - 2
-    for axis, width in enumerate([sd] * dims if isinstance(sd, float) else sd[:dims]):
+    for axis, width in zip(range(2, volume.dim()), sd, strict=False):
         if width <= 0:
             continue
-        kernel = torch.exp(-0.5 * (x / max(width, 0.1)) ** 2)
-        kernel = (kernel / kernel.sum()).to(volume)
-        shape, padding = [1] * volume.dim(), [0] * dims
-        shape[axis + 2], padding[axis] = len(kernel), len(kernel) // 2
-        parts = [conv(part, kernel.reshape(shape), padding=padding) for part in parts]
+        # So narrow a Gaussian is not seen by its value in the middle of the next voxel.
+        weights = _between((x + 0.5) / width) - _between((x - 0.5) / width)
+        shape, padding = [1] * volume.dim(), [0] * (volume.dim() - 2)
+        shape[axis], padding[axis - 2] = len(x), len(x) // 2
+        kernel = weights.to(volume).reshape(shape)
+        parts = [conv(part, kernel, padding=padding) for part in parts]
     return parts[0] / parts[1].clamp(min=1e-3) * mask
 
 
-def _coarsened(volume: Tensor, mask: Tensor, factors: tuple[float, ...]) -> Tensor:
-    """Blur to the resolution of larger voxels, sample there, and come back."""
-    # A voxel of width f averages like a Gaussian of variance f² / 12; the volume's own have done
-    # so already.
-    smooth = _blur(volume, mask, [math.sqrt((f * f - 1) / 12) for f in factors])
-    space = volume.shape[2:]
-    small = [max(round(n / f), 2) for n, f in zip(space, factors, strict=False)]
-    linear = "bilinear" if volume.dim() == 4 else "trilinear"
-    parts = [
-        F.interpolate(F.interpolate(part, small, mode=linear), list(space), mode=linear)
-        for part in (smooth * mask, mask.to(volume))
-    ]
-    return parts[0] / parts[1].clamp(min=1e-3) * mask
+def _between(x: Tensor) -> Tensor:
+    """Distribution function of the standard normal."""
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def _levels(values: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ on scans that nothing was fitted to, bundle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.text import read_json_or_empty
-from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions, TrainScan
 from bids_harmony.training.inputs import read_scans, usable_scans
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+    from bids_harmony.models.mapnetwork import MapNetwork
     from bids_harmony.sites.code import Appearance
     from bids_harmony.training.data import TrainingSet
     from bids_harmony.training.predictors import Predictor
@@ -40,6 +42,8 @@ INTENDED_USE = (
 MAX_HISTOGRAM = 200
 #: Ends the name of a site where scans are measured that may not calibrate it.
 LEFT_OUT = ", not in --fit-filter"
+#: The way of harmonizing by the intensity mapping alone.
+MAPPED = "intensity_mapping"
 #: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
 #: sharpens, and what a coarser acquisition does to volumes is not the map's.
 JUDGED = "all but blur"
@@ -122,9 +126,9 @@ def train_bundle(
     from bids_harmony.reports.modelcard import card_html, model_card
     from bids_harmony.sites.code import Appearance
     from bids_harmony.training.cache import open_training_set
+    from bids_harmony.training.cyclegan import train_maps
     from bids_harmony.training.data import scan_table
     from bids_harmony.training.fabric import one_device
-    from bids_harmony.training.harmonizer import acceptance
     from bids_harmony.training.predictor import recipe_of
     from bids_harmony.training.predictors import train_predictors
     from bids_harmony.training.splits import (
@@ -172,21 +176,35 @@ def train_bundle(
     learnt = np.flatnonzero((data.sites == reference) & (split != TEST) & fit)
     line = age_line(predictors)
     appearance = Appearance.fit(
-        data.quantiles[learnt], data.ages[learnt], data.persons[learnt], line
+        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], line
     )
 
-    # 4. Figures on scans that nothing was fitted to, and whether the map moves the sites.
-    metrics = measure(data, split, fit, reference, predictors, appearance, options, say)
-    measured = metrics.get("brain_age", {}).get("sites", {})
-    accepted = acceptance({s: ways for s, ways in measured.items() if not s.endswith(LEFT_OUT)})
+    # 4. What no intensity mapping mends: a network, used where it comes nearer to known truth.
+    train = split == TRAIN
+    others = np.flatnonzero((data.sites != reference) & train & fit)
+    ensembles = predictors["brain_age"].ensembles if line is not None else None
+    maps = train_maps(
+        data, learnt[train[learnt]], others, appearance, ensembles, options, work_dir, say
+    )
+    guards, known_truth = known_truth_figures(data, split, learnt, appearance, maps, options)
+    nearer = removed(known_truth[options.map]) > removed(known_truth[CURVE])
+    kind = options.map if nearer else CURVE
+
+    # 5. Figures on scans that nothing was fitted to, and whether the map moves the sites.
+    seen = train & fit if kind == CYCLEGAN else np.zeros(len(data), bool)
+    measured = partial(
+        measure, data, split, fit, seen, reference, predictors, appearance, options, say
+    )
+    kind, metrics, accepted, left_out = accept(kind, lambda which: measured(maps[which]), say)
     say(f"{'' if accepted['passed'] in (True, None) else 'Warning: '}{accepted['text']}")
 
-    # 5. The guard's limits, from reference scans whose original is known.
-    guard, known_truth = known_truth_figures(data, split, learnt, appearance, options)
-
     # 6. The bundle.
+    used, guard = maps[kind], guards.get(kind)
     networks = {name: each for p in predictors.values() for name, each in p.networks.items()}
     entries = {name: entry for p in predictors.values() for name, entry in p.entries.items()}
+    if used is not None:
+        networks["map"] = [used]
+        entries["map"] = {"kind": "map", "options": {"channels": list(used.channels)}}
     info = {
         "name": options.model_name,
         "version": __version__,
@@ -202,9 +220,10 @@ def train_bundle(
             for name, members in networks.items()
         },
         "map": {
-            "kind": "intensity-mapping",
+            "kind": kind,
             "acceptance": accepted,
             "known_truth": known_truth,
+            "left_out": left_out,
         },
         "targets": {
             name: {"networks": list(p.networks), **p.target} for name, p in predictors.items()
@@ -260,6 +279,48 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
     return reference
 
 
+def accept(
+    kind: str, measured: Callable[[str], dict[str, Any]], say: Say
+) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+    """Leave out a network that fails where the intensity mapping alone passes.
+
+    Parameters
+    ----------
+    kind : str
+        Of the map that is to be accepted.
+    measured : callable
+        Gives :func:`measure`'s figures with a map of some kind.
+    say : callable
+        Takes a line.
+
+    Returns
+    -------
+    kind : str
+        Of the map to be used.
+    metrics, accepted : dict
+        Its figures, and what :func:`bids_harmony.training.harmonizer.acceptance` says of it.
+    left_out : dict or None
+        ``kind``, ``acceptance`` and ``sites``, the figures of brain age, of a map that failed.
+    """
+    from bids_harmony.training.harmonizer import acceptance
+
+    metrics = measured(kind)
+    sites = brain_ages(metrics)
+    accepted = acceptance(sites)
+    if kind == CURVE or accepted["passed"] is not False or not acceptance(sites, MAPPED)["passed"]:
+        return kind, metrics, accepted, None
+    say(f"Warning: {accepted['text']} The bundle has the intensity mapping alone.")
+    metrics = measured(CURVE)
+    left_out = {"kind": kind, "acceptance": accepted, "sites": sites}
+    return CURVE, metrics, acceptance(brain_ages(metrics)), left_out
+
+
+def brain_ages(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Take figures of brain age by site and way, but for scans that may not calibrate."""
+    sites = metrics.get("brain_age", {}).get("sites", {})
+    return {site: ways for site, ways in sites.items() if not site.endswith(LEFT_OUT)}
+
+
 def age_line(predictors: dict[str, Predictor]) -> tuple[float, float] | None:
     """Slope and intercept of the reference's cross-validated brain age on age."""
     bias = predictors["brain_age"].target["age_bias"] if "brain_age" in predictors else None
@@ -270,57 +331,79 @@ def measure(
     data: TrainingSet,
     split: np.ndarray,
     fit: np.ndarray,
+    seen: np.ndarray,
     reference: str,
     predictors: dict[str, Predictor],
     appearance: Appearance,
     options: TrainOptions,
     say: Say,
+    network: MapNetwork | None,
 ) -> dict[str, Any]:
     """Measure predictions at every site, with and without harmonization.
 
     Test scans of the reference, and all scans of other sites but those of persons that the
-    reference has: nothing was fitted to any of them, and each is mapped as other persons of its
-    site say (:func:`bids_harmony.training.harmonizer.cross_calibrated`).
+    reference has, or that the map has ``seen``: nothing was fitted to any of them, and each is
+    mapped as other persons of its site say
+    (:func:`bids_harmony.training.harmonizer.cross_calibrated`).
 
     Returns
     -------
     dict
         By target ``folds``, figures of networks on the reference scans that they had not seen,
-        and ``sites``: by site and way of preparing the scans (``none``,
-        ``histogram_matching``, ``harmonized`` without the use of any age, and
-        ``harmonized_known_ages``) the figures of :func:`bids_harmony.training.figures.figures`
-        and, for brain age, those of :func:`bids_harmony.evaluation.offset.site_offset`.
+        and ``sites``: by site and way of preparing the scans the figures of
+        :func:`bids_harmony.training.figures.figures` and, for brain age, those of
+        :func:`bids_harmony.evaluation.offset.site_offset`. The ways are ``none``;
+        ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
+        where it has one, and ``harmonized``, both without the use of any age; and
+        ``harmonized_known_ages``.
     """
     from bids_harmony.models.apply import predict_value
-    from bids_harmony.training.harmonizer import cross_calibrated, match_histogram, mean_quantiles
+    from bids_harmony.models.mapnetwork import SiteMap
+    from bids_harmony.training.harmonizer import (
+        Predict,
+        cross_calibrated,
+        match_histogram,
+        mean_quantiles,
+        quick_age,
+        sparing,
+    )
     from bids_harmony.training.splits import TEST
 
     at_home = data.sites == reference
     learnt = np.flatnonzero(at_home & (split != TEST))
-    foreign = ~at_home & ~np.isin(data.persons, data.persons[learnt])
+    known = np.concatenate([data.persons[learnt], data.persons[seen]])
+    foreign = ~at_home & ~np.isin(data.persons, known)
     tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
     quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
     slice_mm = options.contract.slice_mm
 
-    def predict(name: str, volume: np.ndarray, step: int = 1) -> float:
+    def predict(name: str, volume: np.ndarray) -> float:
         ensembles = predictors[name].ensembles
-        return predict_value(ensembles, volume, data.affine, data.box, slice_mm, step=step)
+        return predict_value(ensembles, volume, data.affine, data.box, slice_mm)
 
-    def quick_age(scan: int, mapping: Any) -> float:
-        volume = data.volume(scan)[0]
-        return predict("brain_age", volume if mapping is None else mapping(volume), step=4)
+    # How ages are estimated, and what follows the intensity mapping.
+    estimates: dict[str, tuple[Predict | None, MapNetwork | None]] = {
+        MAPPED: (None, None), "harmonized": (None, network),
+        "harmonized_known_ages": (None, network),
+    }  # fmt: skip
+    if appearance.line is not None:
+        ensembles = predictors["brain_age"].ensembles
+        ages = quick_age(data, ensembles, slice_mm, appearance, network)
+        estimates |= {MAPPED: (sparing(ages), None), "harmonized": (ages, network)}
+    if network is None:
+        del estimates[MAPPED]
 
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = tested[data.sites[tested] == site]
         among = learnt if site == reference else here
         among = among[fit[among]] if fit[among].any() else among
-        mappings = {
-            way: cross_calibrated(data, here, among, appearance, ages, options.seed)
-            for way, ages in (
-                ("harmonized", quick_age if appearance.line is not None else None),
-                ("harmonized_known_ages", None),
+        ways = {
+            way: (
+                cross_calibrated(data, here, among, appearance, ages, options.folds, options.seed),
+                net,
             )
+            for way, (ages, net) in estimates.items()
         }
         for scan in counted_off(here.tolist(), len(here), f"measuring {site}", say):
             volume, mask = data.volume(scan)
@@ -328,7 +411,11 @@ def measure(
                 "none": volume,
                 "histogram_matching": match_histogram(volume, mask, quantiles),
             }
-            images |= {way: m[scan](volume) for way, m in mappings.items() if scan in m}
+            images |= {
+                way: SiteMap.of(of_scan[scan], appearance, net, data.box)(volume)
+                for way, (of_scan, net) in ways.items()
+                if scan in of_scan
+            }
             rows += [
                 {
                     "site": site if fit[scan] else f"{site}{LEFT_OUT}",
@@ -345,16 +432,17 @@ def known_truth_figures(
     split: np.ndarray,
     learnt: np.ndarray,
     appearance: Appearance,
+    networks: Mapping[str, MapNetwork | None],
     options: TrainOptions,
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Set the guard's limits, and measure how much of made-up acquisitions the map removes.
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Set the guard's limits, and measure how much of made-up acquisitions each map removes.
 
     Returns
     -------
-    guard : dict or None
-        ``limits`` and ``n``; None with fewer reference persons than a group takes.
-    figures : list of dict
-        Rows of :func:`bids_harmony.training.truth.summarize`.
+    guards : dict of str to dict
+        By map, ``limits`` and ``n``; none with fewer reference persons than a group takes.
+    figures : dict of str to list of dict
+        By map, rows of :func:`bids_harmony.training.truth.summarize`.
     """
     from bids_harmony.qc.guard import limits
     from bids_harmony.training import truth
@@ -365,7 +453,7 @@ def known_truth_figures(
     chosen = learnt[split[learnt] == VALIDATION]
     chosen = chosen if len(np.unique(data.persons[chosen])) >= few else learnt
     if len(np.unique(data.persons[chosen])) < few:
-        return None, []
+        return {}, {name: [] for name in networks}
     deep = data.deep_grey(options.contract.resolution)
     scans = [
         truth.Scan(
@@ -373,7 +461,7 @@ def known_truth_figures(
         )
         for i in chosen[:MAX_KNOWN].tolist()
     ]
-    infer = truth.deep_mapping(appearance, float(abs(data.affine[0, 0])))
+    infer = truth.calibrated_maps(appearance, float(abs(data.affine[0, 0])), networks, data.box)
     settings: dict[str, Any] = {
         "sites": 1 if options.fast_dev_run else N_ACQUISITIONS,
         "per_site": PER_SITE,
@@ -382,11 +470,27 @@ def known_truth_figures(
     rows = truth.known_truth(
         scans, infer, data.affine, deep, kinds=("all", JUDGED, "intensity mapping"), **settings
     )
-    found: list[dict[str, Any]] = _records(truth.summarize(rows, options.seed).round(4))
     judged = truth.known_truth(
         scans, infer, data.affine, deep, kinds=(JUDGED,), strength=GUARD_STRENGTH, **settings
     )
-    return {"limits": limits(_records(judged)), "n": len(judged)}, found
+    return (
+        {
+            str(name): {"limits": limits(_records(part)), "n": len(part)}
+            for name, part in judged.groupby("map")
+        },
+        {
+            str(name): _records(truth.summarize(part, options.seed).round(4))
+            for name, part in rows.groupby("map")
+        },
+    )
+
+
+def removed(figures: Sequence[Mapping[str, Any]]) -> float:
+    """Share of the distance to the original that a map removes; 0 where it was not measured."""
+    shares = [
+        row["value"] for row in figures if row["kind"] == "all" and row["figure"] == "removed"
+    ]
+    return float(shares[0]) if shares else 0.0
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -17,12 +17,12 @@ import numpy as np
 from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError, NoInputError, ScanError
 from bids_harmony.files import write_json
-from bids_harmony.models.slices import crop, fit_box, slice_heights
-from bids_harmony.sites.descriptors import describe
+from bids_harmony.models.slices import Box, crop, fit_box, slice_heights
+from bids_harmony.sites.descriptors import describe, vector
 from bids_harmony.training.config import TrainScan
-from bids_harmony.training.data import Box, TrainingSet, scan_table
+from bids_harmony.training.data import TrainingSet, scan_table
 
-FORMAT = 3
+FORMAT = 4
 #: Sides of the box are multiples of this: predictors halve it four or five times.
 SIDE = 16
 #: Normalized intensities are at most 2; other values come from another normalization.
@@ -109,7 +109,7 @@ def open_training_set(
     (a, b), (c, d) = about["box"]
     affine = np.array(about["affine"])
     table = scan_table([scans[i] for i in rows])
-    table["quantiles"] = [about["quantiles"][row] for row in rows]
+    table["descriptors"] = [about["descriptors"][row] for row in rows]
     return TrainingSet(
         volumes=Volumes(path, rows),
         table=table,
@@ -188,7 +188,7 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Callable[[str], None]) -
     size = (shape[2], *(b - a for a, b in box))
     zoom = float(abs(affine[0, 0]))
     digests = [""] * len(scans)
-    quantiles: list[list[float]] = [[] for _ in scans]
+    described: list[list[float]] = [[] for _ in scans]
     with new_array(path, (len(scans), *size)) as volumes:
         for row, (volume, mask) in each(_volume, usable, "filling the training cache"):
             # What normalization took off the surface is 0; the networks of the participant level
@@ -196,8 +196,9 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Callable[[str], None]) -
             inside = crop(mask & (volume > 0), box)
             volumes[row] = np.where(inside, crop(volume, box), np.nan)
             digests[row] = hashlib.sha256(volumes[row].tobytes()).hexdigest()
-            described = scans[row].descriptors or describe(volume, mask, zoom)
-            quantiles[row] = described["quantiles"]
+            known = scans[row].descriptors or {}
+            found = known if "texture" in known else describe(volume, mask, zoom)
+            described[row] = vector(found).tolist()
         write_json(
             path.with_suffix(".json"),
             {
@@ -205,7 +206,7 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Callable[[str], None]) -
                 "shape": list(shape),
                 "affine": affine.tolist(),
                 "digests": digests,
-                "quantiles": quantiles,
+                "descriptors": described,
                 "skipped": {str(row): why for row, why in skipped.items()},
             },
         )

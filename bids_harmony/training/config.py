@@ -12,7 +12,9 @@ from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
 
 RECIPES = ("fast", "article")
-CHOICES = {"predictor": RECIPES}
+#: Kinds of map: the curve alone, a network after it, and that fine-tuned on unpaired real scans.
+CURVE, NETWORK, CYCLEGAN = MAPS = ("intensity-mapping", "network", "cyclegan")
+CHOICES = {"predictor": RECIPES, "map": MAPS}
 #: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
 MINIMA = {"predictor_steps": 1, "folds": 2}
 
@@ -36,6 +38,10 @@ class TrainOptions:
         Name of the bundle, and of its folder under ``OUT/models``.
     predictor : str
         ``fast`` or ``article`` (``training/predictor.py``): how the predictors are trained.
+    map : str
+        ``network``: after the intensity mapping, a network trained on pairs with known truth;
+        ``cyclegan``: that network fine-tuned on unpaired scans of the other sites;
+        ``intensity-mapping``: neither.
     predictor_steps : int or None
         Of each predictor network; None: as the recipe says.
     holdout : float
@@ -69,6 +75,7 @@ class TrainOptions:
     fit_filter: str | None = None
     model_name: str = "harmony"
     predictor: str = "fast"
+    map: str = NETWORK
     predictor_steps: int | None = None
     holdout: float = 0.15
     validation: float = 0.15

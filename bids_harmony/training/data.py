@@ -13,11 +13,9 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony.anat.template import deep_grey, load_template
-from bids_harmony.models.slices import slice_heights, uncrop
-from bids_harmony.sites.descriptors import describe
+from bids_harmony.models.slices import Box, slice_heights, uncrop
+from bids_harmony.sites.descriptors import describe, vector
 from bids_harmony.training.config import TrainScan
-
-Box = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class TrainingSet:
         :meth:`stack` and :meth:`volume`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``quantiles`` (the scan's
-        descriptors), ``_source`` (the scan's raw image, transform and brain mask, where known),
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (a
+        row of numbers), ``_source`` (the scan's raw image, transform and brain mask, where known),
         and the dataset's other columns.
     heights : numpy.ndarray
         (slices,) template z in mm.
@@ -82,16 +80,18 @@ class TrainingSet:
         volumes = np.where(masks, images, np.nan).astype(np.float16)
         zoom = float(abs(affine[0, 0]))
         table = with_columns(table)
-        table["quantiles"] = [
-            describe(np.where(m, v, 0), m, zoom)["quantiles"]
+        box, shape = box or ((0, rows), (0, columns)), shape or (rows, columns, n_slices)
+        whole = (
+            (uncrop(np.where(m, v, 0), box, shape), uncrop(m, box, shape))
             for v, m in zip(images, np.asarray(masks, bool), strict=True)
-        ]
+        )
+        table["descriptors"] = [vector(describe(v, m, zoom)).tolist() for v, m in whole]
         return cls(
             volumes=volumes,
             table=table,
             heights=slice_heights(n_slices, affine),
-            box=box or ((0, rows), (0, columns)),
-            shape=shape or (rows, columns, n_slices),
+            box=box,
+            shape=shape,
             affine=affine,
             digests=tuple(hashlib.sha256(volume.tobytes()).hexdigest() for volume in volumes),
         )
@@ -136,9 +136,9 @@ class TrainingSet:
         return b - a, d - c
 
     @cached_property
-    def quantiles(self) -> np.ndarray:
-        """Descriptors of each scan, (scans, levels)."""
-        return np.array(self.table["quantiles"].tolist(), dtype=float)
+    def descriptors(self) -> np.ndarray:
+        """Descriptors of each scan, (scans, descriptors)."""
+        return np.array(self.table["descriptors"].tolist(), dtype=float)
 
     def slices(
         self, scans: np.ndarray | Sequence[int], numbers: np.ndarray | Sequence[int]

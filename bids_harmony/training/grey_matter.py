@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
-from bids_harmony.models.slices import crop, uncrop
+from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.sites.descriptors import describe
 from bids_harmony.sites.mapping import IntensityMapping
-from bids_harmony.training.acquisition import Acquisition, apply
+from bids_harmony.training.acquisition import Acquisition
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import load_checkpoint, save_checkpoint
+from bids_harmony.training.maps import acquire
 from bids_harmony.training.members import Ensemble, Job, digest_of
 from bids_harmony.training.stored import as_stored
 
@@ -28,8 +28,9 @@ CELL_MM = 4.0
 #: Penalty on the weights, relative to the mean squared norm of the maps, and how many times more
 #: is put on what differs between acquisitions.
 PENALTY, STEADY = 0.3, 1000.0
-#: Scans of a made-up site.
-PER_SITE = 6
+#: Scans of a made-up site, and the standard deviation, in years, of what is taken for their mean
+#: age: where ages are unknown, predictions must not lean on what was guessed.
+PER_SITE, WRONG = 6, 8.0
 
 
 def grey_matter_networks(
@@ -59,7 +60,12 @@ def grey_matter_networks(
         "mean": round(float(targets.mean()), 3),
         "scale": max(round(float(targets.std()), 3), 1e-3),
     }
-    what = {"acquisitions": job.config.acquisitions, "network": options, "seed": ensemble.seed}
+    what = {
+        "acquisitions": job.config.acquisitions,
+        "network": options,
+        "seed": ensemble.seed,
+        "made_up": [PENALTY, STEADY, PER_SITE, WRONG],
+    }
     content = data.content(scans) + folds.tobytes() + targets.tobytes()
     path = job.folder / f"{ensemble.name}-grey-matter-{digest_of(what, content)}.pt"
     states = load_checkpoint(path)
@@ -162,31 +168,25 @@ def maps_between_acquisitions(
     Returns
     -------
     numpy.ndarray
-        (differences, points): each scan harmonized as the other persons of its site say.
+        (differences, points): each scan harmonized as the other persons of its site say, whose
+        mean age is taken for another one.
     """
-    values, ages, persons = data.quantiles[scans], data.ages[scans], data.persons[scans]
+    values, ages, persons = data.descriptors[scans], data.ages[scans], data.persons[scans]
     appearance = Appearance.fit(values, ages, persons, None)
     ages = np.where(np.isnan(ages), appearance.mean_age, ages)
-    zoom = float(abs(data.affine[0, 0]))
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     found = [np.empty((0, maps.shape[1]))]
     for _ in range(n_sites):
         acquisition = Acquisition.draw(generator, float(rng.uniform()))
         here = rng.permutation(len(scans))[:PER_SITE]
-        stacks, quantiles = [], []
-        for scan in scans[here].tolist():
-            original = torch.from_numpy(data.stack(scan)[0])[None, None]
-            anew, _ = apply(acquisition, original, original > 0, generator, deep)
-            stacks.append(anew[0, 0].numpy())
-            whole = uncrop(stacks[-1], data.box, data.shape)
-            quantiles.append(describe(whole, data.brain_mask(scan), zoom)["quantiles"])
-        for place, stack in zip(here, stacks, strict=True):
+        anew = [acquire(data, scan, acquisition, generator, deep) for scan in scans[here].tolist()]
+        described, wrong = np.array([row for _, row in anew]), rng.normal(0, WRONG)
+        for place, (stack, _) in zip(here, anew, strict=True):
             others = persons[here] != persons[place]
             if others.any():
                 told = here[others]
-                code = site_code(
-                    np.array(quantiles)[others], ages[told], persons[told], appearance
-                )
+                taken = np.full(len(told), ages[told].mean() + wrong)
+                code = site_code(described[others], taken, persons[told], appearance)
                 mapped = IntensityMapping.of(code, appearance)(stack)
                 found.append(_map(mapped, cell) - maps[place])
     return np.concatenate(found)

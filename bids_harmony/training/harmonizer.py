@@ -1,38 +1,73 @@
 """How sites are brought to the reference in training, and whether that moves them.
 
-The map of a site is the intensity mapping of its code (:mod:`bids_harmony.sites`). Nothing of it
-is trained on the site; it is calibrated, and what is measured here is always a scan that its
-calibration did not see.
+The map of a site follows from its code (:mod:`bids_harmony.sites`). Nothing of it is trained on
+the site; it is calibrated, and measured on scans that its calibration did not see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from bids_harmony.models.apply import predict_value
+from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.slices import Box
 from bids_harmony.sites.calibration import estimate_ages
-from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import make_folds
 
-#: A site's persons are parted in this many; each part is mapped as the others say.
-FOLDS = 8
 #: Part of the mean site offset that a map has to remove (issue 21).
 LEAST_REMOVED = 0.5
 N_QUANTILES = 256
 
-#: Predicts the brain age of a scan, by its number, after an intensity mapping.
-Predict = Callable[[int, IntensityMapping | None], float]
+#: Predicts the brain age of a scan, by its number, mapped as a code says; whether to spare the
+#: network (:func:`bids_harmony.sites.calibration.estimate_ages`).
+Predict = Callable[[int, SiteCode, bool], float]
 
 
-def site_mapping(
+def quick_age(
+    data: TrainingSet,
+    ensembles: Sequence[Sequence[nn.Module]],
+    slice_mm: tuple[float, float],
+    appearance: Appearance,
+    network: MapNetwork | None,
+    box: Box | None = None,
+) -> Predict:
+    """Predict brain age from every fourth slice, for calibration without known ages.
+
+    ``box`` is what the networks see, the data's when None.
+
+    What was predicted is kept: with and without the network, calibration takes the same steps.
+    """
+    kept: dict[tuple[int, str], float] = {}
+    box = box or data.box
+
+    def predict(scan: int, code: SiteCode, spare: bool) -> float:
+        site_map = SiteMap.of(code, appearance, None if spare else network, box)
+        key = scan, site_map.digest()
+        if key not in kept:
+            volume = site_map(data.volume(scan)[0])
+            kept[key] = predict_value(
+                ensembles, volume, data.affine, box, slice_mm, step=4
+            )  # fmt: skip
+        return kept[key]
+
+    return predict
+
+
+def sparing(predict: Predict) -> Predict:
+    """Predict without the map's network."""
+    return lambda scan, code, spare: predict(scan, code, True)
+
+
+def calibrated(
     data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
-) -> IntensityMapping:
-    """Calibrate a site on some of its scans.
+) -> SiteCode:
+    """Estimate a site's code from some of its scans.
 
     Parameters
     ----------
@@ -45,13 +80,23 @@ def site_mapping(
     predict : callable or None
         Estimates the ages, as if none were known; None takes those that are known.
     """
-    values, persons = data.quantiles[scans], data.persons[scans]
-    ages = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
-    by_number = None if predict is None else lambda i, curve: predict(int(scans[i]), curve)
-    ages = estimate_ages(values, ages, persons, appearance, by_number)
-    used = ~np.isnan(ages)
-    values, ages, persons = values[used], ages[used], persons[used]
-    return IntensityMapping.of(site_code(values, ages, persons, appearance), appearance)
+    known = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
+    ages = filled_ages(data, scans, known, appearance, predict)
+    used = scans[~np.isnan(ages)]
+    ages = ages[~np.isnan(ages)]
+    return site_code(data.descriptors[used], ages, data.persons[used], appearance)
+
+
+def filled_ages(
+    data: TrainingSet,
+    scans: np.ndarray,
+    ages: np.ndarray,
+    appearance: Appearance,
+    predict: Predict | None,
+) -> np.ndarray:
+    """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
+    by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
+    return estimate_ages(data.descriptors[scans], ages, data.persons[scans], appearance, by_number)
 
 
 def cross_calibrated(
@@ -60,37 +105,38 @@ def cross_calibrated(
     among: np.ndarray,
     appearance: Appearance,
     predict: Predict | None,
+    n_folds: int,
     seed: int,
-) -> dict[int, IntensityMapping]:
-    """Give each scan of a site the mapping that the site's other persons say.
+) -> dict[int, SiteCode]:
+    """Give each scan of a site the code that the site's other persons say.
 
     Parameters
     ----------
     data, appearance, predict
-        As of :func:`site_mapping`.
+        As of :func:`calibrated`.
     scans : numpy.ndarray
         Numbers of the scans of one site.
     among : numpy.ndarray
         Those of them that may be calibrated on.
+    n_folds : int
+        Parts of the site's persons; each is mapped as the others say.
     seed : int
         Of the folds.
 
     Returns
     -------
-    dict of int to IntensityMapping
+    dict of int to SiteCode
         By the scan's number; scans that no other person is left to calibrate for have none.
     """
-    if predict is not None:
-        predict = cache(predict)  # as it is, a scan is predicted in every fold but its own
-    n_folds = min(FOLDS, len(np.unique(data.persons[scans])))
+    n_folds = min(n_folds, len(np.unique(data.persons[scans])))
     folds = make_folds(data, scans, n_folds, np.random.default_rng(seed))
-    found: dict[int, IntensityMapping] = {}
+    found: dict[int, SiteCode] = {}
     for fold in range(n_folds):
         tested = scans[folds[scans] == fold]
         others = among[~np.isin(data.persons[among], data.persons[tested])]
         if len(others):
-            mapping = site_mapping(data, others, appearance, predict)
-            found |= {int(scan): mapping for scan in tested}
+            code = calibrated(data, others, appearance, predict)
+            found |= {int(scan): code for scan in tested}
     return found
 
 
@@ -122,14 +168,18 @@ def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray)
     return out
 
 
-def acceptance(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def acceptance(
+    sites: Mapping[str, Mapping[str, Mapping[str, Any]]], way: str = "harmonized"
+) -> dict[str, Any]:
     """Tell whether a map removes what sites add, and leaves alone the sites that add nothing.
 
     Parameters
     ----------
     sites : mapping
-        By site and way (``none``, ``harmonized``), figures with ``offset`` and ``offset_95``, of
+        By site and way, figures with ``offset`` and ``offset_95``, of
         scans that no calibration saw.
+    way : str
+        The one to judge, against ``none``.
 
     Returns
     -------
@@ -140,9 +190,9 @@ def acceptance(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str
         each rule, and ``text``, one sentence.
     """
     judged = {
-        site: (ways["none"], ways["harmonized"])
+        site: (ways["none"], ways[way])
         for site, ways in sites.items()
-        if {"none", "harmonized"} <= ways.keys() and ways["none"].get("offset_95") is not None
+        if {"none", way} <= ways.keys() and ways["none"].get("offset_95") is not None
     }
     moved = [s for s, (raw, _) in judged.items() if not _holds_zero(raw["offset_95"])]
     still = sorted(set(judged) - set(moved))

@@ -76,7 +76,7 @@ class PredictorConfig:
     steps: int = 1_600
     patient: bool = False
     augmentation: Augmentation | None = field(default_factory=Augmentation)
-    acquisitions: int = 8
+    acquisitions: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

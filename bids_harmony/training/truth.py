@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,21 +12,21 @@ import torch
 
 from bids_harmony.anat.brain import dice
 from bids_harmony.evaluation.persons import drawn_persons
+from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.slices import Box
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
 from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.sites.descriptors import describe
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.descriptors import describe, vector
 from bids_harmony.training.acquisition import Acquisition, apply
 
 #: Kinds of change, and the attributes of :class:`Acquisition` that make them.
 KINDS = {
-    "all": ("tone", "deep_grey", "bias", "sharpness", "noise", "rim", "coarse"),
+    "all": ("tone", "deep_grey", "bias", "blur", "sharpen", "noise", "rim"),
     "all but blur": ("tone", "deep_grey", "bias", "noise", "rim"),
     "intensity mapping": ("tone",),
     "deep grey": ("deep_grey",),
     "bias field": ("bias",),
-    "sharpness": ("sharpness",),
-    "resolution": ("coarse",),
+    "sharpness": ("blur", "sharpen"),
     "noise": ("noise",),
     "brain mask": ("rim",),
 }
@@ -49,21 +50,30 @@ class Scan(NamedTuple):
     person: str
 
 
-#: Infer a map from scans of one site: it takes one of its scans and returns it harmonized.
-Infer = Callable[[Sequence[Scan]], Callable[[Scan], np.ndarray]]
+#: Infer maps by name from scans of one site: each takes one of its scans and returns it
+#: harmonized.
+Infer = Callable[[Sequence[Scan]], Mapping[str, Callable[[Scan], np.ndarray]]]
 
 
-def deep_mapping(appearance: Appearance, zoom_mm: float) -> Infer:
-    """Infer the intensity mapping from a site's deep voxels, ages known."""
+def calibrated_maps(
+    appearance: Appearance, zoom_mm: float, networks: Mapping[str, MapNetwork | None], box: Box
+) -> Infer:
+    """Infer a site's maps, with these networks, from scans whose ages are known."""
 
-    def infer(scans: Sequence[Scan]) -> Callable[[Scan], np.ndarray]:
-        values = [describe(s.volume, s.brain_mask, zoom_mm)["quantiles"] for s in scans]
+    def infer(scans: Sequence[Scan]) -> dict[str, Callable[[Scan], np.ndarray]]:
+        values = [vector(describe(s.volume, s.brain_mask, zoom_mm)) for s in scans]
         ages = np.array([s.age for s in scans], float)
         code = site_code(np.array(values), ages, [s.person for s in scans], appearance)
-        mapping = IntensityMapping.of(code, appearance)
-        return lambda scan: mapping(scan.volume)
+        return {
+            name: partial(_mapped, SiteMap.of(code, appearance, network, box))
+            for name, network in networks.items()
+        }
 
     return infer
+
+
+def _mapped(site_map: SiteMap, scan: Scan) -> np.ndarray:
+    return site_map(scan.volume)
 
 
 def known_truth(
@@ -85,7 +95,7 @@ def known_truth(
     scans : sequence of Scan
         Of the reference site, which neither map nor acquisitions were fitted to.
     infer : callable
-        The map under test.
+        The maps under test.
     affine : numpy.ndarray
         4 x 4 affine of the template grid.
     deep_grey : numpy.ndarray
@@ -95,7 +105,7 @@ def known_truth(
     sites : int
         Acquisitions.
     per_site : int
-        Scans that are harmonized at each, by a map inferred from :data:`GROUP` other persons'.
+        Scans that are harmonized at each, by maps inferred from :data:`GROUP` other persons'.
     strength : float
         Of the acquisitions; at 1 they differ as real sites do.
     seed : int
@@ -104,11 +114,11 @@ def known_truth(
     Returns
     -------
     pandas.DataFrame
-        One row per scan: ``kind``, ``site``, ``person``; mean absolute ``distance_raw`` and
-        ``distance_harmonized`` to the original inside the mask; ``dice_raw`` and
-        ``dice_harmonized``, the least of CSF, grey and white matter, and ``ventricle_raw`` and
-        ``ventricle_harmonized``, volume relative to the original's, where tissues are told apart
-        by each volume's own tissue means; and what
+        One row per scan and map: ``map``, ``kind``, ``site``, ``person``; mean absolute
+        ``distance_raw`` and ``distance_harmonized`` to the original inside the mask;
+        ``dice_raw`` and ``dice_harmonized``, the least of CSF, grey and white matter, and
+        ``ventricle_raw`` and ``ventricle_harmonized``, volume relative to the original's, where
+        tissues are told apart by each volume's own tissue means; and what
         :func:`bids_harmony.qc.guard.measure` finds between original and harmonized.
 
     Raises
@@ -131,15 +141,16 @@ def known_truth(
             if only == Acquisition():
                 continue
             acquired = [_acquired(scan, only, generator, weight) for scan in chosen]
-            harmonize = infer(acquired[:GROUP])
-            for scan, raw in zip(chosen[GROUP:], acquired[GROUP:], strict=True):
-                row = _compare(scan.volume, raw.volume, harmonize(raw), affine)
-                rows.append({"kind": kind, "site": site, "person": scan.person, **row})
+            for name, harmonize in infer(acquired[:GROUP]).items():
+                for scan, raw in zip(chosen[GROUP:], acquired[GROUP:], strict=True):
+                    row = _compare(scan.volume, raw.volume, harmonize(raw), affine)
+                    about = {"map": name, "kind": kind, "site": site, "person": scan.person}
+                    rows.append(about | row)
     return pd.DataFrame(rows)
 
 
 def summarize(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Summarize :func:`known_truth`, with 95 % intervals by bootstrap over persons.
+    """Summarize rows of :func:`known_truth`, with 95 % bootstrap intervals over persons.
 
     Returns
     -------
