@@ -58,6 +58,8 @@ class HarmonyError(Exception):
     exit_code = EXIT_SOFTWARE
 
     def __init__(self, cause: str, remedy: str = "") -> None:
+        # What it quotes of a file may hold line breaks: a cause is one sentence, on one line.
+        cause = " ".join(cause.splitlines())
         # Both go to Exception's args so that the error survives pickling between processes.
         super().__init__(cause, remedy)
         self.cause = cause
