@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from bids_dataset import write
 
+from bids_harmony.cli.parser import parse_args
+
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "slurm"
 
 
@@ -205,32 +207,24 @@ def test_a_task_told_to_end_ends_with_130_whatever_kills_its_command(
     assert run.returncode == 130
 
 
-def test_training_is_told_of_its_limit_by_a_signal_that_spares_the_containers_files(
+def test_training_is_told_of_its_limit_and_its_options_are_those_of_the_level(
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm's signal reaches every process of a step; those without a handler ignore SIGURG."""
-    assert "#SBATCH --signal=URG@" in (RECIPE / "train.sbatch").read_text()
-    task = tmp_path / "task"
-    program(programs, "srun", f'echo $$ > {task}; shift 2; exec "$@"')
     ready = runs_until_term(programs, "echo $* saved; exit 130")
-    for name, value in {
-        "RECIPE": RECIPE, "SLURM_CPUS_PER_TASK": 2, "SLURM_NTASKS_PER_NODE": 3,
-        "SLURM_JOB_NUM_NODES": 2,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, str(value))
-    run = subprocess.Popen(
-        ["bash", RECIPE / "train.sbatch", tmp_path, tmp_path / "out", tmp_path / "w", "--force"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    monkeypatch.setenv("RECIPE", str(RECIPE))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    places = [tmp_path / name for name in ("bids", "out", "w")]
+    job = ["bash", RECIPE / "train.sbatch", *places, "--reference-site", "A"]
+    run = subprocess.Popen(job, stdout=subprocess.PIPE, text=True)
     until(ready)
-    os.kill(int(task.read_text()), signal.SIGURG)
+    run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=20)[0]
     assert run.returncode == 130
-    assert said == (
-        f"{tmp_path} {tmp_path}/out train -w {tmp_path}/w --devices 3 --nodes 2 --nprocs 6 "
-        "--force saved\n"
-    )
+    bids, out, work = places
+    words = f"{bids} {out} train -w {work} --nprocs 2 --reference-site A"
+    assert said == f"{words} saved\n"
+    bids.mkdir(exist_ok=True)
+    assert parse_args(words.split()).level == "train"
 
 
 @pytest.mark.parametrize(("code", "grouped"), [(0, True), (1, True), (2, False)])
