@@ -10,9 +10,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
 from bids_harmony.training import maps
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import (
     RATES,
     RIM,
@@ -23,6 +25,7 @@ from bids_harmony.training.cyclegan import (
     inside,
     missed,
     train_cyclegan,
+    train_maps,
 )
 from bids_harmony.training.data import TrainingSet
 
@@ -167,3 +170,14 @@ def test_discriminators_see_the_brain_alone_and_no_surface() -> None:
     assert not torch.equal(scores, discriminator(x, seen, torch.ones(1, 2)))
     assert missed(torch.ones_like(scores), 1, seen) == 0
     assert missed(torch.ones_like(scores), 0, seen) == 1
+
+
+def test_without_another_site_it_is_refused_before_anything_is_trained(
+    reference: TrainingSet, appearance: Appearance, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="other sites"):
+        train_maps(
+            reference, np.arange(N), np.arange(0), appearance, None,
+            TrainOptions(map="cyclegan"), tmp_path, lambda line: None,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())

@@ -16,9 +16,7 @@ from bids_harmony.evaluation.combat import LEAST, available, combat, sites_to_fi
 from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.evaluation.prepare import (
     COMBAT,
-    HARMONIZED,
     KNOWN_AGES,
-    MAPPED,
     MATCHED,
     NONE,
     SCALED,
@@ -30,7 +28,7 @@ from bids_harmony.evaluation.prepare import (
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
 from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import predict_value
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
 from bids_harmony.training.cache import locked
@@ -38,13 +36,7 @@ from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.fabric import one_device
-from bids_harmony.training.harmonizer import (
-    Predict,
-    calibrated,
-    mean_quantiles,
-    quick_age,
-    sparing,
-)
+from bids_harmony.training.harmonizer import calibrated, mean_quantiles, ways_to_calibrate
 from bids_harmony.training.predictor import PredictorConfig, recipe_of
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
 from bids_harmony.training.splits import TEST, TRAIN
@@ -201,17 +193,9 @@ def calibrations(
         ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
     )[study.train.map]  # fmt: skip
     parts = {str(site): data.site_scans(str(site), among) for site in np.unique(data.sites[among])}
-    ways: dict[str, tuple[Predict | None, MapNetwork | None]] = {
-        MAPPED: (None, None), HARMONIZED: (None, network)
-    }  # fmt: skip
-    if ensembles is not None:
-        slice_mm = study.train.contract.slice_mm
-        ages = quick_age(data, ensembles, slice_mm, appearance, network)
-        ways = {MAPPED: (sparing(ages), None), HARMONIZED: (ages, network)}
-        if np.isfinite(data.ages[among]).any():
-            ways[KNOWN_AGES] = (None, network)
-    if network is None:
-        del ways[MAPPED]  # it is harmonization
+    ways = ways_to_calibrate(data, ensembles, study.train.contract.slice_mm, appearance, network)
+    if ensembles is None or not np.isfinite(data.ages[among]).any():
+        del ways[KNOWN_AGES]
     return {
         way: {
             site: SiteMap.of(calibrated(data, scans, appearance, ages), appearance, net, data.box)

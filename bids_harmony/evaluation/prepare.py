@@ -30,10 +30,12 @@ from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import crop
 from bids_harmony.training.cache import Volumes, new_array
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.harmonizer import HARMONIZED as HARMONIZED
+from bids_harmony.training.harmonizer import KNOWN_AGES as KNOWN_AGES
+from bids_harmony.training.harmonizer import MAPPED as MAPPED
 from bids_harmony.training.harmonizer import match_histogram
 
-NONE, SCALED, MATCHED, HARMONIZED = "none", "tissue_scaling", "histogram_matching", "harmonized"
-COMBAT, MAPPED, KNOWN_AGES = "combat", "intensity_mapping", "harmonized_known_ages"
+NONE, SCALED, MATCHED, COMBAT = "none", "tissue_scaling", "histogram_matching", "combat"
 WAYS = (NONE, SCALED, MATCHED, COMBAT, MAPPED, HARMONIZED, KNOWN_AGES)
 SPOKEN = {
     NONE: "no harmonization",

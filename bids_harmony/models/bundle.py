@@ -127,9 +127,14 @@ class Bundle:
         networks = self.networks(device)
         return [networks[name] for name in self.targets[target]["networks"]]
 
+    @property
+    def has_map_network(self) -> bool:
+        """Whether a network follows the intensity mapping."""
+        return "map" in self.info["networks"]
+
     def map_network(self, device: str = "cpu") -> MapNetwork | None:
         """Return the network that follows the intensity mapping; None where there is none."""
-        if "map" not in self.info["networks"]:
+        if not self.has_map_network:
             return None
         network = self.networks(device)["map"][0]
         return cast("MapNetwork", network)

@@ -98,6 +98,10 @@ class MapNetwork(nn.Module):
         ) * mask
         return out
 
+    def content(self) -> bytes:
+        """Return all weights, to name what depends on them."""
+        return b"".join(v.cpu().numpy().tobytes() for v in self.state_dict().values())
+
 
 class _Block(nn.Module):
     """Residual block whose middle is scaled and shifted by the embedded code."""
@@ -242,12 +246,10 @@ class SiteMap:
 
     def digest(self) -> str:
         """Name the map by all that its result depends on."""
-        found = hashlib.sha256(b"".join(a.tobytes() for a in (self.curve.x, self.curve.y)))
+        parts = [self.curve.x.tobytes(), self.curve.y.tobytes()]
         if self.network is not None:
-            found.update(self.code.tobytes())
-            for weights in self.network.state_dict().values():
-                found.update(weights.cpu().numpy().tobytes())
-        return found.hexdigest()
+            parts += [self.code.tobytes(), self.network.content()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
         """Map a volume on the template grid; float32, 0 where it was 0."""

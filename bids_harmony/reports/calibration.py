@@ -47,7 +47,7 @@ def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
     return environment.from_string(source).render(
         calibration=calibration,
         reference=bundle.reference_site,
-        network="map" in bundle.info["networks"],
+        network=bundle.has_map_network,
         changes=spoken(calibration.changes(bundle)),
         picture=base64.b64encode(picture).decode("ascii"),
     )

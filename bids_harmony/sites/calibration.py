@@ -183,7 +183,7 @@ class Calibration:
             ``sharpness``, the part by which borders are steeper at the reference.
         """
         found = self.mapping.changes(bundle.contract.grey)
-        if "map" in bundle.info["networks"]:
+        if bundle.has_map_network:
             smoother = self.code.shift[len(LEVELS) : len(LEVELS) + 3].mean()
             found["sharpness"] = round(float(np.exp(-smoother) - 1), 4)
         return found

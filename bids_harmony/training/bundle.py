@@ -42,8 +42,6 @@ INTENDED_USE = (
 MAX_HISTOGRAM = 200
 #: Ends the name of a site where scans are measured that may not calibrate it.
 LEFT_OUT = ", not in --fit-filter"
-#: The way of harmonizing by the intensity mapping alone.
-MAPPED = "intensity_mapping"
 #: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
 #: sharpens, and what a coarser acquisition does to volumes is not the map's.
 JUDGED = "all but blur"
@@ -302,7 +300,7 @@ def accept(
     left_out : dict or None
         ``kind``, ``acceptance`` and ``sites``, the figures of brain age, of a map that failed.
     """
-    from bids_harmony.training.harmonizer import acceptance
+    from bids_harmony.training.harmonizer import MAPPED, acceptance
 
     metrics = measured(kind)
     sites = brain_ages(metrics)
@@ -360,12 +358,10 @@ def measure(
     from bids_harmony.models.apply import predict_value
     from bids_harmony.models.mapnetwork import SiteMap
     from bids_harmony.training.harmonizer import (
-        Predict,
         cross_calibrated,
         match_histogram,
         mean_quantiles,
-        quick_age,
-        sparing,
+        ways_to_calibrate,
     )
     from bids_harmony.training.splits import TEST
 
@@ -381,18 +377,8 @@ def measure(
         ensembles = predictors[name].ensembles
         return predict_value(ensembles, volume, data.affine, data.box, slice_mm)
 
-    # How ages are estimated, and what follows the intensity mapping.
-    estimates: dict[str, tuple[Predict | None, MapNetwork | None]] = {
-        MAPPED: (None, None), "harmonized": (None, network),
-        "harmonized_known_ages": (None, network),
-    }  # fmt: skip
-    if appearance.line is not None:
-        ensembles = predictors["brain_age"].ensembles
-        ages = quick_age(data, ensembles, slice_mm, appearance, network)
-        estimates |= {MAPPED: (sparing(ages), None), "harmonized": (ages, network)}
-    if network is None:
-        del estimates[MAPPED]
-
+    ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
+    estimates = ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = tested[data.sites[tested] == site]

@@ -8,7 +8,6 @@ site's code, and a discriminator for each. Scans whose truth is known keep the f
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bids_harmony.console import counted_off
-from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input, padded
+from bids_harmony.errors import UsageError
+from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import has_bf16, load_checkpoint, save_checkpoint
+from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
 from bids_harmony.training.harmonizer import Predict, filled_ages, quick_age
 from bids_harmony.training.maps import errors
 from bids_harmony.training.stored import as_stored
@@ -139,12 +139,9 @@ def train_cyclegan(
         *weights, steps, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box,
         n_sites, maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(what).encode() + _known(data, scans, data.ages[scans]))
-    for source in sources:
-        digest.update(_known(*source))
-    for value in paired.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    path = work_dir / f"cyclegan-{digest.hexdigest()[:16]}.pt"
+    known = _known(data, scans, data.ages[scans]), *(_known(*source) for source in sources)
+    digest = digest_of(what, b"".join(known) + paired.content())
+    path = work_dir / f"cyclegan-{digest}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
     if (state := load_checkpoint(path)) is not None:
         forward.load_state_dict(state)
@@ -174,7 +171,7 @@ def train_cyclegan(
         for optimizer in (maps_step, discriminators_step)
     ]
     bf16, n = has_bf16("cpu"), ahead + steps
-    for step in counted_off(range(n), n, "training the map on real sites", say):
+    for step in counted_off(range(n), n, "training the map on real sites", say, "steps"):
         x, y, code, of_x, of_y = unpaired.draw(rng)
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         seen, both = inside(x_mask * y_mask), step >= ahead
@@ -196,8 +193,8 @@ def train_cyclegan(
             error.backward()  # type: ignore[no-untyped-call]
             if weights.paired:
                 # Among these are reference scans as they are, with a code of chance alone.
-                known = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                error = weights.paired * known
+                lost = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
+                error = weights.paired * lost
                 error.backward()  # type: ignore[no-untyped-call]
             for network in (forward, backward):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -251,10 +248,20 @@ def train_maps(
     -------
     dict of str to MapNetwork or None
         By kind, that of the options and those that lead to it; None for the curve alone.
+
+    Raises
+    ------
+    UsageError
+        When a CycleGAN is asked for and ``others`` is empty.
     """
     found: dict[str, MapNetwork | None] = {CURVE: None}
     if options.map == CURVE:
         return found
+    if options.map == CYCLEGAN and not len(others):
+        raise UsageError(
+            "--map cyclegan learns from scans of other sites, and there are none to fit on.",
+            "Leave it out, or add scans of other sites.",
+        )
     settings: dict[str, Any] = {
         "seed": options.seed, "resolution": options.contract.resolution,
         "quick": options.fast_dev_run, "say": say,
@@ -332,10 +339,7 @@ class Unpaired:
         site = mapping(crop(source.data.volume(scan)[0], self.data.box).astype(np.float32))
         age, sex = float(source.ages[k]), str(source.data.sexes[scan])
         like = int(rng.choice(self.alike(age, sex)))
-        volumes = (padded(v)[None, None] for v in (site, self.data.stack(like)[0]))
-        x, y = (torch.from_numpy(v) for v in volumes)
-        if rng.random() < 0.5:
-            x, y = x.flip(3), y.flip(3)
+        x, y = maps.network_inputs(site, self.data.stack(like)[0], rng)
         told = torch.from_numpy(code_input(code.shift, code.n, self.appearance))[None]
         of_y = self.person(float(self.data.ages[like]), str(self.data.sexes[like]))
         return x, y, told, self.person(age, sex), of_y

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import signal
 import tempfile
@@ -53,6 +55,12 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+
+
+def digest_of(what: Any, content: bytes) -> str:
+    """Name weights by what decides them: JSON-ready values, and bytes."""
+    said = json.dumps(what, sort_keys=True).encode()
+    return hashlib.sha256(said + content).hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import make_folds
 
+#: Ways of harmonizing: by the curve alone, without the use of any age, and with known ages.
+MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
 #: Part of the mean site offset that a map has to remove (issue 21).
 LEAST_REMOVED = 0.5
 N_QUANTILES = 256
@@ -43,14 +45,14 @@ def quick_age(
 
     What was predicted is kept: with and without the network, calibration takes the same steps.
     """
-    kept: dict[tuple[int, str], float] = {}
+    kept: dict[tuple[object, ...], float] = {}
     box = box or data.box
 
     def predict(scan: int, code: SiteCode, spare: bool) -> float:
-        site_map = SiteMap.of(code, appearance, None if spare else network, box)
-        key = scan, site_map.digest()
+        follows = None if spare else network
+        key = scan, code.shift.tobytes(), code.age, code.n, follows is None
         if key not in kept:
-            volume = site_map(data.volume(scan)[0])
+            volume = SiteMap.of(code, appearance, follows, box)(data.volume(scan)[0])
             kept[key] = predict_value(
                 ensembles, volume, data.affine, box, slice_mm, step=4
             )  # fmt: skip
@@ -59,9 +61,36 @@ def quick_age(
     return predict
 
 
-def sparing(predict: Predict) -> Predict:
-    """Predict without the map's network."""
-    return lambda scan, code, spare: predict(scan, code, True)
+def ways_to_calibrate(
+    data: TrainingSet,
+    ensembles: Sequence[Sequence[nn.Module]] | None,
+    slice_mm: tuple[float, float],
+    appearance: Appearance,
+    network: MapNetwork | None,
+) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
+    """Name the ways of harmonizing that are compared.
+
+    Parameters
+    ----------
+    data, slice_mm, appearance, network
+        As of :func:`quick_age`.
+    ensembles : sequence of sequence of torch.nn.Module or None
+        By which ages are estimated; None where no age is predicted.
+
+    Returns
+    -------
+    dict
+        By way, what estimates ages (None: those that are known) and the network that follows the
+        curve. Without a network the curve alone is harmonization, and no way of its own.
+    """
+    ways: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
+    ages = spared = None
+    if ensembles is not None:
+        predict = ages = quick_age(data, ensembles, slice_mm, appearance, network)
+        spared = lambda scan, code, spare: predict(scan, code, True)  # noqa: E731
+    if network is not None:
+        ways[MAPPED] = (spared, None)
+    return ways | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
 
 
 def calibrated(

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from bids_harmony.sites.descriptors import describe, vector
 from bids_harmony.training.acquisition import Acquisition, apply
 from bids_harmony.training.cache import Volumes, new_array
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import has_bf16, load_checkpoint, save_checkpoint
+from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
 from bids_harmony.training.stored import as_stored
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
@@ -103,8 +101,7 @@ def train_map(
     steps, n_sites = QUICK if quick else (STEPS, N_SITES)
     what = [steps, n_sites, PER_SITE, STRENGTH, BATCH, RATE, UNTOUCHED, PERSONS, seed]
     about = replace(appearance, line=None).to_dict()
-    named = json.dumps([what, about]).encode() + data.content(scans)
-    path = work_dir / f"map-{hashlib.sha256(named).hexdigest()[:16]}.pt"
+    path = work_dir / f"map-{digest_of([what, about], data.content(scans))}.pt"
     torch.manual_seed(seed)
     network = MapNetwork(channels=(4, 4, 4)) if quick else MapNetwork()
     rng = np.random.default_rng(seed)
@@ -178,13 +175,19 @@ def paired_loss(
 ) -> Tensor:
     """Run the network on an example of :class:`Pairs`, as it is or flipped, and measure it."""
     mapped, code, original = example
-    x, y = (torch.from_numpy(padded(v))[None, None] for v in (mapped, original))
-    if rng.random() < 0.5:
-        x, y = x.flip(3), y.flip(3)
+    x, y = network_inputs(mapped, original, rng)
     mask = ((x > 0) & (y > 0)).float()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         out = network(x, (x > 0).float(), torch.from_numpy(code)[None])
     return loss(out.float(), x, y, mask)
+
+
+def network_inputs(
+    one: np.ndarray, other: np.ndarray, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Make two volumes (1, 1, slices, rows, columns) tensors, as they are or flipped."""
+    x, y = (torch.from_numpy(padded(v))[None, None] for v in (one, other))
+    return (x.flip(3), y.flip(3)) if rng.random() < 0.5 else (x, y)
 
 
 def loss(out: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -221,9 +224,8 @@ def make_up_sites(
     data, scans, work_dir, n_sites, seed, resolution, say
         As of :func:`train_map`.
     """
-    what = repr([n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]).encode()
-    digest = hashlib.sha256(what + data.content(scans)).hexdigest()[:16]
-    path = work_dir / f"made-up-{digest}.npy"
+    what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
+    path = work_dir / f"made-up-{digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

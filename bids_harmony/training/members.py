@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.examples import Examples
-from bids_harmony.training.fabric import load_checkpoint, save_checkpoint
+from bids_harmony.training.fabric import digest_of, load_checkpoint, save_checkpoint
 from bids_harmony.training.predictor import PredictorConfig, predict_stack, train_predictor
 from bids_harmony.training.stored import as_stored
 
@@ -158,12 +157,6 @@ def _paths(ensemble: Ensemble, job: Job) -> list[Path]:
             job.folder / f"{ensemble.name}-{fold}-{digest_of(what, contents + places)}.pt"
         )
     return paths
-
-
-def digest_of(what: dict[str, Any], content: bytes) -> str:
-    """Name weights by what decides them: JSON-ready values, and bytes."""
-    said = json.dumps(what, sort_keys=True).encode()
-    return hashlib.sha256(said + content).hexdigest()[:16]
 
 
 def _train_alone(ensemble: Ensemble, fold: int, path: Path, job: Job) -> None:
