@@ -1,13 +1,12 @@
-"""The commands that README and docs show: found, marked, and taken apart.
+"""Find the commands that README and docs show, and split them into arguments.
 
-A block of commands is fenced as ``sh`` and one word more, which says how it is tested:
+A block of commands is fenced as ``sh`` and a mark, which says how it is tested:
 
 ``run``    executed by the quick tests
-``slow``   executed by the slow tests, over simulated heads
+``slow``   executed by the slow tests, on simulated heads
 ``check``  not executed, as it needs Docker, a cluster, hours or the network
 
-Whatever the word, every command of this project in a block is parsed by the project's own parser,
-and the whole block by ``bash -n``.
+All blocks are parsed by ``bash -n``, and commands of this project by its own parser.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = ("run", "slow", "check")
-#: Fences that hold no commands to type.
-OTHER = {"text", "json", "yaml", "python", "toml", "dockerfile", "groovy", "tsv", "html", "ini"}
+MARKS = ("run", "slow", "check")
+#: Other languages of fenced blocks.
+OTHER = {"text", "json", "yaml", "python"}
 FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 #: The program: by its name, as a module, or as an image or one of its tags.
 PROGRAM = re.compile(
@@ -28,13 +27,13 @@ PROGRAM = re.compile(
 )
 PUNCTUATION = set("();<>|&")
 NAMES = ("bids_harmony", "bids_harmony-simulate")
-#: Programs that take our name for a folder or a package.
+#: Programs for which our name is a folder or a package.
 NO_RUNNERS = {"cat", "cd", "cp", "export", "git", "ls", "mkdir", "pip", "rm"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it is, what its fence says, and what it holds."""
+    """A fenced block: page, line, what its fence says, and content."""
 
     page: str
     line: int
@@ -50,7 +49,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README, the pages of docs/, and what else tells people what to type."""
+    """README, CONTRIBUTING and the pages of docs/ and recipes/."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
     return found + sorted((ROOT / "docs").glob("*.md"))
 
@@ -75,7 +74,7 @@ def all_blocks() -> list[Block]:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """Take a script apart into simple commands, variables and substitutions replaced by ``1``.
+    """Split a script into simple commands, with variables and substitutions replaced by ``1``.
 
     >>> commands_in('A=1 srun x $N \\\\\\n  --y "$(nproc)" | tee f # so')
     [['A=1', 'srun', 'x', '1', '--y', '1'], ['tee', 'f']]
@@ -101,7 +100,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def own_arguments(command: list[str]) -> tuple[str, list[str]] | None:
-    """Name which of our programs a command runs, and with which arguments; None for others.
+    """Return the program of ours that a command runs, and its arguments; None for others.
 
     >>> own_arguments(['docker', 'run', '-v', '/a:/b', 'bids_harmony', '/b', '/o', 'group'])
     ('bids_harmony', ['/b', '/o', 'group'])
