@@ -21,14 +21,11 @@ MARKS = ("run", "slow", "check")
 #: Other languages of fenced blocks.
 OTHER = {"text", "json", "yaml", "python"}
 FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-#: The program: by its name, as a module, or as an image or one of its tags.
-PROGRAM = re.compile(
-    r"(?:[\w.:/${}-]*/)?bids[_-]harmony(?P<simulate>-simulate)?(?:[:_-][\w.${}-]+)?(?:\.sif)?"
-)
+#: Our image: by its name and tag, or as Apptainer's file.
+IMAGE = re.compile(r"(?:[\w./-]*/)?bids_harmony(?::[\w.-]+|\.sif)?")
+ENGINES = ("docker", "podman", "apptainer")
 PUNCTUATION = set("();<>|&")
 NAMES = ("bids_harmony", "bids_harmony-simulate")
-#: Programs for which our name is a folder or a package.
-NO_RUNNERS = {"cat", "cd", "cp", "export", "git", "ls", "mkdir", "pip", "rm"}
 
 
 @dataclass(frozen=True)
@@ -106,29 +103,10 @@ def own_arguments(command: list[str]) -> tuple[str, list[str]] | None:
     ('bids_harmony', ['/b', '/o', 'group'])
     >>> own_arguments(['docker', 'build', '-t', 'bids_harmony', '.'])
     """
-    if command[:3] in (["python", "-m", "bids_harmony"], ["python3", "-m", "bids_harmony"]):
-        return "bids_harmony", command[3:]
-    if command[0] in NO_RUNNERS:
-        return None
-    engines = {"docker", "podman", "apptainer", "singularity"}
-    contained = next((i for i, word in enumerate(command) if word in engines), None)
-    start = 0
-    if contained is not None:
-        if not {"run", "exec"} & set(command[contained + 1 :]):
-            return None
-        start = contained + 1
-    for i in range(start, len(command)):
-        found = PROGRAM.fullmatch(command[i])
-        if found is None or (contained is None and found[0] not in NAMES):
-            continue
-        rest = command[i + 1 :]
-        # ``exec IMAGE PROGRAM ...``; an image with another entry point.
-        if contained is not None and rest and rest[0] in NAMES:
-            return rest[0], rest[1:]
-        if "--entrypoint" in command[:i]:
-            program = command[command.index("--entrypoint") + 1]
-            return (program, rest) if program in NAMES else None
-        if contained is not None and "exec" in command[start:i]:
-            return None
-        return "bids_harmony" + (found["simulate"] or ""), rest
+    if command[0] in NAMES:
+        return command[0], command[1:]
+    if command[0] in ENGINES and "run" in command:
+        for i, word in enumerate(command):
+            if i and IMAGE.fullmatch(word):
+                return "bids_harmony", command[i + 1 :]
     return None
