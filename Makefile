@@ -27,15 +27,18 @@ test: $(VENV)/.test  ## quick tests
 test-slow: $(VENV)/.test  ## the slow tests, on whole scans
 	$(BIN)/python -m pytest -n auto -m slow
 
-lint: $(VENV)/.test  ## style, types and declared dependencies
+lint: $(VENV)/.test  ## style, types, spelling and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/deptry bids_harmony workflows
 	$(BIN)/deptry --ignore DEP002,DEP004 docs docs/_ext tests tests/faults benchmarks recipes container
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run .ci/smoke .ci/deploy container/*.sh recipes/slurm/*.sh recipes/slurm/*.sbatch
 	$(BIN)/check-jsonschema --builtin-schema vendor.circle-ci .circleci/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_*.yml
 
 docs: $(VENV)/.docs  ## the pages, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -E -b html docs docs/_build/html

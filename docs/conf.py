@@ -1,4 +1,4 @@
-"""How the pages are built (``make docs``): from Markdown, offline, and a warning is an error."""
+"""Sphinx configuration: Markdown pages, built offline by ``make docs``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ author = "The bids_harmony developers"
 project_copyright = "the bids_harmony developers, Apache-2.0"
 version = release = __version__
 
-extensions = ["myst_parser", "parser_options"]
+extensions = ["myst_parser", "parser_options", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+autodoc_typehints = "none"  # the docstrings have them
+napoleon_use_rtype = False
 myst_heading_anchors = 3
 
-html_theme = "furo"  # neither fonts nor scripts from elsewhere
+html_theme = "furo"  # loads no fonts or scripts from other sites
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_title = f"bids_harmony {__version__}"

@@ -1,6 +1,6 @@
 """Draw the pictures of ``outputs.md`` from simulated heads: ``python docs/make_pictures.py WORK``.
 
-What is there in WORK already is used again. Needs Chromium and playwright.
+Data in WORK are reused. Needs Chromium and playwright.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
-#: The head that is shown; its scan is a good one.
+#: The head that is shown; its scan has no artefacts.
 SHOWN = "sub-07"
-#: Figures of the report that stand on the page, by the name they have there.
+#: Figures of the report, by their name on the page.
 FIGURES = {"mask": "brainmask", "registration": "norm", "harmonized": "harmonized",
            "predictions": "predictions"}  # fmt: skip
-#: In pixels; an octree keeps the rare colours of contours and points.
+#: Width in pixels; an octree keeps rare colours, such as those of contours and points.
 WIDTH, COLOURS, METHOD = 700, 64, Image.Quantize.FASTOCTREE
 
 
@@ -43,7 +43,7 @@ def run(module: str, *arguments: object) -> None:
 
 
 def save(name: str, image: Image.Image) -> None:
-    """Write a picture, small: of limited width and few colours."""
+    """Write a picture with limited width and few colours."""
     image = image.convert("RGB")
     if image.width > WIDTH:
         size = (WIDTH, round(image.height * WIDTH / image.width))
@@ -53,7 +53,7 @@ def save(name: str, image: Image.Image) -> None:
 
 
 def screenshot(page: Any, until: str, start: str | None = None) -> Image.Image:
-    """Take what a page shows from one element, or its top, to just before another."""
+    """Capture a page from one element, or its top, to just above another."""
     top = 0.0 if start is None else page.locator(start).first.bounding_box()["y"]
     end = page.locator(until).first.bounding_box()["y"]
     width = page.viewport_size["width"]
@@ -62,16 +62,16 @@ def screenshot(page: Any, until: str, start: str | None = None) -> Image.Image:
 
 
 def main() -> None:
-    """Make the outputs, and the pictures from them."""
+    """Make the outputs and draw the pictures."""
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path, help="folder for everything that is made")
+    parser.add_argument("work", type=Path, help="folder for data and outputs")
     out = make_outputs(parser.parse_args().work.resolve())
     PICTURES.mkdir(exist_ok=True)
     for name, desc in FIGURES.items():
         figure = Image.open(out / SHOWN / "figures" / f"{SHOWN}_desc-{desc}_T1w.png")
-        if name == "mask":  # one direction of three is enough
+        if name == "mask":  # one of its three views
             figure = figure.crop((0, 0, figure.width, round(0.36 * figure.height)))
         save(name, figure)
     browser = shutil.which("chromium") or shutil.which("google-chrome")

@@ -1,13 +1,12 @@
-"""The commands that README and docs show: found, marked, and taken apart.
+"""Find the commands that README and docs show, and split them into arguments.
 
-A block of commands is fenced as ``sh`` and one word more, which says how it is tested:
+A block of commands is fenced as ``sh`` and a mark, which says how it is tested:
 
 ``run``    executed by the quick tests
-``slow``   executed by the slow tests, over simulated heads
+``slow``   executed by the slow tests, on simulated heads
 ``check``  not executed, as it needs Docker, a cluster, hours or the network
 
-Whatever the word, every command of this project in a block is parsed by the project's own parser,
-and the whole block by ``bash -n``.
+All blocks are parsed by ``bash -n``, and commands of this project by its own parser.
 """
 
 from __future__ import annotations
@@ -18,23 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = ("run", "slow", "check")
-#: Fences that hold no commands to type.
-OTHER = {"text", "json", "yaml", "python", "toml", "dockerfile", "groovy", "tsv", "html", "ini"}
+MARKS = ("run", "slow", "check")
+#: Other languages of fenced blocks.
+OTHER = {"text", "json", "yaml", "python"}
 FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-#: The program: by its name, as a module, or as an image or one of its tags.
-PROGRAM = re.compile(
-    r"(?:[\w.:/${}-]*/)?bids[_-]harmony(?P<simulate>-simulate)?(?:[:_-][\w.${}-]+)?(?:\.sif)?"
-)
+#: Our image: by its name and tag, or as Apptainer's file.
+IMAGE = re.compile(r"(?:[\w./-]*/)?bids_harmony(?::[\w.-]+|\.sif)?")
+ENGINES = ("docker", "podman", "apptainer")
 PUNCTUATION = set("();<>|&")
 NAMES = ("bids_harmony", "bids_harmony-simulate")
-#: Programs that take our name for a folder or a package.
-NO_RUNNERS = {"cat", "cd", "cp", "export", "git", "ls", "mkdir", "pip", "rm"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it is, what its fence says, and what it holds."""
+    """A fenced block: page, line, what its fence says, and content."""
 
     page: str
     line: int
@@ -50,7 +46,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README, the pages of docs/, and what else tells people what to type."""
+    """README, CONTRIBUTING and the pages of docs/ and recipes/."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
     return found + sorted((ROOT / "docs").glob("*.md"))
 
@@ -75,7 +71,7 @@ def all_blocks() -> list[Block]:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """Take a script apart into simple commands, variables and substitutions replaced by ``1``.
+    """Split a script into simple commands, with variables and substitutions replaced by ``1``.
 
     >>> commands_in('A=1 srun x $N \\\\\\n  --y "$(nproc)" | tee f # so')
     [['A=1', 'srun', 'x', '1', '--y', '1'], ['tee', 'f']]
@@ -101,35 +97,16 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def own_arguments(command: list[str]) -> tuple[str, list[str]] | None:
-    """Name which of our programs a command runs, and with which arguments; None for others.
+    """Return the program of ours that a command runs, and its arguments; None for others.
 
     >>> own_arguments(['docker', 'run', '-v', '/a:/b', 'bids_harmony', '/b', '/o', 'group'])
     ('bids_harmony', ['/b', '/o', 'group'])
     >>> own_arguments(['docker', 'build', '-t', 'bids_harmony', '.'])
     """
-    if command[:3] in (["python", "-m", "bids_harmony"], ["python3", "-m", "bids_harmony"]):
-        return "bids_harmony", command[3:]
-    if command[0] in NO_RUNNERS:
-        return None
-    engines = {"docker", "podman", "apptainer", "singularity"}
-    contained = next((i for i, word in enumerate(command) if word in engines), None)
-    start = 0
-    if contained is not None:
-        if not {"run", "exec"} & set(command[contained + 1 :]):
-            return None
-        start = contained + 1
-    for i in range(start, len(command)):
-        found = PROGRAM.fullmatch(command[i])
-        if found is None or (contained is None and found[0] not in NAMES):
-            continue
-        rest = command[i + 1 :]
-        # ``exec IMAGE PROGRAM ...``; an image with another entry point.
-        if contained is not None and rest and rest[0] in NAMES:
-            return rest[0], rest[1:]
-        if "--entrypoint" in command[:i]:
-            program = command[command.index("--entrypoint") + 1]
-            return (program, rest) if program in NAMES else None
-        if contained is not None and "exec" in command[start:i]:
-            return None
-        return "bids_harmony" + (found["simulate"] or ""), rest
+    if command[0] in NAMES:
+        return command[0], command[1:]
+    if command[0] in ENGINES and "run" in command:
+        for i, word in enumerate(command):
+            if i and IMAGE.fullmatch(word):
+                return "bids_harmony", command[i + 1 :]
     return None

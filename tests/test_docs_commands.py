@@ -11,7 +11,7 @@ from pathlib import Path
 
 import documented
 import pytest
-from documented import NAMES, OTHER, ROOT, WAYS, Block, all_blocks, commands_in, own_arguments
+from documented import MARKS, NAMES, OTHER, ROOT, Block, all_blocks, commands_in, own_arguments
 
 from bids_harmony.cli import options, simulate
 from bids_harmony.cli.parser import parse_args
@@ -20,9 +20,9 @@ from bids_harmony.errors import UsageError
 BLOCKS = all_blocks()
 SHELL = [block for block in BLOCKS if block.words[:1] == ["sh"]]
 #: Pages whose subject is other programs, with options of theirs.
-OF_OTHERS = ("docs/container.md", "docs/hpc.md", "docs/faults.md", "docs/changelog.md")
+OF_OTHERS = ("docs/container.md", "docs/hpc.md", "docs/faults.md", "recipes/README.md")
 #: Options of other programs that the remaining pages name.
-FOREIGN = {"--strict", "--gpus", "--nv", "--help", "--rm"}
+FOREIGN: set[str] = set()
 
 
 def test_examples_of_the_helpers_hold() -> None:
@@ -32,16 +32,16 @@ def test_examples_of_the_helpers_hold() -> None:
 
 def test_pages_hold_commands() -> None:
     assert len(SHELL) > 20
-    assert {way for block in SHELL for way in block.words[1:]} == set(WAYS)
+    assert {mark for block in SHELL for mark in block.words[1:]} == set(MARKS)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_says_how_it_is_tested(block: Block) -> None:
     if block.words[:1] == ["sh"]:
         assert len(block.words) == 2, f"write ```sh run, slow or check at {block}"
-        assert block.words[1] in WAYS
+        assert block.words[1] in MARKS
     else:
-        assert block.info in OTHER, f"write ```sh WAY, or one of {sorted(OTHER)}, at {block}"
+        assert block.info in OTHER, f"write ```sh MARK, or one of {sorted(OTHER)}, at {block}"
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
@@ -67,7 +67,7 @@ def test_commands_within_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None
         for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", path.read_text("utf-8"))
         if re.match(r"(bids_harmony|bids_harmony-simulate|make|pip|python) ", span)
     ]
-    assert len(found) > 10
+    assert len(found) > 5
     for span in found:
         for command in commands_in(span):
             check(command)
@@ -101,15 +101,13 @@ def check(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments"),
     [
-        ("srun bids_harmony /b /o participant -w $W", ["/b", "/o", "participant", "-w", "1"]),
-        ("apptainer run -B /a x/bids_harmony_0.1.sif /b /o group", ["/b", "/o", "group"]),
-        ("docker run --rm bids_harmony:slim /b /o group > log", ["/b", "/o", "group"]),
-        ("docker run --entrypoint bids_harmony bids_harmony /b /o group", ["/b", "/o", "group"]),
-        ("if true; then python -m bids_harmony --version; fi", ["--version"]),
-        ("cd bids_harmony && ls", None),
+        ("ls && bids_harmony /b /o group -w $W", ["/b", "/o", "group", "-w", "1"]),
+        ("apptainer run -B /a x/bids_harmony.sif /b /o group", ["/b", "/o", "group"]),
+        ("docker run -v x/bids_harmony:/o bids_harmony:slim /b /o group > log",
+         ["/b", "/o", "group"]),
         ("docker build -t bids_harmony .", None),
     ],
-)
+)  # fmt: skip
 def test_our_own_commands_are_found_wherever_they_stand(
     text: str, arguments: list[str] | None
 ) -> None:
@@ -146,7 +144,7 @@ def test_options_that_the_text_names_exist() -> None:
     }
     for path in documented.pages():
         page = path.relative_to(ROOT).as_posix()
-        if page in OF_OTHERS or page == "recipes/README.md":
+        if page in OF_OTHERS:
             continue
         for span in re.findall(r"(?<!`)`(--[^`]+)`", path.read_text("utf-8")):
             name = re.split(r"[ =]", span)[0]
@@ -161,9 +159,10 @@ def test_links_of_the_readme_lead_somewhere() -> None:
                 assert (path.parent / target.partition("#")[0]).exists(), f"{path.name}: {target}"
 
 
-# What is executed: the blocks of a page one after the other, in places that pages share.
+# The blocks of a page are executed one after the other, in folders that pages share.
 
-#: The places' names on the pages; of these two pages the scans are preprocessed, and made up.
+#: The folders' names on the pages, and pages whose scans are preprocessed already, with the
+#: reference site.
 PLACES = {
     "/data/derivatives/bids_harmony": "out", "/data/bids": "bids", "/data/out": "out",
     "/scratch/work": "work", "BIDS": "bids", "OUT": "out", "WORK": "work",
@@ -195,8 +194,9 @@ def execute(block: Block, place: Path, programs: Path) -> None:
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
     }
+    shell = ["bash", "-euo", "pipefail", "-c"]
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text],
+        [*([sys.executable, "-c"] if block.info == "python" else shell), text],
         cwd=place, env=env, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, f"{block}:\n{text}\n{done.stdout}\n{done.stderr}"
@@ -215,8 +215,11 @@ def test_blocks_run_over_simulated_heads(tmp_path: Path, programs: Path) -> None
     blocks = [
         block for block in SHELL if block.words[1] != "check" and block.page not in PREPROCESSED
     ]
-    # The first run makes the heads and processes them; later pages find them done.
-    for block in sorted(blocks, key=lambda block: block.page != "docs/start.md"):
+    # The first page makes and processes the heads; Python reads the outputs last.
+    blocks.sort(key=lambda block: block.page != "docs/start.md")
+    python = [block for block in BLOCKS if block.info == "python"]
+    assert python
+    for block in blocks + python:
         execute(block, tmp_path, programs)
     for name in ("sub-01.html", "sub-02.html", "group_T1w.html"):
         assert (tmp_path / "heads" / "out" / name).is_file()

@@ -1,6 +1,6 @@
-"""A directive that lists the options of a command line as its own parser knows them.
+"""Sphinx extension that documents the options of an argparse parser.
 
-Where any page names an option of the main program in a code span, the name becomes a link to it.
+An option of ``bids_harmony`` in a code span, on any page, becomes a link to its description.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ParserOptions(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write the options as Markdown, and have that read."""
+        """Write the options as Markdown and parse it."""
         module, _, function = self.arguments[0].partition(":")
         parser: argparse.ArgumentParser = getattr(import_module(module), function)()
         text = [f"```{{program}} {parser.prog}\n```"]
@@ -36,26 +36,26 @@ class ParserOptions(SphinxDirective):
 
 
 def heading(title: str) -> str:
-    """Capitalise the first letter alone."""
+    """Capitalize the first letter only."""
     return title[0].upper() + title[1:]
 
 
 def described(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    """Write one argument: its names with what they take, and its help."""
+    """Describe one argument: its names, its value and its help."""
     formatter = parser._get_formatter()
     help_text = formatter._expand_help(action) if action.help else ""
     text = re.sub(r"([*_`<>{}\[\]\\])", r"\\\1", help_text)
     if not action.option_strings:
         name = action.metavar or action.dest
         return f"```{{describe}} {name}\n{text}\n```"
-    # Every name is known with underscores too; one spelling is enough to read.
+    # Each name can also be written with underscores.
     names = [name for name in action.option_strings if "_" not in name]
     takes = "" if action.nargs == 0 else f" {formatter._format_args(action, action.dest.upper())}"
     return f"```{{option}} {', '.join(name + takes for name in names)}\n{text}\n```"
 
 
 def link_options(app: Sphinx, doctree: nodes.document) -> None:
-    """Make the options that a page names links to their description."""
+    """Turn the options named on a page into links."""
     program = build_parser()
     known = {name for action in program._actions for name in action.option_strings}
     for span in list(doctree.findall(nodes.literal)):
@@ -71,7 +71,7 @@ def link_options(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Tell Sphinx of the directive and of the links."""
+    """Register the directive and the links."""
     app.add_directive("parser-options", ParserOptions)
     app.connect("doctree-read", link_options)
     return {"parallel_read_safe": True}

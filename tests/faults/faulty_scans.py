@@ -117,7 +117,7 @@ UNUSABLE: dict[str, Callable[[Path], None]] = {
 
 
 def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
-    """A good scan in ways that are unusual and right, by row of the fault table."""
+    """A good scan in ways that are unusual and right, by name."""
     from nibabel.processing import resample_to_output
 
     data = img.get_fdata(dtype=np.float32)

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, write
 from command import COMMAND, assert_sentences, new_dataset
-from fault_table import FAULTS, rows_of
 
 from bids_harmony.cli.run import main
 
-ROWS = FAULTS["Names and tables"]
 HARM = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"
 LABELS = {
     "space": "01 copy",
@@ -28,19 +26,17 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize(
-    "row", rows_of("test_dataset_faults.py::test_names_that_are_not_bids_are_left_out_and_told")
-)
+@pytest.mark.parametrize("kind", LABELS)
 def test_names_that_are_not_bids_are_left_out_and_told(
-    dataset: Path, row: str, capsys: pytest.CaptureFixture[str]
+    dataset: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    label = LABELS[row]
+    label = LABELS[kind]
     write(dataset, f"sub-{label}/anat/sub-{label}_T1w.nii.gz", "x")
     argv = [str(dataset), str(dataset.parent / "out"), "participant", "--dry-run"]
-    assert main([*argv, "--bundle", "none"]) == ROWS[row].exit_code
+    assert main([*argv, "--bundle", "none"]) == 0
     said = capsys.readouterr().out
     assert "2 scans of 2 participants would be processed" in said
-    assert ROWS[row].says in said
+    assert ("its name is too long" if kind == "long" else "its name is not BIDS") in said
     assert "\x1b" not in said
 
 
@@ -49,11 +45,10 @@ def test_labels_that_lead_elsewhere_are_refused(
     dataset: Path, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [str(dataset), str(dataset.parent / "out"), "participant", "--dry-run"]
-    fault = ROWS["asked label"]
-    assert main([*argv, "--participant-label", label]) == fault.exit_code
+    assert main([*argv, "--participant-label", label]) == 2
     said = capsys.readouterr().err
     assert_sentences(said)
-    assert fault.says in said
+    assert "has no participant" in said
 
 
 def test_a_table_from_a_spreadsheet_is_read(dataset: Path) -> None:
@@ -61,7 +56,7 @@ def test_a_table_from_a_spreadsheet_is_read(dataset: Path) -> None:
     write(dataset, "participants.tsv", text.encode())
     inventory = find(dataset)
     assert [(s.age, s.site) for s in inventory.scans] == [(None, "unknown"), (40.0, "A")]
-    assert any(ROWS["CRLF"].says in note for note in inventory.warnings)
+    assert any("several rows for" in note for note in inventory.warnings)
 
 
 def test_text_of_tables_and_sidecars_runs_nothing_in_any_report(tmp_path: Path) -> None:
@@ -121,7 +116,7 @@ def test_a_hundred_thousand_files_are_listed_in_bounded_time_and_memory(tmp_path
     command = [*COMMAND, root, tmp_path / "out", "participant", "--dry-run", "--bundle", "none"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     seconds = cpu_seconds() - before
-    assert done.returncode == ROWS["many files"].exit_code, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "10000 scans of 10000 participants would be processed" in done.stdout
     # In kB, of the largest child so far.
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6

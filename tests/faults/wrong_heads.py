@@ -17,7 +17,7 @@ SOFT = 40
 
 
 def wrong_heads() -> dict[str, nib.Nifti1Image]:
-    """By row of the fault table; ``plain`` is the head they are made from."""
+    """By name; ``plain`` is the head they are made from."""
     head = make_head(3, age=45, spacing=2)
     scanner = draw_scanner(1, 3, min_voxel_mm=2.0)
     plain, mask = scan_head(head, scanner, 1)
