@@ -17,19 +17,24 @@ if TYPE_CHECKING:
 ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
 GREEN, PURPLE, YELLOW, GREY = "#009E73", "#CC79A7", "#F0E442", "#999999"
 RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
+#: How densities of intensities are drawn, in this order.
+DENSITIES: dict[str, dict[str, Any]] = {
+    "reference": {"color": REFERENCE, "fill": True, "alpha": 0.45},
+    "before": {"color": RAW, "ls": "--", "lw": 1.8},
+    "after": {"color": HARMONIZED, "ls": "-", "lw": 1.8},
+}
 #: Shapes too tell sites apart.
 SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
 WIDTH, DPI = 9.6, 110
 
 
-def new_figure(ratio: float, **settings: Any) -> Figure:
-    """Make a figure of a page's width without touching matplotlib's global state."""
+def new_figure(ratio: float, width: float = WIDTH, **settings: Any) -> Figure:
+    """Make a figure, of a page's width by default, apart from matplotlib's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(WIDTH, WIDTH * ratio), dpi=DPI, **{"layout": "constrained", **settings}
-    )
+    settings = {"layout": "constrained", **settings}
+    figure = Figure(figsize=(width, width * ratio), dpi=DPI, **settings)
     FigureCanvasAgg(figure)
     return figure
 
@@ -96,9 +101,8 @@ def scatter_figure(
     reference : str
         Its scans are drawn small and grey.
     """
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(max(2.6 * len(panels), 5.2), 2.9), layout="constrained")
+    width = max(2.6 * len(panels), 5.2)
+    figure = new_figure(2.9 / width, width)
     grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     every = pd.concat([rows for rows, _ in panels.values()])
     sites = sorted(set(every["site"]) - {reference})

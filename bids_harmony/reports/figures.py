@@ -10,26 +10,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.qc.histogram import brain_histogram
-from bids_harmony.qc.verdict import (
-    MIN_REFERENCE,
-    dictionary,
-    judge,
-    readable,
-    reference_range,
-    spoken_unit,
-)
-from bids_harmony.reports.drawing import (
-    BLUE,
-    HARMONIZED,
-    RAW,
-    REFERENCE,
-    SKY,
-    VERMILION,
-    new_figure,
-    plain_axes,
-    png_bytes,
-)
+from bids_harmony.qc import verdict
+from bids_harmony.reports import drawing
 
 if TYPE_CHECKING:
     from bids_harmony.anat.template import Template
@@ -44,8 +26,6 @@ FIGURES = {
     "predictions": "Brain age, slice by slice",
 }
 SLICES = 6
-#: Intensities are shown up to this many times those of white matter.
-HEADROOM = 1.15
 
 
 def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -> None:
@@ -59,7 +39,7 @@ def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -
         PNG to write.
     """
     inside = np.asarray(mask.dataobj) > 0
-    outlines = [(inside, 0.5, VERMILION)] if inside.any() else []
+    outlines = [(inside, 0.5, drawing.VERMILION)] if inside.any() else []
     out_file.write_bytes(_outlines(image, inside, outlines, margin_mm=22))
 
 
@@ -75,9 +55,9 @@ def registration_figure(registered: nib.Nifti1Image, template: Template, out_fil
     out_file : pathlib.Path
         PNG to write.
     """
-    outlines = [(template.mask, 0.5, SKY)]
+    outlines = [(template.mask, 0.5, drawing.SKY)]
     if (white := template.tissues.get("wm")) is not None:
-        outlines.append((ndimage.gaussian_filter(white, 1.0), 0.45, VERMILION))
+        outlines.append((ndimage.gaussian_filter(white, 1.0), 0.45, drawing.VERMILION))
     out_file.write_bytes(_outlines(registered, template.mask, outlines, margin_mm=8))
 
 
@@ -108,7 +88,7 @@ def harmonization_figure(
         ("After", after, grey),
         ("Difference", difference, orange),
     )
-    figure = new_figure(0.66, layout=None)
+    figure = drawing.new_figure(0.66, layout=None)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, hspace=0.02)
     for axes, (name, volume, colours) in zip(figure.subplots(len(rows)), rows, strict=True):
         shown, slices = _view(nib.Nifti1Image(volume, raw.affine), mask, margin_mm=4)
@@ -118,7 +98,7 @@ def harmonization_figure(
         )  # fmt: skip
         display.annotate(size=7)
         display.title(name, x=0.03, size=9)
-    out_file.write_bytes(png_bytes(figure, ("gray", "PuOr_r")))
+    out_file.write_bytes(drawing.png_bytes(figure, ("gray", "PuOr_r")))
 
 
 def _outlines(
@@ -132,7 +112,7 @@ def _outlines(
 
     top = _brightest(np.asarray(image.dataobj, dtype=np.float32), inside)
     shown, slices = _view(image, inside, margin_mm)
-    figure = new_figure(0.48, layout=None, facecolor="black")
+    figure = drawing.new_figure(0.48, layout=None, facecolor="black")
     display = plot_anat(
         shown, display_mode="mosaic", cut_coords=slices, figure=figure, annotate=False,
         vmin=0, vmax=top, dim=0, colorbar=False, interpolation="bilinear",
@@ -141,13 +121,13 @@ def _outlines(
     for volume, level, colour in outlines:
         contour = nib.Nifti1Image(np.asarray(volume, dtype=np.float32), image.affine)
         display.add_contours(contour, levels=[level], colors=colour, linewidths=0.9)
-    return png_bytes(figure, 64)
+    return drawing.png_bytes(figure, 64)
 
 
 def _brightest(data: np.ndarray, mask: np.ndarray) -> float:
     """Brightest intensity shown: a little above white matter, whatever the scalp does."""
     top = float(np.percentile(data[mask] if mask.any() else data, 98))
-    return HEADROOM * top if top > 0 else 1.0
+    return 1.15 * top if top > 0 else 1.0
 
 
 def _view(
@@ -168,47 +148,34 @@ def _view(
 
 
 def histogram_figure(
-    raw: np.ndarray,
-    harmonized: np.ndarray,
-    mask: np.ndarray,
+    histograms: Mapping[str, Mapping[str, Sequence[float]] | None],
+    reference_name: str,
     out_file: Path,
-    *,
-    reference: Mapping[str, Sequence[float]] | None = None,
-    reference_name: str = "reference site",
 ) -> None:
     """Draw the brain's intensities before and after beside those of the reference site.
 
     Parameters
     ----------
-    raw, harmonized : numpy.ndarray
-        Scaled volumes on the template grid.
-    mask : numpy.ndarray
-        Boolean mask of their foreground.
-    out_file : pathlib.Path
-        PNG to write.
-    reference : mapping, optional
-        ``edges`` and ``density`` as :func:`bids_harmony.qc.histogram.mean_histogram` returns.
+    histograms : mapping
+        ``before``, ``after`` and, where the bundle has it, ``reference``: ``edges`` and
+        ``density`` as :func:`bids_harmony.qc.histogram.brain_histogram` returns them.
     reference_name : str
         Name of the reference site.
+    out_file : pathlib.Path
+        PNG to write.
     """
-    figure = new_figure(0.3)
+    figure = drawing.new_figure(0.3)
     axes = figure.subplots()
-    if reference is not None:
-        axes.stairs(
-            reference["density"], reference["edges"], fill=True, color=REFERENCE, alpha=0.45,
-            label=f"{reference_name}: mean of the training scans",
-        )  # fmt: skip
-    for name, volume, colour, dashes in (
-        ("this scan, before", raw, RAW, "--"),
-        ("this scan, after", harmonized, HARMONIZED, "-"),
-    ):
-        found = brain_histogram(volume, mask)
-        axes.stairs(found["density"], found["edges"], label=name, color=colour, ls=dashes, lw=1.8)
+    labels = {"before": "this scan, before", "after": "this scan, after",
+              "reference": f"{reference_name}: mean of the training scans"}  # fmt: skip
+    for kind, line in drawing.DENSITIES.items():
+        if (found := histograms.get(kind)) is not None:
+            axes.stairs(found["density"], found["edges"], label=labels[kind], **line)
     axes.set(xlabel="scaled intensity (about 1 in white matter)", ylabel="density", yticks=[],
              xlim=(0, 1.6))  # fmt: skip
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    plain_axes(axes)
-    out_file.write_bytes(png_bytes(figure))
+    drawing.plain_axes(axes)
+    out_file.write_bytes(drawing.png_bytes(figure))
 
 
 def prediction_figure(
@@ -228,11 +195,11 @@ def prediction_figure(
     """
     slices = brain_age["per_slice"]
     z = np.asarray(slices["z_mm"], dtype=float)
-    figure = new_figure(0.34)
+    figure = drawing.new_figure(0.34)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     for x, name, interval, colour, marker in (
-        (0, "raw", brain_age.get("interval_90_raw"), RAW, "s"),
-        (1, "harmonized", brain_age.get("interval_90"), HARMONIZED, "o"),
+        (0, "raw", brain_age.get("interval_90_raw"), drawing.RAW, "s"),
+        (1, "harmonized", brain_age.get("interval_90"), drawing.HARMONIZED, "o"),
     ):
         if (value := brain_age.get(name)) is None:
             continue
@@ -247,7 +214,7 @@ def prediction_figure(
             f"{value:.1f}", (x, value), xytext=(8, -3), textcoords="offset points", fontsize=9
         )
     for axes in (left, right):
-        plain_axes(axes)
+        drawing.plain_axes(axes)
         if age is not None:
             axes.axhline(age, color="black", lw=1, ls=":")
     if age is not None:
@@ -255,11 +222,10 @@ def prediction_figure(
                       textcoords="offset points", fontsize=8)  # fmt: skip
     left.set(xlabel="position of the axial slice, z (mm)", ylabel="brain age (years)")
     left.legend(frameon=False, fontsize=9, ncols=2, loc="best")
-    right.set(xlim=(-0.6, 1.9))
-    right.set_xticks([0, 1], ["raw", "harmonized"])
+    right.set(xlim=(-0.6, 1.9), xticks=[0, 1], xticklabels=["raw", "harmonized"])
     right.tick_params(labelleft=False)
     right.set_title("median and 90 % interval", fontsize=9)
-    out_file.write_bytes(png_bytes(figure))
+    out_file.write_bytes(drawing.png_bytes(figure))
 
 
 def metrics_figure(
@@ -278,34 +244,35 @@ def metrics_figure(
     """
     rows = {
         name: (value, summary)
-        for name in dictionary()
+        for name in verdict.dictionary()
         if (value := metrics.get(name)) is not None
         and (summary := reference.get("all", {}).get(name)) is not None
-        and summary["n"] >= MIN_REFERENCE
+        and summary["n"] >= verdict.MIN_REFERENCE
     }
     if not rows:
         return
-    flagged = judge(metrics, reference).flagged
-    figure = new_figure(0.04 + 0.0235 * len(rows))
+    flagged = verdict.judge(metrics, reference).flagged
+    figure = drawing.new_figure(0.04 + 0.0235 * len(rows))
     axes = figure.subplots()
     axes.set(xlim=(-2.4, 3.0), ylim=(len(rows) - 0.4, -0.9))
     axes.axvspan(-1, 1, color="0.93", lw=0)
     axes.axvline(0, color="0.75", lw=0.8)
     for row, (name, (value, summary)) in enumerate(rows.items()):
-        median, (low, high) = summary["median"], reference_range(summary)
+        median, (low, high) = summary["median"], verdict.reference_range(summary)
         half = (high - median if value >= median else median - low) or 1.0
-        text = f"{readable(value)}{spoken_unit(name)}   ({readable(low)} to {readable(high)})"
-        marker, point, ink, weight = (
-            ("D", VERMILION, VERMILION, "bold")
-            if name in flagged
-            else ("o", BLUE, "0.2", "normal")
+        said, *ends = map(verdict.readable, (value, low, high))
+        text = f"{said}{verdict.spoken_unit(name)}   ({' to '.join(ends)})"
+        place = np.clip((value - median) / half, -2.2, 2.2)
+        marker, colour, weight = (
+            ("D", drawing.VERMILION, "bold") if name in flagged else ("o", drawing.BLUE, "normal")
         )
-        axes.plot(np.clip((value - median) / half, -2.2, 2.2), row, marker, color=point, ms=5)
+        ink = colour if name in flagged else "0.2"
+        axes.plot(place, row, marker, color=colour, ms=5)
         axes.text(3.0, row, text, ha="right", va="center", fontsize=7.5, color=ink, weight=weight)
-    names = [dictionary()[name]["LongName"] for name in rows]
+    names = [verdict.dictionary()[name]["LongName"] for name in rows]
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
     axes.set_xticks([-1, 0, 1], ["lower end", "median", "upper end"], fontsize=7.5)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    out_file.write_bytes(png_bytes(figure))
+    out_file.write_bytes(drawing.png_bytes(figure))

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from bids_harmony.qc.collect import Group
 
-NAME = "group_T1w.html"
 #: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.
 TEXTS = ("participant_id", "session_id", "site", "sex", "diagnosis", "manufacturer", "model",
          "qc_status", "error", "harmonization_status", "rating")  # fmt: skip
 NUMBERS = ("age", "field_strength", "outlier_rank", "outlier_score")
+#: What the page says of a metric, by its name in the dictionary.
+DESCRIBED = {"label": "LongName", "text": "Description", "units": "Units",
+             "direction": "Direction", "group": "Group"}  # fmt: skip
 #: Significant digits of numbers.
 DIGITS = 5
 
@@ -67,7 +69,7 @@ def write_group_report(group: Group, out: Path) -> Path:
         pictures=pictures,
         picture_notes=notes,
     )
-    target = out / NAME
+    target = out / "group_T1w.html"
     write_text(target, page)
     return target
 
@@ -168,12 +170,5 @@ def _numbers(values: pd.Series) -> list[float | None]:
 
 
 def _described(group: Group, name: str) -> dict[str, str]:
-    facts = group.dictionary.get(name) or {}
-    return {
-        "name": name,
-        "label": str(facts.get("LongName", name)),
-        "text": str(facts.get("Description", "")),
-        "units": str(facts.get("Units", "")),
-        "direction": str(facts.get("Direction", "")),
-        "group": str(facts.get("Group", "Others")),
-    }
+    facts = {"LongName": name, "Group": "Others"} | (group.dictionary.get(name) or {})
+    return {"name": name} | {key: str(facts.get(of, "")) for key, of in DESCRIBED.items()}

@@ -22,15 +22,7 @@ from scipy.stats import wasserstein_distance
 
 from bids_harmony.contract import Contract
 from bids_harmony.qc.histogram import N_BINS, TOP
-from bids_harmony.reports.drawing import (
-    HARMONIZED,
-    RAW,
-    REFERENCE,
-    data_uri,
-    new_figure,
-    plain_axes,
-    png_bytes,
-)
+from bids_harmony.reports import drawing
 from bids_harmony.reports.group_tables import kept
 
 if TYPE_CHECKING:
@@ -42,9 +34,7 @@ TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
 #: Intensities halfway between CSF and grey, and between grey and white matter.
 LIMITS = (Contract.grey / 2, (1 + Contract.grey) / 2)
 EDGES = np.linspace(0, TOP, N_BINS + 1)
-MAX_SITES, MAX_SCANS, SHOWN = 10, 20, 4
-#: Voxels read at most: on a grid of 2 mm, 13 scans of each of 10 sites, before and after.
-MAX_VOXELS = 3e8
+MAX_SITES, MAX_SCANS, SHOWN = 10, 12, 4
 #: With fewer scans, their standard deviation is not shown.
 LEAST_SPREAD = 3
 #: Of seven axial slices spread over the brain: those of the scans shown, and those of the maps.
@@ -64,7 +54,7 @@ class _Site:
     """
 
     ages: list[float] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
     slices: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     maps: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     densities: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -98,8 +88,8 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     Returns
     -------
     pictures : list of dict
-        By site, the reference first; at most :data:`MAX_SITES`, those with most scans. ``site``;
-        ``n`` scans that the pictures are made from and ``n_all`` that could have been;
+        By site, the reference first, then those with most scans; at most :data:`MAX_SITES`.
+        ``site``; ``n`` scans that the pictures are made from and ``n_all`` that could have been;
         ``slices``, ``histograms`` and ``maps``: data URIs; ``distances``: for each tissue
         ``tissue``, ``before`` and ``after``, the Wasserstein-1 distance of its intensities from
         the reference's.
@@ -122,28 +112,25 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     counts = scans["site"].value_counts()
     if len(counts) > MAX_SITES:
         notes.append(f"Of {len(counts)} sites, the {MAX_SITES} with most scans are shown.")
-    most = sorted(counts.index, key=lambda site: (site != name, -counts[site], site))[:MAX_SITES]
-    shown = sorted(most, key=lambda site: (site != name, site))
-    affordable = MAX_VOXELS / (2 * len(shown) * np.prod(grid.shape, dtype=float))
-    n = int(np.clip(affordable, LEAST_SPREAD, MAX_SCANS))
+    shown = sorted(counts.index, key=lambda site: (site != name, -counts[site], site))[:MAX_SITES]
     # Threads: unpacking takes most of the time and lets others work meanwhile.
     with ThreadPoolExecutor(4) as pool:
-        read = pool.map(lambda s: _read(group, scans[scans["site"] == s], n, out, grid), shown)
+        read = pool.map(lambda s: _read(group, scans[scans["site"] == s], out, grid), shown)
         sites = dict(zip(shown, read, strict=True))
     notes += [problem for site in sites.values() for problem in site.problems]
     reference = sites.get(name) if name else None
     if group.bundle is None:
         notes.append("The scans were not harmonized (no model bundle), so only what they were "
                      "before is shown.")  # fmt: skip
-    elif reference is None or not reference.names:
+    elif reference is None or not reference.captions:
         reference = None
         notes.append(f"The dataset holds no images of the reference site {name}, so none are "
                      "shown beside the others.")  # fmt: skip
     pictures = [
-        {"site": label, "n": len(site.names), "n_all": int(counts[label])}
+        {"site": label, "n": len(site.captions), "n_all": int(counts[label])}
         | _pictures(site, None if site is reference else reference)
         for label, site in sites.items()
-        if site.names
+        if site.captions
     ]
     return pictures, notes
 
@@ -170,11 +157,11 @@ def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
     return None
 
 
-def _read(group: Group, scans: pd.DataFrame, n: int, out: Path, grid: _Grid) -> _Site:
-    """Read at most ``n`` scans of a site, chosen evenly, harmonized ones if there are any."""
+def _read(group: Group, scans: pd.DataFrame, out: Path, grid: _Grid) -> _Site:
+    """Read some scans of a site, chosen evenly, harmonized ones if there are any."""
     mapped = scans[_having(group, scans, "harmonized")]
     scans = mapped if len(mapped) else scans
-    scans = scans.iloc[np.unique(np.linspace(0, len(scans) - 1, n).round().astype(int))]
+    scans = scans.iloc[np.unique(np.linspace(0, len(scans) - 1, MAX_SCANS).round().astype(int))]
     site = _Site()
     for scan, age in zip(scans["scan"], scans["age"], strict=True):
         paths = group.volumes[scan]
@@ -193,7 +180,7 @@ def _read(group: Group, scans: pd.DataFrame, n: int, out: Path, grid: _Grid) -> 
             site.slices[kind].append(grid.axial(volume, SLICES))
             site.maps[kind].append(grid.axial(volume, MAPS))
             site.densities[kind].append(_densities(volume[inside], tissue))
-        site.names.append(scan)
+        site.captions.append(scan + (f", age {age:.3g}" if age == age else ""))
         site.ages.append(float(age))
     return site
 
@@ -237,25 +224,27 @@ def _pictures(site: _Site, reference: _Site | None) -> dict[str, Any]:
         if reference is not None
     ]  # fmt: skip
     return {
-        "slices": data_uri(_draw_slices(site, reference)),
-        "histograms": data_uri(_draw_histograms(histograms)),
-        "maps": data_uri(_draw_maps(means, spreads)),
+        "slices": drawing.data_uri(_draw_slices(site, reference)),
+        "histograms": drawing.data_uri(_draw_histograms(histograms)),
+        "maps": drawing.data_uri(_draw_maps(means, spreads)),
         "distances": distances,
     }
 
 
 def _draw_slices(site: _Site, reference: _Site | None) -> bytes:
     """Draw some scans before and after, and below each the reference's nearest in age."""
-    chosen = np.unique(np.linspace(0, len(site.names) - 1, SHOWN).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(site.captions) - 1, SHOWN).round().astype(int))
     rows = {kind: [panels[i] for i in chosen] for kind, panels in site.slices.items()}
-    captions = {"before": [_caption(site, i) for i in chosen]}
+    captions = {"before": [site.captions[i] for i in chosen]}
     if reference is not None:
-        nearest = _nearest([site.ages[i] for i in chosen], reference.ages)
+        # Where no age is known, the first scan.
+        apart = np.abs(np.subtract.outer([site.ages[i] for i in chosen], reference.ages))
+        nearest = np.nan_to_num(apart, nan=np.inf).argmin(axis=1)
         rows["reference"] = [reference.slices["before"][i] for i in nearest]
-        captions["reference"] = [_caption(reference, i) for i in nearest]
+        captions["reference"] = [reference.captions[i] for i in nearest]
     height, width = rows["before"][0].shape
     blank = np.full((height, width * (SHOWN - len(chosen))), BRIGHTEST, np.float32)
-    figure = new_figure(height / (width * SHOWN) * len(rows) + 0.03)
+    figure = drawing.new_figure(height / (width * SHOWN) * len(rows) + 0.03)
     grid = figure.subplots(len(rows), squeeze=False)[:, 0]
     for axes, (kind, panels) in zip(grid, rows.items(), strict=True):
         _show(axes, np.hstack([*panels, blank]), "gray", (0, BRIGHTEST))
@@ -263,35 +252,14 @@ def _draw_slices(site: _Site, reference: _Site | None) -> bytes:
         for i, text in enumerate(captions.get(kind, ())):
             axes.text(i * width + 2, 2, text, color="white", fontsize=6.5, va="top",
                       parse_math=False)  # fmt: skip
-    return png_bytes(figure, ["gray"])
-
-
-def _caption(site: _Site, i: int) -> str:
-    age = site.ages[i]
-    return site.names[i] + (f", age {age:.3g}" if age == age else "")
-
-
-def _nearest(ages: Sequence[float], among: Sequence[float]) -> list[int]:
-    """For each age the scan nearest to it; where ages are unknown, one scan after the other."""
-    known = np.array(among, float)
-    return [
-        int(np.nanargmin(np.abs(known - age)))
-        if age == age and np.isfinite(known).any()
-        else i % len(among)
-        for i, age in enumerate(ages)
-    ]
+    return drawing.png_bytes(figure, ["gray"])
 
 
 def _draw_histograms(histograms: Mapping[str, np.ndarray]) -> bytes:
-    figure = new_figure(0.26)
-    lines = {
-        "reference": {"fill": True, "color": REFERENCE, "alpha": 0.45},
-        "before": {"color": RAW, "ls": "--", "lw": 1.6},
-        "after": {"color": HARMONIZED, "ls": "-", "lw": 1.6},
-    }
+    figure = drawing.new_figure(0.26)
     grid = figure.subplots(1, len(TISSUES))
     for k, (axes, tissue) in enumerate(zip(grid, TISSUES, strict=True)):
-        for kind, line in lines.items():
+        for kind, line in drawing.DENSITIES.items():
             if kind in histograms:
                 axes.stairs(histograms[kind][k], EDGES, label=kind, **line)
         here = np.flatnonzero(sum(values[k] for values in histograms.values()) > 0)
@@ -299,11 +267,11 @@ def _draw_histograms(histograms: Mapping[str, np.ndarray]) -> bytes:
             axes.set_xlim(EDGES[here.min()] - 0.04, EDGES[here.max() + 1] + 0.04)
         axes.set_title(tissue, fontsize=9)
         axes.set_yticks([])
-        plain_axes(axes)
+        drawing.plain_axes(axes)
     grid[1].set_xlabel("scaled intensity (CSF 0, white matter 1)", fontsize=8)
     grid[0].set_ylabel("density", fontsize=8)
     grid[0].legend(frameon=False, fontsize=8)
-    return png_bytes(figure)
+    return drawing.png_bytes(figure)
 
 
 def _draw_maps(means: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray]) -> bytes:
@@ -317,19 +285,21 @@ def _draw_maps(means: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray
     if spreads:
         columns.append(("standard deviation", spreads, "cividis", (0.0, _most(spreads))))
     height, width = means["before"].shape
-    figure = new_figure(height * len(rows) / (width * len(columns) * 1.08) + 0.07)
+    figure = drawing.new_figure(height * len(rows) / (width * len(columns) * 1.08) + 0.07)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for j, (title, values, colours, limits) in enumerate(columns):
         for axes, kind in zip(grid[:, j], rows, strict=True):
-            canvas = values.get(kind, np.full((height, width), np.nan))
-            shown = _show(axes, canvas, colours, limits)
+            if kind in values:
+                shown = _show(axes, values[kind], colours, limits)
+            else:
+                axes.set_axis_off()
         grid[0, j].set_title(title, fontsize=9)
         bar = figure.colorbar(shown, ax=grid[:, j].tolist(), location="bottom",
                               fraction=0.03, pad=0.02, aspect=40)  # fmt: skip
         bar.ax.tick_params(labelsize=7)
     for axes, kind in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(ROWS[kind], fontsize=9)
-    return png_bytes(figure, ["gray", "PuOr_r", "cividis"])
+    return drawing.png_bytes(figure, ["gray", "PuOr_r", "cividis"])
 
 
 def _most(values: Mapping[str, np.ndarray]) -> float:
@@ -340,6 +310,5 @@ def _most(values: Mapping[str, np.ndarray]) -> float:
 def _show(axes: Any, canvas: np.ndarray, colours: str, limits: tuple[float, float]) -> Any:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    interpolation = "nearest" if np.isnan(canvas).any() else "bilinear"
     low, high = limits
-    return axes.imshow(canvas, cmap=colours, vmin=low, vmax=high, interpolation=interpolation)
+    return axes.imshow(canvas, cmap=colours, vmin=low, vmax=high, interpolation="bilinear")

@@ -111,11 +111,10 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     for site, here in _by_site(scans) if len(scans) else ():
         people = persons(here)
         age, raw, harmonized = here[columns].to_numpy(float).T
-        figures = {
-            "raw": _age_figures(raw, age, group.line),
-            "harmonized": _age_figures(harmonized, age, group.line),
+        measured = {
+            name: _measured(_age_figures(predicted, age, group.line), people)
+            for name, predicted in (("raw", raw), ("harmonized", harmonized))
         }
-        measured = {name: _measured(figure, people) for name, figure in figures.items()}
         if people.nunique() < LEAST_R:
             measured = {name: found | {"r": (None, None)} for name, found in measured.items()}
         gain = {"change": np.abs(harmonized - age) - np.abs(raw - age)}

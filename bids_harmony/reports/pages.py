@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import gaussian_kde
 
 from bids_harmony.qc.guard import MEASURES, spoken_limit
 from bids_harmony.qc.verdict import dictionary
-from bids_harmony.reports import render
-from bids_harmony.reports.drawing import (
-    BLUE,
-    ORANGE,
-    REFERENCE,
-    data_uri,
-    new_figure,
-    plain_axes,
-    png_bytes,
-    scatter_figure,
-    svg_text,
-)
+from bids_harmony.reports import drawing, render
 from bids_harmony.sites.mapping import spoken
 
 if TYPE_CHECKING:
@@ -180,7 +170,7 @@ def _age_plot(card: Mapping[str, Any]) -> str:
         for method in ("none", "harmonized")
         if len(found := table[table["method"] == method])
     }
-    text = svg_text(scatter_figure(panels, card["data"]["reference_site"]))
+    text = drawing.svg_text(drawing.scatter_figure(panels, card["data"]["reference_site"]))
     return text[text.index("<svg") :]
 
 
@@ -205,7 +195,7 @@ def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
         reference=bundle.reference_site,
         network=bundle.has_map_network,
         changes=spoken(calibration.changes(bundle)),
-        picture=data_uri(_mapping_figure(calibration)),
+        picture=drawing.data_uri(_mapping_figure(calibration)),
     )
 
 
@@ -213,10 +203,10 @@ def _mapping_figure(calibration: Calibration) -> bytes:
     """Draw the distributions of deep intensities, and the curve that takes one to the other."""
     x, y = calibration.mapping.x, calibration.mapping.y
     sd = calibration.code.sd[: len(x)]
-    figure = new_figure(0.44)
+    figure = drawing.new_figure(0.44)
     left, right = figure.subplots(1, 2)
     grid = np.linspace(0, max(x[-1], y[-1]) + 0.1, 300)
-    for values, colour, name in ((y, REFERENCE, "reference"), (x, ORANGE, "site")):
+    for values, colour, name in ((y, drawing.REFERENCE, "reference"), (x, drawing.ORANGE, "site")):
         density = _density(values, grid)
         left.plot(grid, density, color=colour, lw=1.8, label=name)
         left.fill_between(grid, density, color=colour, alpha=0.15, lw=0)
@@ -227,22 +217,21 @@ def _mapping_figure(calibration: Calibration) -> bytes:
     ends = [0, grid[-1]]
     right.plot(ends, ends, color="0.6", lw=1, ls="--", label="no change")
     right.fill_betweenx(
-        y, x - 1.96 * sd, x + 1.96 * sd, color=BLUE, alpha=0.2, lw=0, label="95 % interval"
+        y, x - 1.96 * sd, x + 1.96 * sd, color=drawing.BLUE, alpha=0.2, lw=0, label="95 % interval"
     )
-    right.plot(x, y, color=BLUE, lw=1.8, label="mapping")
+    right.plot(x, y, color=drawing.BLUE, lw=1.8, label="mapping")
     right.set_title("Intensity mapping", fontsize=10, loc="left")
     right.set_xlabel("at the site", fontsize=9)
     right.set_ylabel("at the reference", fontsize=9)
     right.set(xlim=ends, ylim=ends)
     for axes in (left, right):
-        plain_axes(axes)
+        drawing.plain_axes(axes)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return png_bytes(figure)
+    return drawing.png_bytes(figure)
 
 
 def _density(quantiles: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Make a smooth density of evenly spaced quantiles."""
     places = np.linspace(0, len(quantiles) - 1, 1000)
     values = np.interp(places, np.arange(len(quantiles)), quantiles)
-    kernels = np.exp(-0.5 * ((grid[:, None] - values) / KERNEL) ** 2)
-    return np.asarray(kernels.mean(axis=1) / (KERNEL * np.sqrt(2 * np.pi)))
+    return np.asarray(gaussian_kde(values, KERNEL / values.std(ddof=1))(grid))

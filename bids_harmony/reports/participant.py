@@ -99,7 +99,6 @@ def scan_view(
     """
     status = record.get("status")
     status = status if status in ("pass", "warn") else "error"
-    predictions = {} if status == "error" else predictions
     entities = (part.split("-", 1) for part in key.split("_")[1:] if "-" in part)
     age = predictions.get("brain_age") or {}
     return {
@@ -122,16 +121,12 @@ def scan_view(
 
 def participant_page(subject: str, scans: Sequence[Mapping[str, Any]]) -> str:
     """Write the report of a participant's scans, each from :func:`scan_view`."""
-    records = [scan["record"] for scan in scans]
     methods, references = _methods([s["record"] for s in scans if s["status"] != "error"])
     return render(
         "participant.html",
         subject=subject,
         scans=scans,
         counts=Counter(scan["status"] for scan in scans),
-        versions=dict.fromkeys(
-            str(v) for r in records if (v := (r.get("processing") or {}).get("version"))
-        ),
         methods=methods,
         references=references,
         figures=FIGURES,
