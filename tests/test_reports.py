@@ -200,7 +200,7 @@ def test_every_scan_has_its_section_with_its_values_and_reasons(out):
         "60.2 [50.9 to 69.5]", "38.4 [29.1 to 47.7]", "+24.2", "1523 mL",
         "was not among those the bundle was trained on",
         '<tr class="flagged"><td>Brain volume', "<li>Brain is small</li>",
-        '<span class="badge warn">look</span>',
+        '<span class="badge warn">warn</span>',
     ):  # fmt: skip
         assert said in page, said
     row = re.search(r"<tr><th>Schizophrenia probability.*?</tr>", page, re.DOTALL)

@@ -25,15 +25,14 @@ def render(template: str, **values: Any) -> str:
         The page.
     """
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bids_harmony", "data"), extensions=["jinja2.ext.do"],
         undefined=jinja2.ChainableUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"fixed": fixed, "shown": shown}
-    environment.globals["source"] = lambda name: Markup(  # noqa: S704  Files of the package.
-        (files("bids_harmony.data") / name).read_text(encoding="utf-8")
+    environment.globals["source"] = lambda name: (files("bids_harmony.data") / name).read_text(
+        encoding="utf-8"
     )
     return environment.get_template(template).render(**values)
 

@@ -11,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from bids_harmony.files import write_text
 from bids_harmony.outputs import load_record
 from bids_harmony.qc.collect import QC_ENDING, listed_files, read_predictions, subject_records
@@ -25,6 +23,8 @@ from bids_harmony.sites.mapping import spoken as spoken_changes
 
 #: Base64 text of all pictures of a report; with the rest, the file stays below 10 MB.
 MAX_PICTURES = 8_500_000
+#: A scan's picture among its outputs.
+PICTURE = re.compile(r"/figures/.*_desc-(\w+)_T1w\.png$")
 #: Words for the entities that tell a participant's scans apart.
 ENTITIES = {
     "ses": "session", "acq": "acquisition", "ce": "contrast agent", "rec": "reconstruction",
@@ -64,11 +64,11 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
         predictions, problem = read_predictions(path, record)
         scan = scan_view(key, record, predictions)
         scan["warnings"] += [f"{problem}."] if problem else []
-        for file in listed_files(record, key):
-            if (match := re.search(r"/figures/.*_desc-(\w+)_T1w\.png$", file)) and (
-                out / file
-            ).is_file():
-                scan["pictures"][match[1]] = out / file
+        scan["pictures"] = {
+            match[1]: out / file
+            for file in listed_files(record, key)
+            if (match := PICTURE.search(file)) and (out / file).is_file()
+        }
         scans.append(scan)
     _embed_pictures(scans)
     target = out / f"sub-{subject}.html"
@@ -149,15 +149,15 @@ def bibliography() -> dict[str, dict[str, str]]:
     return entries
 
 
-def _methods(records: Sequence[Mapping[str, Any]]) -> tuple[Markup, list[dict[str, str]]]:
+def _methods(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
     """Describe what ran on finished scans; citations become numbers in their order."""
     if not records:
-        return Markup(), []
+        return "", []
     text, entries = render("methods.html", records=records), bibliography()
     keys = [key for key in dict.fromkeys(re.findall(r"\[@(\w+)\]", text)) if key in entries]
     for number, key in enumerate(keys, start=1):
         text = text.replace(f"[@{key}]", f'<a href="#ref-{key}">[{number}]</a>')
-    return Markup(text), [entries[key] for key in keys]  # noqa: S704  Escaped by the template.
+    return text, [entries[key] for key in keys]
 
 
 def _natural(path: Path) -> list[str | int]:
