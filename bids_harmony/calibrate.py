@@ -313,7 +313,7 @@ def save(
     dict of str to pathlib.Path
         The file of each site.
     """
-    from bids_harmony.reports.calibration import calibration_page
+    from bids_harmony.reports.pages import calibration_page
 
     folder = out / FOLDER
     stay = [c.calibration for c in kept or () if c.path is not None and c.path.parent == folder]

@@ -19,8 +19,7 @@ from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
-from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY
-from bids_harmony.reports.scatter import svg_text
+from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.data import TrainingSet

@@ -72,16 +72,13 @@ def saved(page: Any, to: Path) -> Path:
     return to
 
 
-def test_flagged_scans_come_first_and_the_list_has_pages(page: Any) -> None:
-    assert scans_in(page)[:3] == ["sub-00000", "sub-00020", "sub-00040"]
+def test_the_list_is_sorted_paged_and_filtered(page: Any) -> None:
+    assert scans_in(page)[:3] == ["sub-00000", "sub-00020", "sub-00040"], "flagged ones first"
     assert len(scans_in(page)) == 50
     page.click("#page-on")
     assert page.inner_text("#page") == "Page 2 of 4"
     page.click("#list th button >> text=Scan")
     assert scans_in(page)[:2] == ["sub-00000", "sub-00001"]
-
-
-def test_filters(page: Any) -> None:
     page.select_option("#f-site", "A")
     page.select_option("#f-status", "error")
     assert scans_in(page) == ["sub-00049", "sub-00199"]
@@ -111,8 +108,6 @@ def test_a_scan_opens_with_its_pictures_reasons_and_metrics(page: Any) -> None:
     expected = "sub-00020/figures/sub-00020_desc-brainmask_T1w.png is not beside this page"
     panel.get_by_text(expected).wait_for()
     assert panel.locator("tr.flagged th").inner_text() == "Noise (flagged)"
-    page.keyboard.press("j")
-    assert panel.locator("h2").inner_text() == "sub-00040"
     page.keyboard.press("Escape")
     assert not panel.is_visible()
     page.fill("#f-text", "00049")
@@ -121,25 +116,24 @@ def test_a_scan_opens_with_its_pictures_reasons_and_metrics(page: Any) -> None:
     assert "Scan 49 is broken." in panel.inner_text()
 
 
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
 def test_rating_with_keys_alone(page: Any, tmp_path: Path) -> None:
-    page.keyboard.press("j")
-    page.keyboard.press("Enter")
-    page.keyboard.press("r")
+    press(page, "?")
+    assert "accept, reject, unsure" in page.inner_text("#help")
+    press(page, "?")
+    assert not page.locator("#help").is_visible()
+    press(page, "j", "Enter", "r")
     name_rater(page, "ann")
-    page.keyboard.press("c")
+    press(page, "c")
     page.keyboard.insert_text("ghost\there, ")
     page.keyboard.type("j and r too")
-    page.keyboard.press("Escape")
-    page.keyboard.press("j")
-    page.keyboard.press("a")
-    page.keyboard.press("j")
-    page.keyboard.press("u")
-    page.keyboard.press("x")
-    page.keyboard.press("Escape")
-    page.keyboard.press("/")
+    press(page, "Escape", "j", "a", "j", "u", "x", "Escape", "/")
     page.keyboard.type("sub-00007")
-    page.keyboard.press("Enter")
-    page.keyboard.press("u")
+    press(page, "Enter", "u")
     assert page.inner_text("#unsaved") == "4 new ratings, not saved yet"
     ratings, problems = read_ratings([saved(page, tmp_path / "qc_ratings.tsv")])
     assert not problems
@@ -178,7 +172,7 @@ def test_a_second_rater_keeps_the_firsts_ratings(browser: Any, tmp_path: Path) -
     }  # fmt: skip
 
 
-def test_ratings_outlive_the_page_and_are_warned_of(page: Any) -> None:
+def test_ratings_outlive_the_page_and_a_refused_storage_is_no_obstacle(page: Any) -> None:
     page.keyboard.press("a")
     name_rater(page, "ann")
     warned = []
@@ -188,27 +182,29 @@ def test_ratings_outlive_the_page_and_are_warned_of(page: Any) -> None:
     assert page.inner_text("#unsaved") == "1 new rating, not saved yet"
     assert page.inner_text("#rater") == "ann"
     assert "accept (ann)" in page.inner_text("#list tbody tr:first-child")
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }})"
+    )
+    page.reload()
+    page.keyboard.press("r")
+    name_rater(page, "bob")
+    assert "reject (bob)" in page.inner_text("#list tbody tr:first-child")
 
 
-def test_a_page_that_is_refused_its_storage_still_works(browser: Any, page_file: Path) -> None:
-    for page in opened(browser, page_file):
-        page.add_init_script(
-            "Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }})"
-        )
-        page.goto(page_file.as_uri())
-        page.keyboard.press("a")
-        name_rater(page, "ann")
-        assert "accept (ann)" in page.inner_text("#list tbody tr:first-child")
-
-
-def test_a_click_on_a_point_opens_its_scan(page: Any) -> None:
+def test_charts_are_drawn_and_a_click_on_a_point_opens_its_scan(page: Any) -> None:
+    page.locator("#ages").scroll_into_view_if_needed()
+    page.locator("#ages .legendtext").first.wait_for()
+    assert "A (n = 65)" in page.locator("#ages .legendtext").all_text_contents()
+    chart = page.locator(".probability")
+    chart.scroll_into_view_if_needed()
+    chart.locator(".ytick").first.wait_for()
+    assert "simulated labels" in chart.locator(".xtitle").first.text_content()
     page.locator("#metric").scroll_into_view_if_needed()
     page.select_option("#metric", "noise")
     points = page.locator("#strips .trace .point")
     points.first.wait_for()
     assert points.count() == 196 + 10
     assert "Lower is better" in page.inner_text("#metric-text")
-    page.fill("#f-text", "sub-00001")
     box = page.locator("#strips").bounding_box()
     where = page.evaluate(
         "() => { const g = document.getElementById('strips'), t = g.data[0], k = 17, l = "
@@ -218,16 +214,6 @@ def test_a_click_on_a_point_opens_its_scan(page: Any) -> None:
     page.mouse.click(box["x"] + where[0], box["y"] + where[1])
     page.locator("#panel").wait_for()
     assert page.inner_text("#p-title") == f"sub-{where[2]:05d}"
-
-
-def test_charts_of_predictions_are_drawn(page: Any) -> None:
-    page.locator("#ages").scroll_into_view_if_needed()
-    page.locator("#ages .legendtext").first.wait_for()
-    assert "A (n = 65)" in page.locator("#ages .legendtext").all_text_contents()
-    chart = page.locator(".probability")
-    chart.scroll_into_view_if_needed()
-    chart.locator(".ytick").first.wait_for()
-    assert "simulated labels" in chart.locator(".xtitle").first.text_content()
 
 
 def test_text_of_the_dataset_runs_nothing(browser: Any, tmp_path: Path) -> None:
@@ -252,13 +238,6 @@ def test_text_of_the_dataset_runs_nothing(browser: Any, tmp_path: Path) -> None:
         assert any(NASTY[:20] in label for label in labels)
         assert NASTY in page.locator("#ages .legendtext").first.text_content()
         assert page.evaluate("window.hit") is None
-
-
-def test_help_shows_the_keys(page: Any) -> None:
-    page.keyboard.press("?")
-    assert "accept, reject, unsure" in page.inner_text("#help")
-    page.keyboard.press("?")
-    assert not page.locator("#help").is_visible()
 
 
 @pytest.mark.slow

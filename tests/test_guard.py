@@ -32,7 +32,7 @@ from bids_harmony.qc.guard import (
     tissue_ml,
 )
 from bids_harmony.qc.record import scan_record
-from bids_harmony.reports.reportlets import ScanView, render
+from bids_harmony.reports.participant import participant_page, scan_view
 
 TEMPLATE = load_template(2)
 AFFINE = TEMPLATE.t1w.affine
@@ -278,13 +278,13 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
     assert row["harmonization_status"] == "fail"
     assert row["brain_age_gap"] == "2.0"
     assert row["brain_age_harmonized_low"] == "n/a"
-    overview = render("overview", [ScanView("scan-1", record, predictions)], "", "")
-    assert "<strong>50.0</strong>" in overview
-    assert "+2.0" in overview
-    page = render("guard", ScanView("scan-1", record, predictions))
+    page = participant_page("01", [scan_view("sub-01", record, predictions)])
+    assert "<strong>50.0</strong>" in page
+    assert "+2.0" in page
     assert "set aside" in page
     assert "-30.0 %" in page
     without = scan_record(facts, **parts)
     assert without["status"] == "pass"
-    assert render("guard", ScanView("scan-1", without, {})) == ""
+    page = participant_page("01", [scan_view("sub-01", without, {})])
+    assert "Did the anatomy stay?" not in page
     assert guard_record(metrics, None)["status"] is None

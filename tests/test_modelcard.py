@@ -2,108 +2,69 @@
 
 from __future__ import annotations
 
+import html
 import json
-from html.parser import HTMLParser
+import re
+from typing import Any
 
 import pytest
-from random_bundle import GUARD
 
-from bids_harmony.qc.guard import MEASURES
-from bids_harmony.reports.modelcard import card_html, figure_tables, known_limits, model_card
-
-FIGURES = {
-    "n": 9, "mae": 5.25, "mae_95": [4.0, 6.5], "bias": -0.5, "bias_95": [-2.0, 1.0],
-    "r": None, "r_95": None,
-}  # fmt: skip
+from bids_harmony.models.bundle import DEFAULT_BUNDLE
+from bids_harmony.qc.verdict import dictionary
+from bids_harmony.reports import shown
+from bids_harmony.reports.pages import METHODS, card_html, known_limits, model_card
 
 
 @pytest.fixture
-def info() -> dict:
-    return {
-        "name": "small <b>",
-        "version": "1",
-        "reference_site": "REF",
-        "sites": {
-            "REF": {"n": 40, "n_persons": 40, "n_validation": 6, "n_held_out": 30,
-                    "n_held_out_persons": 30, "age": [20.0, 80.0],
-                    "age_mean": 50.0},
-            "A & B": {"n": 10, "n_persons": 3, "n_validation": 2, "n_held_out": 3,
-                      "n_held_out_persons": 1, "age": None, "age_mean": None},
-        },
-        "contract": {"skull_strip": "deepbet", "slice_mm": [-28.0, 52.0]},
-        "networks": {"brain_age": {"kind": "slice", "options": {"hidden": 8}, "files": ["b"]}},
-        "map": {"kind": "intensity-mapping", "known_truth": {}, "acceptance": {
-            "passed": False, "removed": 0.4, "moved": ["A & B"], "still": [],
-            "text": "The map removes 40 % of the mean site offset at A & B.",
-        }},
-        "targets": {
-            "brain_age": {"training_range": [20.0, 80.0], "training_data": "real"},
-            "schizophrenia_probability": {"training_data": "simulated"},
-        },
-        "metrics": {
-            "brain_age": {
-                "folds": {"n": 40, "mae": 6.1},
-                "sites": {"A & B": {"none": FIGURES, "harmonized": FIGURES}},
-                "predictions": [["A & B", "none", 30.0, 35.0], ["REF", "none", 40.0, 41.0]],
-            },
-        },
-        "training": {
-            "options": {"seed": 42, "fit_filter": 'diagnosis == "control"'},
-        },
-        "licences": ["CC0"],
-        "intended_use": "Research.",
-    }  # fmt: skip
+def info() -> dict[str, Any]:
+    """What the shipped bundle says, under a name that a page must escape."""
+    info = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text("utf-8"))
+    return info | {"name": "small <b>", "licences": ["A & B"]}
 
 
-class _Text(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.text, self.open, self.links = "", [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.links += [v for k, v in attrs if k in ("src", "href")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+@pytest.fixture
+def guard() -> dict[str, Any]:
+    return json.loads((DEFAULT_BUNDLE / "guard.json").read_text("utf-8"))
 
 
-def test_the_page_says_what_the_card_holds_and_fetches_nothing(info: dict) -> None:
-    card = model_card(info, GUARD)
+def test_the_page_says_what_the_card_holds_and_fetches_nothing(info: dict, guard: dict) -> None:
+    card = model_card(info, guard)
     assert json.loads(json.dumps(card, allow_nan=False)) == card
-    page = _Text(card_html(card))
-    assert not page.open
-    assert not page.links
+    page = card_html(card)
+    assert "small <b>" not in page
+    assert not re.search(r'\s(src|href)="', page)
+    text = " ".join(html.unescape(page).split())
+    found = info["metrics"]["brain_age"]["sites"]
+    site, methods = next(iter(found.items()))
+    low, high = methods["none"]["mae_95"]
     for words in (
-        "small <b>", "A & B", "CC0", "Research.", "not harmonized", "harmonized",
-        "The map removes 40 %",
-        "5.25", "[4, 6.5]", "n/a", 'diagnosis == "control"', "3.0 %",
+        "small <b>", "A & B", info["intended_use"], info["map"]["acceptance"]["text"],
+        *info["sites"], *(METHODS[method] for method in methods), site, *card["limits"],
+        f"{shown(methods['none']['mae'])} <span class=\"small\">[{shown(low)}, {shown(high)}]",
+        *(dictionary()[name]["LongName"] for name in guard["limits"]),
     ):  # fmt: skip
-        assert words in page.text, words
-    assert 'class="note">The map removes' in card_html(card)
+        assert words in text, words
+    # A map that moves a site stands out.
+    card["map"]["acceptance"]["passed"] = False
+    assert f'class="note">{info["map"]["acceptance"]["text"][:20]}' in card_html(card)
 
 
 def test_limits_name_small_samples_simulated_labels_and_ages(info: dict) -> None:
-    said = " ".join(known_limits(info))
-    assert "A & B (3)" in said
-    assert "REF (30)" not in said
+    reference, rows = info["reference_site"], info["sites"]
+    rows["B"] = {"n_persons": 3}
     # Thirty test scans of five persons are few.
-    info["sites"]["REF"]["n_held_out_persons"] = 5
-    assert "REF (5)" in " ".join(known_limits(info))
+    rows[reference] |= {"n_held_out": 30, "n_held_out_persons": 5}
+    said = " ".join(known_limits(info))
+    assert "B (3)" in said
+    assert f"{reference} (5)" in said
+    rows[reference]["n_held_out_persons"] = 30
+    assert f"{reference} (30)" not in " ".join(known_limits(info))
+    low, high = info["targets"]["brain_age"]["training_range"]
+    assert f"from {low:g} to {high:g} at {reference}" in said
     assert "simulated labels" in said
-    assert "from 20 to 80 at REF" in said
 
 
 def test_a_bundle_without_guard_or_figures_has_a_card_too(info: dict) -> None:
-    bare = {**info, "metrics": {}, "training": {}, "targets": {}}
-    card = model_card(bare, None)
-    page = _Text(card_html(card))
-    assert "This bundle has none." in page.text
-    assert "No figures were measured." in page.text
-    assert figure_tables({}) == []
-    assert all(name not in page.text for name in MEASURES)
+    page = card_html(model_card({**info, "metrics": {}, "training": {}, "targets": {}}, None))
+    assert "This bundle has none." in page
+    assert "No figures were measured." in page

@@ -32,8 +32,9 @@ from bids_harmony.reports.drawing import (
     PURPLE,
     SKY,
     YELLOW,
+    scatter_figure,
+    svg_text,
 )
-from bids_harmony.reports.scatter import scatter_figure, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

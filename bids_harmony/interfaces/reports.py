@@ -85,31 +85,24 @@ class ScanFigures(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.qc.histogram import brain_histogram
         from bids_harmony.reports import figures
 
         bundle = load_bundle(Path(self.inputs.bundle))
         reference = bundle.qc_reference()
         raw, harmonized = nib.load(self.inputs.raw), nib.load(self.inputs.harmonized)
         mask = np.asarray(raw.dataobj) > 0
-        out = {
-            desc: Path(runtime.cwd) / f"{desc}.png"
-            for desc in ("harmonized", "histogram", "predictions", "qc")
+        descs = ("harmonized", "histogram", "predictions", "qc")
+        out = {desc: Path(runtime.cwd) / f"{desc}.png" for desc in descs}
+        histograms = {
+            "reference": reference["histograms"].get(bundle.reference_site),
+            "before": brain_histogram(np.asarray(raw.dataobj), mask),
+            "after": brain_histogram(np.asarray(harmonized.dataobj), mask),
         }
         figures.harmonization_figure(raw, harmonized, mask, out["harmonized"])
-        figures.histogram_figure(
-            np.asarray(raw.dataobj),
-            np.asarray(harmonized.dataobj),
-            mask,
-            out["histogram"],
-            reference=reference["histograms"].get(bundle.reference_site),
-            reference_name=bundle.reference_site,
-        )
-        if "brain_age" in self.inputs.predictions:
-            figures.prediction_figure(
-                self.inputs.predictions["brain_age"],
-                out["predictions"],
-                age=self.inputs.facts["age"],
-            )
+        figures.histogram_figure(histograms, bundle.reference_site, out["histogram"])
+        if (brain_age := self.inputs.predictions.get("brain_age")) is not None:
+            figures.prediction_figure(brain_age, out["predictions"], age=self.inputs.facts["age"])
         figures.metrics_figure(self.inputs.metrics, reference["metrics"], out["qc"])
         drawn = {desc: path for desc, path in out.items() if path.exists()}
         self._results["out_files"] = [str(path) for path in drawn.values()]

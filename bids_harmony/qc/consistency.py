@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids import counted
 from bids_harmony.qc.values import mapping, number, text
-from bids_harmony.reports.methods import mask_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +64,7 @@ def processing_columns(record: Mapping[str, Any]) -> dict[str, Any]:
         options.append(f"--atlas-dir {str(atlases)[:12]}")
     tools = sorted(mapping(processing, "tools").items())
     return {
-        "skull_strip": mask_kind(record) if mask.get("method") else None,
+        "skull_strip": "stripped" if mask.get("detected") else text(mask.get("method")),
         "registration": text(contract.get("registration") if asked == "auto" else asked),
         "template": text(" ".join(str(part) for part in template if part)),
         "resolution": number(contract.get("resolution")),

@@ -1,12 +1,14 @@
-"""What all pictures share: colours, a figure apart from matplotlib's global state, small PNGs."""
+"""What all pictures share: colours, figures apart from matplotlib's global state, small files."""
 
 from __future__ import annotations
 
+import base64
 import io
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,37 +17,26 @@ if TYPE_CHECKING:
 ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
 GREEN, PURPLE, YELLOW, GREY = "#009E73", "#CC79A7", "#F0E442", "#999999"
 RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
-WIDTH = 9.6
-DPI = 110
-#: Colours of pictures of brains, which would be four times larger in full colour.
-N_COLOURS = 64
+#: How densities of intensities are drawn, in this order.
+DENSITIES: dict[str, dict[str, Any]] = {
+    "reference": {"color": REFERENCE, "fill": True, "alpha": 0.45},
+    "before": {"color": RAW, "ls": "--", "lw": 1.8},
+    "after": {"color": HARMONIZED, "ls": "-", "lw": 1.8},
+}
+#: Shapes too tell sites apart.
+SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
+WIDTH, DPI = 9.6, 110
 
 
-def new_figure(
-    shape: int | tuple[int, int], ratio: float, *, bare: bool = False, **grid: Any
-) -> tuple[Figure, list[Any]]:
-    """Make a figure without touching matplotlib's global state."""
+def new_figure(ratio: float, width: float = WIDTH, **settings: Any) -> Figure:
+    """Make a figure, of a page's width by default, apart from matplotlib's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = (shape, 1) if isinstance(shape, int) else shape
-    figure = Figure(
-        figsize=(WIDTH, WIDTH * ratio), dpi=DPI, layout=None if bare else "constrained"
-    )
+    settings = {"layout": "constrained", **settings}
+    figure = Figure(figsize=(width, width * ratio), dpi=DPI, **settings)
     FigureCanvasAgg(figure)
-    if bare:
-        axes = [figure.add_axes((0, 0, 1, 1))]
-        axes[0].set_axis_off()
-        figure.set_facecolor("black")
-        return figure, axes
-    all_axes = figure.subplots(rows, columns, squeeze=False, **grid).ravel().tolist()
-    if rows > 1:
-        for axes_ in all_axes:
-            axes_.set_xticks([])
-            axes_.set_yticks([])
-            for spine in axes_.spines.values():
-                spine.set_visible(False)
-    return figure, all_axes
+    return figure
 
 
 def plain_axes(axes: Any) -> None:
@@ -56,24 +47,14 @@ def plain_axes(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def palette_of(*colormaps: str) -> Any:
-    """Make a palette of evenly spaced colours of some maps, so that rare ones are kept too."""
-    from matplotlib import colormaps as known
-    from PIL import Image
+def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
+    """Write a figure as a small PNG without metadata, the same bytes for the same figure.
 
-    places = np.linspace(0, 1, 256 // len(colormaps))
-    colours = np.concatenate([known[name](places)[:, :3] for name in colormaps])
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.round(colours * 255).astype(np.uint8).ravel().tolist())
-    return palette
-
-
-def save_png(figure: Figure, out_file: str | Path, colours: Any = None) -> Path:
-    """Write a small PNG without metadata.
-
-    ``colours`` is a number of colours to choose, a palette, or None to keep them all, as charts
-    need.
+    Pictures of brains would be four times larger in full colour. Their PNG has a palette: of a
+    number of ``colours``, or of those of some colormaps, evenly spaced so that rare ones are
+    there too.
     """
+    from matplotlib import colormaps
     from PIL import Image
 
     canvas: Any = figure.canvas
@@ -81,10 +62,62 @@ def save_png(figure: Figure, out_file: str | Path, colours: Any = None) -> Path:
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     if isinstance(colours, int):
         picture = picture.quantize(colours, dither=Image.Dither.NONE)
-    elif colours is not None:
-        picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
+    elif colours:
+        places = np.linspace(0, 1, 256 // len(colours))
+        spaced = np.concatenate([colormaps[name](places)[:, :3] for name in colours])
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(np.round(spaced * 255).astype(np.uint8).ravel().tolist())
+        picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    out = Path(out_file)
-    out.write_bytes(buffer.getvalue())
-    return out
+    return buffer.getvalue()
+
+
+def data_uri(picture: bytes, kind: str = "png") -> str:
+    """Write a picture as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def svg_text(figure: Figure) -> str:
+    """Write a figure as SVG text, the same for the same figure."""
+    import matplotlib as mpl
+
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "bids_harmony", "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def scatter_figure(
+    panels: Mapping[str, tuple[pd.DataFrame, tuple[float, float]]], reference: str
+) -> Figure:
+    """Draw predicted against true values, one panel per method of preparing the scans.
+
+    Parameters
+    ----------
+    panels : mapping
+        By title, predictions (columns ``site``, ``truth``, ``predicted``) and slope and intercept
+        of the reference's line.
+    reference : str
+        Its scans are drawn small and grey.
+    """
+    width = max(2.6 * len(panels), 5.2)
+    figure = new_figure(2.9 / width, width)
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    every = pd.concat([rows for rows, _ in panels.values()])
+    sites = sorted(set(every["site"]) - {reference})
+    ends = (float(every["truth"].min()), float(every["truth"].max()))
+    for axes, (title, (rows, (slope, intercept))) in zip(grid, panels.items(), strict=True):
+        home = rows[rows["site"] == reference]
+        axes.plot(home["truth"], home["predicted"], ".", color=GREY, ms=3, alpha=0.6)
+        axes.plot(ends, [slope * x + intercept for x in ends], color=GREY, label=reference)
+        for k, site in enumerate(sites):
+            part = rows[rows["site"] == site]
+            colour, marker = SITES[k % len(SITES)]
+            axes.plot(part["truth"], part["predicted"], marker, color=colour, ms=3, label=site)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("true")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("predicted")
+    grid[0].legend(frameon=False, fontsize="small")
+    return figure

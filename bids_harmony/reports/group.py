@@ -7,38 +7,32 @@ scans are drawn in the browser from the scans' values, which the page holds once
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from bids_harmony.files import write_text
 from bids_harmony.qc.collect import prediction_columns
-from bids_harmony.reports.group_images import dataset_pictures
-from bids_harmony.reports.group_tables import (
-    age_rows,
-    probability_tables,
-    site_rows,
-    status_rows,
-)
-from bids_harmony.reports.reportlets import TARGET_NAMES
+from bids_harmony.reports import render, target_title
+from bids_harmony.reports.figures import FIGURES
+from bids_harmony.reports.group_figures import dataset_pictures
+from bids_harmony.reports.group_tables import age_rows, kept, probability_tables, site_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bids_harmony.qc.collect import Group
 
-NAME = "group_T1w.html"
 #: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.
 TEXTS = ("participant_id", "session_id", "site", "sex", "diagnosis", "manufacturer", "model",
          "qc_status", "error", "harmonization_status", "rating")  # fmt: skip
 NUMBERS = ("age", "field_strength", "outlier_rank", "outlier_score")
+#: What the page says of a metric, by its name in the dictionary.
+DESCRIBED = {"label": "LongName", "text": "Description", "units": "Units",
+             "direction": "Direction", "group": "Group"}  # fmt: skip
+#: Significant digits of numbers.
 DIGITS = 5
-#: Kinds of pictures in the order in which a rater wants them; unknown ones come after.
-PICTURES = ("brainmask", "norm", "harmonized", "histogram", "qc", "predictions")
 
 
 def write_group_report(group: Group, out: Path) -> Path:
@@ -57,48 +51,26 @@ def write_group_report(group: Group, out: Path) -> Path:
     pathlib.Path
         The page. It fetches nothing from elsewhere, and its bytes depend on the outputs alone.
     """
-    import jinja2
     from plotly.offline import get_plotlyjs
 
     pictures, notes = dataset_pictures(group, out)
-    folder = files("bids_harmony.data")
-    parts = {kind: (folder / f"group_report.{kind}").read_text(encoding="utf-8")
-             for kind in ("html", "css", "js")}  # fmt: skip
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(figure=figure, fixed=fixed)
     ages = age_rows(group)
-    page = environment.from_string(parts["html"]).render(
-        css=parts["css"],
-        script=parts["js"],
+    page = render(
+        "group_report.html",
         plotly=get_plotlyjs(),
         data=script_json(page_data(group)),
         group=group,
-        sites=site_rows(group.scans),
-        statuses=status_rows(group),
+        sites=site_rows(group),
         ages=ages,
         left_out=_left_out(group, ages[-1]["n"]) if ages else "",
         probabilities=probability_tables(group),
+        target_title=target_title,
         pictures=pictures,
         picture_notes=notes,
     )
-    target = out / NAME
+    target = out / "group_T1w.html"
     write_text(target, page)
     return target
-
-
-def _left_out(group: Group, n: int) -> str:
-    """Say which scans the figures of brain age leave out."""
-    scans = group.scans
-    kept = scans[scans["rating"] != "reject"]
-    counts = {
-        "rejected by the raters": len(scans) - len(kept),
-        "without an age": int(kept["age"].isna().sum()),
-        "without both predictions": len(kept.dropna(subset=["age"])) - n,
-    }
-    parts = [f"{count} {why}" for why, count in counts.items() if count]
-    return f"Left out: {', '.join(parts)}." if parts else "All scans are in it."
 
 
 def page_data(group: Group) -> dict[str, Any]:
@@ -119,32 +91,55 @@ def page_data(group: Group) -> dict[str, Any]:
     scans = group.scans
     place = {scan: i for i, scan in enumerate(scans["scan"])}
     predicted = [name for name in prediction_columns(group.targets) if name in scans]
-    columns = dict.fromkeys([*NUMBERS, *group.metrics, *predicted])
+    numbers = (*NUMBERS, *group.metrics, *predicted)
+    simulated = (group.bundle or {}).get("simulated", ())
     paths: dict[str, int] = {}
-    pictures = {
-        place[scan]: [
-            paths.setdefault(_pattern(path, scan), len(paths))
-            for path in sorted(group.figures[scan], key=_order)
-        ]
-        for scan in scans["scan"]
-        if group.figures.get(scan)
-    }
     return {
-        "scan": scans["scan"].tolist(),
+        "scan": list(place),
         "texts": {name: _levels(scans[name]) for name in TEXTS},
-        "numbers": {name: _numbers(scans[name].to_numpy(float)) for name in columns},
+        "numbers": {name: _numbers(scans[name]) for name in numbers},
         "metrics": [_described(group, name) for name in group.metrics],
-        "targets": [_target(group, name) for name in group.targets],
+        "targets": [
+            {"name": name, "label": target_title(name), "simulated": name in simulated}
+            for name in group.targets
+        ],
         "flags": {
             place[scan]: [[flag.metric, flag.text] for flag in flags]
             for scan, flags in group.flags.items()
             if scan in place
         },
+        "pictures": {
+            i: [paths.setdefault(_pattern(path, scan), len(paths))
+                for path in sorted(group.figures[scan], key=_order)]
+            for scan, i in place.items()
+            if group.figures.get(scan)
+        },
         "patterns": list(paths),
-        "captions": _captions(),
-        "pictures": pictures,
+        "captions": FIGURES,
         "ratings": group.ratings[["scan", "rater", "time", "verdict", "comment"]].values.tolist(),
+    }  # fmt: skip
+
+
+def script_json(values: Any) -> str:
+    r"""Write JSON that may stand in a script element: nothing in it can end the element.
+
+    >>> script_json("</script>")
+    '"\\u003c/script>"'
+    """
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.replace("<", "\\u003c")
+
+
+def _left_out(group: Group, n: int) -> str:
+    """Say which scans the figures of brain age leave out."""
+    scans = kept(group)
+    counts = {
+        "rejected by the raters": len(group.scans) - len(scans),
+        "without an age": int(scans["age"].isna().sum()),
+        "without both predictions": int(scans["age"].notna().sum()) - n,
     }
+    parts = [f"{count} {why}" for why, count in counts.items() if count]
+    return f"Left out: {', '.join(parts)}." if parts else "All scans are in it."
 
 
 def _pattern(path: str, scan: str) -> str:
@@ -158,15 +153,8 @@ def _pattern(path: str, scan: str) -> str:
 
 
 def _order(path: str) -> int:
-    kinds = [f"_desc-{kind}_" in path for kind in PICTURES]
-    return kinds.index(True) if any(kinds) else len(kinds)
-
-
-def _captions() -> dict[str, str]:
-    """Name each kind of picture as the participants' reports do."""
-    spec = (files("bids_harmony.data") / "reports-spec.yml").read_text(encoding="utf-8")
-    parts = yaml.safe_load(spec)
-    return {part["figure"]: part["subtitle"] for part in parts if "figure" in part}
+    """Sort pictures as a rater wants them, unknown ones last."""
+    return next((i for i, name in enumerate(FIGURES) if f"_desc-{name}_" in path), len(FIGURES))
 
 
 def _levels(values: pd.Series) -> dict[str, list[Any]]:
@@ -174,55 +162,12 @@ def _levels(values: pd.Series) -> dict[str, list[Any]]:
     return {"levels": [str(level) for level in levels], "codes": codes.tolist()}
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
+def _numbers(values: pd.Series) -> list[float | None]:
     """Round to :data:`DIGITS` significant digits; whole numbers lose their point."""
-    texts = (f"{v:.{DIGITS}g}" for v in values.tolist())
-    rounded = (float(text) for text in texts)
+    rounded = (float(f"{v:.{DIGITS}g}") for v in values.tolist())
     return [(int(v) if v.is_integer() else v) if np.isfinite(v) else None for v in rounded]
 
 
 def _described(group: Group, name: str) -> dict[str, str]:
-    facts = group.dictionary.get(name) or {}
-    return {
-        "name": name,
-        "label": str(facts.get("LongName", name)),
-        "text": str(facts.get("Description", "")),
-        "units": str(facts.get("Units", "")),
-        "direction": str(facts.get("Direction", "")),
-        "group": str(facts.get("Group", "Others")),
-    }
-
-
-def _target(group: Group, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "label": TARGET_NAMES.get(name, name.replace("_", " ")),
-        "simulated": name in (group.bundle or {}).get("simulated", ()),
-    }
-
-
-def script_json(values: Any) -> str:
-    r"""Write JSON that may stand in a script element: nothing in it can end the element.
-
-    >>> script_json("</script>")
-    '"\\u003c/script>"'
-    """
-    text = json.dumps(values, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c")
-
-
-def fixed(value: float | None, digits: int = 2) -> str:
-    """Write a number with some decimals, ``n/a`` for None."""
-    # Without the sum, what rounds to nothing would keep its sign.
-    return "n/a" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def figure(measured: tuple[float | None, Iterable[float] | None], digits: int = 2) -> str:
-    """Write a figure with its interval.
-
-    >>> figure((1.0, (0.5, 2.0)), 1), figure((3.14159, None)), figure((None, None))
-    ('1.0 [0.5, 2.0]', '3.14', 'n/a')
-    """
-    value, ends = measured
-    text = fixed(value, digits)
-    return text if ends is None else f"{text} [{', '.join(fixed(e, digits) for e in ends)}]"
+    facts = {"LongName": name, "Group": "Others"} | (group.dictionary.get(name) or {})
+    return {"name": name} | {key: str(facts.get(of, "")) for key, of in DESCRIBED.items()}

@@ -121,7 +121,7 @@ def train_bundle(
 
     from bids_harmony.fit_filter import select_scans
     from bids_harmony.qc.verdict import reference_statistics
-    from bids_harmony.reports.modelcard import card_html, model_card
+    from bids_harmony.reports.pages import card_html, model_card
     from bids_harmony.sites.code import Appearance
     from bids_harmony.training.cache import open_training_set
     from bids_harmony.training.cyclegan import train_maps

@@ -1,0 +1,237 @@
+"""The pages of a bundle (its model card) and of a site's calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import gaussian_kde
+
+from bids_harmony.qc.guard import MEASURES, spoken_limit
+from bids_harmony.qc.verdict import dictionary
+from bids_harmony.reports import drawing, render
+from bids_harmony.sites.mapping import spoken
+
+if TYPE_CHECKING:
+    from bids_harmony.models.bundle import Bundle
+    from bids_harmony.sites.calibration import Calibration
+
+METHODS = {
+    "none": "not harmonized",
+    "histogram_matching": "histogram-matched",
+    "intensity_mapping": "intensity mapping alone",
+    "harmonized": "harmonized",
+    "harmonized_known_ages": "harmonized, ages known",
+}
+#: Below this many persons with test scans a site's figures are called rough.
+FEW = 20
+#: Width of the kernel that distributions of intensities are smoothed with.
+KERNEL = 0.03
+
+
+def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Put a bundle's card together.
+
+    Parameters
+    ----------
+    info : mapping
+        ``bundle.json`` without ``files``.
+    guard : mapping or None
+        ``guard.json``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``name``, ``version``, ``intended_use``, ``data``, ``preprocessing``,
+        ``networks``, ``map``, ``targets``, ``metrics``, ``guard``, ``limits``, ``rerun``.
+    """
+    options = info["training"].get("options", {})
+    return {
+        **{key: info[key] for key in ("name", "version", "intended_use", "map", "targets",
+                                      "metrics")},
+        "data": {
+            "reference_site": info["reference_site"],
+            "sites": info["sites"],
+            "licences": list(info["licences"]),
+            "splits": "by person, stratified by site and age; listed in splits.json",
+            "fit_filter": options.get("fit_filter"),
+        },
+        "preprocessing": info["contract"],
+        "networks": {
+            name: {key: config[key] for key in ("kind", "options")} | {"n": len(config["files"])}
+            for name, config in info["networks"].items()
+        },
+        "guard": {"limits": (guard or {}).get("limits", {}), "n": (guard or {}).get("n", 0)},
+        "limits": known_limits(info),
+        "rerun": {
+            "command": "bids_harmony BIDS OUT train",
+            "options": options,
+            "note": "The same options on the same scans repeat the training; processors round "
+            "differently, so that figures agree and bytes need not.",
+        },
+    }  # fmt: skip
+
+
+def known_limits(info: Mapping[str, Any]) -> list[str]:
+    """Say where a bundle's numbers should not be trusted.
+
+    Parameters
+    ----------
+    info : mapping
+        ``bundle.json``.
+
+    Returns
+    -------
+    list of str
+        One sentence each.
+    """
+    reference, said = info["reference_site"], []
+    for name, target in info["targets"].items():
+        if "training_range" in target:
+            low, high = target["training_range"]
+            said.append(
+                f"{name} was trained on values from {low:g} to {high:g} at {reference}; outside "
+                "them it is not known to work."
+            )
+        if "simulated" in str(target.get("training_data")):
+            said.append(
+                f"{name} was trained on simulated labels: it shows that the path works, and says "
+                "nothing about a person."
+            )
+    tested = {
+        site: row["n_held_out_persons" if site == reference else "n_persons"]
+        for site, row in info["sites"].items()
+    }
+    if few := [f"{site} ({n})" for site, n in tested.items() if n < FEW]:
+        said.append(
+            f"Figures rest on few persons at {', '.join(few)}: read the intervals, "
+            "not the values alone."
+        )
+    return [
+        *said,
+        "A site is harmonized by its calibration. From few scans, or where patients and controls "
+        "lie at different sites, what the scanner does and what the persons bring cannot be told "
+        "apart.",
+        "Prediction intervals are empirical: they come from the errors on reference scans of "
+        "networks that had not seen them, and may be too narrow, most of all at other sites; "
+        "how often they hold the truth (coverage) is given where test scans tell. Gaps are not "
+        "corrected for age bias unless a column says so.",
+    ]
+
+
+def card_html(card: Mapping[str, Any]) -> str:
+    """Write a card as one HTML file that holds all it shows.
+
+    Parameters
+    ----------
+    card : mapping
+        Of :func:`model_card`.
+
+    Returns
+    -------
+    str
+        HTML; every value is escaped, nothing is fetched from elsewhere.
+    """
+    return render(
+        "model_card.html",
+        card=card,
+        methods=METHODS,
+        figures={
+            target: _interval_figures(found["sites"])
+            for target, found in card["metrics"].items()
+            if found.get("sites")
+        },
+        plot=_age_plot(card),
+        measures=MEASURES,
+        dictionary=dictionary(),
+        spoken_limit=spoken_limit,
+    )
+
+
+def _interval_figures(sites: Mapping[str, Any]) -> list[str]:
+    """List the figures that have an interval; what a map is judged by comes first."""
+    every = dict.fromkeys(f for methods in sites.values() for row in methods.values() for f in row)
+    names = [name for name in every if f"{name}_95" in every]
+    return sorted(names, key=lambda name: name not in ("offset", "scatter"))
+
+
+def _age_plot(card: Mapping[str, Any]) -> str:
+    """Draw predicted against true age with the reference's line, before and after; or nothing."""
+    rows = card["metrics"].get("brain_age", {}).get("predictions", [])
+    bias = card["targets"].get("brain_age", {}).get("age_bias")
+    if not rows or bias is None:
+        return ""
+    table = pd.DataFrame(rows, columns=["site", "method", "truth", "predicted"])
+    line = (1 + bias["slope"], bias["intercept"])
+    panels = {
+        METHODS[method]: (found, line)
+        for method in ("none", "harmonized")
+        if len(found := table[table["method"] == method])
+    }
+    text = drawing.svg_text(drawing.scatter_figure(panels, card["data"]["reference_site"]))
+    return text[text.index("<svg") :]
+
+
+def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
+    """Write the page: what a calibration rests on, and its intensity mapping.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Of a site.
+    bundle : Bundle
+        The one it was made with.
+
+    Returns
+    -------
+    str
+        HTML with its picture inside.
+    """
+    return render(
+        "calibration.html",
+        calibration=calibration,
+        reference=bundle.reference_site,
+        network=bundle.has_map_network,
+        changes=spoken(calibration.changes(bundle)),
+        picture=drawing.data_uri(_mapping_figure(calibration)),
+    )
+
+
+def _mapping_figure(calibration: Calibration) -> bytes:
+    """Draw the distributions of deep intensities, and the curve that takes one to the other."""
+    x, y = calibration.mapping.x, calibration.mapping.y
+    sd = calibration.code.sd[: len(x)]
+    figure = drawing.new_figure(0.44)
+    left, right = figure.subplots(1, 2)
+    grid = np.linspace(0, max(x[-1], y[-1]) + 0.1, 300)
+    for values, colour, name in ((y, drawing.REFERENCE, "reference"), (x, drawing.ORANGE, "site")):
+        density = _density(values, grid)
+        left.plot(grid, density, color=colour, lw=1.8, label=name)
+        left.fill_between(grid, density, color=colour, alpha=0.15, lw=0)
+    left.set_title("Intensities of the deep brain", fontsize=10, loc="left")
+    left.set_xlabel("scaled intensity", fontsize=9)
+    left.set_yticks([])
+    left.set_ylim(bottom=0)
+    ends = [0, grid[-1]]
+    right.plot(ends, ends, color="0.6", lw=1, ls="--", label="no change")
+    right.fill_betweenx(
+        y, x - 1.96 * sd, x + 1.96 * sd, color=drawing.BLUE, alpha=0.2, lw=0, label="95 % interval"
+    )
+    right.plot(x, y, color=drawing.BLUE, lw=1.8, label="mapping")
+    right.set_title("Intensity mapping", fontsize=10, loc="left")
+    right.set_xlabel("at the site", fontsize=9)
+    right.set_ylabel("at the reference", fontsize=9)
+    right.set(xlim=ends, ylim=ends)
+    for axes in (left, right):
+        drawing.plain_axes(axes)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return drawing.png_bytes(figure)
+
+
+def _density(quantiles: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Make a smooth density of evenly spaced quantiles."""
+    places = np.linspace(0, len(quantiles) - 1, 1000)
+    values = np.interp(places, np.arange(len(quantiles)), quantiles)
+    return np.asarray(gaussian_kde(values, KERNEL / values.std(ddof=1))(grid))
