@@ -41,8 +41,6 @@ DESCRIPTIONS = {
     "desc-harmonized": "desc-preproc with the intensities of the bundle's reference site",
 }
 
-#: Folder in a scan's work folder where its outputs wait until all of them are there.
-STAGING = "outputs"
 #: Parts of the names of what is written for a scan, beside its figures.
 OURS = frozenset(DESCRIPTIONS) | {"desc-harmony", "from-T1w"}
 
@@ -158,7 +156,7 @@ def write_dataset_files(
     targets : iterable of str
         What the bundle predicts.
     tools : mapping of str to str
-        Versions of the tools of the run (:func:`bids_harmony.tools.tool_versions`).
+        Versions of the tools of the run (:func:`bids_harmony.contract.tool_versions`).
     """
     raw = _raw_description(bids_dir)
     before = read_json_or_empty(out / "scans.json")

@@ -9,11 +9,11 @@ import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from bids_harmony.errors import HarmonyError
 
@@ -24,17 +24,29 @@ MORE_MEMORY = "Lower --nprocs, or give the job more memory; the same command con
 LONGEST_TMPDIR = 70
 
 
+class Ended(NamedTuple, Generic[Result]):
+    """A call that ended: its place among the calls, its arguments, and what it returned or raised.
+
+    The error is a :class:`KilledError` where its process was killed.
+    """
+
+    number: int
+    call: tuple[Any, ...]
+    result: Result | None
+    error: Exception | None
+
+
 class KilledError(HarmonyError):
     """A process ended without an answer, as the kernel ends one that uses too much memory."""
 
 
 def in_processes(
     function: Callable[..., Result],
-    calls: Sequence[tuple[Any, ...]],
+    calls: Iterable[tuple[Any, ...]],
     nprocs: int,
     *,
     preload: Sequence[str] = (),
-) -> Iterator[tuple[int, Result | None, Exception | None]]:
+) -> Iterator[Ended[Result]]:
     """Call a function several times, each time in a process of its own.
 
     Whatever ends the loop over this generator asks the processes that still run to end (SIGTERM),
@@ -44,7 +56,7 @@ def in_processes(
     ----------
     function : callable
         A function of a module.
-    calls : sequence of tuple
+    calls : iterable of tuple
         Arguments of each call, which can be pickled.
     nprocs : int
         Most calls at a time.
@@ -53,19 +65,15 @@ def in_processes(
 
     Yields
     ------
-    number : int
-        Place of a call among ``calls``, in the order in which they end.
-    result
-        What it returned.
-    error : Exception or None
-        What it raised; :class:`KilledError` where its process was killed.
+    Ended
+        Each call as it ends.
     """
     context: Any = multiprocessing.get_context("spawn")
     if len(tempfile.gettempdir()) <= LONGEST_TMPDIR:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
     waiting = iter(enumerate(calls))
-    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    running: dict[Connection, tuple[int, tuple[Any, ...], BaseProcess]] = {}
     try:
         while True:
             while len(running) < nprocs and (following := next(waiting, None)):
@@ -76,19 +84,19 @@ def in_processes(
                 )
                 process.start()
                 theirs.close()
-                running[ours] = number, process
+                running[ours] = number, call, process
             if not running:
                 return
-            for answered in wait(list(running)):
-                number, process = running.pop(answered)  # type: ignore[arg-type]
-                with answered:  # type: ignore[union-attr]
-                    result, error = _received(answered)  # type: ignore[arg-type]
+            for answered in cast("list[Connection]", wait(list(running))):
+                number, call, process = running.pop(answered)
+                with answered:
+                    result, error = _received(answered)
                 process.join()
-                yield number, result, error
+                yield Ended(number, call, result, error)
     finally:
-        for _, process in running.values():
+        for *_, process in running.values():
             process.terminate()
-        for connection, (_, process) in running.items():
+        for connection, (*_, process) in running.items():
             process.join()
             connection.close()
             with suppress(ProcessLookupError, PermissionError):
@@ -107,10 +115,10 @@ def side_by_side(
     result
         What it returned.
     """
-    for number, result, error in in_processes(function, calls, nprocs):
-        if error is not None:
-            raise error
-        yield number, cast("Result", result)
+    for ended in in_processes(function, calls, nprocs):
+        if ended.error is not None:
+            raise ended.error
+        yield ended.number, cast("Result", ended.result)
 
 
 def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:

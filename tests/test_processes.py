@@ -53,7 +53,7 @@ def test_what_happens_to_one_call_costs_the_others_nothing(
 ) -> None:
     monkeypatch.setenv("VARIABLE", "here")
     calls = [("one",), ("killed",), ("error",), ("odd error",), ("variable",), ("two",)]
-    found = {n: (result, error) for n, result, error in in_processes(work, calls, 2)}
+    found = {n: (result, error) for n, _, result, error in in_processes(work, calls, 2)}
     assert [found[n][0] for n in (0, 4, 5)] == ["one", "here", "two"]
     assert isinstance(found[1][1], KilledError)
     assert "memory ran out" in found[1][1].cause

@@ -125,8 +125,7 @@ def _plan(config: RunConfig, run: Run | None) -> list[list[str]]:
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """One scan's line; ``state`` is what a run of the participant level has to do with it."""
     from bids_harmony.outputs import load_record, scan_file
-    from bids_harmony.resume import report_is_new
-    from bids_harmony.run import HARMONIZE, PREPROCESS
+    from bids_harmony.run import HARMONIZE, PREPROCESS, report_is_new
 
     pipelines = {path: name for name, path in config.derivatives.items()}
     notes = list(scan.warnings)

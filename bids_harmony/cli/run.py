@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What ends a cluster job must end this one as cleanly as the keyboard does.
         for number in SIGNALS:
             signal.signal(number, interrupt_once)
-        os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
         complain(error.cause, error.remedy)
@@ -115,15 +114,6 @@ def interrupt_once(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def end_silently() -> None:
-    """Have a worker process end at once, without a traceback, where a signal asks it to.
-
-    A terminal sends Ctrl-C to the workers too; what there is to say the main process says.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
 def set_environment(config: RunConfig) -> None:
     """Set what libraries read from the environment, before any of them is imported.
 
@@ -132,7 +122,7 @@ def set_environment(config: RunConfig) -> None:
     """
     for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
         os.environ[f"{name}_NUM_THREADS"] = str(config.omp_nthreads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"  # with more it sums in any order
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
     os.environ["FSLOUTPUTTYPE"] = "NIFTI_GZ"
     # What belongs to the notebook or the shell that the command was started from.
