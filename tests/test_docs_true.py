@@ -21,7 +21,7 @@ from made_up_record import FACTS, preprocessed_scan
 import bids_harmony
 from bids_harmony import errors
 from bids_harmony.bids import Scan
-from bids_harmony.cli.options import build_parser
+from bids_harmony.cli.parser import build_parser
 from bids_harmony.cli.run import EXIT_INTERRUPTED
 from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
