@@ -1,5 +1,6 @@
 """Every option of a run: declared once, in one frozen object that is built once and passed on."""
 
+# ruff: noqa: RUF009 (calls declare the fields)
 from __future__ import annotations
 
 import json
@@ -205,8 +206,8 @@ class RunConfig:
         "predict from the raw scan alone", choices=("flag", "raw"),
     )  # fmt: skip
     correct_age_bias: bool = preprocessing(
-        False, PROCESSING, "add age gaps without the part that age alone explains at the reference "
-        "site; the uncorrected ones stay the headline",
+        False, PROCESSING, "add age gaps without the part that age alone explains at the "
+        "reference site; the uncorrected ones stay the headline",
     )  # fmt: skip
     device: str = selecting(
         "auto", PROCESSING, "where networks run; auto takes a GPU if there is one",
