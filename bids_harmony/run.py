@@ -410,7 +410,10 @@ class Run:
                 "Sites are calibrated from the chosen scans alone; the calibrate level does it "
                 "from all that are preprocessed."
             )
-        if unnamed := sum(scan.site_source == "none" for scan in scans):
+        unnamed = sum(scan.site_source == "none" for scan in scans)
+        if unnamed == len(scans):
+            notes.append("There is no site information: all scans are taken for one site.")
+        elif unnamed:
             notes.append(
                 f"Warning: {unnamed} of {len(scans)} scans have no site information, and are "
                 "taken for one site."

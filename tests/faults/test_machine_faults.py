@@ -28,8 +28,8 @@ from fault_table import FAULTS
 
 from bids_harmony import __version__
 from bids_harmony.cli.run import main
+from bids_harmony.engine import failure_text
 from bids_harmony.errors import machine_error
-from bids_harmony.failures import failure_text
 
 ROWS = FAULTS["Machine"]
 FIRST = ("--participant-label", "01", *OPTIONS)
@@ -196,7 +196,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
         os.utime(path, (time.time() + 1e6, time.time() + 1e6))
     done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST)
     assert done.returncode == 0
-    assert "1 kept" in done.stdout
+    assert "1 unchanged" in done.stdout
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 HOME = Path(os.environ["STANDIN_SLURM"])
@@ -49,7 +50,7 @@ def state_of(number: int, job: dict) -> str:
 
 
 def sbatch(argv: list[str]) -> int:
-    options = dict(zip(argv, argv[1:], strict=False))
+    options = dict(pairwise(argv))
     number = len(list((HOME / "jobs").glob("*.json"))) + 1
     job = {"name": options["-J"], "state": "RUNNING", "pid": 0}
     ends = dict(line.split() for line in told("end_as").splitlines())
