@@ -79,7 +79,7 @@ def write_dataset_files(
 ) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
 
-    Tools and columns of earlier runs stay, as their scans do.
+    Columns of earlier runs stay, as their scans do.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def write_dataset_files(
             "Name": derivatives_name(bids_dir),
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": _generated_by({*tools.items(), *_earlier_tools(out)}),
+            "GeneratedBy": _generated_by(tools.items()),
             # Resolves the `bids:raw:` URIs in the sidecars.
             "DatasetLinks": {"raw": _link(bids_dir, out)},
             **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
@@ -128,17 +128,6 @@ def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
         "Description": "Harmonization of T1w scans to one reference site",
     }
     return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
-
-
-def _earlier_tools(out: Path) -> set[tuple[str, str]]:
-    """Read which tools earlier runs named."""
-    makers = read_json_or_empty(out / "dataset_description.json").get("GeneratedBy")
-    return {
-        (str(maker["Name"]), str(maker["Version"]))
-        for maker in (makers if isinstance(makers, list) else ())
-        if isinstance(maker, dict) and maker.keys() >= {"Name", "Version"}
-        and maker["Name"] != "bids_harmony"
-    }  # fmt: skip
 
 
 def derivatives_name(bids_dir: Path) -> str:

@@ -269,7 +269,6 @@ def settings(
     common: dict[str, Any] = {
         "scan": scan,
         "facts": facts[scan.key],
-        "bids_dir": str(config.bids_dir),
         "output_dir": str(config.output_dir),
         "staging_dir": str(staging_folder(config, scan)),
         "contract": run.contract,

@@ -20,7 +20,6 @@ MODEL = {"bundle": "/bundle"}
 def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
     """Build the graph of one part of a run and return its nodes."""
     common = {
-        "bids_dir": str(tmp_path),
         "output_dir": str(tmp_path / "out"),
         "staging_dir": str(tmp_path / "work" / "outputs"),
         "contract": Contract(),

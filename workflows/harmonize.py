@@ -13,7 +13,7 @@ from bids_harmony.interfaces.models import Guard, Harmonize, Predict, ToNative
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import ScanFigures
 from bids_harmony.qc.record import PREPROCESSED
-from bids_harmony.workflows.outputs import grid_names, places
+from bids_harmony.workflows.preprocess import figures_prefix, grid_names
 
 #: What a record alone says of a calibration.
 FOR_RECORD = frozenset({"sources", "changes"})
@@ -24,7 +24,6 @@ def init_harmonize_wf(
     scan: Scan,
     facts: dict[str, Any],
     before: dict[str, Any],
-    bids_dir: str,
     output_dir: str,
     staging_dir: str,
     contract: Contract,
@@ -42,7 +41,7 @@ def init_harmonize_wf(
 
     Parameters
     ----------
-    scan, facts, bids_dir, output_dir, staging_dir, contract, space, template, omp_nthreads
+    scan, facts, output_dir, staging_dir, contract, space, template, omp_nthreads
         See :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf`.
     before : dict
         What preprocessing found out (:func:`bids_harmony.qc.record.preprocessed`).
@@ -69,7 +68,6 @@ def init_harmonize_wf(
         "use_gpu": device == "cuda",
         "num_threads": omp_nthreads,
     }
-    where = places(scan, bids_dir, output_dir, staging_dir)
     harmonize = pe.Node(
         Harmonize(in_file=preproc, **model), name="harmonize", mem_gb=1.0, n_procs=omp_nthreads
     )
@@ -91,7 +89,12 @@ def init_harmonize_wf(
         n_procs=omp_nthreads,
     )
     figures = pe.Node(
-        ScanFigures(bundle=bundle, age=facts["age"], raw=preproc, prefix=where.figures),
+        ScanFigures(
+            bundle=bundle,
+            age=facts["age"],
+            raw=preproc,
+            prefix=figures_prefix(scan, staging_dir),
+        ),
         name="figures",
         mem_gb=0.8,
     )
@@ -99,7 +102,6 @@ def init_harmonize_wf(
         "desc": "harmonized",
         "suffix": "T1w",
         "SkullStripped": True,
-        "Sources": [where.source_uri],
         "ReferenceSite": facts["bundle"]["reference_site"],
         "Bundle": facts["bundle"],
         "Calibration": {k: v for k, v in facts["calibration"].items() if k not in FOR_RECORD},
@@ -109,7 +111,9 @@ def init_harmonize_wf(
         names["harmonized_native"] = settings
     publish = pe.Node(
         SaveOutputs(
-            **where.inputs,
+            source_file=str(scan.path),
+            staging_dir=staging_dir,
+            output_dir=output_dir,
             facts=facts,
             names=names,
             kept=before["outputs"],

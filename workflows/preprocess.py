@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nipype.interfaces import utility as niu
@@ -13,14 +14,12 @@ from bids_harmony.interfaces.anat import CheckT1w, MeasureScan, Normalize, Resto
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure
 from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
-from bids_harmony.workflows.outputs import grid_names, places
 
 
 def init_preprocess_wf(
     *,
     scan: Scan,
     facts: dict[str, Any],
-    bids_dir: str,
     output_dir: str,
     staging_dir: str,
     contract: Contract,
@@ -42,8 +41,8 @@ def init_preprocess_wf(
         The scan.
     facts : dict
         What is known of the scan and the run; goes to the scan's record.
-    bids_dir, output_dir : str
-        Dataset read and derivatives written.
+    output_dir : str
+        Derivatives written.
     staging_dir : str
         Folder of the scan's own for outputs that are not yet in place.
     contract : Contract
@@ -91,35 +90,33 @@ def init_preprocess_wf(
         Normalize(contract=contract.to_dict(), **on_grid), name="normalize", mem_gb=1.0
     )
     metrics = pe.Node(MeasureScan(name=scan.key, **on_grid), name="metrics", mem_gb=0.8)
-    where = places(scan, bids_dir, output_dir, staging_dir)
-    mask_figure = pe.Node(MaskFigure(prefix=where.figures), name="mask_figure", mem_gb=0.5)
+    prefix = figures_prefix(scan, staging_dir)
+    mask_figure = pe.Node(MaskFigure(prefix=prefix), name="mask_figure", mem_gb=0.5)
     norm_figure = pe.Node(
-        RegistrationFigure(prefix=where.figures, **on_grid), name="norm_figure", mem_gb=0.5
+        RegistrationFigure(prefix=prefix, **on_grid), name="norm_figure", mem_gb=0.5
     )
     figures = pe.Node(niu.Merge(2), name="figures", run_without_submitting=True)
     restore_mask = pe.Node(
         RestoreOrientation(original=str(scan.path)), name="restore_mask", mem_gb=0.3
     )
-    sources = {"Sources": [where.source_uri]}
+    mask_names = {"desc": "brain", "suffix": "mask", "Type": "Brain"}
     grid = grid_names(space, contract.resolution, template)
     publish = pe.Node(
         SaveOutputs(
-            **where.inputs,
+            source_file=str(scan.path),
+            staging_dir=staging_dir,
+            output_dir=output_dir,
             facts=facts,
             names={
-                "t1w_mask": {"desc": "brain", "suffix": "mask", "Type": "Brain", **sources},
-                "brain_mask": {
-                    "desc": "brain", "suffix": "mask", "Type": "Brain", **grid, **sources,
-                },
-                "preproc": {
-                    "desc": "preproc", "suffix": "T1w", "SkullStripped": True, **grid, **sources,
-                },
+                "t1w_mask": mask_names,
+                "brain_mask": mask_names | grid,
+                "preproc": {"desc": "preproc", "suffix": "T1w", "SkullStripped": True} | grid,
                 "xfm": {"suffix": "xfm", "mode": "image", "from": "T1w", "to": space},
             },
         ),
         name="publish",
         mem_gb=0.5,
-    )  # fmt: skip
+    )
     workflow = pe.Workflow(name=scan.wf_name)
     workflow.connect([
         (check, brain_mask_wf, [
@@ -159,3 +156,14 @@ def init_preprocess_wf(
         (figures, publish, [("out", "figures")]),
     ])  # fmt: skip
     return workflow
+
+
+def figures_prefix(scan: Scan, staging_dir: str) -> str:
+    """Path of a scan's figures up to the ``desc`` entity."""
+    return f"{staging_dir}/sub-{scan.entities['subject']}/figures/{scan.key}"
+
+
+def grid_names(space: str, resolution: int, template: str | None) -> dict[str, str]:
+    """Name the template grid in the name and the sidecar of an image."""
+    names = {"space": space, "resolution": str(resolution)}
+    return names if template is None else {**names, "SpatialReference": Path(template).name}

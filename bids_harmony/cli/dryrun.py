@@ -62,7 +62,7 @@ def render(inventory: Inventory, config: RunConfig) -> str:
         f"bids_harmony {__version__}, dry run of the {config.level} level: "
         "nothing is computed, nothing is written.": [],
         "Folders:": [["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]],
-        "What would be done with each scan:": _plan(config, run),
+        "What would be done with each scan:": _plan(config, run) if run else [],
         SCANS: [head, *rows],
         "Left out:": [[skipped.what, skipped.why] for skipped in inventory.skipped],
         "Calibration:": [[note] for note in run.site_notes(inventory.scans)] if run else [],
@@ -76,29 +76,8 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     )
 
 
-def _plan(config: RunConfig, run: Run | None) -> list[list[str]]:
+def _plan(config: RunConfig, run: Run) -> list[list[str]]:
     """Say what the options mean, ``auto`` decided by the bundle."""
-    if run is None:
-        train, tried = config.train, config.evaluate
-        common = [
-            ["scans", f"those preprocessed before in {config.output_dir}"],
-            ["reference", train.reference_site or "the site with most scans"],
-        ]
-        if config.level == "train":
-            fitted = train.fit_filter or "all of them that quality control lets pass"
-            folder = config.output_dir / "models"
-            return [
-                ["train", f"bundle '{train.model_name}' in {folder}"],
-                *common,
-                ["targets", ", ".join(train.targets)],
-                ["fitted on", fitted],
-            ]
-        times = counted(tried.n_seeds, "time")
-        return [
-            ["evaluate", f"{', '.join(tried.experiments)}, to {config.output_dir}"],
-            *common,
-            ["tested", f"{tried.cv_folds} parts of the participants in turn, {times}"],
-        ]
     models = "nothing: --bundle none (preprocessing and quality only)"
     if (bundle := run.bundle) is not None:
         targets = ", ".join(sorted(bundle.info["targets"]))

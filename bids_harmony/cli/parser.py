@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, replace
@@ -230,7 +229,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     try:
         given = vars(parser.parse_args(list(argv)))
     except ArgumentSyntaxError as error:
-        raise _explain(str(error), list(argv), parser) from None
+        raise _explain(str(error), parser) from None
     options = _reused(given.pop("config_file", None))
     trained = _apart(given, "train", ("train", "evaluate"))
     tried = _apart(given, "evaluate", ("evaluate",))
@@ -347,11 +346,12 @@ def _reused(path: Path | None) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in NOT_REUSED}
 
 
-def _explain(message: str, argv: list[str], parser: argparse.ArgumentParser) -> UsageError:
+def _explain(message: str, parser: argparse.ArgumentParser) -> UsageError:
     """Put argparse's message into one sentence of cause and one of remedy."""
     see = f"See {PROGRAM} --help."
     if message.startswith("the following arguments are required: "):
-        return UsageError(f"Missing: {message.partition(': ')[2]}.", _positionals_first(argv))
+        first = f"Put the paths and the level first: {FORM}."
+        return UsageError(f"Missing: {message.partition(': ')[2]}.", first)
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1].partition("=")[0]
         known = {
@@ -367,27 +367,6 @@ def _explain(message: str, argv: list[str], parser: argparse.ArgumentParser) -> 
     if match := re.match(r"argument (.+): (expected .+)", message):
         return UsageError(f"{first_long(match[1].split('/'))}: {match[2]}.", see)
     return UsageError(f"{message[0].upper()}{message[1:]}.", see)
-
-
-def _positionals_first(argv: list[str]) -> str:
-    """Write the command with its positionals in front.
-
-    Options that take several values also take the positionals behind them:
-    ``--participant-label 01 /in /out participant`` leaves none.
-    """
-    levels = [i for i, word in enumerate(argv) if word in LEVELS]
-    leading = 0
-    while leading < len(argv) and not argv[leading].startswith("-"):
-        leading += 1
-    if levels and leading < 3:
-        end = levels[-1] + 1
-        start = end - (3 - leading)
-        found = [*argv[:leading], *argv[start:end]]
-        rest = [*argv[leading:start], *argv[end:]]
-        # Not where the first of them would be an option's only value.
-        if start > leading and not any(w.startswith("-") for w in [*found, argv[start - 1]]):
-            return f"Put the paths and the level first: {PROGRAM} {shlex.join(found + rest)}"
-    return f"Write: {FORM}"
 
 
 def parse_path(text: str) -> Path:

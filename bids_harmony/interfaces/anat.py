@@ -14,31 +14,19 @@ from nipype.interfaces.base import File, traits
 from bids_harmony.contract import Contract, made_by
 from bids_harmony.errors import ScanError
 from bids_harmony.files import why_unread
-from bids_harmony.interfaces.base import (
-    DICT,
-    FILE,
-    OPTIONAL_FILE,
-    TEMPLATE,
-    TEXT,
-    Step,
-    array,
-    fields,
-    like_stored,
-    save_image,
-    save_mask,
-    set_threads,
-    template_of,
-)
+from bids_harmony.interfaces import base
 
 
-class CheckT1w(Step):
+class CheckT1w(base.Step):
     """Refuse an unusable scan, and conform a usable one to RAS.
 
     ``in_file`` may be anything at all; ``orientation`` are the axes of the scan as it is stored.
     """
 
-    takes = fields(in_file=TEXT)
-    leaves = fields(out_file=OPTIONAL_FILE, record=traits.Dict(), orientation=traits.Str())
+    takes = base.fields(in_file=base.TEXT)
+    leaves = base.fields(
+        out_file=base.OPTIONAL_FILE, record=traits.Dict(), orientation=traits.Str()
+    )
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Check the scan."""
@@ -46,32 +34,32 @@ class CheckT1w(Step):
 
         img, record = load_t1w(given.in_file)
         return {
-            "out_file": save_image(img, folder / "t1w.nii"),
+            "out_file": base.save_image(img, folder / "t1w.nii"),
             "record": record,
             "orientation": record["orientation"],
         }
 
 
-class BrainMask(Step):
+class BrainMask(base.Step):
     """Find the brain; ``exclude`` is the scan's name, as it is never its own atlas."""
 
-    takes = fields(
-        in_file=FILE,
+    takes = base.fields(
+        in_file=base.FILE,
         method=traits.Enum("deepbet", "multi-atlas", "skip", mandatory=True),
         detect_stripped=traits.Bool(False, usedefault=True),
         atlas_dir=traits.Str(),
         n_atlases=traits.Int(6, usedefault=True),
-        exclude=TEXT,
+        exclude=base.TEXT,
         seed=traits.Int(42, usedefault=True),
         num_threads=traits.Int(1, usedefault=True),
     )
-    leaves = fields(out_mask=OPTIONAL_FILE, record=traits.Dict())
+    leaves = base.fields(out_mask=base.OPTIONAL_FILE, record=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Make the mask."""
         from bids_harmony.anat import brain
 
-        set_threads(given.num_threads)
+        base.set_threads(given.num_threads)
         img = nib.load(given.in_file)
         method, record = given.method, {}
         if given.detect_stripped and method != "skip" and brain.is_stripped(img):
@@ -92,21 +80,21 @@ class BrainMask(Step):
             )
         brain.check_mask(mask, img)
         return {
-            "out_mask": save_mask(mask, img.affine, folder / "mask.nii.gz"),
+            "out_mask": base.save_mask(mask, img.affine, folder / "mask.nii.gz"),
             "record": {"method": method, **made_by(method), **record},
         }
 
 
-class ConformMask(Step):
+class ConformMask(base.Step):
     """Bring a mask made elsewhere (FSL, ``--derivatives``) onto the RAS scan's grid.
 
     ``record`` is what the program that made it recorded.
     """
 
-    takes = fields(
-        in_file=FILE,
+    takes = base.fields(
+        in_file=base.FILE,
         in_mask=File(mandatory=True),  # perhaps not fetched yet
-        method=TEXT,
+        method=base.TEXT,
         record=traits.Dict(value={}, usedefault=True),
         orientation=traits.Str("RAS", usedefault=True),
     )
@@ -133,22 +121,22 @@ class ConformMask(Step):
             )
         found = {"method": given.method, **given.record, **record}
         return {
-            "out_mask": save_mask(mask, img.affine, folder / "mask.nii.gz"),
+            "out_mask": base.save_mask(mask, img.affine, folder / "mask.nii.gz"),
             "record": found | ({"notes": notes} if notes else {}),
         }
 
 
-class RegisterAffine(Step):
+class RegisterAffine(base.Step):
     """Register the brain to the template with 12 degrees of freedom by antspyx."""
 
-    takes = fields(
-        in_file=FILE,
-        in_mask=FILE,
+    takes = base.fields(
+        in_file=base.FILE,
+        in_mask=base.FILE,
         seed=traits.Int(42, usedefault=True),
         sloppy=traits.Bool(False, usedefault=True),
-        **TEMPLATE,
+        **base.TEMPLATE,
     )
-    leaves = fields(out_xfm=OPTIONAL_FILE, record=traits.Dict())
+    leaves = base.fields(out_xfm=base.OPTIONAL_FILE, record=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Register the brain."""
@@ -156,7 +144,7 @@ class RegisterAffine(Step):
 
         out = register_affine(
             masked(given.in_file, given.in_mask),
-            template_of(given).t1w,
+            base.template_of(given).t1w,
             folder / "affine.txt",
             seed=given.seed,
             sloppy=given.sloppy,
@@ -164,25 +152,27 @@ class RegisterAffine(Step):
         return {"out_xfm": str(out), "record": {"method": "ants", **made_by("ants")}}
 
 
-class SaveBrain(Step):
+class SaveBrain(base.Step):
     """Write the brain and the template to files, for programs that read files."""
 
-    takes = fields(in_file=FILE, in_mask=FILE, **TEMPLATE)
-    leaves = fields(brain=OPTIONAL_FILE, template=OPTIONAL_FILE)
+    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, **base.TEMPLATE)
+    leaves = base.fields(brain=base.OPTIONAL_FILE, template=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Write both."""
         brain = masked(given.in_file, given.in_mask)
         return {
-            "brain": save_image(brain, folder / "brain.nii.gz"),
-            "template": save_image(template_of(given).t1w, folder / "template.nii.gz"),
+            "brain": base.save_image(brain, folder / "brain.nii.gz"),
+            "template": base.save_image(base.template_of(given).t1w, folder / "template.nii.gz"),
         }
 
 
-class FlirtToITK(Step):
+class FlirtToITK(base.Step):
     """Convert FLIRT's matrix to an ITK text transform."""
 
-    takes = fields(in_matrix=FILE, moving=FILE, reference=FILE, record=DICT)
+    takes = base.fields(
+        in_matrix=base.FILE, moving=base.FILE, reference=base.FILE, record=base.DICT
+    )
     leaves = RegisterAffine.leaves
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
@@ -193,16 +183,18 @@ class FlirtToITK(Step):
         return {"out_xfm": str(out), "record": {"method": "flirt", **given.record}}
 
 
-class Normalize(Step):
+class Normalize(base.Step):
     """Resample the scan once onto the template grid, then mask and scale it by the contract.
 
     It leaves the scaled brain with background 0, the foreground it was cut with, the brain mask
     and the unscaled scan, all on the template grid.
     """
 
-    takes = fields(in_file=FILE, in_mask=FILE, in_xfm=FILE, contract=DICT, **TEMPLATE)
-    leaves = fields(
-        **dict.fromkeys(("out_file", "out_mask", "brain_mask", "unscaled"), OPTIONAL_FILE),
+    takes = base.fields(
+        in_file=base.FILE, in_mask=base.FILE, in_xfm=base.FILE, contract=base.DICT, **base.TEMPLATE
+    )
+    leaves = base.fields(
+        **dict.fromkeys(("out_file", "out_mask", "brain_mask", "unscaled"), base.OPTIONAL_FILE),
         record=traits.Dict(),
     )
 
@@ -214,26 +206,26 @@ class Normalize(Step):
             nib.load(given.in_file),
             nib.load(given.in_mask),
             given.in_xfm,
-            template_of(given),
+            base.template_of(given),
             Contract.from_dict(given.contract),
         )
         affine = result.volume.affine
         return {
-            "out_file": save_image(result.volume, folder / "preproc.nii.gz"),
-            "unscaled": save_image(result.unscaled, folder / "unscaled.nii.gz"),
-            "out_mask": save_mask(result.mask, affine, folder / "mask.nii.gz", code=4),
-            "brain_mask": save_mask(
+            "out_file": base.save_image(result.volume, folder / "preproc.nii.gz"),
+            "unscaled": base.save_image(result.unscaled, folder / "unscaled.nii.gz"),
+            "out_mask": base.save_mask(result.mask, affine, folder / "mask.nii.gz", code=4),
+            "brain_mask": base.save_mask(
                 result.brain_mask, affine, folder / "brain_mask.nii.gz", code=4
             ),
             "record": result.record,
         }
 
 
-class RestoreOrientation(Step):
+class RestoreOrientation(base.Step):
     """Undo the flips and permutations that brought a scan to RAS, so that results overlay it."""
 
-    takes = fields(in_file=FILE, original=TEXT)
-    leaves = fields(out_file=OPTIONAL_FILE)
+    takes = base.fields(in_file=base.FILE, original=base.TEXT)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Turn the image back."""
@@ -241,25 +233,25 @@ class RestoreOrientation(Step):
 
         original = Path(given.original)
         stored = usable_affine(open_image(original), original.name).affine
-        out = like_stored(nib.load(given.in_file), stored)
-        return {"out_file": save_image(out, folder / "original_axes.nii.gz")}
+        out = base.like_stored(nib.load(given.in_file), stored)
+        return {"out_file": base.save_image(out, folder / "original_axes.nii.gz")}
 
 
-class MeasureScan(Step):
+class MeasureScan(base.Step):
     """Measure a scan and describe its intensities; raise ScanError where its registration failed.
 
     ``unscaled``, ``brain_mask``, ``preproc`` and ``preproc_mask`` are on the template grid.
     """
 
-    takes = fields(
+    takes = base.fields(
         **dict.fromkeys(
             ("t1w_ras", "t1w_mask", "xfm", "unscaled", "brain_mask", "preproc", "preproc_mask"),
-            FILE,
+            base.FILE,
         ),
-        **TEMPLATE,
-        name=TEXT,
+        **base.TEMPLATE,
+        name=base.TEXT,
     )
-    leaves = fields(metrics=traits.Dict(), descriptors=traits.Dict())
+    leaves = base.fields(metrics=traits.Dict(), descriptors=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Measure and describe."""
@@ -267,20 +259,20 @@ class MeasureScan(Step):
         from bids_harmony.qc.metrics import scan_metrics
         from bids_harmony.sites.descriptors import describe
 
-        template, native = template_of(given), nib.load(given.t1w_ras)
+        template, native = base.template_of(given), nib.load(given.t1w_ras)
         zoom = float(template.t1w.header.get_zooms()[0])
-        brain_mask, preproc = array(given.brain_mask) > 0, nib.load(given.preproc)
+        brain_mask, preproc = base.array(given.brain_mask) > 0, nib.load(given.preproc)
         metrics = scan_metrics(
             native=np.asarray(native.dataobj),
-            native_mask=array(given.t1w_mask) > 0,
+            native_mask=base.array(given.t1w_mask) > 0,
             zooms=tuple(float(z) for z in native.header.get_zooms()[:3]),
-            registered=array(given.unscaled),
+            registered=base.array(given.unscaled),
             registered_mask=brain_mask,
             template=np.asarray(template.t1w.dataobj),
             template_mask=template.mask,
             template_zoom=zoom,
             scaled=np.asarray(preproc.dataobj),
-            scaled_mask=array(given.preproc_mask) > 0,
+            scaled_mask=base.array(given.preproc_mask) > 0,
             transform=given.xfm,
         )
         check_registration(metrics, given.name)
@@ -294,5 +286,5 @@ class MeasureScan(Step):
 def masked(in_file: str, in_mask: str) -> nib.Nifti1Image:
     """Load an image with everything outside the mask set to 0."""
     img = nib.load(in_file)
-    data = np.where(array(in_mask) > 0, np.asarray(img.dataobj), 0)
+    data = np.where(base.array(in_mask) > 0, np.asarray(img.dataobj), 0)
     return nib.Nifti1Image(data.astype(np.float32), img.affine, img.header)

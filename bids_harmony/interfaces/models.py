@@ -9,36 +9,24 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import traits
 
-from bids_harmony.interfaces.base import (
-    DICT,
-    FILE,
-    OPTIONAL_FILE,
-    TEXT,
-    Step,
-    array,
-    fields,
-    given_or,
-    like_stored,
-    save_image,
-    set_threads,
-)
+from bids_harmony.interfaces import base
 
 #: The bundle's folder, the calibration of the scan's site as in its file, and the device;
 #: ``use_gpu`` is what nipype's MultiProc queues nodes by.
 MODEL = {
-    "bundle": TEXT,
-    "calibration": DICT,
+    "bundle": base.TEXT,
+    "calibration": base.DICT,
     "device": traits.Enum("cpu", "cuda", usedefault=True),
     "use_gpu": traits.Bool(False, usedefault=True),
     "num_threads": traits.Int(1, usedefault=True),
 }
 
 
-class Harmonize(Step):
+class Harmonize(base.Step):
     """Map a scaled brain on the template grid to the reference site by the forward map."""
 
-    takes = fields(**MODEL, in_file=FILE)
-    leaves = fields(out_file=OPTIONAL_FILE)
+    takes = base.fields(**MODEL, in_file=base.FILE)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Harmonize the scan."""
@@ -46,7 +34,7 @@ class Harmonize(Step):
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
-        set_threads(given.num_threads)
+        base.set_threads(given.num_threads)
         img = nib.load(given.in_file)
         volume = np.asarray(img.dataobj)
         data = harmonize_volume(
@@ -58,14 +46,14 @@ class Harmonize(Step):
             device=given.device,
         )
         out = nib.Nifti1Image(data, img.affine, img.header)
-        return {"out_file": save_image(out, folder / "harmonized.nii.gz")}
+        return {"out_file": base.save_image(out, folder / "harmonized.nii.gz")}
 
 
-class Guard(Step):
+class Guard(base.Step):
     """Measure what harmonization did to a scan, and judge whether its anatomy stayed."""
 
-    takes = fields(raw=FILE, harmonized=FILE, bundle=TEXT, metrics=DICT)
-    leaves = fields(metrics=traits.Dict(), guard=traits.Dict())
+    takes = base.fields(raw=base.FILE, harmonized=base.FILE, bundle=base.TEXT, metrics=base.DICT)
+    leaves = base.fields(metrics=traits.Dict(), guard=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Compare before and after."""
@@ -76,7 +64,7 @@ class Guard(Step):
 
         bundle = load_bundle(Path(given.bundle))
         affine = nib.load(given.raw).affine
-        before, after = array(given.raw), array(given.harmonized)
+        before, after = base.array(given.raw), base.array(given.harmonized)
         mask = before > 0
         changes = measure(before, after, mask, affine)
         deep = deep_grey(load_template(bundle.contract.resolution))
@@ -89,25 +77,25 @@ class Guard(Step):
         }
 
 
-class Predict(Step):
+class Predict(base.Step):
     """Predict every target of the bundle on the raw and on the harmonized volume.
 
     ``calibration_file`` is where the outputs have the calibration, below their root; ``age`` is
     in years.
     """
 
-    takes = fields(
+    takes = base.fields(
         **MODEL,
-        raw=FILE,
-        harmonized=FILE,
-        site=TEXT,
+        raw=base.FILE,
+        harmonized=base.FILE,
+        site=base.TEXT,
         calibration_file=traits.Str(),
         age=traits.Float(),
-        guard=DICT,
+        guard=base.DICT,
         on_guard_fail=traits.Enum("flag", "raw", usedefault=True),
         correct_age_bias=traits.Bool(False, usedefault=True),
     )
-    leaves = fields(predictions=traits.Dict())
+    leaves = base.fields(predictions=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Predict."""
@@ -115,29 +103,29 @@ class Predict(Step):
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
-        set_threads(given.num_threads)
+        base.set_threads(given.num_threads)
         left_out = given.on_guard_fail == "raw" and given.guard["status"] == "fail"
         predictions = predict_scan(
             load_bundle(Path(given.bundle)),
-            array(given.raw),
-            None if left_out else array(given.harmonized),
+            base.array(given.raw),
+            None if left_out else base.array(given.harmonized),
             nib.load(given.raw).affine,
-            age=given_or(given.age),
+            age=base.given_or(given.age),
             site=given.site,
             calibration=Calibration.from_dict(given.calibration),
             correct_age_bias=given.correct_age_bias,
             device=given.device,
         )
-        if path := given_or(given.calibration_file):
+        if path := base.given_or(given.calibration_file):
             predictions["calibration"]["path"] = path
         return {"predictions": predictions}
 
 
-class ToNative(Step):
+class ToNative(base.Step):
     """Resample a template-space image to the grid of the scan's own mask, background 0."""
 
-    takes = fields(in_file=FILE, in_mask=FILE, in_xfm=FILE)
-    leaves = fields(out_file=OPTIONAL_FILE)
+    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, in_xfm=base.FILE)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Resample."""
@@ -148,4 +136,8 @@ class ToNative(Step):
         moved = resample(nib.load(given.in_file), ras, given.in_xfm, invert=True)
         data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
         out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
-        return {"out_file": save_image(like_stored(out, mask.affine), folder / "native.nii.gz")}
+        return {
+            "out_file": base.save_image(
+                base.like_stored(out, mask.affine), folder / "native.nii.gz"
+            )
+        }

@@ -12,7 +12,7 @@ from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
 from bids_harmony.files import write_json
-from bids_harmony.interfaces.base import DICT, FILE, OPTIONAL_FILE, TEXT, Step, fields, given_or
+from bids_harmony.interfaces import base
 from bids_harmony.outputs import publish_scan, scan_file
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ class DerivativesDataSink(_DerivativesDataSink):
         return runtime
 
 
-class SaveOutputs(Step):
+class SaveOutputs(base.Step):
     """Write a scan's images and its record, and put them in the place of those that it had.
 
     All is written below ``staging_dir``, where the figures are already, and copied from there at
@@ -50,51 +50,52 @@ class SaveOutputs(Step):
     ``kept`` are outputs of preprocessing that are in place already.
     """
 
-    takes = fields(
-        facts=DICT,
-        source_file=TEXT,
-        staging_dir=TEXT,
-        output_dir=TEXT,
-        names=DICT,
+    takes = base.fields(
+        facts=base.DICT,
+        source_file=base.TEXT,
+        staging_dir=base.TEXT,
+        output_dir=base.TEXT,
+        names=base.DICT,
         kept=traits.List(traits.Str, value=[], usedefault=True),
         bundle=traits.Str(),
         **dict.fromkeys(
             ("t1w_mask", "brain_mask", "preproc", "xfm", "harmonized", "harmonized_native"),
-            OPTIONAL_FILE,
+            base.OPTIONAL_FILE,
         ),
-        figures=traits.List(FILE),
-        **dict.fromkeys(("check", "mask", "affine", "scale", "metrics", "descriptors"), DICT),
+        figures=traits.List(base.FILE),
+        **dict.fromkeys(("check", "mask", "affine", "scale", "metrics", "descriptors"), base.DICT),
         guard=traits.Dict(),
         predictions=traits.Dict(),
     )
-    leaves = fields(out_file=OPTIONAL_FILE)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Write all, the record last."""
         from bids_harmony.qc.record import scan_record
 
         staging, facts = Path(given.staging_dir), given.facts
-        written = list(given_or(given.figures, []))
-        guard, predictions = given_or(given.guard), given_or(given.predictions)
+        written = list(base.given_or(given.figures, []))
+        guard, predictions = base.given_or(given.guard), base.given_or(given.predictions)
         for name, settings in given.names.items():
+            image = settings["suffix"] != "xfm"
+            said = {"Sources": [f"bids:raw:{facts['source']}"]} if image else {}
+            if guard and "harmonized" in name:
+                said["AnatomyGuard"] = {"Status": guard["status"], "Reasons": guard["reasons"]}
             sink = DerivativesDataSink(
                 base_directory=given.staging_dir,
                 source_file=given.source_file,
                 in_file=getattr(given, name),
-                compress=settings["suffix"] != "xfm",
+                compress=image,
                 **settings,
+                **said,
             )
-            if guard and "harmonized" in name:
-                sink.inputs.meta_dict = {
-                    "AnatomyGuard": {"Status": guard["status"], "Reasons": guard["reasons"]}
-                }
             written.append(sink.run(cwd=str(folder)).outputs.out_file)
         if predictions is not None:
             path = scan_file(staging, facts["entities"], facts["name"], "predictions")
             write_json(path, predictions)
             written.append(path)
         reference = None
-        if bundle := given_or(given.bundle):
+        if bundle := base.given_or(given.bundle):
             from bids_harmony.models.bundle import load_bundle
 
             reference = load_bundle(Path(bundle)).qc_reference()["metrics"]

@@ -13,23 +13,14 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import traits
 
-from bids_harmony.interfaces.base import (
-    DICT,
-    FILE,
-    OPTIONAL_FILE,
-    TEMPLATE,
-    TEXT,
-    Step,
-    fields,
-    template_of,
-)
+from bids_harmony.interfaces import base
 
 
-class MaskFigure(Step):
+class MaskFigure(base.Step):
     """Draw the brain mask on the scan."""
 
-    takes = fields(in_file=FILE, in_mask=FILE, prefix=TEXT)
-    leaves = fields(out_file=OPTIONAL_FILE)
+    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, prefix=base.TEXT)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Draw it."""
@@ -40,34 +31,34 @@ class MaskFigure(Step):
         return {"out_file": str(out)}
 
 
-class RegistrationFigure(Step):
+class RegistrationFigure(base.Step):
     """Draw the template's outlines on a scan on the template grid."""
 
-    takes = fields(in_file=FILE, **TEMPLATE, prefix=TEXT)
-    leaves = fields(out_file=OPTIONAL_FILE)
+    takes = base.fields(in_file=base.FILE, **base.TEMPLATE, prefix=base.TEXT)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Draw it."""
         from bids_harmony.reports.figures import registration_figure
 
         out = figure_path(given.prefix, "norm")
-        registration_figure(nib.load(given.in_file), template_of(given), out)
+        registration_figure(nib.load(given.in_file), base.template_of(given), out)
         return {"out_file": str(out)}
 
 
-class ScanFigures(Step):
+class ScanFigures(base.Step):
     """Draw what harmonization did, the predictions and the metrics."""
 
-    takes = fields(
-        bundle=TEXT,
+    takes = base.fields(
+        bundle=base.TEXT,
         age=traits.Any(),
-        raw=FILE,
-        harmonized=FILE,
-        predictions=DICT,
-        metrics=DICT,
-        prefix=TEXT,
+        raw=base.FILE,
+        harmonized=base.FILE,
+        predictions=base.DICT,
+        metrics=base.DICT,
+        prefix=base.TEXT,
     )
-    leaves = fields(out_files=traits.List(OPTIONAL_FILE))
+    leaves = base.fields(out_files=traits.List(base.OPTIONAL_FILE))
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Draw them; there is none of predictions without a brain age, or of metrics unknown."""
