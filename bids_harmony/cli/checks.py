@@ -105,7 +105,6 @@ def _check_places(config: RunConfig) -> list[str]:
     bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
     inside = bids in out.parents
     suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
-    work_folder, own = f"The work folder {config.work_dir}", "Give --work-dir a folder of its own."
     for wrong, cause, remedy in (
         (out == bids, "The output folder is the dataset.", suggestion),
         (
@@ -120,13 +119,13 @@ def _check_places(config: RunConfig) -> list[str]:
         ),
         (
             work == bids or bids in work.parents,
-            f"{work_folder} is inside the dataset.",
+            f"The work folder {config.work_dir} is inside the dataset.",
             "Give another with --work-dir.",
         ),
         (
             work == out or work in bids.parents or work in out.parents,
-            f"{work_folder} is the output folder, or holds it or the dataset.",
-            own,
+            f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
+            "Give --work-dir a folder of its own.",
         ),
     ):
         if wrong:
