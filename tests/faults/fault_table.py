@@ -195,12 +195,9 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "Machine": {
         "worker killed": Fault(
-            "worker killed by the kernel, once", WORKS, "", 0,
+            "a scan's process killed by the kernel; the same command does that scan again", ERROR,
+            "was killed", 1,
             _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
-        ),
-        "worker killed again": Fault(
-            "worker killed by the kernel whenever it runs this scan", ERROR, "was killed", 1,
-            "test_engine.py::test_killed_worker_costs_only_its_own_scan",
         ),
         "SIGINT": Fault(
             "Ctrl-C", RESUMES, "Interrupted.", 130,
@@ -232,10 +229,6 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "two runs": Fault(
             "two runs on the same scan in one work or output folder", REFUSED,
             "Another run is working on", 2,
-            _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
-        ),
-        "another version": Fault(
-            "work folder of another version", WORKS, "", 0,
             _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
         ),
         "another output folder": Fault(
