@@ -141,8 +141,7 @@ class RunConfig:
     bids_filters: dict[str, Any] = selecting(
         dict, SELECTION,
         'JSON such as {"t1w": {"acquisition": "mprage"}}; null means without, "*" means any',
-        called="--bids-filter-file", metavar="FILE",
-    )  # fmt: skip
+        called="--bids-filter-file", metavar="FILE")  # fmt: skip
     skip_bids_validation: bool = option(
         False, SELECTION, "do not warn about the dataset's description", "--skip-bids-validator"
     )
@@ -153,8 +152,7 @@ class RunConfig:
     )  # fmt: skip
     site_column: str | None = selecting(
         None, TABLES, "column of the acquisition site (default: common names are tried, then the "
-        "sidecar's manufacturer, model and field strength)", metavar="NAME",
-    )  # fmt: skip
+        "sidecar's manufacturer, model and field strength)", metavar="NAME")  # fmt: skip
     age_column: str | None = selecting(None, TABLES, f"column of the age {NAMES}", metavar="NAME")
     sex_column: str | None = selecting(None, TABLES, f"column of the sex {NAMES}", metavar="NAME")
     diagnosis_column: str | None = selecting(
@@ -162,57 +160,45 @@ class RunConfig:
     )
     derivatives: dict[str, Path] = preprocessing(
         dict, TABLES, "derivatives with brain masks in native space (*_desc-brain_mask.nii.gz), "
-        "which then are used as they are", "-d", metavar="NAME=PATH",
-    )  # fmt: skip
+        "which then are used as they are", "-d", metavar="NAME=PATH")  # fmt: skip
     bundle: str = option(
         "default", PROCESSING, "folder of a model bundle; 'default' is the one that comes with "
-        "the program, 'none' preprocesses and measures only", metavar="PATH",
-    )  # fmt: skip
+        "the program, 'none' preprocesses and measures only", metavar="PATH")  # fmt: skip
     calibration: Path | None = preprocessing(
         None, PROCESSING, "calibration of a site (site-*_calibration.json), or a folder of some, "
         "to use as it is; sites without one are calibrated from their scans in this run (default: "
         "auto, those that the calibrate level left in OUTPUT_DIR, else the scans of this run)",
-        metavar="PATH",
-    )  # fmt: skip
+        metavar="PATH")  # fmt: skip
     fit_filter: str | None = at_levels("participant", "calibrate", "train", "evaluate")(
         None, PROCESSING, "scans to calibrate sites from, and to train on, such as "
-        "'diagnosis == \"control\"' (default: all)", metavar="CONDITION",
-    )  # fmt: skip
+        "'diagnosis == \"control\"' (default: all)", metavar="CONDITION")  # fmt: skip
     skull_strip: str = preprocessing(
         "auto", PROCESSING, "brain mask; auto also recognises scans that are stripped already",
-        choices=("auto", "deepbet", "multi-atlas", "bet", "skip"),
-    )  # fmt: skip
+        choices=("auto", "deepbet", "multi-atlas", "bet", "skip"))  # fmt: skip
     registration: str = preprocessing(
         "auto", PROCESSING, "affine registration, 12 degrees of freedom",
-        choices=("auto", "flirt", "ants"),
-    )  # fmt: skip
+        choices=("auto", "flirt", "ants"))  # fmt: skip
     template: Path | None = at_levels("participant", "calibrate")(
         None, PROCESSING, "brain-only T1w image to register to (default: the bundle's)",
-        metavar="FILE",
-    )  # fmt: skip
+        metavar="FILE")  # fmt: skip
     atlas_dir: Path | None = preprocessing(
         None, PROCESSING, "T1w images with brain masks, for --skull-strip multi-atlas",
-        metavar="PATH",
-    )  # fmt: skip
+        metavar="PATH")  # fmt: skip
     n_atlases: int = preprocessing(
         6, PROCESSING, "how many of the most similar atlases are fused", metavar="N", least=1
     )
     output_spaces: tuple[str, ...] = preprocessing(
         ("template",), PROCESSING, "T1w adds the harmonized scan on its native grid; the template "
-        "grid is always written", metavar="SPACE",
-    )  # fmt: skip
+        "grid is always written", metavar="SPACE")  # fmt: skip
     on_guard_fail: str = preprocessing(
         "flag", PROCESSING, "where harmonization seems to have changed the anatomy: flag only, or "
-        "predict from the raw scan alone", choices=("flag", "raw"),
-    )  # fmt: skip
+        "predict from the raw scan alone", choices=("flag", "raw"))  # fmt: skip
     correct_age_bias: bool = preprocessing(
         False, PROCESSING, "add age gaps without the part that age alone explains at the "
-        "reference site; the uncorrected ones stay the headline",
-    )  # fmt: skip
+        "reference site; the uncorrected ones stay the headline")  # fmt: skip
     device: str = selecting(
         "auto", PROCESSING, "where networks run; auto takes a GPU if there is one",
-        choices=("auto", "cpu", "cuda"),
-    )  # fmt: skip
+        choices=("auto", "cpu", "cuda"))  # fmt: skip
     random_seed: int = selecting(
         42, PROCESSING, "seed of everything that draws numbers", metavar="N", least=0
     )
@@ -223,20 +209,16 @@ class RunConfig:
     )  # fmt: skip
     omp_nthreads: int = option(
         1, RESOURCES, "most threads of one process; with many scans it is one (default: nprocs - "
-        "1, at least 1 and at most 8)", "--ants-nthreads", metavar="N", least=1,
-    )  # fmt: skip
+        "1, at least 1 and at most 8)", "--ants-nthreads", metavar="N", least=1)  # fmt: skip
     mem_gb: float | None = option(
         None, RESOURCES, "memory the run may use, in GB, or with its unit as in 8GB; a scan "
-        "takes 2 (default: the machine's)", "--mem-gb", called="--mem", metavar="GB",
-    )  # fmt: skip
+        "takes 2 (default: the machine's)", "--mem-gb", called="--mem", metavar="GB")  # fmt: skip
     use_plugin: Path | None = selecting(
         None, RESOURCES, "nipype plugin settings (YAML), for clusters (default: processes on "
-        "this machine)", "--nipype-plugin-file", metavar="FILE",
-    )  # fmt: skip
+        "this machine)", "--nipype-plugin-file", metavar="FILE")  # fmt: skip
     work_dir: Path = option(
         lambda: Path.cwd() / "work", RESOURCES, "intermediate files (default: ./work)", "-w",
-        metavar="PATH",
-    )  # fmt: skip
+        metavar="PATH")  # fmt: skip
     clean_workdir: bool = option(
         False, RESOURCES, "delete a scan's intermediate files as soon as it is completed"
     )
@@ -261,8 +243,7 @@ class RunConfig:
     qc_ratings: tuple[Path, ...] = at_levels("group", "train", "evaluate")(
         (), QUALITY, "ratings saved from the group report, of one or several people; group adds "
         "them to OUTPUT_DIR/qc_ratings.tsv, which is always read; train and evaluate leave out "
-        "what is rejected there", metavar="FILE",
-    )  # fmt: skip
+        "what is rejected there", metavar="FILE")  # fmt: skip
     train: TrainOptions = field(default_factory=TrainOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
 

@@ -266,7 +266,7 @@ def settings(
 ) -> dict[str, Any]:
     """Collect the arguments of a scan's workflow."""
     config = run.config
-    common: dict[str, Any] = {
+    options: dict[str, Any] = {
         "scan": scan,
         "facts": facts[scan.key],
         "output_dir": str(config.output_dir),
@@ -276,16 +276,13 @@ def settings(
         "template": None if config.template is None else str(config.template),
     }
     if part == PREPROCESS:
-        return common | {
-            "skull_strip": config.skull_strip,
-            "registration": config.registration,
+        names = ("skull_strip", "registration", "n_atlases", "sloppy")
+        return options | {name: getattr(config, name) for name in names} | {
             "atlas_dir": None if config.atlas_dir is None else str(config.atlas_dir),
-            "n_atlases": config.n_atlases,
             "seed": config.random_seed,
-            "sloppy": config.sloppy,
-        }
+        }  # fmt: skip
     assert run.bundle is not None
-    return common | {
+    return options | {
         "before": preprocessed(load_record(run.record_of(scan)) or {}),
         "bundle": str(run.bundle.path),
         "calibration": calibrations[scan.site].calibration.to_dict(),
@@ -381,7 +378,7 @@ def report(config: RunConfig, subjects: Iterable[str]) -> list[Outcome]:
 
     out, failed = config.output_dir, []
     for subject in subjects:
-        read = None
+        read: dict[Path, int] = {}
         try:
             # A job on another session may end meanwhile, and have reported it.
             while read != (there := record_times(out, subject)):

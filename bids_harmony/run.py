@@ -211,33 +211,26 @@ class Run:
     def facts(self, scan: Scan) -> dict[str, Any]:
         """Collect what is known of a scan before anything is computed, as its record says it."""
         config = self.config
+        known = ("site", "site_source", "age", "sex", "diagnosis")
+        asked = ("skull_strip", "registration", "random_seed", "sloppy")
         return {
             "name": scan.key,
             "entities": scan.entities,
             "source": scan.path.relative_to(config.bids_dir).as_posix(),
-            "site": scan.site,
-            "site_source": scan.site_source,
-            "age": scan.age,
-            "sex": scan.sex,
-            "diagnosis": scan.diagnosis,
+            **{name: getattr(scan, name) for name in known},
             "person": named_person(scan.columns) or scan.entities["subject"],
             "scanner": scan.metadata,
             "warnings": [*scan.warnings, *self.warnings],
             "processing": {
+                **{name: getattr(config, name) for name in asked},
                 "version": __version__,
                 "tools": self.tools,
-                "skull_strip": config.skull_strip,
-                "registration": config.registration,
                 "template": self.space,
                 "atlases": config.n_atlases,
-                "random_seed": config.random_seed,
-                "sloppy": config.sloppy,
                 "contract": self.contract.to_dict(),
                 "mask_source": None if scan.mask is None else scan.mask.name,
             },
-            "bundle": None,
-            "calibration": None,
-            "harmonization": None,
+            **dict.fromkeys(("bundle", "calibration", "harmonization")),
         }
 
     def harmonization(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,16 +241,13 @@ class Run:
         chosen : mapping
             Identity of the calibration of its site.
         """
-        config, bundle = self.config, self.bundle
+        bundle, asked = self.bundle, ("output_spaces", "on_guard_fail", "correct_age_bias")
         assert bundle is not None
+        options = {name: getattr(self.config, name) for name in asked}
         return {
             "bundle": {**bundle.identity(), "reference_site": bundle.reference_site},
             "calibration": dict(chosen),
-            "harmonization": {
-                "output_spaces": list(config.output_spaces),
-                "on_guard_fail": config.on_guard_fail,
-                "correct_age_bias": config.correct_age_bias,
-            },
+            "harmonization": options | {"output_spaces": list(self.config.output_spaces)},
         }
 
     def survey(self, scans: Sequence[Scan]) -> dict[str, str]:

@@ -118,8 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_option(
         groups["this run"], "--config-file", type=parse_path, metavar="FILE",
         help="options of an earlier run (logs/<run_uuid>/bids_harmony.json); those on the "
-        "command line win",
-    )  # fmt: skip
+        "command line win")  # fmt: skip
     _add_training(parser.add_argument_group("training (levels train and evaluate)"))
     _add_evaluation(parser.add_argument_group("experiments (level evaluate)"))
     return parser
@@ -151,13 +150,11 @@ def _add_training(group: Any) -> None:
     """Add what only train and evaluate know; names begin with ``train_``."""
     add_option(
         group, "--reference-site", dest="train_reference_site", type=plain_number, metavar="SITE",
-        help="site all others are mapped to (default: the one with most scans)",
-    )  # fmt: skip
+        help="site all others are mapped to (default: the one with most scans)")  # fmt: skip
     add_option(
         group, "--target", "--targets", dest="train_targets", nargs="+", action=AsTuple,
         metavar="COLUMN", help="what to predict: columns of numbers or of two classes, or "
-        f"simulated-schizophrenia (default: {' '.join(TrainOptions.targets)})",
-    )  # fmt: skip
+        f"simulated-schizophrenia (default: {' '.join(TrainOptions.targets)})")  # fmt: skip
     for name, text, more in (
         ("model_name", "name of the bundle, written to OUTPUT_DIR/models", {"metavar": "NAME"}),
         ("map", "what follows a site's intensity mapping", {"choices": MAPS}),
@@ -175,8 +172,7 @@ def _add_training(group: Any) -> None:
         add_option(group, flag, dest=f"train_{name}", help=text, **more)
     add_option(
         group, "--fast-dev-run", dest="train_fast_dev_run", action="store_true",
-        help="a few steps of everything, to see that it runs",
-    )  # fmt: skip
+        help="a few steps of everything, to see that it runs")  # fmt: skip
 
 
 def _add_evaluation(group: Any) -> None:
@@ -186,24 +182,20 @@ def _add_evaluation(group: Any) -> None:
         choices=EXPERIMENTS, metavar="NAME",
         help="sites: trained at the reference, tested at every site; rotations: one or two "
         "training sites in every order; size: from how few persons a site can be calibrated "
-        f"(default: {' '.join(EvaluateOptions.experiments)})",
-    )  # fmt: skip
+        f"(default: {' '.join(EvaluateOptions.experiments)})")  # fmt: skip
     add_option(
         group, "--cv-folds", dest="evaluate_cv_folds", type=int, metavar="N",
         help="parts of the participants, each tested by what was trained on the others "
-        f"(default: {EvaluateOptions.cv_folds})",
-    )  # fmt: skip
+        f"(default: {EvaluateOptions.cv_folds})")  # fmt: skip
     add_option(
         group, "--n-seeds", "--seeds", dest="evaluate_n_seeds", type=int, metavar="N",
         help="times that everything is trained again from other random numbers "
-        f"(default: {EvaluateOptions.n_seeds})",
-    )  # fmt: skip
+        f"(default: {EvaluateOptions.n_seeds})")  # fmt: skip
     add_option(
         group, "--train-sites", dest="evaluate_train_sites", type=plain_number, nargs="+",
         action=AsTuple, metavar="SITE[+SITE]",
         help="where rotations train: a site, or two joined by +, the reference first; adds the "
-        "experiment rotations (default: every site and every two)",
-    )  # fmt: skip
+        "experiment rotations (default: every site and every two)")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str]) -> RunConfig:

@@ -44,15 +44,11 @@ class BrainMask(base.Step):
     """Find the brain; ``exclude`` is the scan's name, as it is never its own atlas."""
 
     takes = base.fields(
-        in_file=base.FILE,
-        method=traits.Enum("deepbet", "multi-atlas", "skip", mandatory=True),
-        detect_stripped=traits.Bool(False, usedefault=True),
-        atlas_dir=traits.Str(),
-        n_atlases=traits.Int(6, usedefault=True),
-        exclude=base.TEXT,
-        seed=traits.Int(42, usedefault=True),
-        num_threads=traits.Int(1, usedefault=True),
-    )
+        in_file=base.FILE, method=traits.Enum("deepbet", "multi-atlas", "skip", mandatory=True),
+        detect_stripped=traits.Bool(False, usedefault=True), atlas_dir=traits.Str(),
+        n_atlases=traits.Int(6, usedefault=True), exclude=base.TEXT,
+        seed=traits.Int(42, usedefault=True), num_threads=traits.Int(1, usedefault=True),
+    )  # fmt: skip
     leaves = base.fields(out_mask=base.OPTIONAL_FILE, record=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
@@ -130,12 +126,9 @@ class RegisterAffine(base.Step):
     """Register the brain to the template with 12 degrees of freedom by antspyx."""
 
     takes = base.fields(
-        in_file=base.FILE,
-        in_mask=base.FILE,
-        seed=traits.Int(42, usedefault=True),
-        sloppy=traits.Bool(False, usedefault=True),
-        **base.TEMPLATE,
-    )
+        in_file=base.FILE, in_mask=base.FILE, seed=traits.Int(42, usedefault=True),
+        sloppy=traits.Bool(False, usedefault=True), **base.TEMPLATE,
+    )  # fmt: skip
     leaves = base.fields(out_xfm=base.OPTIONAL_FILE, record=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
@@ -243,14 +236,8 @@ class MeasureScan(base.Step):
     ``unscaled``, ``brain_mask``, ``preproc`` and ``preproc_mask`` are on the template grid.
     """
 
-    takes = base.fields(
-        **dict.fromkeys(
-            ("t1w_ras", "t1w_mask", "xfm", "unscaled", "brain_mask", "preproc", "preproc_mask"),
-            base.FILE,
-        ),
-        **base.TEMPLATE,
-        name=base.TEXT,
-    )
+    _files = ("t1w_ras", "t1w_mask", "xfm", "unscaled", "brain_mask", "preproc", "preproc_mask")
+    takes = base.fields(**dict.fromkeys(_files, base.FILE), **base.TEMPLATE, name=base.TEXT)
     leaves = base.fields(metrics=traits.Dict(), descriptors=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:

@@ -85,16 +85,11 @@ class Predict(base.Step):
     """
 
     takes = base.fields(
-        **MODEL,
-        raw=base.FILE,
-        harmonized=base.FILE,
-        site=base.TEXT,
-        calibration_file=traits.Str(),
-        age=traits.Float(),
-        guard=base.DICT,
+        **MODEL, raw=base.FILE, harmonized=base.FILE, site=base.TEXT,
+        calibration_file=traits.Str(), age=traits.Float(), guard=base.DICT,
         on_guard_fail=traits.Enum("flag", "raw", usedefault=True),
         correct_age_bias=traits.Bool(False, usedefault=True),
-    )
+    )  # fmt: skip
     leaves = base.fields(predictions=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:

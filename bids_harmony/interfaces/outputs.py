@@ -14,6 +14,7 @@ from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataS
 from bids_harmony.files import write_json
 from bids_harmony.interfaces import base
 from bids_harmony.outputs import publish_scan, scan_file
+from bids_harmony.qc.record import PREPROCESSED, scan_record
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
@@ -50,29 +51,20 @@ class SaveOutputs(base.Step):
     ``kept`` are outputs of preprocessing that are in place already.
     """
 
+    _files = ("t1w_mask", "brain_mask", "preproc", "xfm", "harmonized", "harmonized_native")
     takes = base.fields(
-        facts=base.DICT,
-        source_file=base.TEXT,
-        staging_dir=base.TEXT,
-        output_dir=base.TEXT,
-        names=base.DICT,
-        kept=traits.List(traits.Str, value=[], usedefault=True),
+        facts=base.DICT, source_file=base.TEXT, staging_dir=base.TEXT, output_dir=base.TEXT,
+        names=base.DICT, kept=traits.List(traits.Str, value=[], usedefault=True),
         bundle=traits.Str(),
-        **dict.fromkeys(
-            ("t1w_mask", "brain_mask", "preproc", "xfm", "harmonized", "harmonized_native"),
-            base.OPTIONAL_FILE,
-        ),
+        **dict.fromkeys(_files, base.OPTIONAL_FILE),
         figures=traits.List(base.FILE),
-        **dict.fromkeys(("check", "mask", "affine", "scale", "metrics", "descriptors"), base.DICT),
-        guard=traits.Dict(),
-        predictions=traits.Dict(),
-    )
+        **dict.fromkeys(PREPROCESSED, base.DICT),
+        guard=traits.Dict(), predictions=traits.Dict(),
+    )  # fmt: skip
     leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Write all, the record last."""
-        from bids_harmony.qc.record import scan_record
-
         staging, facts = Path(given.staging_dir), given.facts
         written = list(base.given_or(given.figures, []))
         guard, predictions = base.given_or(given.guard), base.given_or(given.predictions)
@@ -101,13 +93,8 @@ class SaveOutputs(base.Step):
             reference = load_bundle(Path(bundle)).qc_reference()["metrics"]
         record = scan_record(
             facts,
-            check=given.check,
-            mask=given.mask,
-            affine=given.affine,
-            scale=given.scale,
-            metrics=given.metrics,
+            **{name: getattr(given, name) for name in PREPROCESSED},
             reference=reference,
-            descriptors=given.descriptors,
             guard=guard,
             outputs=[*given.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
         )

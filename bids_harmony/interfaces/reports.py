@@ -50,14 +50,9 @@ class ScanFigures(base.Step):
     """Draw what harmonization did, the predictions and the metrics."""
 
     takes = base.fields(
-        bundle=base.TEXT,
-        age=traits.Any(),
-        raw=base.FILE,
-        harmonized=base.FILE,
-        predictions=base.DICT,
-        metrics=base.DICT,
-        prefix=base.TEXT,
-    )
+        bundle=base.TEXT, age=traits.Any(), raw=base.FILE, harmonized=base.FILE,
+        predictions=base.DICT, metrics=base.DICT, prefix=base.TEXT,
+    )  # fmt: skip
     leaves = base.fields(out_files=traits.List(base.OPTIONAL_FILE))
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
