@@ -241,15 +241,14 @@ def write_tables(group: Group, out: Path) -> None:
 
 def as_tsv(table: pd.DataFrame) -> str:
     """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
-    words = {
-        name: table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
+    words: dict[str, Any] = {
+        str(name): table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
         for name in table.select_dtypes("object")
     }
-    plain = {"quoting": csv.QUOTE_NONE, "quotechar": "\0"}  # quotation marks are letters
-    text = table.assign(**words).to_csv(
-        sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n", **plain
-    )
-    return str(text)
+    return table.assign(**words).to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n",
+        quoting=csv.QUOTE_NONE, quotechar="\0",  # quotation marks are letters
+    )  # fmt: skip
 
 
 def summarize(group: Group) -> None:

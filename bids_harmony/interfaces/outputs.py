@@ -70,7 +70,9 @@ class SaveOutputs(base.Step):
         guard, predictions = base.given_or(given.guard), base.given_or(given.predictions)
         for name, settings in given.names.items():
             image = settings["suffix"] != "xfm"
-            said = {"Sources": [f"bids:raw:{facts['source']}"]} if image else {}
+            said: dict[str, Any] = {}
+            if image:
+                said["Sources"] = [f"bids:raw:{facts['source']}"]
             if guard and "harmonized" in name:
                 said["AnatomyGuard"] = {"Status": guard["status"], "Reasons": guard["reasons"]}
             sink = DerivativesDataSink(
