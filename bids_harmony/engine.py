@@ -142,7 +142,6 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         crashfile_format="txt",
         hash_method="timestamp",
         poll_sleep_duration="0.5",
-        stop_on_first_crash=str(config.stop_on_first_crash).lower(),
         check_version="false",
         create_report="false",
     )

@@ -202,7 +202,6 @@ def run_part(
     """
     config, by_name = run.config, {scan.wf_name: scan for scan in scans}
     outcomes |= {scan.key: Outcome(scan.key, "failed", STOPPED) for scan in scans}
-    before = {scan.wf_name: state_of(run.record_of(scan)) for scan in scans}
     begun: dict[str, float] = {}
     refused = {scan.wf_name: why for scan in scans if (why := make_folders(run, scan))}
 
@@ -223,12 +222,12 @@ def run_part(
         if failure is not None:
             told = fail(run, scan, facts[scan.key], failure, harmonized=part == HARMONIZE)
             outcomes[scan.key] = Outcome(scan.key, "failed", told)
-        elif state_of(run.record_of(scan)) != before[name]:
+        else:
             outcomes[scan.key] = Outcome(scan.key, "completed")
             if config.clean_workdir:
                 shutil.rmtree(work_folder(config, name), ignore_errors=True)
-        ended = "failed" if outcomes[scan.key].status == "failed" else word
         seconds = time.monotonic() - begun.get(name, time.monotonic())
+        ended = "failed" if failure else word
         say(f"[{n}/{len(scans)}] {scan.key}: {ended} ({seconds:.0f} s)")
         left[subject] -= 1
         if not left[subject]:
@@ -330,15 +329,6 @@ def fail(
                 raise
             told += f" Its record could not be written ({error})."
     return told
-
-
-def state_of(path: Path) -> tuple[int, int] | None:
-    """Tell one version of a file that is replaced whole from the next; None where it is absent."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
