@@ -34,7 +34,7 @@ GPU_PROCESSES = 4
 BATCH = 40
 #: What every scan's process needs, imported once for all.
 PRELOAD = (
-    "ants", "deepbet", "bids.layout", "nilearn.plotting", "niworkflows.interfaces.bids",
+    "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
     "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
 )  # fmt: skip
 #: The node that puts a scan's outputs in their place.
