@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,13 +52,14 @@ class Chosen:
         bundle : Bundle
             The one in use.
         """
-        inside = self.path is not None and self.path.is_relative_to(out)
-        return {
+        named = {
             **self.calibration.identity(),
             "sources": self.calibration.sources,
             "changes": self.calibration.changes(bundle),
-            **({"path": self.path.relative_to(out).as_posix()} if inside and self.path else {}),
         }
+        if self.path is not None and self.path.is_relative_to(out):
+            named["path"] = self.path.relative_to(out).as_posix()
+        return named
 
 
 def run_calibrate(config: RunConfig) -> int:
@@ -106,12 +107,7 @@ def run_calibrate(config: RunConfig) -> int:
 
 
 def collect_sites(
-    records: Iterable[Path],
-    out: Path,
-    fit_filter: str | None,
-    *,
-    bundle: Bundle,
-    template: str,
+    records: Iterable[Path], out: Path, fit_filter: str | None, *, bundle: Bundle, template: str
 ) -> tuple[dict[str, list[SiteScan]], list[str]]:
     """Collect what preprocessed scans say of their sites.
 
@@ -140,35 +136,33 @@ def collect_sites(
     UsageError
         When the condition cannot be understood, or no scan of a site meets it.
     """
-    sites: dict[str, list[SiteScan]] = {}
-    paths, unusable = [], []
-    contract = bundle.contract.to_dict()
+    found: list[tuple[SiteScan, Path]] = []
+    unusable: list[str] = []
+    wanted = {"template": template, "contract": bundle.contract.to_dict()}
     for path in records:
         record = load_record(path) or {}
-        processing = record.get("processing") or {}
+        made = record.get("processing") or {}
         scan = _site_scan(record, out)
-        if (
-            scan is None
-            or processing.get("template") != template
-            or (processing.get("contract") != contract)
-        ):
-            if record.get("status") in ("pass", "warn"):
-                unusable.append(str(record.get("name")))
-            continue
-        sites.setdefault(scan.site, []).append(scan)
-        paths.append(path)
-    if fit_filter is not None and paths:
+        if scan is not None and wanted.items() <= {k: made.get(k) for k in wanted}.items():
+            found.append((scan, path))
+        elif record.get("status") in ("pass", "warn"):
+            unusable.append(str(record.get("name")))
+    met = {scan.key for scan, _ in found}
+    if fit_filter is not None and found:
         from bids_harmony.fit_filter import meets
 
-        table = scan_table(read_scans(paths, out))[0]
+        table = scan_table(read_scans([path for _, path in found], out))[0]
         met = set(table["scan"][meets(table, fit_filter)])
-        for site, scans in sites.items():
-            sites[site] = [scan for scan in scans if scan.key in met]
-            if not sites[site]:
-                raise UsageError(
-                    f"No scan of the site {site} meets --fit-filter {fit_filter!r}.",
-                    "Change the condition, or give the site a --calibration.",
-                )
+    sites: dict[str, list[SiteScan]] = {scan.site: [] for scan, _ in found}
+    for scan, _ in found:
+        if scan.key in met:
+            sites[scan.site].append(scan)
+    for site, scans in sites.items():
+        if not scans:
+            raise UsageError(
+                f"No scan of the site {site} meets --fit-filter {fit_filter!r}.",
+                "Change the condition, or give the site a --calibration.",
+            )
     return dict(sorted(sites.items())), unusable
 
 
@@ -176,10 +170,9 @@ def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
     """Take from a record what calibration needs; None where it has no descriptors."""
     descriptors = record.get("descriptors") or {}
     sizes = [len(descriptors.get(name) or ()) for name in ("quantiles", "texture")]
-    preproc = next(
-        (p for p in record.get("outputs") or () if p.endswith("_desc-preproc_T1w.nii.gz")), None
-    )
-    if sizes != [len(LEVELS), N_TEXTURE] or preproc is None:
+    outputs = record.get("outputs") or ()
+    preproc = [path for path in outputs if path.endswith("_desc-preproc_T1w.nii.gz")]
+    if sizes != [len(LEVELS), N_TEXTURE] or not preproc:
         return None
     return SiteScan(
         key=str(record["name"]),
@@ -188,7 +181,7 @@ def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
         age=record.get("age"),
         diagnosis=record.get("diagnosis"),
         descriptors=record["descriptors"],
-        t1w=out / preproc,
+        t1w=out / preproc[0],
     )
 
 
@@ -223,10 +216,8 @@ def calibrate_sites(
             "none to estimate it by.",
             "Give the ages in participants.tsv, or the site a --calibration.",
         )
-    # In processes of their own: this one does not load torch, and can still fork.
     calls = [(sites[site],) for site in ageless]
-    estimated = dict(side_by_side(work, calls, nprocs)) if calls else {}
-    found = {site: estimated[n] for n, site in enumerate(ageless)}
+    found = {ageless[n]: one for n, one in side_by_side(work, calls, nprocs)}
     return {site: found.get(site) or work(scans) for site, scans in sites.items()}
 
 
@@ -289,10 +280,7 @@ def summary(calibration: Calibration, bundle: Bundle) -> str:
 
 
 def save(
-    out: Path,
-    calibrations: Iterable[Calibration],
-    bundle: Bundle,
-    kept: Iterable[Chosen] | None = None,
+    out: Path, calibrations: Iterable[Calibration], bundle: Bundle, stay: Collection[str] = ()
 ) -> dict[str, Path]:
     """Write calibrations with their pages to the output folder, and remove outdated ones.
 
@@ -304,9 +292,8 @@ def save(
         One for each site.
     bundle : Bundle
         The one they were made with.
-    kept : iterable of Chosen, optional
-        Those in use that stay where they lie there, beside those of the calibrate level. All
-        others go; without any all do.
+    stay : collection of str
+        Sites whose calibrations there stay where there is no new one; all others go.
 
     Returns
     -------
@@ -315,18 +302,19 @@ def save(
     """
     from bids_harmony.reports.pages import calibration_page
 
-    folder = out / FOLDER
-    stay = [c.calibration for c in kept or () if c.path is not None and c.path.parent == folder]
-    new = list(calibrations)
-    files = write_calibrations(folder, [*stay, *new])
-    for calibration in [*stay, *new]:
-        page = files[calibration.site].with_suffix(".html")
-        write_text(page, calibration_page(calibration, bundle))
+    folder, new = out / FOLDER, {one.site: one for one in calibrations}
+    before = {path: load_record(path) or {} for path in folder.glob("site-*_calibration.json")}
+    there: dict[str, Calibration] = {
+        site: Calibration.from_dict(values)
+        for values in before.values()
+        if (site := str(values.get("site"))) in stay and site not in new
+    }
+    files = write_calibrations(folder, [*there.values(), *new.values()])
+    for site, calibration in {**there, **new}.items():
+        write_text(files[site].with_suffix(".html"), calibration_page(calibration, bundle))
     # An output folder of an earlier version does not know these files.
     write_text(out / ".bidsignore", BIDSIGNORE)
-    for path in set(folder.glob("site-*_calibration.json")) - set(files.values()):
-        there = load_record(path) or {}
-        if kept is None or there.get("made_by") == "participant" or there.get("site") in files:
-            path.unlink()
-            path.with_suffix(".html").unlink(missing_ok=True)
+    for path in before.keys() - set(files.values()):
+        path.unlink()
+        path.with_suffix(".html").unlink(missing_ok=True)
     return files

@@ -1,243 +1,194 @@
-"""Run the graph: nipype's MultiProc with survivors after a killed worker, and progress.
+"""Run the workflows of scans, each in a process of its own or by a plugin of nipype.
 
-Its plugin for Slurm is mended in :mod:`bids_harmony.slurm`.
+A scan's workflow runs in a folder that is new, so that nothing of an earlier run, of another
+version or with other options, can enter its results. Between runs stays what is in the output
+folder: completed scans, and what preprocessing made of the others.
 """
 
 from __future__ import annotations
 
-import gc
-import gzip
+import errno
 import logging
 import os
+import re
 import shutil
-import signal
-import threading
-import time
-import traceback
-import zlib
-from collections.abc import Callable, Iterable, MutableMapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nipype.pipeline.plugins import base as scheduler
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
-
 from bids_harmony.console import say
-from bids_harmony.errors import MissingProgramError, UsageError
-from bids_harmony.files import write_json
-from bids_harmony.outputs import load_record
-from bids_harmony.processes import end_with_parent
+from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
+from bids_harmony.processes import in_processes
 from bids_harmony.text import TextError, read_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-KILLED = (
-    "bids_harmony.errors.ScanError: The process that ran {name} was killed, most likely because "
-    "memory ran out. Lower --nprocs, or give the job more memory."
-)
-
-#: Processes of a pool, which forgets them when it is shut down, whether or not they ended.
-Workers = MutableMapping[int, Any]
-
-
-# A clock that is set back would put nipype's scheduler to sleep for as long.
-scheduler.time = time.monotonic
-
-
-class QuietFileHandler(logging.FileHandler):
-    """A log file that may fail: on a full disk each message would print a traceback."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say nothing."""
+#: Memory of one scan's process, in GB.
+SCAN_GB = 2.0
+#: Processes that share a GPU's memory.
+GPU_PROCESSES = 4
+#: Scans in one graph of a plugin: nipype slows down with the square of its nodes.
+BATCH = 40
+#: What every scan's process needs, imported once for all.
+PRELOAD = (
+    "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
+    "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
+)  # fmt: skip
+#: The node that puts a scan's outputs in their place.
+LAST_NODE = "publish"
 
 
-class SurvivingMultiProcPlugin(MultiProcPlugin):
-    """MultiProc that goes on after a worker process was killed.
+@dataclass(frozen=True)
+class Failure:
+    """Why a scan failed.
 
-    Nipype's plugin, like niworkflows', waits forever for a worker that the kernel killed. Here
-    every node that was running in the broken pool is tried once more in a process of its own,
-    so only the one that cannot run fails. Nipype's is the base because its scheduler queues
-    ``use_gpu`` nodes, which niworkflows' does not.
-    """
-
-    pool: ProcessPoolExecutor
-
-    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
-        super().__init__(plugin_args=plugin_args)
-        self._pools: list[tuple[ProcessPoolExecutor, Workers]] = []
-        self._managers: set[Any] = set()
-        self._stopped = False
-        # Pools are made by the thread of a broken one too.
-        self._changing = threading.Lock()
-        # No worker has started in nipype's own pool yet.
-        self.pool = self._new_pool(self.processors)
-
-    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
-        """Run an expanded graph; raise what nipype raises for nodes that failed."""
-        # The scheduler collects garbage at every round: over all that is imported by now, and over
-        # the expanded graph of a chunk of scans, it took a third of a core. Afterwards the graph
-        # must be free to go.
-        gc.freeze()
-        try:
-            super().run(graph, config, updatehash)
-        finally:
-            gc.unfreeze()
-
-    def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(max_workers=n_workers, initializer=start_worker)
-        self._pools.append((pool, pool._processes))
-        return pool
-
-    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
-        self._taskid += 1
-        try:
-            self._start(self.pool, self._taskid, node, updatehash, retry=True)
-        except BrokenProcessPool:
-            self.pool = self._new_pool(self.processors)
-            self._start(self.pool, self._taskid, node, updatehash, retry=True)
-        return int(self._taskid)
-
-    def _clear_task(self, taskid: int) -> None:
-        super()._clear_task(taskid)
-        # Nipype keeps what every node returned to the end of the run: 0.25 MB for each scan.
-        del self._taskresult[taskid]
-
-    def _sort_jobs(self, jobids: Iterable[int], scheduler: str = "tsort") -> list[int]:
-        """Finish scans one after the other, so that a run cut short leaves whole scans."""
-        return sorted(jobids, key=lambda job: (self.procs[job].fullname.split(".")[1], job))
-
-    def stop(self) -> None:
-        """End the workers at once, without waiting for what they do."""
-        with self._changing:
-            self._stopped = True
-        for pool, workers in self._pools:
-            _end_workers(workers)
-            pool.shutdown(wait=False, cancel_futures=True)
-        for manager in self._managers:
-            # Python's own end does not expect one that is about to end too (EBADF).
-            manager.join(10)
-
-    def _start(
-        self, pool: ProcessPoolExecutor, taskid: int, node: Any, updatehash: bool, *, retry: bool
-    ) -> None:
-        workers = pool._processes
-        future = pool.submit(run_node, node, updatehash, taskid)
-        self._task_obj[taskid] = future
-        if (manager := pool._executor_manager_thread) is not None:
-            self._managers.add(manager)
-
-        def finished(future: Future[Any]) -> None:
-            error = future.exception()
-            if error is None:
-                self._taskresult[taskid] = future.result()
-            elif retry and isinstance(error, BrokenProcessPool):
-                with self._changing:
-                    if self._stopped:
-                        return
-                    # The pool fails its tasks before it ends the workers that still run them.
-                    _end_workers(workers)
-                    own_pool = self._new_pool(1)
-                    self._start(own_pool, taskid, node, updatehash, retry=False)
-                    own_pool.shutdown(wait=False)
-            elif not self._stopped:
-                killed = isinstance(error, BrokenProcessPool)
-                # With what happened in the worker before: nipype's own errors often follow one.
-                whole = "".join(traceback.format_exception(error))
-                text = KILLED.format(name=node.name) if killed else whole
-                self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
-
-        future.add_done_callback(finished)
-
-
-def start_worker() -> None:
-    """Make a worker the leader of a process group, in which it can be ended with its children."""
-    os.setpgid(0, 0)
-    end_with_parent()
-
-
-def _end_workers(workers: Workers) -> None:
-    for process in list(workers.values()):
-        # With the programs that it started, such as FSL's, which would write on.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.join(10)
-
-
-def run_graph(workflow: Any, config: RunConfig, progress: Any) -> Exception | None:
-    """Run a graph to its end; return what nipype raises there for nodes that failed."""
-    chosen = plugin(config, progress)
-    try:
-        workflow.run(**chosen)
-    except Exception as error:  # noqa: BLE001
-        # Once for all nodes; each has its crash file.
-        return error
-    finally:
-        # Also where nipype gave up midway, as where it could not write a crash file.
-        if hasattr(chosen["plugin"], "stop"):
-            chosen["plugin"].stop()
-    return None
-
-
-def discard_outdated(folder: Path, inputs: dict[str, str | None]) -> None:
-    """Remove a scan's work folder where it was made from other files, or holds a damaged result.
-
-    Nipype tells images that are named in text, as the raw scan is, by their names alone. And it
-    would stop the whole run at a result that a full disk or a lost machine left half-written.
-
-    Parameters
+    Attributes
     ----------
-    folder : pathlib.Path
-        The scan's work folder.
-    inputs : dict
-        Digests of the files that the scan's results depend on; they are kept in the folder.
+    cause, remedy : str
+        One sentence each; the remedy may be empty.
+    crash_file : str or None
+        Name of the file with the traceback.
     """
-    made_from = folder / "inputs.json"
-    if load_record(made_from) != inputs or any(map(_is_damaged, folder.rglob("*.pklz"))):
-        shutil.rmtree(folder, ignore_errors=True)
-    write_json(made_from, inputs)
+
+    cause: str
+    remedy: str = ""
+    crash_file: str | None = None
 
 
-def _is_damaged(path: Path) -> bool:
-    """Tell whether a result of nipype cannot be unpacked."""
-    try:
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
-    except (OSError, EOFError, zlib.error):
-        return True
-    return False
+@dataclass(frozen=True)
+class Job:
+    """A scan's workflow.
+
+    Attributes
+    ----------
+    part : {"preprocess", "harmonize"}
+        Which workflow.
+    name : str
+        Its name.
+    settings : dict
+        Arguments of :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf` or
+        :func:`~bids_harmony.workflows.harmonize.init_harmonize_wf`.
+    """
+
+    part: str
+    name: str
+    settings: dict[str, Any]
 
 
-def plugin(config: RunConfig, progress: Progress) -> dict[str, Any]:
-    """Choose nipype's execution plugin and its arguments.
+def run_jobs(
+    jobs: Iterable[Job], n_jobs: int, config: RunConfig, *, on_gpu: bool
+) -> Iterator[tuple[Job, Failure | None]]:
+    """Run workflows; yield each as it ends, with why it failed, or None.
 
     Raises
     ------
-    UsageError, MissingProgramError
-        See :func:`read_plugin_file`.
+    OSError
+        What the machine refuses to all, as where the disk is full.
     """
-    name, given = "MultiProc", dict[str, Any]()
     if config.use_plugin is not None:
-        name, given = read_plugin_file(config.use_plugin)
-    if name == "SLURM":
-        from bids_harmony.slurm import SlurmPlugin
+        waiting = iter(jobs)
+        while batch := list(islice(waiting, BATCH)):
+            run_workflows(batch, config, load_plugin(config.use_plugin))
+            yield from ((job, read_failure(crash_folder(config, job), job.name)) for job in batch)
+        return
+    most = min(config.nprocs, n_jobs, GPU_PROCESSES if on_gpu else n_jobs)
+    at_once = max(1, min(most, int(memory_gb(config) / SCAN_GB)))
+    threads = max(1, min(config.omp_nthreads, config.nprocs // at_once))
+    config = replace(config, omp_nthreads=threads)
+    calls = (([job], config) for job in jobs)
+    for ended in in_processes(run_workflows, calls, at_once, preload=PRELOAD):
+        ((job,), _), error = ended.call, ended.error
+        failure = read_failure(crash_folder(config, job), job.name)
+        if failure is None and error is not None:
+            if isinstance(error, OSError) and concerns_all(error):
+                raise error
+            failure = Failure(getattr(error, "cause", repr(error)), getattr(error, "remedy", ""))
+        yield job, failure
 
-        return {"plugin": SlurmPlugin({**given, "status_callback": progress}, progress.say)}
-    args: dict[str, Any] = {"status_callback": progress}
-    if name not in ("MultiProc", "LegacyMultiProc"):
-        return {"plugin": name, "plugin_args": given | args}
-    args |= {"n_procs": config.nprocs, "raise_insufficient": False}
+
+def memory_gb(config: RunConfig) -> float:
+    """Memory that the run may use: what ``--mem`` says, else nine tenths of the machine's."""
     if config.mem_gb is not None:
-        args["memory_gb"] = config.mem_gb
-    return {"plugin": SurvivingMultiProcPlugin(plugin_args=args | given)}
+        return config.mem_gb
+    return 0.9e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
+def work_folder(config: RunConfig, job_name: str = "") -> Path:
+    """Folder of the intermediate files, of all scans or of one workflow."""
+    return config.work_dir / "bids_harmony" / job_name
+
+
+def crash_folder(config: RunConfig, job: Job) -> Path:
+    """Folder of a scan's crash files."""
+    return config.log_dir / job.name
+
+
+def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear") -> None:
+    """Run some workflows to their end in this process; nodes that fail leave crash files."""
+    from nipype.pipeline import engine as pe
+
+    from bids_harmony.workflows.harmonize import init_harmonize_wf
+    from bids_harmony.workflows.preprocess import init_preprocess_wf
+
+    init = {"preprocess": init_preprocess_wf, "harmonize": init_harmonize_wf}
+
+    start_log(config)
+    workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
+    workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
+    workflow.config["execution"].update(
+        crashfile_format="txt",
+        hash_method="timestamp",
+        poll_sleep_duration="0.5",
+        check_version="false",
+        create_report="false",
+    )
+    for job in jobs:
+        scan_wf = init[job.part](**job.settings, omp_nthreads=config.omp_nthreads)
+        scan_wf.base_dir = str(work_folder(config))
+        if config.write_graph:
+            scan_wf.write_graph(graph2use="colored", format="svg", simple_form=True)
+        for name in scan_wf.list_node_names():
+            folder = str(crash_folder(config, job))
+            scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
+        workflow.add_nodes([scan_wf])
+    try:
+        workflow.run(plugin=plugin)
+    except Exception:
+        # Raised once for all nodes that failed; each has its crash file.
+        if not any(map(any, (crash_folder(config, job).glob("crash-*") for job in jobs))):
+            raise
+
+
+def start_log(config: RunConfig) -> None:
+    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
+    from nipype import logging as _  # noqa: F401  (which sets up its own handlers)
+
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a full disk would print a traceback for each message
+    handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
+    if config.verbose:
+        handlers.append(logging.StreamHandler())
+    root = logging.getLogger("nipype")
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers = handlers if logger is root else []
+        logger.propagate = logger is not root
+        logger.setLevel(min(logging.INFO, config.log_level))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    handlers[-1].setLevel(config.log_level if config.verbose else logging.DEBUG)
+
+
+def _tell_end(node: Any, status: str) -> None:
+    """Say that a plugin completed a scan."""
+    if node.name == LAST_NODE and status == "end":
+        say(f"{node.fullname.split('.')[1]}: completed")
+
+
+def load_plugin(path: Path) -> Any:
     """Read ``--use-plugin``: nipype's name of a plugin, and its arguments.
 
     Raises
@@ -256,119 +207,74 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
         text, notes = read_text(path)
         values = yaml.safe_load(text)
         name, args = values["plugin"], values.get("plugin_args") or {}
-        known = hasattr(plugins, f"{name}Plugin")
+        known = getattr(plugins, f"{name}Plugin", None)
     except TextError as error:
         raise UsageError(f"The plugin file {path} cannot be read ({error}).", remedy) from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"The plugin file {path} cannot be used.", remedy) from error
     for note in notes:
         say(f"Warning: {path} {note}.")
-    if not known or not isinstance(args, dict):
+    if known is None or not isinstance(args, dict):
         raise UsageError(f"The plugin file {path} names no plugin of nipype ({name}).", remedy)
     if name.endswith("Graph"):
         raise UsageError(
             f"The plugin {name} of {path} submits jobs and does not see how they end.",
             f"Use {name.removesuffix('Graph')}.",
         )
-    if name == "SLURM" and shutil.which("sbatch") is None:
-        raise MissingProgramError(
-            f"{path} asks for Slurm, and sbatch is not on PATH.",
-            "Run the command where jobs can be submitted, outside the container.",
-        )
-    return name, args
+    if name == "SLURM":
+        if shutil.which("sbatch") is None:
+            raise MissingProgramError(
+                f"{path} asks for Slurm, and sbatch is not on PATH.",
+                "Run the command where jobs can be submitted, outside the container.",
+            )
+        from bids_harmony.slurm import SlurmPlugin
+
+        known = SlurmPlugin
+    return known(plugin_args={**args, "status_callback": _tell_end})
 
 
-def nipype_settings(config: RunConfig) -> dict[str, str]:
-    """Nipype's ``execution`` settings: readable crash files, checks by content, quick polling."""
-    return {
-        "crashfile_format": "txt",
-        "hash_method": "content",
-        "poll_sleep_duration": "0.05",
-        "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
-        "check_version": "false",
-        "create_report": "false",
-    }
+def read_failure(folder: Path, scan: str) -> Failure | None:
+    """Read a scan's crash files; return the first failure, or None where there is none.
 
-
-def start_log(config: RunConfig) -> None:
-    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
-    config.log_dir.mkdir(parents=True, exist_ok=True)
-    handler = QuietFileHandler(config.log_dir / "execution.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        for old in list(logger.handlers):
-            logger.removeHandler(old)
-        logger.propagate = name != "nipype"
-        logger.setLevel(min(logging.INFO, config.log_level))
-    root = logging.getLogger("nipype")
-    root.addHandler(handler)
-    if config.verbose:
-        console = logging.StreamHandler()
-        console.setLevel(config.log_level)
-        root.addHandler(console)
-
-
-class Progress:
-    """A line per scan, printed when its last node ends or its first one fails.
-
-    An instance is nipype's ``status_callback``.
+    The files are renamed after scan and step, without nipype's time and random number: the
+    name goes to the scan's record, which must be the same in every run.
 
     Parameters
     ----------
-    names : dict of str to str
-        Workflow name of each scan to the name shown.
-    last_node : str
-        The node whose end means that the scan is done.
-    say : callable
-        Where the lines go.
-    done : int
-        Scans of the run that ended before.
-    total : int
-        Scans of the run.
-    word : str
-        What is said of a scan whose last node ended.
-    on_done : callable, optional
-        Called with the workflow name of each scan that is done.
+    folder : pathlib.Path
+        Folder with nipype's ``crash-*.txt``.
+    scan : str
+        Name of the scan's workflow.
     """
-
-    def __init__(
-        self,
-        names: dict[str, str],
-        last_node: str,
-        say: Callable[[str], None],
-        *,
-        done: int,
-        total: int,
-        word: str = "done",
-        on_done: Callable[[str], None] | None = None,
-    ) -> None:
-        self.names, self.last_node, self.say, self.on_done = names, last_node, say, on_done
-        self.done, self.total, self.word = done, total, word
-        self.ended: set[str] = set()
-        self.started: dict[str, float] = {}
-
-    def __call__(self, node: Any, status: str) -> None:
-        """Take note that a node started, ended or raised."""
-        scan = scan_of(node.fullname.split("."), self.names)
-        if scan is None or scan in self.ended:
-            return
-        begin = self.started.setdefault(scan, time.monotonic())
-        if status == "exception":
-            word = "failed"
-        elif status == "end" and node.name == self.last_node:
-            word = self.word
-        else:
-            return
-        self.ended.add(scan)
-        self.done += 1
-        seconds = time.monotonic() - begin
-        self.say(f"[{self.done}/{self.total}] {self.names[scan]}: {word} ({seconds:.0f} s)")
-        if status == "end" and self.on_done is not None:
-            self.on_done(scan)
+    found: Failure | None = None
+    for path in sorted(folder.glob("crash-*.txt")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        node = re.search(r"^Node: (\S+)", text, flags=re.MULTILINE)
+        step = node[1].split(".")[-1] if node else "unknown"
+        crash = path.rename(folder / f"{scan}-{step}.txt").name
+        cause, remedy = failure_text(text)
+        if not remedy:
+            cause = f"The step {step} failed: {cause}"
+            remedy = f"The traceback and all that was said are in {crash}."
+        found = found or Failure(cause, remedy, crash)
+    return found
 
 
-def scan_of(parts: Iterable[str], names: Iterable[str]) -> str | None:
-    """Find which scan's workflow a node belongs to."""
-    known = set(names)
-    return next((part for part in parts if part in known), None)
+def failure_text(crash: str) -> tuple[str, str]:
+    r"""Find cause and remedy in a crash file's text; an empty remedy means an unforeseen error.
+
+    >>> failure_text("Traceback\n\tbids_harmony.errors.ScanError: It is broken. Mend it.\n")
+    ('It is broken.', 'Mend it.')
+    """
+    if known := re.findall(r"bids_harmony\.errors\.\w+: (.+)", crash):
+        cause, _, remedy = known[-1].strip().partition(". ")
+        return cause.rstrip(".") + ".", remedy
+    refused = re.findall(r"\[Errno (\d+)\][^\n']*(?:'([^'\n]+)')?", crash)
+    if not refused and re.search(r"^\s*(?:\w+\.)*_?\w*MemoryError\b", crash, re.MULTILINE):
+        refused = [(str(errno.ENOMEM), "")]
+    if refused and (error := machine_error(int(refused[-1][0]), refused[-1][1])):
+        return error.cause, error.remedy
+    raised = re.findall(
+        r"^[ \t]*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", crash, re.MULTILINE
+    )
+    return (raised or crash.strip().splitlines())[-1].strip(), ""

@@ -6,6 +6,7 @@ which scans it has, so it can be repeated whenever more scans are done or more r
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -208,11 +209,9 @@ def _verdicts(
     """Make the columns that follow from flags and ratings."""
     keys = table["scan"].to_list()
     flags = [outliers.flags.get(key, ()) for key in keys]
-    worst_first = sorted(
-        (i for i in range(len(keys)) if flags[i]),
-        key=lambda i: (-outliers.score[i], -len(flags[i]), keys[i]),
-    )
-    ranks = {i: float(rank) for rank, i in enumerate(worst_first, start=1)}
+    flagged = [i for i, found in enumerate(flags) if found]
+    flagged.sort(key=lambda i: (-outliers.score[i], -len(flags[i]), keys[i]))
+    ranks = {i: float(rank) for rank, i in enumerate(flagged, start=1)}
     rated = [ratings.get(key) for key in keys]
     return {
         "outlier_rank": [ranks.get(i, float("nan")) for i in range(len(keys))],
@@ -242,20 +241,14 @@ def write_tables(group: Group, out: Path) -> None:
 
 def as_tsv(table: pd.DataFrame) -> str:
     """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
-    text = {
-        name: [
-            f"{value:.7g}" if isinstance(value, float) and value == value
-            else " ".join(value.split()) or "n/a" if isinstance(value, str)
-            else "n/a"
-            for value in table[name].tolist()
-        ]
-        for name in table
-    }  # fmt: skip
-    lines = [
-        "\t".join(map(str, table)),
-        *("\t".join(row) for row in zip(*text.values(), strict=True)),
-    ]
-    return "\n".join(lines) + "\n"
+    words: dict[str, Any] = {
+        str(name): table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
+        for name in table.select_dtypes("object")
+    }
+    return table.assign(**words).to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n",
+        quoting=csv.QUOTE_NONE, quotechar="\0",  # quotation marks are letters
+    )  # fmt: skip
 
 
 def summarize(group: Group) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +20,6 @@ from bids_harmony.text import read_json_or_empty
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
-
-#: Targets that every table has columns for.
-KNOWN_TARGETS = frozenset({"brain_age", "schizophrenia_probability"})
 
 BIDSIGNORE = """\
 *.html
@@ -41,31 +39,8 @@ DESCRIPTIONS = {
     "desc-harmonized": "desc-preproc with the intensities of the bundle's reference site",
 }
 
-#: Folder in a scan's work folder where its outputs wait until all of them are there.
-STAGING = "outputs"
 #: Parts of the names of what is written for a scan, beside its figures.
 OURS = frozenset(DESCRIPTIONS) | {"desc-harmony", "from-T1w"}
-
-README = """\
-# bids_harmony derivatives
-
-T1-weighted scans, skull-stripped, registered to a template and mapped to the look of one
-reference site, with predictions made before (`raw`) and after (`harmonized`) that mapping.
-
-* `sub-*.html`: one report per participant; open it in any browser.
-* `sub-*/**/*_scans.tsv`: predictions and quality verdict of each scan; columns are described in
-  `scans.json`. Scans that failed have no row there, but a `*_desc-harmony_qc.json` and a report.
-* `*_desc-harmony_qc.json`, `*_desc-harmony_predictions.json`: everything measured on one scan. The
-  tables and reports are made from these files alone.
-* `calibration/site-*_calibration.{json,html}`: how each site's scans look beside the reference's,
-  and the intensity mapping that follows (level `calibrate`, or a run over the whole dataset).
-* `group_T1w.html`, `group_T1w.tsv`, `group_predictions.tsv` (level `group`): all scans, the
-  outliers among them, and why; `qc_ratings.tsv` is what people said of them.
-* `logs/`: one folder per run, with the options used and any crash files.
-
-Schizophrenia probabilities come from a network trained on **simulated** labels. They show that
-the path works; they are not a diagnosis and say nothing about a person.
-"""
 
 CHANGES = f"""\
 {__version__}
@@ -81,64 +56,19 @@ def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
     targets : iterable of str
         What the bundle predicts; those that every table has columns for need not be named.
     """
-    raw = "on the scan as preprocessed, without harmonization"
-    harmonized = "on the harmonized scan"
-    simulated = (
-        "Probability of schizophrenia {}. The network was trained on simulated labels: this is "
-        "no diagnosis."
-    )
-    return {
-        "filename": {"Description": "Preprocessed scan in template space"},
-        "site": {"Description": "Acquisition site or scanner"},
-        "age": {"Description": "Chronological age", "Units": "year"},
-        "brain_age_raw": {"Description": f"Brain age predicted {raw}", "Units": "year"},
-        "brain_age_harmonized": {
-            "Description": f"Brain age predicted {harmonized}",
-            "Units": "year",
-        },
-        "brain_age_harmonized_low": {
-            "Description": "Lower end of the empirical 90 % interval of brain_age_harmonized",
-            "Units": "year",
-        },
-        "brain_age_harmonized_high": {
-            "Description": "Upper end of the empirical 90 % interval of brain_age_harmonized",
-            "Units": "year",
-        },
-        "brain_age_gap": {
-            "Description": "brain_age_harmonized minus age, not corrected for age bias; "
-            "brain_age_raw minus age where the harmonized scan was set aside",
-            "Units": "year",
-        },
-        "brain_age_gap_corrected": {
-            "Description": "brain_age_gap minus what age alone explains at the reference site "
-            "(--correct-age-bias). Made with the true age: not a measure of accuracy",
-            "Units": "year",
-        },
-        "schizophrenia_probability_raw": {"Description": simulated.format(raw)},
-        "schizophrenia_probability_harmonized": {"Description": simulated.format(harmonized)},
-        **{
-            f"{target}_{kind}": {"Description": f"{target.replace('_', ' ')} predicted {where}"}
-            for target in sorted(set(targets) - KNOWN_TARGETS)
-            for kind, where in (("raw", raw), ("harmonized", harmonized))
-        },
-        "qc_status": {
-            "Description": "Quality verdict",
-            "Levels": {
-                "pass": "every metric lies in the bundle's reference range",
-                "warn": "something should be looked at; see qc_reasons",
-            },
-        },
-        "harmonization_status": {
-            "Description": "Verdict of the anatomy guard on the harmonized scan",
-            "Levels": {
-                "pass": "every measure of the change lies within the bundle's limits",
-                "warn": "a measure lies beyond its limit; see qc_reasons",
-                "fail": "a measure lies beyond twice its limit: use the raw numbers",
-            },
-        },
-        "qc_reasons": {"Description": "What the verdict rests on, in plain words"},
-        "bundle": {"Description": "Name and version of the model bundle"},
-    }
+    columns: dict[str, Any] = json.loads(_data("scans.json"))
+    where = {"raw": "on the scan as preprocessed, without harmonization",
+             "harmonized": "on the harmonized scan"}  # fmt: skip
+    later = {name: columns.pop(name) for name in list(columns)[list(columns).index("qc_status") :]}
+    for target in sorted(set(targets)):
+        for kind in where:
+            said = f"{target.replace('_', ' ')} predicted {where[kind]}"
+            columns.setdefault(f"{target}_{kind}", {"Description": said})
+    return columns | later
+
+
+def _data(name: str) -> str:
+    return (files("bids_harmony.data") / name).read_text(encoding="utf-8")
 
 
 def write_dataset_files(
@@ -149,7 +79,7 @@ def write_dataset_files(
 ) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
 
-    Tools and columns of earlier runs stay, as their scans do.
+    Columns of earlier runs stay, as their scans do.
 
     Parameters
     ----------
@@ -158,7 +88,7 @@ def write_dataset_files(
     targets : iterable of str
         What the bundle predicts.
     tools : mapping of str to str
-        Versions of the tools of the run (:func:`bids_harmony.tools.tool_versions`).
+        Versions of the tools of the run (:func:`bids_harmony.contract.tool_versions`).
     """
     raw = _raw_description(bids_dir)
     before = read_json_or_empty(out / "scans.json")
@@ -169,14 +99,14 @@ def write_dataset_files(
             "Name": derivatives_name(bids_dir),
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": _generated_by({*tools.items(), *_earlier_tools(out)}),
+            "GeneratedBy": _generated_by(tools.items()),
             # Resolves the `bids:raw:` URIs in the sidecars.
             "DatasetLinks": {"raw": _link(bids_dir, out)},
             **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
             "HowToAcknowledge": f"Please cite the method: {URL}",
         },
     )
-    write_text(out / "README.md", README)
+    write_text(out / "README.md", _data("derivatives.md"))
     write_text(out / "CHANGES", CHANGES)
     write_text(out / ".bidsignore", BIDSIGNORE)
     rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
@@ -198,17 +128,6 @@ def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
         "Description": "Harmonization of T1w scans to one reference site",
     }
     return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
-
-
-def _earlier_tools(out: Path) -> set[tuple[str, str]]:
-    """Read which tools earlier runs named."""
-    makers = read_json_or_empty(out / "dataset_description.json").get("GeneratedBy")
-    return {
-        (str(maker["Name"]), str(maker["Version"]))
-        for maker in (makers if isinstance(makers, list) else ())
-        if isinstance(maker, dict) and maker.keys() >= {"Name", "Version"}
-        and maker["Name"] != "bids_harmony"
-    }  # fmt: skip
 
 
 def derivatives_name(bids_dir: Path) -> str:

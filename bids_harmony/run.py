@@ -1,14 +1,17 @@
-"""A run's settings, what it has to do with each scan, and the graphs that do it."""
+"""A run's settings, and what it has to do with each scan."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,65 +19,34 @@ from bids_harmony import __version__
 from bids_harmony.bids import Scan
 from bids_harmony.bids_columns import named_person
 from bids_harmony.calibrate import (
-    FOLDER,
     Chosen,
     calibrate_sites,
     collect_sites,
     find_calibrations,
     save,
 )
-from bids_harmony.console import say
-from bids_harmony.contract import Contract
-from bids_harmony.errors import ScanError, UsageError, concerns_all
-from bids_harmony.failures import Failure, read_failures
+from bids_harmony.contract import Contract, tool_versions
+from bids_harmony.errors import UsageError
 from bids_harmony.files import digest_of, sha256_of, write_json
-from bids_harmony.outputs import STAGING, load_record, publish_scan, scan_file
-from bids_harmony.qc.record import failed_record, preprocessed
-from bids_harmony.resume import Digests, is_preprocessed
-from bids_harmony.settle import check_filter, check_template, choose_device, deviations
-from bids_harmony.sites.calibration import Calibration, SiteScan, sources_digest
-from bids_harmony.tools import tool_versions
+from bids_harmony.outputs import load_record, scan_file
+from bids_harmony.qc.collect import subject_records
+from bids_harmony.qc.record import PREPROCESSED, preprocessed
+from bids_harmony.sites.calibration import SiteScan, sources_digest
 
 if TYPE_CHECKING:
-    from nipype.pipeline import engine as pe
-
     from bids_harmony.config import RunConfig
     from bids_harmony.models.bundle import Bundle
 
-#: The parts of a scan's way, and what is to do with one that went it whole.
+#: What there is to do with a scan.
 PREPROCESS, HARMONIZE, NOTHING = "preprocess", "harmonize", "nothing"
-#: Why a scan has no result that did not fail itself.
-STOPPED = Failure(
-    "The run stopped before this scan was done.", "The same command continues.", None
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a scan ended: ``done``, ``kept`` (nothing to do), ``failed`` or ``skipped``."""
-
-    name: str
-    status: str
-    why: str = ""
-
-
-def work_folder(config: RunConfig) -> Path:
-    """Folder of the intermediate files; another version's are never taken for this one's."""
-    return config.work_dir / f"bids_harmony-{__version__}"
-
-
-def scan_work_folder(config: RunConfig, scan: str) -> Path:
-    """Folder of one scan's intermediate files, by the name of its workflow."""
-    return work_folder(config) / "harmony_wf" / scan
-
-
-def staging_folder(config: RunConfig, scan: str) -> Path:
-    """Folder of a scan's outputs until all of them are there."""
-    return scan_work_folder(config, scan) / STAGING
+#: What a record says that preprocessing does not depend on.
+LATER = frozenset({"warnings", "bundle", "calibration", "harmonization"})
+#: A file read less than this long (ns) after a change may change again in one tick of its clock.
+RECENT = 2_000_000_000
 
 
 def prepare(config: RunConfig) -> Run:
-    """Load the bundle and settle, before anything runs, what ``auto`` means.
+    """Load the bundle and find out, before anything runs, what ``auto`` means.
 
     Raises
     ------
@@ -86,6 +58,8 @@ def prepare(config: RunConfig) -> Run:
         When the template, the atlases, the device, the plugin, the condition of ``--fit-filter``
         or a calibration cannot be used.
     """
+    from bids_harmony.anat.template import load_template, template_label
+
     bundle = None
     if config.bundle != "none":
         from bids_harmony.models.bundle import check_weights, load_bundle
@@ -94,9 +68,9 @@ def prepare(config: RunConfig) -> Run:
         if config.bundle != "default":
             check_weights(bundle)
     if config.use_plugin is not None:
-        from bids_harmony.engine import read_plugin_file
+        from bids_harmony.engine import load_plugin
 
-        read_plugin_file(config.use_plugin)
+        load_plugin(config.use_plugin)
     contract = Contract() if bundle is None else bundle.contract
     skull_strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     registration = contract.registration if config.registration == "auto" else config.registration
@@ -106,21 +80,19 @@ def prepare(config: RunConfig) -> Run:
 
         found = find_atlases(str(config.atlas_dir))
         atlases = [path for atlas in found for path in (atlas.image, atlas.mask)]
-    warnings = deviations(config, contract) if bundle is not None else []
-    predicted = {} if bundle is None else bundle.targets.get("brain_age", {})
-    if config.correct_age_bias and "age_bias" not in predicted:
-        warnings.append("--correct-age-bias has no effect: the bundle has no coefficients")
-    from bids_harmony.anat.template import template_label
-
     template = None if config.template is None else str(config.template)
     if template is not None:
-        check_template(template, contract if bundle is not None else None)
+        grid = load_template(contract.resolution, template).mask.shape
+        wanted = load_template(contract.resolution).mask.shape
+        if bundle is not None and grid != wanted:
+            raise UsageError(
+                f"The template {template} has the grid {grid} at {contract.resolution} mm, and "
+                f"the bundle was trained on {contract.template} with {wanted}.",
+                "Leave --template out.",
+            )
     space = template_label(template)
-    frozen = {}
-    if bundle is not None:
-        if config.fit_filter is not None:
-            check_filter(config.fit_filter)
-        frozen = find_calibrations(config, bundle, space)
+    if bundle is not None and config.fit_filter is not None:
+        check_filter(config.fit_filter)
     return Run(
         config=config,
         bundle=bundle,
@@ -135,14 +107,58 @@ def prepare(config: RunConfig) -> Run:
         digests=Digests(config.output_dir / "logs" / "inputs"),
         space=space,
         device=choose_device(config.device) if bundle is not None else "cpu",
-        warnings=tuple(warnings),
-        frozen=frozen,
+        warnings=tuple(doubts(config, bundle)),
+        frozen={} if bundle is None else find_calibrations(config, bundle, space),
     )
+
+
+def doubts(config: RunConfig, bundle: Bundle | None) -> list[str]:
+    """Say which options do not fit the bundle."""
+    if bundle is None:
+        return []
+    trained = bundle.contract
+    found = [
+        f"{option} {asked} differs from the bundle's {theirs}"
+        for option, asked, theirs in (
+            ("--skull-strip", config.skull_strip, trained.skull_strip),
+            ("--registration", config.registration, trained.registration),
+            ("--template", config.template or "auto", trained.template),
+        )
+        if asked not in ("auto", theirs)
+    ]
+    if config.correct_age_bias and "age_bias" not in bundle.targets.get("brain_age", {}):
+        found.append("--correct-age-bias has no effect: the bundle has no coefficients")
+    return found
+
+
+def choose_device(asked: str) -> str:
+    """Decide what ``--device`` means here, asking torch in a process of its own."""
+    if asked == "cpu" or (asked == "auto" and not shutil.which("nvidia-smi")):
+        return "cpu"
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], check=False).returncode == 0:  # noqa: S603
+        return "cuda"
+    if asked == "cuda":
+        raise UsageError(
+            "--device cuda was asked for, and torch finds no CUDA device.",
+            "Use --device auto, or give the container its GPU (--gpus all, --nv).",
+        )
+    return "cpu"
+
+
+def check_filter(condition: str) -> None:
+    """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
+    from bids_harmony.fit_filter import meets
+    from bids_harmony.qc.collect import ScanRow, scan_table
+    from bids_harmony.qc.verdict import dictionary
+
+    row = ScanRow({"scan": "sub-01"}, metrics=tuple(dictionary()))
+    meets(scan_table([row])[0], condition)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's settings once everything is settled.
+    """A run's settings once ``auto`` is decided.
 
     ``frozen`` holds the calibrations that are used as they are, by site.
     """
@@ -160,6 +176,12 @@ class Run:
     warnings: tuple[str, ...]
     frozen: dict[str, Chosen]
 
+    @property
+    def whole_dataset(self) -> bool:
+        """Whether the run covers all scans of the dataset."""
+        config = self.config
+        return not (config.participant_label or config.session_label or config.bids_filters)
+
     def check_programs(self) -> None:
         """Make sure that the programs of FSL that are asked for can run.
 
@@ -168,22 +190,18 @@ class Run:
         MissingProgramError
             For the first that cannot.
         """
-        asked = (("bet", self.skull_strip), ("flirt", self.registration))
-        if programs := [program for program, method in asked if program == method]:
-            from bids_harmony.anat.fsl import check_programs
+        from bids_harmony.anat.fsl import check_programs
 
-            check_programs(programs)
+        asked = (("bet", self.skull_strip), ("flirt", self.registration))
+        check_programs([program for program, method in asked if program == method])
 
     def inputs(self, scan: Scan) -> dict[str, str | None]:
         """Digests of every file that a scan's results depend on, by what it is used for."""
-        found = dict(self.shared_inputs)
+        found: dict[str, str | None] = {**self.shared_inputs, "T1w": None, "brain_mask": None}
         for name, path in (("T1w", scan.path), ("brain_mask", scan.mask)):
-            try:
-                found[name] = (
-                    None if path is None else self.digests.of(path, scan.entities["subject"])
-                )
-            except OSError:  # said by the step that reads it
-                found[name] = None
+            if path is not None:
+                with suppress(OSError):  # said by the step that reads it
+                    found[name] = self.digests.of(path, scan.entities["subject"])
         return found
 
     def record_of(self, scan: Scan) -> Path:
@@ -193,33 +211,26 @@ class Run:
     def facts(self, scan: Scan) -> dict[str, Any]:
         """Collect what is known of a scan before anything is computed, as its record says it."""
         config = self.config
+        known = ("site", "site_source", "age", "sex", "diagnosis")
+        asked = ("skull_strip", "registration", "random_seed", "sloppy")
         return {
             "name": scan.key,
             "entities": scan.entities,
             "source": scan.path.relative_to(config.bids_dir).as_posix(),
-            "site": scan.site,
-            "site_source": scan.site_source,
-            "age": scan.age,
-            "sex": scan.sex,
-            "diagnosis": scan.diagnosis,
+            **{name: getattr(scan, name) for name in known},
             "person": named_person(scan.columns) or scan.entities["subject"],
             "scanner": scan.metadata,
             "warnings": [*scan.warnings, *self.warnings],
             "processing": {
+                **{name: getattr(config, name) for name in asked},
                 "version": __version__,
                 "tools": self.tools,
-                "skull_strip": config.skull_strip,
-                "registration": config.registration,
                 "template": self.space,
                 "atlases": config.n_atlases,
-                "random_seed": config.random_seed,
-                "sloppy": config.sloppy,
                 "contract": self.contract.to_dict(),
                 "mask_source": None if scan.mask is None else scan.mask.name,
             },
-            "bundle": None,
-            "calibration": None,
-            "harmonization": None,
+            **dict.fromkeys(("bundle", "calibration", "harmonization")),
         }
 
     def harmonization(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,49 +241,54 @@ class Run:
         chosen : mapping
             Identity of the calibration of its site.
         """
-        config, bundle = self.config, self.bundle
+        bundle, asked = self.bundle, ("output_spaces", "on_guard_fail", "correct_age_bias")
         assert bundle is not None
+        options = {name: getattr(self.config, name) for name in asked}
         return {
             "bundle": {**bundle.identity(), "reference_site": bundle.reference_site},
             "calibration": dict(chosen),
-            "harmonization": {
-                "output_spaces": list(config.output_spaces),
-                "on_guard_fail": config.on_guard_fail,
-                "correct_age_bias": config.correct_age_bias,
-            },
+            "harmonization": options | {"output_spaces": list(self.config.output_spaces)},
         }
 
     def survey(self, scans: Sequence[Scan]) -> dict[str, str]:
-        """Tell what is to do with each of a run's scans, by its key.
+        """Tell what there is to do with each of a run's scans, by its key.
 
         Returns
         -------
         dict of str to str
             :data:`PREPROCESS` (and harmonize), :data:`HARMONIZE` (alone) or :data:`NOTHING`.
         """
-        records = {scan.key: load_record(self.record_of(scan)) for scan in scans}
-        found = {
-            scan.key: HARMONIZE
-            if is_preprocessed(
-                self.config.output_dir,
-                records[scan.key],
-                self.facts(scan),
-                partial(self.inputs, scan),
-            )
-            else PREPROCESS
+        records = {scan.key: load_record(self.record_of(scan)) or {} for scan in scans}
+        states = {
+            scan.key: HARMONIZE if self.is_preprocessed(scan, records[scan.key]) else PREPROCESS
             for scan in scans
         }
-        expected = {} if self.bundle is None else self.expected(scans, found)
+        expected = {} if self.bundle is None else self.expected(scans, states)
         for scan in scans:
-            if found[scan.key] == HARMONIZE:
-                if self.is_whole(records[scan.key] or {}, expected.get(scan.site)):
-                    found[scan.key] = NOTHING
+            if states[scan.key] == HARMONIZE:
+                if self.is_completed(records[scan.key], expected.get(scan.site)):
+                    states[scan.key] = NOTHING
                 elif self.bundle is None:
-                    found[scan.key] = PREPROCESS
-        return found
+                    states[scan.key] = PREPROCESS
+        return states
 
-    def is_whole(self, record: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> bool:
-        """Tell whether a scan that is preprocessed went its whole way, with the run's settings.
+    def is_preprocessed(self, scan: Scan, record: Mapping[str, Any]) -> bool:
+        """Tell whether a scan was preprocessed from the same inputs with the same settings.
+
+        All that its record would say beforehand must agree, and all outputs be there; the inputs
+        are compared last, as they may have to be read.
+        """
+        if not record.keys() >= {*PREPROCESSED, "outputs"}:
+            return False
+        expected = json.loads(json.dumps(self.facts(scan)))
+        return (
+            all(record.get(k) == v for k, v in expected.items() if k not in LATER)
+            and self._are_there(preprocessed(record)["outputs"])
+            and record.get("inputs") == self.inputs(scan)
+        )
+
+    def is_completed(self, record: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> bool:
+        """Tell whether a preprocessed scan is completed with the run's settings.
 
         Parameters
         ----------
@@ -281,9 +297,7 @@ class Run:
         chosen : mapping or None
             What is known of its site's calibration, if anything.
         """
-        if record.get("status") == "error":
-            return False
-        if not all((self.config.output_dir / path).exists() for path in record["outputs"]):
+        if record.get("status") == "error" or not self._are_there(record["outputs"]):
             return False
         if self.bundle is None:
             return record.get("bundle") is None
@@ -295,46 +309,42 @@ class Run:
             record.get(k) == v for k, v in wanted.items()
         )
 
+    def _are_there(self, outputs: Sequence[str]) -> bool:
+        return all((self.config.output_dir / path).exists() for path in outputs)
+
     def own_sites(self, scans: Sequence[Scan]) -> dict[str, list[SiteScan]]:
         """Collect, of the preprocessed among some scans, the sites to calibrate from them."""
         assert self.bundle is not None
         records = [self.record_of(scan) for scan in scans if scan.site not in self.frozen]
-        return collect_sites(
-            records,
-            self.config.output_dir,
-            self.config.fit_filter,
-            bundle=self.bundle,
-            template=self.space,
-        )[0]
+        out, condition = self.config.output_dir, self.config.fit_filter
+        return collect_sites(records, out, condition, bundle=self.bundle, template=self.space)[0]
 
     def expected(
         self, scans: Sequence[Scan], states: Mapping[str, str]
     ) -> dict[str, dict[str, Any]]:
-        """Tell what the record of a scan that is done would say of the calibration of its site.
+        """Tell what a completed scan's record would say of the calibration of its site.
 
         A site with scans that are to be preprocessed is left out: it will be calibrated anew.
         """
         assert self.bundle is not None
-        found: dict[str, dict[str, Any]] = {
-            site: c.identity(self.config.output_dir, self.bundle)
-            for site, c in self.frozen.items()
-        }
+        out, bundle = self.config.output_dir, self.bundle
+        found = {site: chosen.identity(out, bundle) for site, chosen in self.frozen.items()}
         waiting = {scan.site for scan in scans if states[scan.key] == PREPROCESS}
         ready = [scan for scan in scans if scan.site not in waiting]
         for site, group in self.own_sites(ready).items():
-            sources = sources_digest(group, self.bundle, self.space, self.config.fit_filter)
+            sources = sources_digest(group, bundle, self.space, self.config.fit_filter)
             found[site] = {"made_by": "participant", "sources": sources}
         return found
 
-    def calibrate(self, scans: Sequence[Scan], states: Mapping[str, str]) -> dict[str, Chosen]:
+    def calibrate(self, scans: Sequence[Scan], used: set[str]) -> dict[str, Chosen]:
         """Calibrate the sites whose scans are to be harmonized, from the scans of the run.
 
         Parameters
         ----------
         scans : sequence of Scan
             All of the run that are preprocessed.
-        states : mapping
-            Of :meth:`survey`.
+        used : set of str
+            The sites.
 
         Returns
         -------
@@ -342,45 +352,19 @@ class Run:
             By site, with those that are used as they are.
         """
         assert self.bundle is not None
-        config, bundle = self.config, self.bundle
-        sites = self.own_sites(scans)
-        kept: dict[str, Chosen] = {}
-        stale = False
-        for path in sorted((config.output_dir / FOLDER).glob("site-*_calibration.json")):
-            values = load_record(path) or {}
-            group = sites.get(str(values.get("site")))
-            if values.get("made_by") != "participant":
-                continue
-            if group and values.get("sources") == sources_digest(
-                group, bundle, self.space, config.fit_filter
-            ):
-                kept[group[0].site] = Chosen(Calibration.from_dict(values), path)
-            else:
-                stale = True
-        todo = {scan.site for scan in scans if states[scan.key] == HARMONIZE}
+        config, sites = self.config, self.own_sites(scans)
         new = calibrate_sites(
-            {
-                site: group
-                for site, group in sites.items()
-                if site not in kept and (self.whole_dataset or site in todo)
-            },
-            bundle,
+            {site: group for site, group in sites.items() if site in used},
+            self.bundle,
             template=self.space,
             fit_filter=config.fit_filter,
             made_by="participant",
             nprocs=config.nprocs,
         )
         files: dict[str, Path] = {}
-        if self.whole_dataset and (new or stale):
-            stay = [*kept.values(), *self.frozen.values()]
-            files = save(config.output_dir, new.values(), bundle, stay)
-        return {
-            **{
-                site: replace(c, path=files.get(site, c.path))
-                for site, c in {**self.frozen, **kept}.items()
-            },
-            **{site: Chosen(one, files.get(site)) for site, one in new.items()},
-        }
+        if self.whole_dataset and new:
+            files = save(config.output_dir, new.values(), self.bundle, {*sites, *self.frozen})
+        return self.frozen | {site: Chosen(one, files.get(site)) for site, one in new.items()}
 
     def site_notes(self, scans: Sequence[Scan]) -> list[str]:
         """Say which calibrations the run will use, and what it takes for a site.
@@ -392,9 +376,8 @@ class Run:
         """
         if self.bundle is None:
             return []
-        config, notes = self.config, []
-        sites = {scan.site for scan in scans}
-        given = {site: c.path for site, c in self.frozen.items() if c.calibration.site in sites}
+        config, sites = self.config, {scan.site for scan in scans}
+        given = {site: chosen.path for site, chosen in self.frozen.items() if site in sites}
         lacking = sorted(sites - set(given))
         if config.calibration is not None and not given:
             known = ", ".join(sorted(self.frozen))
@@ -403,8 +386,9 @@ class Run:
                 f"{known}.",
                 "Name its calibration, or the column of the sites by --site-column.",
             )
-        for site, path in sorted(given.items()):
-            notes.append(f"The site {site} is calibrated by {path}.")
+        notes = [
+            f"The site {site} is calibrated by {path}." for site, path in sorted(given.items())
+        ]
         if config.calibration is not None:
             notes += [
                 f"Warning: The site {site} has no calibration in {config.calibration}: it is "
@@ -426,224 +410,71 @@ class Run:
             )
         return notes
 
-    @property
-    def whole_dataset(self) -> bool:
-        """Whether the run covers all scans of the dataset."""
-        config = self.config
-        return not (config.participant_label or config.session_label or config.bids_filters)
 
-    def process(
-        self,
-        part: str,
-        scans: Sequence[Scan],
-        facts: Mapping[str, dict[str, Any]],
-        calibrations: Mapping[str, Chosen],
-        *,
-        done: int,
-        total: int,
-    ) -> list[Outcome]:
-        """Run the graph of one part of some scans' way; failures end up in the scans' records.
+class Digests:
+    """SHA-256 of input files, each computed once for as long as the file stays as it is.
 
-        Parameters
-        ----------
-        part : {"preprocess", "harmonize"}
-            Which part.
-        scans : sequence of Scan
-            The scans; to be harmonized, they must be preprocessed.
-        facts : mapping
-            By scan key, what goes into the scan's record.
-        calibrations : mapping
-            By site, for the second part.
-        done, total : int
-            Scans of this part that ended before, and all of it.
+    A file stays as it is while its size, its inode and the times of its last changes do. One JSON
+    file per participant remembers that, so that jobs on other participants write other files.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where the JSON files are; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, dict[str, Any]] = {}
+        self._new: set[str] = set()
+
+    def of(self, path: Path, subject: str) -> str:
+        """Return the digest of one of a participant's files.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be read, or is none (a pipe would never end).
         """
-        from bids_harmony.engine import (
-            Progress,
-            discard_outdated,
-            nipype_settings,
-            run_graph,
-            start_log,
-        )
-        from bids_harmony.workflows.base import init_harmony_wf
-        from bids_harmony.workflows.outputs import LAST_NODE
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a file")
+        if subject not in self._known:
+            self._known[subject] = load_record(self._file(subject)) or {}
+        known = self._known[subject]
+        state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        entry = known.get(str(path), {})
+        # What was read at once after a change may have changed again, unseen by the times.
+        if entry.get("state") == state and entry.get("read", 0) - max(state[2:]) > RECENT:
+            return str(entry["sha256"])
+        read = time.time_ns()
+        digest = sha256_of(path)
+        known[str(path)] = {"state": state, "sha256": digest, "read": read}
+        self._new.add(subject)
+        return digest
 
-        config = self.config
-        records = {s.key: self.record_of(s) for s in scans}
-        state = {key: state_of(path) for key, path in records.items()}
-        before = {
-            s.key: preprocessed(load_record(records[s.key]) or {}) if part == HARMONIZE else {}
-            for s in scans
-        }
-        # Nipype would read the whole of a file before the first node looks at it.
-        refused = {
-            s.wf_name: why
-            for s in scans
-            if (why := (part == PREPROCESS and refuse_file(s.path))
-                or refuse_folder(records[s.key].parent))
-        }  # fmt: skip
-        opened = [s for s in scans if s.wf_name not in refused]
-        for scan in scans:  # what an earlier run left there
-            shutil.rmtree(staging_folder(config, scan.wf_name), ignore_errors=True)
-        for scan in opened:
-            facts[scan.key]["inputs"] = self.inputs(scan)
-            try:
-                discard_outdated(scan_work_folder(config, scan.wf_name), facts[scan.key]["inputs"])
-            except OSError as error:
-                if concerns_all(error):
-                    raise
-                refused[scan.wf_name] = Failure(
-                    f"Its work folder cannot be written ({error}).",
-                    "Change its permissions, or give another --work-dir.",
-                    None,
-                )
-        opened = [s for s in opened if s.wf_name not in refused]
-        self.digests.save()
-        workflow = init_harmony_wf(
-            scans=opened,
-            build=lambda scan: self.graph(
-                part, scan, facts[scan.key], before[scan.key], calibrations
-            ),
-            crash_dir=str(config.log_dir),
-            execution=nipype_settings(config),
-        )
-        workflow.base_dir = str(work_folder(config))
-        workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
-        start_log(config)
-        if config.write_graph:
-            workflow.write_graph(graph2use="colored", format="svg", simple_form=True)
-        names = {scan.wf_name: scan.key for scan in opened}
+    def save(self) -> None:
+        """Remember what was computed since the last call."""
+        for subject in self._new:
+            write_json(self._file(subject), self._known[subject])
+        self._new.clear()
 
-        def clean(scan: str) -> None:
-            # Only now: a scan that failed or was cut short goes on from these files.
-            if config.clean_workdir:
-                shutil.rmtree(scan_work_folder(config, scan), ignore_errors=True)
-
-        word = "done" if part == HARMONIZE or self.bundle is None else "preprocessed"
-        progress = Progress(
-            names, LAST_NODE, say, done=done + len(refused), total=total, word=word, on_done=clean
-        )
-        crashed = run_graph(workflow, config, progress) if opened else None
-        failures: dict[str, Failure] = {}
-        for subject in {scan.entities["subject"] for scan in scans}:
-            failures.update(read_failures(config.log_dir / f"sub-{subject}"))
-        if crashed is not None and not failures:
-            raise crashed
-        failures |= refused
-        outcomes = []
-        for scan in scans:
-            failure, path = failures.get(scan.wf_name), records[scan.key]
-            if failure is None and state_of(path) != state[scan.key]:
-                outcomes.append(Outcome(scan.key, "done"))
-                continue
-            # Where it was not its turn, what an earlier run made stays.
-            replace = failure is not None or not path.exists()
-            failure = failure or STOPPED
-            told = f"{failure.cause} {failure.remedy}"
-            if replace:
-                crash = failure.crash_file.name if failure.crash_file else None
-                known = facts[scan.key] | before[scan.key]
-                record = failed_record(known, failure.cause, failure.remedy, crash)
-                try:
-                    self.publish_failure(scan, record, before[scan.key].get("outputs", ()))
-                except OSError as error:
-                    if concerns_all(error):
-                        raise
-                    told += f" Its record could not be written ({error})."
-            outcomes.append(Outcome(scan.key, "failed", told))
-        return outcomes
-
-    def graph(
-        self,
-        part: str,
-        scan: Scan,
-        facts: dict[str, Any],
-        before: dict[str, Any],
-        calibrations: Mapping[str, Chosen],
-    ) -> pe.Workflow:
-        """Make the graph of one part of a scan's way."""
-        from bids_harmony.workflows.base import init_preprocess_wf, init_reference_wf
-
-        config, bundle = self.config, self.bundle
-        common: dict[str, Any] = {
-            "scan": scan,
-            "facts": facts,
-            "bids_dir": str(config.bids_dir),
-            "output_dir": str(config.output_dir),
-            "staging_dir": str(staging_folder(config, scan.wf_name)),
-            "contract": self.contract,
-            "space": self.space,
-            "template": None if config.template is None else str(config.template),
-            "omp_nthreads": config.omp_nthreads,
-        }
-        if part == PREPROCESS:
-            return init_preprocess_wf(
-                **common,
-                skull_strip=config.skull_strip,
-                registration=config.registration,
-                atlas_dir=None if config.atlas_dir is None else str(config.atlas_dir),
-                n_atlases=config.n_atlases,
-                seed=config.random_seed,
-                sloppy=config.sloppy,
-            )
-        assert bundle is not None
-        return init_reference_wf(
-            **common,
-            before=before,
-            bundle=str(bundle.path),
-            bundle_sha256=bundle.sha256,
-            calibration=calibrations[scan.site].calibration.to_dict(),
-            native="T1w" in config.output_spaces,
-            on_guard_fail=config.on_guard_fail,
-            correct_age_bias=config.correct_age_bias,
-            device=self.device,
-        )
-
-    def publish_failure(self, scan: Scan, record: dict[str, Any], kept: Iterable[str]) -> None:
-        """Put a failed scan's record in the place of all it had, with the figures that got drawn.
-
-        They show why it failed, as a brain mask or a registration that went wrong. What
-        preprocessing left is ``kept`` where the scan failed after it.
-        """
-        out = self.config.output_dir
-        staging = staging_folder(self.config, scan.wf_name)
-        with tempfile.TemporaryDirectory() as elsewhere:
-            if refuse_folder(staging):
-                staging = Path(elsewhere)
-            drawn = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
-            names = (path.relative_to(staging).as_posix() for path in drawn)
-            record["outputs"] = sorted({*kept, *names})
-            path = scan_file(staging, scan.entities, scan.key, "qc")
-            write_json(path, record)
-            publish_scan(staging, out, path, kept)
+    def _file(self, subject: str) -> Path:
+        return self.folder / f"sub-{subject}.json"
 
 
-def refuse_file(path: Path) -> Failure | None:
-    """Say why a file need not be opened; None where it must be."""
-    from bids_harmony.anat.check import check_file
-
-    try:
-        check_file(path)
-    except ScanError as error:
-        return Failure(error.cause, error.remedy, None)
-    return None
-
-
-def refuse_folder(folder: Path) -> Failure | None:
-    """Say why a scan's outputs cannot be written; None where they can."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return None
-    return Failure(
-        f"Its output folder {there} cannot be written.",
-        "Change its permissions, or give another output folder.",
-        None,
+def report_is_new(out: Path, subject: str) -> bool:
+    """Tell whether a participant's report was written after all its records."""
+    report = out / f"sub-{subject}.html"
+    return report.exists() and all(
+        time <= report.stat().st_mtime_ns for time in record_times(out, subject).values()
     )
 
 
-def state_of(path: Path) -> tuple[int, int] | None:
-    """Tell one version of a file that is replaced whole from the next; None where it is absent."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+def record_times(out: Path, subject: str) -> dict[Path, int]:
+    """List a participant's records with the times they were written (ns)."""
+    times = {}
+    for path in subject_records(out / f"sub-{subject}"):
+        with suppress(FileNotFoundError):  # another job is replacing it
+            times[path] = path.stat().st_mtime_ns
+    return times

@@ -39,7 +39,8 @@ def harmonize(config: RunConfig) -> None:
     """Leave of each scan to be harmonized what the run's second part would."""
     run, scans = prepare(config), find_scans(config).scans
     states = run.survey(scans)
-    calibrations = run.calibrate(scans, states)
+    used = {scan.site for scan in scans if states[scan.key] == HARMONIZE}
+    calibrations = run.calibrate(scans, used)
     for scan in scans:
         if states[scan.key] == HARMONIZE:
             path = run.record_of(scan)
@@ -276,7 +277,7 @@ def test_the_level_takes_no_calibration(
 ) -> None:
     assert parse(paths, "--calibration", "auto").calibration is None
     parse(paths, "--calibration", "x.json", level="calibrate")
-    assert "it takes no --calibration" in capsys.readouterr().err
+    assert "the calibrate level takes no --calibration" in capsys.readouterr().err
     assert parse(paths, "--fit-filter", "age > 3", level="train").train.fit_filter == "age > 3"
 
 
@@ -319,7 +320,7 @@ def test_the_second_part_goes_on_from_the_first_and_is_repeated_alone(
     assert "calibrated from 1 person" in first["sub-03.html"].decode()
     # Nothing is left to do; other processes write the same bytes.
     assert run_participant(ready) == 0
-    assert "3 kept." in capsys.readouterr().out
+    assert "3 unchanged." in capsys.readouterr().out
     assert tree(ready.output_dir) == first
     other = replace(ready, output_dir=tmp_path / "again", work_dir=tmp_path / "w2", nprocs=2)
     assert run_participant(other) == 0
@@ -339,7 +340,7 @@ def test_a_scan_that_cannot_be_harmonized_keeps_its_preprocessing_and_costs_no_o
     whole = preproc.read_bytes()
     preproc.write_bytes(whole[: len(whole) // 2])
     assert run_participant(ready) == 1
-    assert "2 done, 1 failed" in capsys.readouterr().out
+    assert "2 completed, 1 failed" in capsys.readouterr().out
     path = ready.output_dir / "sub-02/anat/sub-02_desc-harmony_qc.json"
     record = json.loads(path.read_text())
     assert record["status"] == "error"
@@ -349,5 +350,5 @@ def test_a_scan_that_cannot_be_harmonized_keeps_its_preprocessing_and_costs_no_o
     preproc.write_bytes(whole)
     assert run_participant(ready) == 0
     said = capsys.readouterr().out
-    assert "0 to process, 1 to harmonize only, 2 done before" in said
+    assert "0 to process, 1 to harmonize only, 2 completed before" in said
     assert json.loads(path.read_text())["status"] in ("pass", "warn")

@@ -13,7 +13,8 @@ import documented
 import pytest
 from documented import MARKS, NAMES, OTHER, ROOT, Block, all_blocks, commands_in, own_arguments
 
-from bids_harmony.cli import options, simulate
+from bids_harmony.cli import parser as options
+from bids_harmony.cli import simulate
 from bids_harmony.cli.parser import parse_args
 from bids_harmony.errors import UsageError
 

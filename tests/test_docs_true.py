@@ -42,7 +42,8 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 def nodes(out: Path) -> dict[str, Any]:
     """All nodes of a scan's workflows, by their full names."""
-    from bids_harmony.workflows.base import init_preprocess_wf, init_reference_wf
+    from bids_harmony.workflows.harmonize import init_harmonize_wf
+    from bids_harmony.workflows.preprocess import init_preprocess_wf
 
     here = ROOT / "tests"
     path = here / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
@@ -50,15 +51,15 @@ def nodes(out: Path) -> dict[str, Any]:
     for mask in (None, here / "conftest.py"):
         scan = Scan(path=path, key="sub-01", entities={"subject": "01"}, age=30.0, mask=mask)
         common: dict[str, Any] = {
-            "scan": scan, "bids_dir": str(here), "output_dir": str(out),
+            "scan": scan, "output_dir": str(out),
             "staging_dir": str(out / "work"), "contract": Contract(),
             "space": "MNI152NLin2009aSym",
         }  # fmt: skip
         workflows += [
             init_preprocess_wf(**common, facts={}),
-            init_reference_wf(
+            init_harmonize_wf(
                 **common, facts=FACTS, before=preprocessed_scan(out), bundle="/bundle",
-                bundle_sha256="", calibration={}, native=True,
+                calibration={}, native=True,
             ),
         ]  # fmt: skip
     return {name: wf.get_node(name) for wf in workflows for name in wf.list_node_names()}

@@ -26,10 +26,11 @@ from bids_harmony.anat.fsl import (
     fsl_to_itk,
     fsl_version,
 )
+from bids_harmony.contract import tool_versions
+from bids_harmony.engine import Failure, read_failure
 from bids_harmony.errors import MissingProgramError, ScanError
-from bids_harmony.failures import Failure, failure_text, last_words, read_failures
 from bids_harmony.interfaces.anat import ConformMask
-from bids_harmony.tools import tool_versions
+from bids_harmony.interfaces.fsl import last_words
 
 
 @pytest.fixture
@@ -65,8 +66,7 @@ def run_node(interface: Any, folder: Path, **inputs: Any) -> tuple[Any, Failure 
     try:
         (done,) = top.run().nodes()
     except RuntimeError:
-        (failure,) = read_failures(folder / "crash").values()
-        return None, failure
+        return None, read_failure(folder / "crash", "sub_01_wf")
     return done.result.outputs, None
 
 
@@ -256,16 +256,6 @@ def test_a_failing_flirt_is_heard_too(tmp_path: Path, fsl: Path) -> None:
     assert "--nprocs" in failure.remedy
 
 
-def test_what_a_program_said_is_read_from_the_error_alone_too() -> None:
-    """As nipype's plugins write it that show no more than the error."""
-    crash = (
-        "Traceback (most recent call last):\n  File x\n\tRuntimeError: Command:\n\tflirt -in a\n"
-        "\tStandard output:\n\tfine so far\n\tStandard error:\n\tperl: warning: Setting locale "
-        'failed.\n\t\tLC_ALL = "xx",\n\n\tterminate called\n\tReturn code: 134\n\n'
-    )
-    assert failure_text(crash)[0] == "flirt ended with code 134: 'terminate called'."
-
-
 def test_words_are_few_however_much_was_said() -> None:
     assert last_words("\n\n \t\n") == ""
     assert last_words('locale: Cannot set LC_CTYPE\nLANG = "x"\n') == ""
@@ -303,30 +293,10 @@ def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     assert "antspyx" in tool_versions("multi-atlas", "flirt")
     assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
     code = (
-        "import sys; from bids_harmony.tools import tool_versions; tool_versions('bet', 'ants');"
+        "import sys; from bids_harmony.contract import tool_versions as f; f('bet', 'ants');"
         "sys.exit(bool({'torch', 'ants', 'nipype', 'nilearn', 'deepbet'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_another_version_runs_a_step_again(fsl: Path) -> None:
-    """Otherwise the work folder gives the old mask to the new version's record."""
-    from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
-
-    def hashes() -> dict[str, str]:
-        graphs = [init_brain_mask_wf(scan_key="x", method=m) for m in ("bet", "deepbet")]
-        graphs += [init_affine_wf(method=m) for m in ("flirt", "ants")]
-        nodes = [node for graph in graphs for node in graph._get_all_nodes()]
-        return {node.name: node.inputs.get_hashval()[1] for node in nodes}
-
-    before = hashes()
-    (fsl / "etc" / "fslversion").write_text("6.0.1\n")
-    changed = {name for name, value in hashes().items() if value != before[name]}
-    assert changed == {"bet", "flirt"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bids_harmony.tools.version", lambda name: "9")
-        changed |= {name for name, value in hashes().items() if value != before[name]}
-    assert changed == {"bet", "flirt", "brain_mask", "register"}
 
 
 @pytest.mark.parametrize(

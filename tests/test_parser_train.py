@@ -38,7 +38,7 @@ def test_options_that_do_nothing_in_training_are_named(
     parse(paths, "--skull-strip", "skip", "--nprocs", "2", level="train")
     assert "takes no --skull-strip." in capsys.readouterr().err
     parse(paths, "--holdout", "0.2", "--skull-strip", "skip", level="evaluate")
-    assert "it takes no --holdout, --skull-strip." in capsys.readouterr().err
+    assert "the evaluate level takes no --holdout, --skull-strip." in capsys.readouterr().err
     parse(paths, "--nprocs", "2", "--holdout", "0.2", level="train")
     parse(paths, "--skull-strip", "skip")
     assert "training" not in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_all_outputs_are_there(done: tuple[Path, str]) -> None:
     assert (out / "sub-01.html").exists()
     assert (out / "sub-02.html").exists()
     assert "[2/2]" in log
-    assert "2 done" in log
+    assert "2 completed" in log
     assert not list(out.rglob("*.part"))
 
 
@@ -166,7 +166,7 @@ def test_same_command_again_recomputes_nothing(done: tuple[Path, str], bids: Pat
         bids, out, "participant", "-w", bids.parent / "other_work", "--output-spaces", "T1w"
     )
     assert result.returncode == 0, result.stderr
-    assert "2 kept" in result.stdout
+    assert "2 unchanged" in result.stdout
     assert tree(out) == before
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.nii.gz")} == times
 

@@ -1,97 +1,110 @@
-"""Processes side by side end together."""
+"""Calls in processes of their own: one that is killed costs itself alone, and none is left."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from bids_harmony.errors import HarmonyError
-from bids_harmony.processes import _ended_together, side_by_side
+from bids_harmony.errors import HarmonyError, ScanError
+from bids_harmony.processes import KilledError, in_processes, side_by_side
 from bids_harmony.training.fabric import StopSignal
 
 
-def keep_when_told(begun: Path, kept: Path) -> None:
-    """Work until a signal comes, then keep what there is, as a unit does."""
-    with StopSignal() as stop:
-        begun.touch()
-        for _ in range(6000):
-            time.sleep(0.1)
-            if stop.received:
-                kept.touch()
-                raise KeyboardInterrupt
-
-
-def work(names: list[Path]) -> None:
-    """Have one worker begin the first of some units, and be told to stop."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool, _ended_together(pool):
-        for name in names:
-            pool.submit(keep_when_told, name, name.with_suffix(".kept"))
-        while not names[0].exists():
-            time.sleep(0.05)
-        raise KeyboardInterrupt
-
-
-def test_units_that_wait_do_not_run_after_a_stop(tmp_path: Path) -> None:
-    names = [tmp_path / f"{i}" for i in range(4)]
-    begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        work(names)
-    assert time.monotonic() - begin < 300  # a unit works for 600 s
-    assert names[0].with_suffix(".kept").exists()
-    assert not names[-1].exists()
-
-
-def run_out_of_memory(seconds: int) -> None:
-    """End as the kernel ends a process, or wait."""
-    if seconds == 0:
+def work(what: str, path: Path | None = None) -> str:
+    """Do one of the things that happen to processes."""
+    if what == "killed":  # as by the kernel, when memory runs out
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(seconds)
+    if what == "error":
+        raise ScanError("It is broken.", "Mend it.")
+    if what == "odd error":
+        error = RuntimeError("odd")
+        error.odd = lambda: None  # type: ignore[attr-defined]
+        raise error
+    if what == "variable":
+        return os.environ["VARIABLE"]
+    if what == "program":  # which does not listen to signals, as some
+        with subprocess.Popen(["sh", "-c", "trap '' TERM INT; exec sleep 60"]) as program:
+            path.write_text(str(program.pid))
+    if what == "checkpoint":
+        with StopSignal() as stop:
+            path.touch()
+            while not stop.received:
+                time.sleep(0.05)
+            path.with_suffix(".checkpoint").touch()
+            raise KeyboardInterrupt
+    return what
 
 
-def test_a_training_that_was_killed_ends_the_others_with_a_word() -> None:
-    begin = time.monotonic()
-    with pytest.raises(HarmonyError, match="memory ran out"):
-        list(side_by_side(run_out_of_memory, [(600,), (0,), (600,)], 2))
-    assert time.monotonic() - begin < 300
-
-
-def start_another(found: Path) -> None:
-    """Start a process that works for long, and wait for it."""
-    list(side_by_side(write_own_number, [(found,), (found,)], 1))
-
-
-def write_own_number(found: Path) -> None:
-    found.with_suffix(".part").write_text(str(os.getpid()))
-    found.with_suffix(".part").rename(found)
-    time.sleep(600)
-
-
-def test_processes_do_not_outlive_a_killed_one(tmp_path: Path) -> None:
-    found = tmp_path / "number"
-    parent = multiprocessing.get_context("spawn").Process(target=start_another, args=(found,))
-    parent.start()
-    while not found.exists():
-        assert parent.is_alive()
-        time.sleep(0.05)
-    number = int(found.read_text())
-    parent.kill()
-    parent.join()
+def wait_for(path: Path) -> None:
     end = time.monotonic() + 60
-    while _running(number):
+    while not (path.exists() and (path.suffix or path.read_text())):
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def _running(number: int) -> bool:
+def test_what_happens_to_one_call_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VARIABLE", "here")
+    calls = [("one",), ("killed",), ("error",), ("odd error",), ("variable",), ("two",)]
+    found = {n: (result, error) for n, _, result, error in in_processes(work, calls, 2)}
+    assert [found[n][0] for n in (0, 4, 5)] == ["one", "here", "two"]
+    assert isinstance(found[1][1], KilledError)
+    assert "memory ran out" in found[1][1].cause
+    assert str(found[2][1]) == "It is broken. Mend it."
+    assert "RuntimeError: odd" in str(found[3][1])
+
+
+def test_an_error_ends_the_others() -> None:
+    with pytest.raises(HarmonyError, match="memory ran out"):
+        list(side_by_side(work, [("killed",), ("one",)], 1))
+
+
+def test_calls_save_what_they_have_when_the_loop_ends(tmp_path: Path) -> None:
+    running, waiting = tmp_path / "a.mark", tmp_path / "b.mark"
+    calls = [("one",), ("checkpoint", running), ("checkpoint", waiting)]
+    for _ in in_processes(work, calls, 2):
+        wait_for(running)
+        break
+    assert running.with_suffix(".checkpoint").exists()
+    assert not waiting.with_suffix(".checkpoint").exists()
+
+
+def start(path: Path) -> None:
+    list(side_by_side(work, [("program", path), ("program", path)], 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_program_outlives_the_command(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "number"
+    parent = multiprocessing.get_context("spawn").Process(target=start, args=(path,))
+    parent.start()
+    wait_for(path)
+    os.kill(parent.pid, number)
+    parent.join()
+    stat = Path(f"/proc/{path.read_text()}/stat")
+    end = time.monotonic() + 60
+    while is_running(stat):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(stat: Path) -> bool:
     """Whether a process is there and does more than wait to be collected."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 100)))
+    assert list(side_by_side(work, [("one",)], 1)) == [(0, "one")]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bids_dataset import write
 
-from bids_harmony import __version__, resume
+from bids_harmony import run as run_module
 from bids_harmony.bids import find_scans
 from bids_harmony.cli.dryrun import COMPLETED, render
 from bids_harmony.cli.run import main, set_environment
@@ -179,8 +179,8 @@ def test_hashing_is_paid_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch
         read.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr(resume, "sha256_of", counted)
-    monkeypatch.setattr(resume, "RECENT", -1)
+    monkeypatch.setattr(run_module, "sha256_of", counted)
+    monkeypatch.setattr(run_module, "RECENT", -1)
     for _ in range(3):
         run = prepare(config)
         assert set(run.survey(find_scans(config).scans).values()) == {NOTHING}
@@ -433,7 +433,7 @@ def test_a_scans_work_folder_that_cannot_be_written_costs_that_scan(tmp_path: Pa
     """As of another user's run of one participant; both records are written all the same."""
     bids = dataset(tmp_path / "bids", "d", labels=("01", "02"))
     out, work = tmp_path / "out", tmp_path / "work"
-    write(work / f"bids_harmony-{__version__}" / "harmony_wf", "sub_01_wf", "not a folder")
+    write(work / "bids_harmony", "sub_01_wf", "not a folder")
     done = shell(f"HARMONY {bids} {out} participant --bundle none -w {work}")
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = [row for row in done.stdout.splitlines() if row.strip().startswith("sub-01  failed")]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_harmony.interfaces.bids import DerivativesDataSink
+from bids_harmony.interfaces.outputs import DerivativesDataSink
 
 
 @pytest.fixture

@@ -318,8 +318,7 @@ def test_the_container_sees_the_folders_of_the_task(
 
 
 def test_the_recipe_knows_every_option_that_takes_a_path() -> None:
-    from bids_harmony.cli.arguments import parse_bundle, parse_path
-    from bids_harmony.cli.options import build_parser
+    from bids_harmony.cli.parser import build_parser, parse_bundle, parse_path
 
     text = (RECIPE / "settings.sh").read_text().replace("\\\n", "")
     listed = re.findall(r'^(?:READ|WRITTEN)_PATHS="(.*)"', text, re.MULTILINE)

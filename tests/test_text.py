@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bids_harmony.bids_filters import read_filters
 from bids_harmony.cli.checks import _check_other_dataset
-from bids_harmony.engine import read_plugin_file
+from bids_harmony.engine import load_plugin
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread
 from bids_harmony.outputs import _raw_description
@@ -114,7 +114,7 @@ def test_pointers_are_named_with_what_fetches_them(
     with pytest.raises(UsageError, match=command):
         read_filters(filters)
     with pytest.raises(UsageError, match=command):
-        read_plugin_file(filters)
+        load_plugin(filters)
 
 
 def test_links_and_other_files_are_no_pointers(tmp_path: Path) -> None:
@@ -140,7 +140,8 @@ def test_options_and_descriptions_are_read_in_every_encoding(
     assert read_filters(file("f.json", {"t1w": {"acq": "x"}})) == {"acquisition": ["x"]}
     config = file("c.json", {"nprocs": 2, "session_label": ["é"]})
     assert parse(paths, "--config-file", str(config)).session_label == ("é",)
-    assert read_plugin_file(file("p.yml", {"plugin": "Linear"}))[0] == "Linear"
+    plugin = load_plugin(file("p.yml", {"plugin": "Linear"}))
+    assert type(plugin).__name__ == "LinearPlugin"
     assert ("instead of UTF-8" in capsys.readouterr().out) == ("utf-8" not in encoding)
     raw = {"Name": "é", "DatasetType": "raw"}
     file("dataset_description.json", raw)

@@ -6,23 +6,20 @@ from pathlib import Path
 
 import pytest
 from made_up_record import FACTS, preprocessed_scan
+from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_harmony.bids import Scan
 from bids_harmony.contract import Contract
-from bids_harmony.workflows.base import (
-    init_harmony_wf,
-    init_preprocess_wf,
-    init_reference_wf,
-)
+from bids_harmony.workflows.harmonize import init_harmonize_wf
+from bids_harmony.workflows.preprocess import init_preprocess_wf
 
-MODEL = {"bundle": "/bundle", "bundle_sha256": ""}
+MODEL = {"bundle": "/bundle"}
 
 
 def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
     """Build the graph of one part of a run and return its nodes."""
     common = {
-        "bids_dir": str(tmp_path),
         "output_dir": str(tmp_path / "out"),
         "staging_dir": str(tmp_path / "work" / "outputs"),
         "contract": Contract(),
@@ -30,13 +27,11 @@ def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
     }
     if "bundle" in settings:
         common |= {"before": preprocessed_scan(tmp_path / "out"), "calibration": {}}
-    init = init_reference_wf if "bundle" in settings else init_preprocess_wf
-    workflow = init_harmony_wf(
-        scans=scans,
-        build=lambda scan: init(scan=scan, facts=FACTS | {"name": scan.key}, **common, **settings),
-        crash_dir=str(tmp_path / "logs"),
-    )
-    workflow.base_dir = str(tmp_path / "work")
+    init = init_harmonize_wf if "bundle" in settings else init_preprocess_wf
+    workflow = pe.Workflow(name="all", base_dir=str(tmp_path / "work"))
+    for scan in scans:
+        facts = FACTS | {"name": scan.key}
+        workflow.add_nodes([init(scan=scan, facts=facts, **common, **settings)])
     return list(generate_expanded_graph(workflow._create_flat_graph()).nodes())
 
 
@@ -59,12 +54,11 @@ def test_options_make_a_connected_graph(
         atlas_dir=str(tmp_path),
     )
     names = {node.name for node in nodes}
-    assert {"check", "normalize", "metrics", "describe", "ds_record", "ds_preproc"} <= names
+    assert {"check", "normalize", "metrics", "mask_figure", "norm_figure", "publish"} <= names
     assert ("bet" in names) == (skull_strip == "bet")
     assert ("flirt" in names) == (registration == "flirt")
     assert "harmonize" not in names
     assert all(node.mem_gb > 0 for node in nodes)
-    assert all("sub-01" in node.config["execution"]["crashdump_dir"] for node in nodes)
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -73,11 +67,10 @@ def test_a_preprocessed_scan_is_harmonized_without_another_look_at_it(
 ) -> None:
     nodes = build(tmp_path, [scan], **MODEL, native=native)
     names = {node.name for node in nodes}
-    assert {"harmonize", "guard", "predict", "record", "publish"} <= names
+    assert {"harmonize", "guard", "predict", "figures", "publish"} <= names
     assert not {"check", "brain_mask", "register", "normalize"} & names
-    assert ("ds_native" in names) == native
+    assert ("to_native" in names) == native
     assert all(node.mem_gb > 0 for node in nodes)
-    assert all("sub-01" in node.config["execution"]["crashdump_dir"] for node in nodes)
 
 
 def test_a_mask_from_elsewhere_replaces_skull_stripping(tmp_path: Path, scan: Scan) -> None:

@@ -1,95 +1,150 @@
-"""Graph of the harmonization."""
+"""Graph of one preprocessed scan's harmonization and predictions."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.interfaces.models import Guard, Harmonize, ToNative
+from bids_harmony.bids import Scan
+from bids_harmony.contract import Contract
+from bids_harmony.interfaces.models import Guard, Harmonize, Predict, ToNative
+from bids_harmony.interfaces.outputs import SaveOutputs
+from bids_harmony.interfaces.reports import ScanFigures
+from bids_harmony.qc.record import PREPROCESSED
+from bids_harmony.workflows.preprocess import figures_prefix, grid_names
+
+#: What a record alone says of a calibration.
+FOR_RECORD = frozenset({"sources", "changes"})
 
 
 def init_harmonize_wf(
     *,
+    scan: Scan,
+    facts: dict[str, Any],
+    before: dict[str, Any],
+    output_dir: str,
+    staging_dir: str,
+    contract: Contract,
+    space: str,
     bundle: str,
-    bundle_sha256: str,
     calibration: dict[str, Any],
-    device: str = "cpu",
+    template: str | None = None,
     native: bool = False,
+    on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
+    device: str = "cpu",
     omp_nthreads: int = 1,
-    name: str = "harmonize_wf",
 ) -> pe.Workflow:
-    """Map a preprocessed scan to the reference site.
+    """Take one preprocessed scan to the reference site, and predict there.
 
     Parameters
     ----------
-    bundle, bundle_sha256 : str
-        Folder and checksum of the model bundle.
+    scan, facts, output_dir, staging_dir, contract, space, template, omp_nthreads
+        See :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf`.
+    before : dict
+        What preprocessing found out (:func:`bids_harmony.qc.record.preprocessed`).
+    bundle : str
+        Folder of the model bundle.
     calibration : dict
         Of the scan's site, as in its file.
-    device : {"cpu", "cuda"}
-        Where the network runs; ``cuda`` nodes queue for the GPU.
     native : bool
-        Resample the result to the scan's own grid too.
-    omp_nthreads : int
-        Threads of one node.
-
-    Inputs
-    ------
-    preproc
-        Scaled brain on the template grid.
-    metrics
-        Metrics so far.
-    t1w_mask, xfm
-        The scan's native brain mask and its transform (for ``native``).
-
-    Outputs
-    -------
-    harmonized
-        Harmonized brain on the template grid.
-    metrics
-        Metrics so far and those of the change.
-    guard
-        Verdict of the anatomy guard.
-    harmonized_native
-        The same on the scan's grid (with ``native``).
+        Write the harmonized image on the scan's own grid too.
+    on_guard_fail : {"flag", "raw"}
+        ``raw`` predicts from the raw scan alone where the anatomy guard says ``fail``.
+    correct_age_bias : bool
+        Add age gaps corrected for the bias with age.
+    device : {"cpu", "cuda"}
+        Where networks run; ``cuda`` nodes queue for the GPU in nipype's MultiProc.
     """
-    workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(
-        niu.IdentityInterface(fields=["preproc", "metrics", "t1w_mask", "xfm"]),
-        name="inputnode",
-    )
-    outputnode = pe.Node(
-        niu.IdentityInterface(fields=["harmonized", "metrics", "guard", "harmonized_native"]),
-        name="outputnode",
-    )
+    outputs = [Path(output_dir) / path for path in before["outputs"]]
+    preproc, xfm = _only(outputs, "_desc-preproc_T1w.nii.gz"), _only(outputs, "_xfm.txt")
+    t1w_mask = _only([p for p in outputs if "_space-" not in p.name], "_mask.nii.gz")
+    model = {
+        "bundle": bundle,
+        "calibration": calibration,
+        "device": device,
+        "use_gpu": device == "cuda",
+        "num_threads": omp_nthreads,
+    }
     harmonize = pe.Node(
-        Harmonize(
-            bundle=bundle,
-            bundle_sha256=bundle_sha256,
-            calibration=calibration,
-            device=device,
-            use_gpu=device == "cuda",
-            num_threads=omp_nthreads,
+        Harmonize(in_file=preproc, **model), name="harmonize", mem_gb=1.0, n_procs=omp_nthreads
+    )
+    guard = pe.Node(
+        Guard(raw=preproc, metrics=before["metrics"], bundle=bundle), name="guard", mem_gb=0.3
+    )
+    predict = pe.Node(
+        Predict(
+            raw=preproc,
+            site=scan.site,
+            on_guard_fail=on_guard_fail,
+            correct_age_bias=correct_age_bias,
+            **({} if scan.age is None else {"age": scan.age}),
+            **({"calibration_file": path} if (path := facts["calibration"].get("path")) else {}),
+            **model,
         ),
-        name="harmonize",
+        name="predict",
         mem_gb=1.0,
         n_procs=omp_nthreads,
     )
-    guard = pe.Node(Guard(bundle=bundle, bundle_sha256=bundle_sha256), name="guard", mem_gb=0.3)
+    figures = pe.Node(
+        ScanFigures(
+            bundle=bundle,
+            age=facts["age"],
+            raw=preproc,
+            prefix=figures_prefix(scan, staging_dir),
+        ),
+        name="figures",
+        mem_gb=0.8,
+    )
+    settings = {
+        "desc": "harmonized",
+        "suffix": "T1w",
+        "SkullStripped": True,
+        "ReferenceSite": facts["bundle"]["reference_site"],
+        "Bundle": facts["bundle"],
+        "Calibration": {k: v for k, v in facts["calibration"].items() if k not in FOR_RECORD},
+    }
+    names = {"harmonized": settings | grid_names(space, contract.resolution, template)}
+    if native:
+        names["harmonized_native"] = settings
+    publish = pe.Node(
+        SaveOutputs(
+            source_file=str(scan.path),
+            staging_dir=staging_dir,
+            output_dir=output_dir,
+            facts=facts,
+            names=names,
+            kept=before["outputs"],
+            bundle=bundle,
+            **{name: before[name] for name in PREPROCESSED if name != "metrics"},
+        ),
+        name="publish",
+        mem_gb=0.5,
+    )
+    workflow = pe.Workflow(name=scan.wf_name)
     workflow.connect([
-        (inputnode, harmonize, [("preproc", "in_file")]),
-        (inputnode, guard, [("preproc", "raw"), ("metrics", "metrics")]),
         (harmonize, guard, [("out_file", "harmonized")]),
-        (harmonize, outputnode, [("out_file", "harmonized")]),
-        (guard, outputnode, [("metrics", "metrics"), ("guard", "guard")]),
+        (harmonize, predict, [("out_file", "harmonized")]),
+        (guard, predict, [("guard", "guard")]),
+        (harmonize, figures, [("out_file", "harmonized")]),
+        (guard, figures, [("metrics", "metrics")]),
+        (predict, figures, [("predictions", "predictions")]),
+        (harmonize, publish, [("out_file", "harmonized")]),
+        (guard, publish, [("metrics", "metrics"), ("guard", "guard")]),
+        (predict, publish, [("predictions", "predictions")]),
+        (figures, publish, [("out_files", "figures")]),
     ])  # fmt: skip
     if native:
-        to_native = pe.Node(ToNative(), name="to_native", mem_gb=0.8)
+        to_native = pe.Node(ToNative(in_mask=t1w_mask, in_xfm=xfm), name="to_native", mem_gb=0.8)
         workflow.connect([
-            (inputnode, to_native, [("t1w_mask", "in_mask"), ("xfm", "in_xfm")]),
             (harmonize, to_native, [("out_file", "in_file")]),
-            (to_native, outputnode, [("out_file", "harmonized_native")]),
+            (to_native, publish, [("out_file", "harmonized_native")]),
         ])  # fmt: skip
     return workflow
+
+
+def _only(paths: list[Path], ending: str) -> str:
+    (found,) = (str(path) for path in paths if path.name.endswith(ending))
+    return found

@@ -38,13 +38,13 @@ def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
     """
     _check_inputs(config)
     warnings = _check_places(config)
-    for path, flag in (
+    for path, what in (
         (config.output_dir, "The output folder"),
         (config.work_dir, "The work folder"),
         (config.bids_database_dir, "--bids-database-dir"),
     ):
         if path is not None:
-            _check_writable(path, flag)
+            _check_writable(path, what)
     if not re.fullmatch(r"\w[\w.-]*", config.run_uuid):
         raise UsageError(
             f"--run-uuid '{config.run_uuid}' cannot name a folder.",
@@ -67,23 +67,29 @@ def check_config(config: RunConfig, *, old_run: bool = False) -> list[str]:
 
 def _check_inputs(config: RunConfig) -> None:
     """See that what is to be read is there."""
+    bundle = None if config.bundle in ("default", "none") else Path(config.bundle)
     # Some levels need the records alone.
-    if config.level not in ("group", "calibrate") or config.bids_dir.exists():
-        _exists(config.bids_dir, "The dataset", folder=True)
-    _exists(config.template, "--template", folder=False)
-    _exists(config.use_plugin, "--use-plugin", folder=False)
-    _exists(config.atlas_dir, "--atlas-dir", folder=True)
-    for path in config.qc_ratings:
-        _exists(path, "--qc-ratings", folder=False)
+    needed = config.level not in ("group", "calibrate") or config.bids_dir.exists()
+    for what, path, folder in (
+        ("The dataset", config.bids_dir if needed else None, True),
+        ("--template", config.template, False),
+        ("--use-plugin", config.use_plugin, False),
+        ("--atlas-dir", config.atlas_dir, True),
+        ("--bundle", bundle, True),
+        *(("--qc-ratings", path, False) for path in config.qc_ratings),
+        *((f"--derivatives {name}", path, True) for name, path in config.derivatives.items()),
+    ):
+        if path is not None and not path.exists():
+            raise UsageError(f"{what} does not exist: {path}.", f"Correct the path.{mount_hint()}")
+        if path is not None and path.is_dir() != folder:
+            kind = "folder" if folder else "file"
+            raise UsageError(f"{what} is not a {kind}: {path}.", f"Give a {kind}.")
     if config.skull_strip == "multi-atlas" and config.atlas_dir is None:
         raise UsageError(
             "--skull-strip multi-atlas needs atlases.",
             "Give --atlas-dir a folder of T1w images with brain masks.",
         )
-    if config.bundle not in ("default", "none"):
-        _exists(Path(config.bundle), "--bundle", folder=True)
-    for name, path in config.derivatives.items():
-        _exists(path, f"--derivatives {name}", folder=True)
+    for path in config.derivatives.values():
         if not any(path.glob("sub-*/")):
             inside = sorted({p.parent.name for p in path.glob("*/sub-*/")})
             raise UsageError(
@@ -97,34 +103,28 @@ def _check_inputs(config: RunConfig) -> None:
 def _check_places(config: RunConfig) -> list[str]:
     """See that nothing is written where it does harm."""
     bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
-    suggestion = config.bids_dir / "derivatives" / NAME
-    if out == bids:
-        raise UsageError("The output folder is the dataset.", f"Use {suggestion}, for example.")
-    if bids in out.parents and out.relative_to(bids).parts[0] != "derivatives":
-        raise UsageError(
-            f"The output folder {config.output_dir} is among the raw data.",
-            f"Use {suggestion}, for example.",
-        )
-    if out == bids / "derivatives":
-        raise UsageError(
-            "The output folder is where derivatives of all programs lie.",
-            f"Give it a folder of its own, for example {suggestion}.",
-        )
-    if work == bids or bids in work.parents:
-        raise UsageError(
-            f"The work folder {config.work_dir} is inside the dataset.",
-            "Give another with --work-dir.",
-        )
-    if work == out or work in bids.parents or work in out.parents:
-        raise UsageError(
-            f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
-            "Give --work-dir a folder of its own.",
-        )
+    inside = bids in out.parents
+    suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
+    for wrong, cause, remedy in (
+        (out == bids, "The output folder is the dataset.", suggestion),
+        (inside and out.relative_to(bids).parts[0] != "derivatives",
+         f"The output folder {config.output_dir} is among the raw data.", suggestion),
+        (out == bids / "derivatives",
+         "The output folder is where derivatives of all programs lie.", suggestion),
+        (work == bids or bids in work.parents,
+         f"The work folder {config.work_dir} is inside the dataset.",
+         "Give another with --work-dir."),
+        (work == out or work in bids.parents or work in out.parents,
+         f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
+         "Give --work-dir a folder of its own."),
+    ):  # fmt: skip
+        if wrong:
+            raise UsageError(cause, remedy)
     _check_other_dataset(config.output_dir, config.bids_dir)
     warnings = []
     if out in work.parents:
         warnings.append("The work folder is inside the output folder, which BIDS does not allow.")
-    if bids in out.parents and NAME not in out.name:
+    if inside and NAME not in out.name:
         warnings.append(f"BIDS asks that {out.name}, inside the dataset, contain '{NAME}'.")
     return warnings
 
@@ -136,10 +136,9 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
     content = read_json_or_empty(output_dir / "dataset_description.json")
     if not content:
         return
-    makers = content.get("GeneratedBy")
-    names = [m.get("Name") for m in makers if isinstance(m, dict)] if makers else []
-    if content.get("DatasetType", "raw") == "raw" or (names and NAME not in names):
-        what = f"the derivatives of {names[0]}" if names else "a raw dataset"
+    makers = [m.get("Name") for m in content.get("GeneratedBy") or () if isinstance(m, dict)]
+    if content.get("DatasetType", "raw") == "raw" or (makers and NAME not in makers):
+        what = f"the derivatives of {makers[0]}" if makers else "a raw dataset"
         raise UsageError(
             f"The output folder {output_dir} holds {what}.", "Give an output folder of its own."
         )
@@ -172,25 +171,12 @@ def _same_scans(output_dir: Path, bids_dir: Path, most: int = 5) -> bool | None:
     tried = 0
     for path in (p for s in output_dir.glob("sub-*/") for p in subject_records(s)):
         record = load_record(path) or {}
-        source, digest = record.get("source"), record.get("input_sha256")
-        if not digest or not (bids_dir / str(source)).is_file():
-            continue
-        if sha256_of(bids_dir / str(source)) == digest:
-            return True
-        tried += 1
-        if tried == most:
-            break
+        source, digest = bids_dir / str(record.get("source")), record.get("input_sha256")
+        if digest and source.is_file() and tried < most:
+            if sha256_of(source) == digest:
+                return True
+            tried += 1
     return False if tried else None
-
-
-def _exists(path: Path | None, what: str, *, folder: bool) -> None:
-    if path is None:
-        return
-    if not path.exists():
-        raise UsageError(f"{what} does not exist: {path}.", f"Correct the path.{mount_hint()}")
-    if path.is_dir() != folder:
-        kind = "folder" if folder else "file"
-        raise UsageError(f"{what} is not a {kind}: {path}.", f"Give a {kind}.")
 
 
 def _check_writable(path: Path, what: str) -> None:
@@ -211,9 +197,7 @@ def file_system(path: Path) -> str | None:
         lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    kinds = {}
-    for line in lines:
-        _, place, kind, *_ = line.split(" ")
-        kinds[Path(place.replace("\\040", " "))] = kind
+    mounts = (line.split(" ")[1:3] for line in lines)
+    kinds = {Path(place.replace("\\040", " ")): kind for place, kind in mounts}
     path = path.resolve()
     return next((kinds[p] for p in (path, *path.parents) if p in kinds), None)

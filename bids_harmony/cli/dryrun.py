@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_harmony import __version__
@@ -25,6 +24,8 @@ STRIPPING = {
 REGISTERING = {"ants": "antspyx", "flirt": "FSL flirt"}
 #: What the notes of a scan begin with that the run would leave as it is (recipes read this).
 COMPLETED = "completed, nothing to do"
+#: Title of the scans, whose lines alone begin at the margin (recipes read this).
+SCANS = "Scans:"
 
 
 def render(inventory: Inventory, config: RunConfig) -> str:
@@ -55,80 +56,56 @@ def render(inventory: Inventory, config: RunConfig) -> str:
         run = prepare(config)
     states = {} if run is None else run.survey(inventory.scans)
     rows = [_row(scan, config, states.get(scan.key)) for scan in inventory.scans]
-    parts = [
+    head = ["scan", "site", "age", "sex", "brain mask", "notes"]
+    n_completed = sum(row[-1].startswith(COMPLETED) for row in rows)
+    parts = {
         f"bids_harmony {__version__}, dry run of the {config.level} level: "
-        "nothing is computed, nothing is written.",
-        "\n".join(_table([["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]])),
-        "What would be done with each scan:\n"
-        + "\n".join(_table(_plan(config, run), indent="  ")),
-        "\n".join(_table([["scan", "site", "age", "sex", "brain mask", "notes"], *rows])),
-    ]
-    if inventory.skipped:
-        left = [[skipped.what, skipped.why] for skipped in inventory.skipped]
-        parts.append("Left out:\n" + "\n".join(_table(left, indent="  ")))
-    if run is not None and (notes := run.site_notes(inventory.scans)):
-        parts.append("Calibration:\n" + "\n".join(f"  {note}" for note in notes))
-    if inventory.warnings:
-        parts.append("Warnings:\n" + "\n".join(f"  {note}" for note in inventory.warnings))
-    parts.append(_summary(inventory, sum(row[-1].startswith(COMPLETED) for row in rows)))
-    return "\n\n".join(parts)
+        "nothing is computed, nothing is written.": [],
+        "Folders:": [["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]],
+        "What would be done with each scan:": _plan(config, run) if run else [],
+        SCANS: [head, *rows],
+        "Left out:": [[skipped.what, skipped.why] for skipped in inventory.skipped],
+        "Calibration:": [[note] for note in run.site_notes(inventory.scans)] if run else [],
+        "Warnings:": [[note] for note in inventory.warnings],
+        _summary(inventory, n_completed): [],
+    }
+    return "\n\n".join(
+        "\n".join([title, *_table(rows, "" if title == SCANS else "  ")])
+        for title, rows in parts.items()
+        if rows or not title.endswith(":")
+    )
 
 
-def _plan(config: RunConfig, run: Run | None) -> list[list[str]]:
-    """Say what the options mean, ``auto`` settled by the bundle."""
-    if config.level == "train":
-        options = config.train
-        return [
-            ["train", f"bundle '{options.model_name}' in {config.output_dir / 'models'}"],
-            ["scans", f"those preprocessed before in {config.output_dir}"],
-            ["reference", options.reference_site or "the site with most scans"],
-            ["targets", ", ".join(options.targets)],
-            ["fitted on", options.fit_filter or "all of them that quality control lets pass"],
-        ]
-    if run is None:
-        tried = config.evaluate
-        return [
-            ["evaluate", f"{', '.join(tried.experiments)}, to {config.output_dir}"],
-            ["scans", f"those preprocessed before in {config.output_dir}"],
-            ["reference", config.train.reference_site or "the site with most scans"],
-            ["tested", f"{tried.cv_folds} parts of the participants in turn, "
-             f"{counted(tried.n_seeds, 'time')}"],
-        ]  # fmt: skip
+def _plan(config: RunConfig, run: Run) -> list[list[str]]:
+    """Say what the options mean, ``auto`` decided by the bundle."""
     models = "nothing: --bundle none (preprocessing and quality only)"
-    if run.bundle is not None:
-        targets = ", ".join(sorted(run.bundle.info["targets"]))
-        models = (
-            f"{targets} by bundle '{run.bundle.name}' {run.bundle.version}, device {run.device}"
-        )
-    stripping = STRIPPING.get(run.skull_strip, run.skull_strip)
+    if (bundle := run.bundle) is not None:
+        targets = ", ".join(sorted(bundle.info["targets"]))
+        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {run.device}"
+    stripping = STRIPPING[run.skull_strip]
     if config.skull_strip == "auto":
         stripping += " (auto), unless the scan is stripped already"
-    registering = REGISTERING.get(run.registration, run.registration)
-    contract, template = run.contract, str(config.template or run.contract.template)
-    notes = []
+    template = f"{config.template or run.contract.template} at {run.contract.resolution} mm"
+    memory = f", {config.mem_gb:g} GB" if config.mem_gb else ""
+    plan = [
+        ["brain mask", stripping],
+        ["registration", f"{REGISTERING[run.registration]}, 12 dof, to {template}"],
+        ["predictions", models],
+        ["images in", "template space" + ", native space" * ("T1w" in config.output_spaces)],
+        ["resources", f"{config.nprocs} processes of {config.omp_nthreads} threads{memory}"],
+    ]
     try:
         run.check_programs()
     except MissingProgramError as error:
-        notes.append(["missing", f"{error} The run would end with code {error.exit_code}."])
-    return [
-        ["brain mask", stripping],
-        ["registration", f"{registering}, 12 dof, to {template} "
-         f"at {contract.resolution} mm"],
-        ["predictions", models],
-        ["images in", "template space" + (", native space" * ("T1w" in config.output_spaces))],
-        ["resources", f"{config.nprocs} processes of {config.omp_nthreads} threads"
-         + (f", {config.mem_gb:g} GB" if config.mem_gb else "")],
-        *notes,
-    ]  # fmt: skip
+        plan.append(["missing", f"{error} The run would end with code {error.exit_code}."])
+    return plan
 
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """One scan's line; ``state`` is what a run of the participant level has to do with it."""
     from bids_harmony.outputs import load_record, scan_file
-    from bids_harmony.resume import report_is_new
-    from bids_harmony.run import HARMONIZE, PREPROCESS
+    from bids_harmony.run import HARMONIZE, PREPROCESS, report_is_new
 
-    pipelines = {path: name for name, path in config.derivatives.items()}
     notes = list(scan.warnings)
     if not scan.path.exists():
         broken = scan.path.is_symlink()
@@ -137,8 +114,13 @@ def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
         notes.insert(0, "the file is empty")
     elif why := pointer(scan.path):
         notes.insert(0, why)
-    if scan.mask is not None and (why := pointer(scan.mask)):
-        notes.insert(0, f"brain mask: {why}")
+    mask = "made"
+    if scan.mask is not None:
+        # ROOT/sub-XX/[ses-YY/]anat/FILE
+        root = scan.mask.parents[2 + ("session" in scan.entities)]
+        mask = next(name for name, path in config.derivatives.items() if path == root)
+        if why := pointer(scan.mask):
+            notes.insert(0, f"brain mask: {why}")
     out = config.output_dir
     record = load_record(scan_file(out, scan.entities, scan.key, "qc"))
     if state is not None and record is not None:
@@ -148,24 +130,18 @@ def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
             note = "completed before with other inputs or options"
         elif state == HARMONIZE:
             note = "preprocessed before, to be harmonized"
-        elif not report_is_new(out, scan.entities["subject"]):
-            note = "completed but for its report"
         else:
-            note = COMPLETED
+            reported = report_is_new(out, scan.entities["subject"])
+            note = COMPLETED if reported else "completed but for its report"
         notes.insert(0, note)
     return [
         scan.key,
         scan.site + (" (sidecar)" if scan.site_source == "sidecar" else ""),
         "n/a" if scan.age is None else f"{scan.age:g}",
         scan.sex or "n/a",
-        "made" if scan.mask is None else pipelines[_root_of(scan.mask, scan)],
+        mask,
         "; ".join(notes),
     ]
-
-
-def _root_of(mask: Path, scan: Scan) -> Path:
-    """Name the derivatives dataset of a mask: ``ROOT/sub-XX/[ses-YY/]anat/FILE``."""
-    return mask.parents[2 + ("session" in scan.entities)]
 
 
 def _summary(inventory: Inventory, n_completed: int) -> str:
@@ -192,7 +168,7 @@ def _summary(inventory: Inventory, n_completed: int) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+def _table(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
     """Align columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [

@@ -1,62 +1,201 @@
-"""The command line: how what was written becomes a :class:`RunConfig`.
+"""The command line: its parser, and how what was written becomes a :class:`RunConfig`.
 
-Nothing heavy is imported, so ``--help`` and wrong arguments are answered at once.
+Positionals, option names and aliases are those of fMRIPrep, MRIQC and their kin, so that scripts
+made for one of them work. Nothing heavy is imported, so ``--help`` and wrong arguments are
+answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import shlex
+import typing
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.cli.arguments import ArgumentSyntaxError, parse_path
+from bids_harmony import __version__
 from bids_harmony.cli.checks import check_config
-from bids_harmony.cli.options import FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.evaluation.options import EvaluateOptions
-from bids_harmony.text import TextError, read_text
-from bids_harmony.training.config import TrainOptions
+from bids_harmony.evaluation.options import EXPERIMENTS, EvaluateOptions
+from bids_harmony.text import TextError, plain_number, read_text
+from bids_harmony.training.config import MAPS, RECIPES, TrainOptions
 
-__all__ = ["build_parser", "parse_args"]
-
-#: Options that change what the participant level makes and nothing else.
-PARTICIPANT_ONLY = frozenset((
-    "skull_strip", "registration", "template", "atlas_dir", "n_atlases", "derivatives",
-    "output_spaces", "on_guard_fail", "correct_age_bias", "calibration",
-))  # fmt: skip
-
-#: What group does not ask again: which scans there are and what is known of them.
-RECORDED = frozenset((
-    "participant_label", "session_label", "bids_filter_file", "site_column", "age_column",
-    "sex_column", "diagnosis_column", "random_seed", "sloppy", "device", "use_plugin",
-    "stop_on_first_crash", "write_graph", "resource_monitor",
-))  # fmt: skip
+PROGRAM = "bids_harmony"
+FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
+#: ``--mem 16000`` is a habit from programs that count in MB.
+MAX_PLAUSIBLE_GB = 4096
 #: Options of training that make a bundle, which evaluate does not.
 BUNDLE_ONLY = frozenset({"model_name", "holdout"})
-#: By level, the options that mean nothing there, and why.
-IDLE = {
-    "participant": (frozenset({"qc_ratings"}), "participant asks for no ratings"),
-    "calibrate": (
-        (PARTICIPANT_ONLY | RECORDED | {"qc_ratings", "reports_only"}) - {"template"},
-        "calibrate makes calibrations, from what participant recorded of all scans",
-    ),
-    "group": (
-        PARTICIPANT_ONLY | RECORDED | {"fit_filter"},
-        "group reads what participant recorded of all scans",
-    ),
-    "train": (PARTICIPANT_ONLY, "training uses what was preprocessed before"),
-    "evaluate": (
-        PARTICIPANT_ONLY | BUNDLE_ONLY,
-        "evaluation uses what was preprocessed before and makes no bundle",
-    ),
-}
+
+
+class ArgumentSyntaxError(Exception):
+    """argparse's message, before it is put into our words."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises instead of printing sixty lines of usage."""
+
+    def error(self, message: str) -> Any:
+        """Raise what argparse found wrong."""
+        raise ArgumentSyntaxError(message)
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help with one spelling per option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        short = [name for name in action.option_strings if not name.startswith("--")]
+        names = ", ".join([*short, first_long(action.option_strings)])
+        if action.nargs == 0:
+            return names
+        return f"{names} {self._format_args(action, action.dest.upper())}"
+
+
+class AsTuple(argparse.Action):
+    """Store several values as a tuple, which a frozen configuration can hold."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Add this option's values to those of the same option before it."""
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+
+
+def add_option(group: Any, *flags: str, **kwargs: Any) -> None:
+    """Add an option under all its names, each with hyphens and with underscores."""
+    names = [n for f in flags for n in (f, re.sub(r"(?<=\w)-", "_", f))]
+    group.add_argument(*dict.fromkeys(names), default=argparse.SUPPRESS, **kwargs)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; its results hold only what the user wrote (defaults are RunConfig's)."""
+    parser = Parser(
+        prog=PROGRAM,
+        usage=FORM.replace("participant", "{" + ",".join(LEVELS) + "}"),
+        description="Harmonize T1-weighted brain scans to one reference site, and predict brain "
+        "age and schizophrenia probability there. Research use only: not a diagnosis.",
+        epilog="Options may be written with hyphens or underscores. Exit codes: 0 all scans "
+        "completed, 1 some failed, 2 usage, 66 no T1w, 70 internal error, 78 bundle, 127 missing "
+        "program, 130 interrupted.",
+        formatter_class=Formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "bids_dir", metavar="BIDS_DIR", type=parse_path, help="the raw BIDS dataset"
+    )
+    parser.add_argument(
+        "output_dir", metavar="OUTPUT_DIR", type=parse_path, help="derivatives folder"
+    )
+    parser.add_argument(
+        "level",
+        metavar="LEVEL",
+        help="participant: each scan from raw to report; calibrate: each site, from its "
+        "preprocessed scans in OUTPUT_DIR; group: tables, outliers and one "
+        "report of all scans there; train: a new model bundle from its preprocessed scans; "
+        "evaluate: predictions with and without harmonization, by cross-validation on them",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    hints, groups = typing.get_type_hints(RunConfig), dict[str, Any]()
+    for one in fields(RunConfig):
+        if title := one.metadata.get("group"):
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            _add_field(groups[title], one, hints[one.name])
+    add_option(
+        groups["resources"],
+        "--mem-mb", dest="mem_gb", type=parse_mb, metavar="MB", help="the same as --mem, in MB",
+    )  # fmt: skip
+    add_option(
+        groups["this run"], "--config-file", type=parse_path, metavar="FILE",
+        help="options of an earlier run (logs/<run_uuid>/bids_harmony.json); those on the "
+        "command line win")  # fmt: skip
+    _add_training(parser.add_argument_group("training (levels train and evaluate)"))
+    _add_evaluation(parser.add_argument_group("experiments (level evaluate)"))
+    return parser
+
+
+def _add_field(group: Any, one: Field[Any], hint: Any) -> None:
+    """Add the option that a field of the configuration declares."""
+    said, default = one.metadata, one.default
+    names = [said["called"] or flag_of(one.name), *said["aliases"]]
+    text, several = said["text"], typing.get_origin(hint) in (tuple, dict)
+    if hint is bool or one.name == "verbose":
+        action = "store_true" if hint is bool else "count"
+        add_option(group, *names, dest=one.name, action=action, help=text)
+        return
+    if default not in (None, MISSING, ()) and "(default" not in text:
+        text += f" (default: {' '.join(default) if several else default})"
+    add_option(
+        group,
+        *names,
+        dest="bids_filter_file" if one.name == "bids_filters" else one.name,
+        type=READERS.get(one.name) or (int if hint is int else str),
+        metavar=said["metavar"] or "{" + ",".join(said["choices"]) + "}",
+        help=text,
+        **({"nargs": "+", "action": AsTuple} if several and one.name != "bids_filters" else {}),
+    )
+
+
+def _add_training(group: Any) -> None:
+    """Add what only train and evaluate know; names begin with ``train_``."""
+    add_option(
+        group, "--reference-site", dest="train_reference_site", type=plain_number, metavar="SITE",
+        help="site all others are mapped to (default: the one with most scans)")  # fmt: skip
+    add_option(
+        group, "--target", "--targets", dest="train_targets", nargs="+", action=AsTuple,
+        metavar="COLUMN", help="what to predict: columns of numbers or of two classes, or "
+        f"simulated-schizophrenia (default: {' '.join(TrainOptions.targets)})")  # fmt: skip
+    for name, text, more in (
+        ("model_name", "name of the bundle, written to OUTPUT_DIR/models", {"metavar": "NAME"}),
+        ("map", "what follows a site's intensity mapping", {"choices": MAPS}),
+        ("predictor", "how predictors are trained", {"choices": RECIPES}),
+        ("predictor_steps", "steps of each predictor's network", {"type": int, "metavar": "N"}),
+        ("holdout", "part of each site's subjects kept for figures",
+         {"type": float, "metavar": "X"}),
+        ("validation", "part kept for setting the guard's limits",
+         {"type": float, "metavar": "X"}),
+        ("folds", "networks in a predictor's ensemble", {"type": int, "metavar": "N"}),
+    ):  # fmt: skip
+        default = str(getattr(TrainOptions, name)).replace("None", "as the recipe says")
+        text = f"{text} (default: {default})"
+        flag = "--" + name.replace("_", "-")
+        add_option(group, flag, dest=f"train_{name}", help=text, **more)
+    add_option(
+        group, "--fast-dev-run", dest="train_fast_dev_run", action="store_true",
+        help="a few steps of everything, to see that it runs")  # fmt: skip
+
+
+def _add_evaluation(group: Any) -> None:
+    """Add what only evaluate knows; names begin with ``evaluate_``."""
+    add_option(
+        group, "--experiments", dest="evaluate_experiments", nargs="+", action=AsTuple,
+        choices=EXPERIMENTS, metavar="NAME",
+        help="sites: trained at the reference, tested at every site; rotations: one or two "
+        "training sites in every order; size: from how few persons a site can be calibrated "
+        f"(default: {' '.join(EvaluateOptions.experiments)})")  # fmt: skip
+    add_option(
+        group, "--cv-folds", dest="evaluate_cv_folds", type=int, metavar="N",
+        help="parts of the participants, each tested by what was trained on the others "
+        f"(default: {EvaluateOptions.cv_folds})")  # fmt: skip
+    add_option(
+        group, "--n-seeds", "--seeds", dest="evaluate_n_seeds", type=int, metavar="N",
+        help="times that everything is trained again from other random numbers "
+        f"(default: {EvaluateOptions.n_seeds})")  # fmt: skip
+    add_option(
+        group, "--train-sites", dest="evaluate_train_sites", type=plain_number, nargs="+",
+        action=AsTuple, metavar="SITE[+SITE]",
+        help="where rotations train: a site, or two joined by +, the reference first; adds the "
+        "experiment rotations (default: every site and every two)")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str]) -> RunConfig:
@@ -82,7 +221,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     try:
         given = vars(parser.parse_args(list(argv)))
     except ArgumentSyntaxError as error:
-        raise _explain(str(error), list(argv), parser) from None
+        raise _explain(str(error), parser) from None
     options = _reused(given.pop("config_file", None))
     trained = _apart(given, "train", ("train", "evaluate"))
     tried = _apart(given, "evaluate", ("evaluate",))
@@ -103,7 +242,14 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     nprocs = options.setdefault("nprocs", available_cpus())
     options.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
     config = RunConfig(**options)
-    said = {*given, *trained}
+    idle = [
+        one.metadata["called"] or flag_of(one.name)
+        for one in fields(config)
+        if (one.name in given or (filter_file and one.name == "bids_filters"))
+        and config.level not in one.metadata.get("levels", LEVELS)
+    ]
+    if config.level == "evaluate":
+        idle += map(flag_of, sorted(BUNDLE_ONLY & set(trained)))
     trained |= {
         "seed": config.random_seed, "device": config.device, "threads": config.nprocs,
         "fit_filter": config.fit_filter,
@@ -114,34 +260,45 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         evaluate=replace(config.evaluate, **tried),
     )
     warnings = check_config(config, old_run="run_uuid" in given)
-    options_idle, why = IDLE[config.level]
-    if idle := sorted(options_idle & said):
-        names = ", ".join("--" + name.replace("_", "-") for name in idle)
-        warnings.append(f"{why}: it takes no {names}.")
+    if idle:
+        warnings.append(f"the {config.level} level takes no {', '.join(sorted(idle))}.")
     for warning in warnings:
         say(f"{PROGRAM}: warning: {warning}", error=True)
     return config
+
+
+def flag_of(name: str) -> str:
+    """Name an option as the user writes it."""
+    return "--" + name.replace("_", "-")
+
+
+def first_long(names: Sequence[str]) -> str:
+    """Choose an option's main name."""
+    return next((name for name in names if name.startswith("--")), names[0])
 
 
 def _apart(given: dict[str, Any], prefix: str, levels: Sequence[str]) -> dict[str, Any]:
     """Take the options of some levels out of those given."""
     names = [name for name in given if name.startswith(f"{prefix}_")]
     if names and given["level"] in LEVELS and given["level"] not in levels:
-        name = names[0].removeprefix(f"{prefix}_").replace("_", "-")
-        raise UsageError(f"--{name} is an option of the {prefix} level.", "Leave it out.")
+        name = flag_of(names[0].removeprefix(f"{prefix}_"))
+        raise UsageError(f"{name} is an option of the {prefix} level.", "Leave it out.")
     return {name.removeprefix(f"{prefix}_"): given.pop(name) for name in names}
 
 
-def _labels(values: list[str]) -> tuple[str, ...]:
+def _labels(values: Sequence[str]) -> tuple[str, ...]:
     """Take prefixes off, and lists apart that reached us as one word (``01,02``)."""
     words = [word for value in values for word in re.split(r"[,\s]+", value) if word]
     return tuple(dict.fromkeys(word.removeprefix("sub-").removeprefix("ses-") for word in words))
 
 
 def _pipelines(texts: Sequence[str]) -> dict[str, Path]:
-    """Read ``--derivatives``; of two with one name, one would be lost."""
+    """Read ``--derivatives``: NAME=PATH, or a path that is named by its folder."""
     found: dict[str, Path] = {}
-    for name, path in map(_pipeline, texts):
+    for text in texts:
+        match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+        path = parse_path(match[2] if match and not Path(text).exists() else text)
+        name = match[1] if match and not Path(text).exists() else path.name
         if found.setdefault(name, path) != path:
             raise UsageError(
                 f"--derivatives {name} is given twice: {found[name]} and {path}.",
@@ -150,30 +307,18 @@ def _pipelines(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _pipeline(text: str) -> tuple[str, Path]:
-    """Split ``NAME=PATH``; a lone path is named by its folder."""
-    match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
-    if match and not Path(text).exists():
-        return match[1], parse_path(match[2])
-    path = parse_path(text)
-    return path.name, path
-
-
-def _spaces(values: list[str], template: Path | None) -> tuple[str, ...]:
+def _spaces(values: Sequence[str], template: Path | None) -> tuple[str, ...]:
     """Translate space labels into ``template`` and ``T1w``."""
-    labels = {"template", TrainOptions().contract.template}
+    native, labels = {"T1w", "anat", "native"}, {"template", TrainOptions().contract.template}
     if template and (label := re.match(r"tpl-([0-9a-zA-Z]+)", template.name)):
         labels.add(label[1])
-    native = False
-    for value in values:
-        name = value.partition(":")[0]
-        native |= name in ("T1w", "anat", "native")
-        if name not in labels | {"T1w", "anat", "native"}:
-            raise UsageError(
-                f"--output-spaces {value}: this run has no such space.",
-                f"Choose among {', '.join(sorted(labels))} and T1w.",
-            )
-    return ("template", "T1w") if native else ("template",)
+    names = {value.partition(":")[0] for value in values}
+    if unknown := names - labels - native:
+        raise UsageError(
+            f"--output-spaces {min(unknown)}: this run has no such space.",
+            f"Choose among {', '.join(sorted(labels))} and T1w.",
+        )
+    return ("template", "T1w") if names & native else ("template",)
 
 
 def _reused(path: Path | None) -> dict[str, Any]:
@@ -193,51 +338,73 @@ def _reused(path: Path | None) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in NOT_REUSED}
 
 
-def _explain(message: str, argv: list[str], parser: argparse.ArgumentParser) -> UsageError:
+def _explain(message: str, parser: argparse.ArgumentParser) -> UsageError:
     """Put argparse's message into one sentence of cause and one of remedy."""
+    see = f"See {PROGRAM} --help."
     if message.startswith("the following arguments are required: "):
-        missing = message.partition(": ")[2]
-        return UsageError(f"Missing: {missing}.", _positionals_first(argv))
+        first = f"Put the paths and the level first: {FORM}."
+        return UsageError(f"Missing: {message.partition(': ')[2]}.", first)
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1].partition("=")[0]
         known = {
-            n: _first_name(a.option_strings) for a in parser._actions for n in a.option_strings
+            n: first_long(a.option_strings) for a in parser._actions for n in a.option_strings
         }
         near = get_close_matches(word, known, n=1)
-        remedy = f"Did you mean {known[near[0]]}?" if near else f"See {PROGRAM} --help."
+        remedy = f"Did you mean {known[near[0]]}?" if near else see
         return UsageError(f"Unknown argument: {word}.", remedy)
     if match := re.match(r"argument (.+): invalid (int|float) value: (.*)", message):
         kind = "a whole number" if match[2] == "int" else "a number"
-        name = _first_name(match[1].split("/"))
+        name = first_long(match[1].split("/"))
         return UsageError(f"{name} {match[3]} is not {kind}.", f"Give {kind}.")
     if match := re.match(r"argument (.+): (expected .+)", message):
-        return UsageError(
-            f"{_first_name(match[1].split('/'))}: {match[2]}.",
-            f"See {PROGRAM} --help for what it takes.",
+        return UsageError(f"{first_long(match[1].split('/'))}: {match[2]}.", see)
+    return UsageError(f"{message[0].upper()}{message[1:]}.", see)
+
+
+def parse_path(text: str) -> Path:
+    """Make a path absolute without following links (a DataLad dataset is made of them)."""
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def parse_bundle(text: str) -> str:
+    """Take a word that stands for a bundle as it is, anything else as a path."""
+    return text if text in ("default", "none") else str(parse_path(text))
+
+
+def parse_calibration(text: str) -> Path | None:
+    """Take ``auto`` for none given, anything else as a path."""
+    return None if text == "auto" else parse_path(text)
+
+
+def parse_gb(text: str) -> float:
+    """Read GB, or a number with its unit; refuse what was surely meant in MB."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"--mem {text} is no amount of memory.", "Write for example --mem 8.")
+    gb = float(match[1]) * {"k": 1e-6, "m": 1e-3, "t": 1e3}.get(match[2].lower(), 1.0)
+    if gb > MAX_PLAUSIBLE_GB:
+        raise UsageError(
+            f"--mem {text} is {gb:g} GB.", f"--mem counts in GB; for MB write --mem-mb {text}."
         )
-    return UsageError(f"{message[0].upper()}{message[1:]}.", f"See {PROGRAM} --help.")
+    return gb
 
 
-def _first_name(names: Sequence[str]) -> str:
-    return next((name for name in names if name.startswith("--")), names[0])
+def parse_mb(text: str) -> float:
+    """Read MB as GB."""
+    try:
+        return float(text) / 1000
+    except ValueError:
+        raise UsageError(f"--mem-mb {text} is not a number of MB.", "Give MB.") from None
 
 
-def _positionals_first(argv: list[str]) -> str:
-    """Write the command with its positionals in front.
-
-    Options that take several values also take the positionals behind them:
-    ``--participant-label 01 /in /out participant`` leaves none.
-    """
-    levels = [i for i, word in enumerate(argv) if word in LEVELS]
-    leading = 0
-    while leading < len(argv) and not argv[leading].startswith("-"):
-        leading += 1
-    if levels and leading < 3:
-        end = levels[-1] + 1
-        start = end - (3 - leading)
-        found = [*argv[:leading], *argv[start:end]]
-        rest = [*argv[leading:start], *argv[end:]]
-        # Not where the first of them would be an option's only value.
-        if start > leading and not any(w.startswith("-") for w in [*found, argv[start - 1]]):
-            return f"Put the paths and the level first: {PROGRAM} {shlex.join(found + rest)}"
-    return f"Write: {FORM}"
+#: How values are read that are neither text nor whole numbers.
+READERS = {
+    "bundle": parse_bundle,
+    "calibration": parse_calibration,
+    "mem_gb": parse_gb,
+    **dict.fromkeys(
+        ("bids_filters", "bids_database_dir", "template", "atlas_dir", "use_plugin", "work_dir",
+         "qc_ratings"),
+        parse_path,
+    ),
+}  # fmt: skip

@@ -9,18 +9,26 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import parse_args
-from bids_harmony.cli.utf8 import use_utf8
 from bids_harmony.console import flush, prepare_streams, say
-from bids_harmony.errors import EXIT_SOFTWARE, HarmonyError, machine_error
+from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError, machine_error
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
 EXIT_INTERRUPTED = 130
+#: Where each level is run; only its own module is imported.
+LEVELS = {
+    "participant": ("participant", "run_participant"),
+    "calibrate": ("calibrate", "run_calibrate"),
+    "group": ("group", "run_group"),
+    "train": ("training.bundle", "run_train"),
+    "evaluate": ("evaluation.run", "run_evaluate"),
+}
 #: What asks a run to end.
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 
@@ -50,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What ends a cluster job must end this one as cleanly as the keyboard does.
         for number in SIGNALS:
             signal.signal(number, interrupt_once)
-        os.register_at_fork(after_in_child=end_silently)
         return run_level(config)
     except HarmonyError as error:
         complain(error.cause, error.remedy)
@@ -78,31 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_level(config: RunConfig) -> int:
     """Run the level asked for."""
-    if config.level == "group":
-        from bids_harmony.group import run_group
-
-        return run_group(config)
-    if config.level == "calibrate":
-        from bids_harmony.calibrate import run_calibrate
-
-        return run_calibrate(config)
-    if config.dry_run:
+    if config.dry_run and config.level not in ("group", "calibrate"):
         from bids_harmony.bids import find_scans
         from bids_harmony.cli.dryrun import render
 
         say(render(find_scans(config), config))
-        return 0
-    if config.level == "train":
-        from bids_harmony.training.bundle import run_train
-
-        return run_train(config)
-    if config.level == "evaluate":
-        from bids_harmony.evaluation.run import run_evaluate
-
-        return run_evaluate(config)
-    from bids_harmony.participant import run_participant
-
-    return run_participant(config)
+        return EXIT_OK
+    module, function = LEVELS[config.level]
+    code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
+    return code
 
 
 def interrupt_once(*_: object) -> None:
@@ -115,26 +106,17 @@ def interrupt_once(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def end_silently() -> None:
-    """Have a worker process end at once, without a traceback, where a signal asks it to.
-
-    A terminal sends Ctrl-C to the workers too; what there is to say the main process says.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
 def set_environment(config: RunConfig) -> None:
     """Set what libraries read from the environment, before any of them is imported.
 
     Worker processes inherit it. Nothing is looked up on the network; BLAS, OpenMP and ITK, which
     otherwise start as many threads as there are cores, keep to ``--omp-nthreads``.
     """
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
-        os.environ[f"{name}_NUM_THREADS"] = str(config.omp_nthreads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
-    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
-    os.environ["FSLOUTPUTTYPE"] = "NIFTI_GZ"
+    threads = str(config.omp_nthreads)
+    os.environ |= {f"{n}_NUM_THREADS": threads for n in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+    # With more threads ITK sums in any order.
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    os.environ |= {"NO_ET": "1", "NIPYPE_NO_ET": "1", "FSLOUTPUTTYPE": "NIFTI_GZ"}
     # What belongs to the notebook or the shell that the command was started from.
     os.environ["MPLBACKEND"] = "Agg"
     for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
@@ -145,8 +127,7 @@ def set_environment(config: RunConfig) -> None:
     # niworkflows asks TemplateFlow which spaces exist. A skeleton of the one space in use needs
     # no network and no writable home, and is read in a fifth of the time.
     skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"
-    os.environ["TEMPLATEFLOW_HOME"] = str(skeleton)
-    os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
+    os.environ |= {"TEMPLATEFLOW_HOME": str(skeleton), "TEMPLATEFLOW_AUTOUPDATE": "off"}
 
 
 def complain(cause: str, remedy: str) -> None:
@@ -168,6 +149,20 @@ def write_crash(config: RunConfig | None) -> Path | None:
     except OSError:
         return None
     return path
+
+
+def use_utf8() -> None:
+    """Start the command anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files are UTF-8 on any disk in use. nireports reads its parts, pybids stores names
+    and ITK opens files by the locale: under ``PYTHONUTF8=0 LC_ALL=C`` or a Latin-1 locale each
+    of them fails at an ``ä`` in a path. The process stays the same one, for those that signal it.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
+        return
+    # The variable is for what the command starts; `-X` holds where Python is told not to read it.
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
 
 
 def command() -> NoReturn:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bids_harmony import __version__
-from bids_harmony.cli.utf8 import use_utf8
+from bids_harmony.cli.run import use_utf8
+from bids_harmony.config import available_cpus
 from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
 
@@ -29,112 +29,51 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
-    design = parser.add_argument_group("Sites and heads")
-    design.add_argument(
-        "--sites", "--n-sites", type=int, default=3, metavar="N", help="number of sites [3]"
-    )
-    design.add_argument(
-        "--subjects",
-        "--n-subjects",
-        type=int,
-        nargs="+",
-        default=[2],
-        metavar="M",
+    add = parser.add_argument_group("Sites and heads").add_argument
+    add("--sites", "--n-sites", type=int, default=3, metavar="N", help="number of sites [3]")
+    add("--subjects", "--n-subjects", type=int, nargs="+", default=[2], metavar="M",
         help="heads per site, one number for all or one for each; with --travelling, heads in "
-        "all [2]",
-    )
-    design.add_argument(
-        "--travelling",
-        "--traveling",
-        action="store_true",
-        help="scan the same heads at every site, one session per site",
-    )
-    design.add_argument(
-        "--confound",
-        type=float,
-        default=0.0,
-        metavar="YEARS",
+        "all [2]")  # fmt: skip
+    add("--travelling", "--traveling", action="store_true",
+        help="scan the same heads at every site, one session per site")  # fmt: skip
+    add("--confound", type=float, default=0.0, metavar="YEARS",
         help="site 1's heads are this much older on average than the others'; every site still "
-        "spans 18 to 85 years [0]",
-    )
-    design.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="same seed, same dataset, byte by byte [0]",
-    )
+        "spans 18 to 85 years [0]")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="S",
+        help="same seed, same dataset, byte by byte [0]")  # fmt: skip
 
-    heads = parser.add_argument_group("What heads are like")
-    heads.add_argument(
-        "--diagnosis-effect",
-        type=float,
-        default=1.0,
-        metavar="SIZE",
+    add = parser.add_argument_group("What heads are like").add_argument
+    add("--diagnosis-effect", type=float, default=1.0, metavar="SIZE",
         help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
-        "all, 1 plain to see in a few dozen heads [1]",
-    )
-    heads.add_argument(
-        "--anatomies",
-        type=Path,
-        metavar="DIR",
+        "all, 1 plain to see in a few dozen heads [1]")  # fmt: skip
+    add("--anatomies", type=Path, metavar="DIR",
         help="make heads from the label maps (NIfTI) in this folder in turn: FreeSurfer's labels "
         "and SimNIBS's for the rest of the head, or those of DIR/labels.tsv (columns index and "
-        "tissue) [one template]",
-    )
-    heads.add_argument(
-        "--pathology",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of heads, 0 to 1, with a lesion, a resection or strong atrophy [0]",
-    )
+        "tissue) [one template]")  # fmt: skip
+    add("--pathology", type=float, default=0.0, metavar="SHARE",
+        help="share of heads, 0 to 1, with a lesion, a resection or strong "
+        "atrophy [0]")  # fmt: skip
 
-    scans = parser.add_argument_group("What scans are like")
-    scans.add_argument(
-        "--resolution",
-        type=float,
-        default=0.0,
-        metavar="MM",
-        help="no voxel finer than this, 0.8 to 4; small and fast datasets [each site's own]",
-    )
-    scans.add_argument(
-        "--stripped-sites",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="K",
-        help="numbers of the sites that deliver scans without skull [none]",
-    )
-    scans.add_argument(
-        "--bad",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
+    add = parser.add_argument_group("What scans are like").add_argument
+    add("--resolution", type=float, default=0.0, metavar="MM",
+        help="no voxel finer than this, 0.8 to 4; small and fast datasets "
+        "[each site's own]")  # fmt: skip
+    add("--stripped-sites", type=int, nargs="+", default=[], metavar="K",
+        help="numbers of the sites that deliver scans without skull [none]")  # fmt: skip
+    add("--bad", type=float, default=0.0, metavar="SHARE",
         help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
-        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]",
-    )
-    scans.add_argument(
-        "--bad-kinds",
-        nargs="+",
-        metavar="KIND",
+        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")  # fmt: skip
+    add("--bad-kinds", nargs="+", metavar="KIND",
         help="only these kinds of bad scans: ghosting, wrong-contrast, cropped, noise, "
-        "wrong-orientation, wrong-mask, lesion [all]",
-    )
+        "wrong-orientation, wrong-mask, lesion [all]")  # fmt: skip
 
-    running = parser.add_argument_group("Running")
-    running.add_argument(
-        "--nprocs",
-        type=int,
-        default=min(len(os.sched_getaffinity(0)), MAX_DEFAULT_NPROCS),
-        metavar="P",
-        help="heads made at the same time, about 0.3 GB each [processors, at most 8: %(default)s]",
-    )
-    running.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace a simulated dataset in OUT; derivatives that others wrote stay",
-    )
+    add = parser.add_argument_group("Running").add_argument
+    add("--nprocs", type=int, default=min(available_cpus(), MAX_DEFAULT_NPROCS), metavar="P",
+        help="heads made at the same time, about 0.3 GB each "
+        "[processors, at most 8: %(default)s]")  # fmt: skip
+    add("--overwrite", action="store_true",
+        help="replace a simulated dataset in OUT; derivatives that others wrote "
+        "stay")  # fmt: skip
     return parser
 
 
@@ -155,45 +94,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_utf8()
     prepare_streams()
     try:
-        return _simulate(build_parser().parse_args(argv))
+        return _simulate(vars(build_parser().parse_args(argv)))
     finally:
         flush()
 
 
-def _simulate(args: argparse.Namespace) -> int:
+def _simulate(options: dict[str, object]) -> int:
     """Make the dataset, and say where it is or why it is not."""
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
     from bids_harmony.simulation.defects import KINDS
 
-    out: Path = args.output_dir
+    program, out = "bids_harmony-simulate", Path(str(options.pop("output_dir")))
+    options["n_sites"], options["n_subjects"] = options.pop("sites"), options.pop("subjects")
+    options["bad_kinds"] = options["bad_kinds"] or tuple(KINDS)
     try:
-        simulate_dataset(
-            out,
-            n_sites=args.sites,
-            n_subjects=args.subjects,
-            seed=args.seed,
-            travelling=args.travelling,
-            confound=args.confound,
-            diagnosis_effect=args.diagnosis_effect,
-            pathology=args.pathology,
-            bad=args.bad,
-            bad_kinds=args.bad_kinds or tuple(KINDS),
-            anatomies=args.anatomies,
-            nprocs=args.nprocs,
-            resolution=args.resolution,
-            stripped_sites=args.stripped_sites,
-            overwrite=args.overwrite,
-            progress=say,
-        )
+        simulate_dataset(out, **options, progress=say)  # type: ignore[arg-type]
     except HarmonyError as error:
-        say(f"bids_harmony-simulate: error: {error}", error=True)
+        say(f"{program}: error: {error}", error=True)
         return error.exit_code
     except OSError as error:
-        say(f"bids_harmony-simulate: error: {error}. Check space and rights.", error=True)
+        say(f"{program}: error: {error}. Check space and rights.", error=True)
         return EXIT_SOFTWARE
     except KeyboardInterrupt:
-        say("bids_harmony-simulate: stopped; run again with --overwrite.", error=True)
+        say(f"{program}: stopped; run again with --overwrite.", error=True)
         return 130
     say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
     masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,21 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces import fsl
 from nipype.interfaces.base import CommandLine, traits
-from nipype.interfaces.fsl.preprocess import (
-    BETInputSpec,
-    BETOutputSpec,
-    FLIRTInputSpec,
-    FLIRTOutputSpec,
+
+from bids_harmony.errors import ScanError
+
+_VERSION, _RECORD = traits.Str(), traits.Dict()
+#: Complaints about the locale, of shells and of perl, over several lines.
+_LOCALE = re.compile(
+    r"locale|^(LC_\w+|LANG|LANGUAGE) = |^are supported and installed on your system", re.IGNORECASE
 )
-
-from bids_harmony.failures import last_words
-
-_VERSION = traits.Str(desc="FSL's version: another one runs the node again")
-_RECORD = traits.Dict(desc="the command, the version, and what the program said")
 
 
 class _Judged:
-    """A program that failed is one that says so by its code, or leaves no output to be read."""
+    """A program that failed is one that says so by its code, or leaves no output to be read.
+
+    ``tool_version`` is FSL's; ``record`` has it, the command, and what the program said.
+    """
 
     #: The output without which the program has failed.
     _needed: str
@@ -37,10 +38,21 @@ class _Judged:
     def _run_interface(self, runtime: Any) -> Any:
         # Not the program's own class's: nipype's BET takes any text on stderr for a failure.
         runtime = CommandLine._run_interface(self, runtime)
-        if runtime.returncode != 0 or not _readable(Path(self._list_outputs()[self._needed])):
-            CommandLine.raise_exception(self, runtime)
+        program, code = runtime.cmdline.split()[0], runtime.returncode
         said = last_words(runtime.stderr)
-        program = runtime.cmdline.split()[0]
+        if code in (-9, 137):
+            raise ScanError(
+                f"{program} was killed, most likely because memory ran out.",
+                "Lower --nprocs, or give the job more memory.",
+            )
+        if code != 0 or not _readable(Path(self._list_outputs()[self._needed])):
+            said = said or last_words(runtime.stdout)
+            lacking = "" if code else " and without an output that can be read"
+            words = f": '{said}'" if said else ", saying nothing"
+            # A full stop ends the cause of an error.
+            raise ScanError(
+                f"{program} ended with code {code}{lacking}{words.replace('. ', ' ')}."
+            )
         self._record = {
             "tool": "FSL",
             "version": self.inputs.tool_version,
@@ -62,11 +74,11 @@ class _Judged:
         return text
 
 
-class _BetInputSpec(BETInputSpec):
+class _BetInputSpec(fsl.BET.input_spec):
     tool_version = _VERSION
 
 
-class _BetOutputSpec(BETOutputSpec):
+class _BetOutputSpec(fsl.BET.output_spec):
     record = _RECORD
 
 
@@ -78,11 +90,11 @@ class Bet(_Judged, fsl.BET):
     _needed = "mask_file"
 
 
-class _FlirtInputSpec(FLIRTInputSpec):
+class _FlirtInputSpec(fsl.FLIRT.input_spec):
     tool_version = _VERSION
 
 
-class _FlirtOutputSpec(FLIRTOutputSpec):
+class _FlirtOutputSpec(fsl.FLIRT.output_spec):
     record = _RECORD
 
 
@@ -103,3 +115,29 @@ def _readable(path: Path) -> bool:
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError):
         return False
     return True
+
+
+def last_words(said: str) -> str:
+    r"""Find what matters in a program's output: its first line that means anything, and its last.
+
+    A script goes on after the program that failed in it, and complains to the end.
+
+    Parameters
+    ----------
+    said : str
+        Output, of any length.
+
+    Returns
+    -------
+    str
+        At most three lines, each cut where it is long, separated by semicolons.
+
+    >>> last_words("bash: warning: setlocale: cannot change locale\n\nOut of disk\n")
+    'Out of disk'
+    """
+    ends = f"{said[:20_000]}\n{said[20_000:][-20_000:]}"
+    lines = [" ".join(line.split()) for line in ends.splitlines()]
+    lines = list(dict.fromkeys(line for line in lines if line and not _LOCALE.search(line)))
+    if len(lines) > 3:
+        lines = [lines[0], *lines[-2:]]
+    return "; ".join(line if len(line) <= 160 else f"{line[:160]} …" for line in lines)

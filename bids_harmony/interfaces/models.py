@@ -1,4 +1,4 @@
-"""Interfaces of the harmonize and predict workflows; the work is in :mod:`bids_harmony.models`."""
+"""Interfaces of harmonization and prediction; the work is in :mod:`bids_harmony.models`."""
 
 from __future__ import annotations
 
@@ -7,177 +7,132 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    SimpleInterface,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
+from nipype.interfaces.base import traits
 
-from bids_harmony.interfaces.anat import save_image, set_threads
+from bids_harmony.interfaces import base
 
-
-class _ModelInputSpec(BaseInterfaceInputSpec):
-    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
-    bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
-    device = traits.Enum("cpu", "cuda", usedefault=True)
-    # Read by nipype's scheduler to queue for the GPU; no part of the result's identity.
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
-    num_threads = traits.Int(1, usedefault=True, nohash=True)
+#: The bundle's folder, the calibration of the scan's site as in its file, and the device;
+#: ``use_gpu`` is what nipype's MultiProc queues nodes by.
+MODEL = {
+    "bundle": base.TEXT,
+    "calibration": base.DICT,
+    "device": traits.Enum("cpu", "cuda", usedefault=True),
+    "use_gpu": traits.Bool(False, usedefault=True),
+    "num_threads": traits.Int(1, usedefault=True),
+}
 
 
-class _HarmonizeInputSpec(_ModelInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
-    calibration = traits.Dict(mandatory=True, desc="of the scan's site, as in its file")
+class Harmonize(base.Step):
+    """Map a scaled brain on the template grid to the reference site by the forward map."""
 
+    takes = base.fields(**MODEL, in_file=base.FILE)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
 
-class _HarmonizeOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="the brain as the reference site would show it")
-
-
-class Harmonize(SimpleInterface):
-    """Map a scan to the reference site with the bundle's forward map."""
-
-    input_spec = _HarmonizeInputSpec
-    output_spec = _HarmonizeOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
+    def step(self, given: Any, folder: Path) -> dict[str, Any]:
+        """Harmonize the scan."""
         from bids_harmony.models.apply import harmonize_volume
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
-        set_threads(self.inputs.num_threads)
-        img = nib.load(self.inputs.in_file)
+        base.set_threads(given.num_threads)
+        img = nib.load(given.in_file)
         volume = np.asarray(img.dataobj)
         data = harmonize_volume(
-            load_bundle(Path(self.inputs.bundle)),
+            load_bundle(Path(given.bundle)),
             volume,
             volume > 0,
             img.affine,
-            Calibration.from_dict(self.inputs.calibration),
-            device=self.inputs.device,
+            Calibration.from_dict(given.calibration),
+            device=given.device,
         )
         out = nib.Nifti1Image(data, img.affine, img.header)
-        self._results["out_file"] = save_image(out, runtime, "harmonized.nii.gz")
-        return runtime
+        return {"out_file": base.save_image(out, folder / "harmonized.nii.gz")}
 
 
-class _PredictInputSpec(_ModelInputSpec):
-    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
-    harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
-    site = traits.Str(mandatory=True, desc="site of the scan")
-    calibration = traits.Dict(mandatory=True, desc="of the site, as in its file")
-    calibration_file = traits.Str(desc="where the outputs have it, below their root")
-    age = traits.Float(desc="chronological age in years, if known")
-    guard = traits.Dict(mandatory=True, desc="verdict of the anatomy guard")
-    on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
-    correct_age_bias = traits.Bool(False, usedefault=True)
-
-
-class _PredictOutputSpec(TraitedSpec):
-    predictions = traits.Dict(desc="one object per target, and the bundle's identity")
-
-
-class Predict(SimpleInterface):
-    """Predict every target of the bundle on the raw and on the harmonized volume."""
-
-    input_spec = _PredictInputSpec
-    output_spec = _PredictOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.models.apply import predict_scan
-        from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.sites.calibration import Calibration
-
-        set_threads(self.inputs.num_threads)
-        raw = nib.load(self.inputs.raw)
-        left_out = self.inputs.on_guard_fail == "raw" and self.inputs.guard["status"] == "fail"
-        predictions = predict_scan(
-            load_bundle(Path(self.inputs.bundle)),
-            np.asarray(raw.dataobj),
-            None if left_out else np.asarray(nib.load(self.inputs.harmonized).dataobj),
-            raw.affine,
-            age=self.inputs.age if isdefined(self.inputs.age) else None,
-            site=self.inputs.site,
-            calibration=Calibration.from_dict(self.inputs.calibration),
-            correct_age_bias=self.inputs.correct_age_bias,
-            device=self.inputs.device,
-        )
-        if isdefined(self.inputs.calibration_file):
-            predictions["calibration"]["path"] = self.inputs.calibration_file
-        self._results["predictions"] = predictions
-        return runtime
-
-
-class _ToNativeInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="image on the template grid")
-    in_mask = File(exists=True, mandatory=True, desc="brain mask on the scan's own grid")
-    in_xfm = File(exists=True, mandatory=True, desc="ITK transform, T1w to template")
-
-
-class _ToNativeOutputSpec(TraitedSpec):
-    out_file = File(exists=True)
-
-
-class ToNative(SimpleInterface):
-    """Resample a template-space image to the grid of the scan's own mask, background 0."""
-
-    input_spec = _ToNativeInputSpec
-    output_spec = _ToNativeOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.anat.affine import resample
-
-        mask = nib.load(self.inputs.in_mask)
-        ras = nib.as_closest_canonical(mask)
-        moved = resample(nib.load(self.inputs.in_file), ras, self.inputs.in_xfm, invert=True)
-        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
-        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
-        axes = [nib.io_orientation(img.affine) for img in (out, mask)]
-        out = out.as_reoriented(nib.orientations.ornt_transform(*axes))
-        self._results["out_file"] = save_image(out, runtime, "native.nii.gz")
-        return runtime
-
-
-class _GuardInputSpec(BaseInterfaceInputSpec):
-    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
-    harmonized = File(exists=True, mandatory=True, desc="the same, harmonized")
-    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
-    bundle_sha256 = traits.Str(desc="its checksum, so that another bundle is another input")
-    metrics = traits.Dict(mandatory=True, desc="metrics so far")
-
-
-class _GuardOutputSpec(TraitedSpec):
-    metrics = traits.Dict(desc="metrics so far and those of the harmonization")
-    guard = traits.Dict(desc="verdict: status, reasons, flagged, limits, change")
-
-
-class Guard(SimpleInterface):
+class Guard(base.Step):
     """Measure what harmonization did to a scan, and judge whether its anatomy stayed."""
 
-    input_spec = _GuardInputSpec
-    output_spec = _GuardOutputSpec
+    takes = base.fields(raw=base.FILE, harmonized=base.FILE, bundle=base.TEXT, metrics=base.DICT)
+    leaves = base.fields(metrics=traits.Dict(), guard=traits.Dict())
 
-    def _run_interface(self, runtime: Any) -> Any:
+    def step(self, given: Any, folder: Path) -> dict[str, Any]:
+        """Compare before and after."""
         from bids_harmony.anat.template import deep_grey, load_template
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.qc.guard import describe_change, guard_record, measure
         from bids_harmony.qc.histogram import reference_distances
 
-        bundle = load_bundle(Path(self.inputs.bundle))
-        raw = nib.load(self.inputs.raw)
-        before, after = (
-            np.asarray(nib.load(file).dataobj)
-            for file in (self.inputs.raw, self.inputs.harmonized)
-        )
+        bundle = load_bundle(Path(given.bundle))
+        affine = nib.load(given.raw).affine
+        before, after = base.array(given.raw), base.array(given.harmonized)
         mask = before > 0
-        changes = measure(before, after, mask, raw.affine)
+        changes = measure(before, after, mask, affine)
         deep = deep_grey(load_template(bundle.contract.resolution))
-        said = describe_change(before, after, mask, raw.affine, deep)
+        said = describe_change(before, after, mask, affine, deep)
         histogram = bundle.qc_reference()["histograms"].get(bundle.reference_site)
         changes |= reference_distances(before, after, mask, histogram)
-        self._results["metrics"] = self.inputs.metrics | changes
-        self._results["guard"] = guard_record(changes, bundle.guard(), said)
-        return runtime
+        return {
+            "metrics": given.metrics | changes,
+            "guard": guard_record(changes, bundle.guard(), said),
+        }
+
+
+class Predict(base.Step):
+    """Predict every target of the bundle on the raw and on the harmonized volume.
+
+    ``calibration_file`` is where the outputs have the calibration, below their root; ``age`` is
+    in years.
+    """
+
+    takes = base.fields(
+        **MODEL, raw=base.FILE, harmonized=base.FILE, site=base.TEXT,
+        calibration_file=traits.Str(), age=traits.Float(), guard=base.DICT,
+        on_guard_fail=traits.Enum("flag", "raw", usedefault=True),
+        correct_age_bias=traits.Bool(False, usedefault=True),
+    )  # fmt: skip
+    leaves = base.fields(predictions=traits.Dict())
+
+    def step(self, given: Any, folder: Path) -> dict[str, Any]:
+        """Predict."""
+        from bids_harmony.models.apply import predict_scan
+        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.sites.calibration import Calibration
+
+        base.set_threads(given.num_threads)
+        left_out = given.on_guard_fail == "raw" and given.guard["status"] == "fail"
+        predictions = predict_scan(
+            load_bundle(Path(given.bundle)),
+            base.array(given.raw),
+            None if left_out else base.array(given.harmonized),
+            nib.load(given.raw).affine,
+            age=base.given_or(given.age),
+            site=given.site,
+            calibration=Calibration.from_dict(given.calibration),
+            correct_age_bias=given.correct_age_bias,
+            device=given.device,
+        )
+        if path := base.given_or(given.calibration_file):
+            predictions["calibration"]["path"] = path
+        return {"predictions": predictions}
+
+
+class ToNative(base.Step):
+    """Resample a template-space image to the grid of the scan's own mask, background 0."""
+
+    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, in_xfm=base.FILE)
+    leaves = base.fields(out_file=base.OPTIONAL_FILE)
+
+    def step(self, given: Any, folder: Path) -> dict[str, Any]:
+        """Resample."""
+        from bids_harmony.anat.affine import resample
+
+        mask = nib.load(given.in_mask)
+        ras = nib.as_closest_canonical(mask)
+        moved = resample(nib.load(given.in_file), ras, given.in_xfm, invert=True)
+        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
+        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
+        return {
+            "out_file": base.save_image(
+                base.like_stored(out, mask.affine), folder / "native.nii.gz"
+            )
+        }

@@ -15,7 +15,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from bids_harmony.cli.options import build_parser
+from bids_harmony.cli.parser import build_parser
 
 
 class ParserOptions(SphinxDirective):
