@@ -158,7 +158,7 @@ def collect_sites(
         sites.setdefault(scan.site, []).append(scan)
         paths.append(path)
     if fit_filter is not None and paths:
-        from bids_harmony.fit_filter import meets
+        from bids_harmony.bids_filters import meets
 
         table = scan_table(read_scans(paths, out))[0]
         met = set(table["scan"][meets(table, fit_filter)])

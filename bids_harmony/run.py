@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony import __version__
 from bids_harmony.bids import Scan
-from bids_harmony.bids_columns import named_person
+from bids_harmony.bids_tables import named_person
 from bids_harmony.calibrate import (
     FOLDER,
     Chosen,

@@ -61,7 +61,7 @@ def choose_device(asked: str) -> str:
 
 def check_filter(condition: str) -> None:
     """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
-    from bids_harmony.fit_filter import meets
+    from bids_harmony.bids_filters import meets
     from bids_harmony.qc.collect import ScanRow, scan_table
     from bids_harmony.qc.verdict import dictionary
 
