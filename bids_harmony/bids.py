@@ -235,7 +235,7 @@ def check_description(root: Path) -> list[str]:
     try:
         content, notes = read_json(root / file)
     except TextError as error:
-        return [f"{file} cannot be read ({error}): the folder is not a valid BIDS dataset."]
+        return [f"{file} is missing or cannot be read ({error})."]
     if absent := [name for name in ("Name", "BIDSVersion") if name not in content]:
         notes.append(f"lacks {' and '.join(absent)}")
     if content.get("DatasetType") == "derivative":
@@ -346,7 +346,7 @@ def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], li
             )
         )
     notes = [note for table in tables.read.values() for note in table.warnings]
-    notes += [w for s in scans for w in s.warnings if "has no row in participants.tsv" in w]
+    notes += [w for s in scans for w in s.warnings if w.startswith("participants.tsv has no row")]
     notes += column_warnings(columns, tables.read.values())
     return scans, [*_shortened(notes), *_site_warnings(scans), *_mask_warnings(scans, config)]
 

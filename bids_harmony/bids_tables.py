@@ -124,7 +124,7 @@ class Table:
         if prefix := _PREFIXES.get(self.name):
             named = [prefix + name.replace("_", "_ses-") for name in named]
         meant = f": did you mean {' or '.join(named[1:])}?" if near else "."
-        return f"{named[0]} has no row in {self.file}{meant}"
+        return f"{self.file} has no row of {named[0]}{meant}"
 
     def may_have_values(self, columns: Iterable[str]) -> bool:
         """Tell whether any row has a value in some columns; a broken ``sessions.tsv`` may."""
@@ -266,7 +266,8 @@ def _rows_by_id(
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         row = {name: cells[n] for name, n in positions.items() if n < len(cells)}
-        if is_missing(row.get(id_name, "")):
+        row_id, session = _row_id(row.get(id_name, "")), row.get(session_name, "")
+        if is_missing(row_id):
             problems[f"has no {id_column} in {{}}: not used"].append(line)
             continue
         if len(cells) > len(header):
@@ -274,7 +275,6 @@ def _rows_by_id(
             row = {id_name: row[id_name]}
         elif len(cells) < len(header):
             problems["has too few cells in {}: what is missing may be in the middle"].append(line)
-        row_id, session = _row_id(row[id_name]), row.get(session_name, "")
         if not is_missing(session):
             found[row_id].append(row)
             row_id += f"_{_row_id(session)}"
@@ -418,9 +418,8 @@ def _all_cells(rows: Iterable[tuple[Table, str]]) -> dict[str, str]:
     cells: dict[str, str] = {}
     taken: set[str] = set()
     for table, row_id in rows:
-        for name, text in table.rows.get(row_id, {}).items():
-            if name.lower() not in taken and not is_missing(text):
-                cells[name] = text
+        row = table.rows.get(row_id, {})
+        cells |= {n: row[n] for n in row if n.lower() not in taken and not is_missing(row[n])}
         taken.update(map(str.lower, table.columns))
     return cells
 

@@ -20,9 +20,6 @@ def test_labels_that_are_not_there(dataset: Path) -> None:
     with pytest.raises(UsageError) as error:
         find(dataset, participant_label=("xyz",))
     assert error.value.remedy == "There are 01, 02."
-
-
-def test_sessions(dataset: Path) -> None:
     for ses in ("01", "02"):
         write(dataset, f"sub-01/ses-{ses}/anat/sub-01_ses-{ses}_T1w.nii.gz")
     inventory = find(dataset, session_label=("02",))
@@ -62,12 +59,11 @@ def test_filters(dataset: Path, tmp_path: Path, filters: dict, expected: list[st
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("{", "JSON syntax error in"),
-        ("[1]", "does not hold filters"),
-        ('{"t1w": 3}', "does not hold filters"),
-        ('{"t1": {}}', "unknown query 't1'"),
+        ("{", "cannot be read"),
+        ("[1]", "does not hold a JSON object"),
+        ('{"t1w": 3}', "the value 3"),
         ('{"t1w": {"acqisition": "x"}}', "'acqisition'"),
-        ('{"t1w": {"suffix": "T2w"}}', 'suffix "T2w"'),
+        ('{"t1w": {"suffix": "T2w"}}', "'suffix' \"T2w\""),
         ('{"t1w": {"run": {"a": 1}}}', "the value"),
     ],
 )
@@ -77,6 +73,13 @@ def test_wrong_filters(tmp_path: Path, text: str, cause: str) -> None:
     assert error.value.remedy
     if "acqisition" in text:
         assert "acquisition" in error.value.remedy
+
+
+def test_filters_without_effect_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_filters(write(tmp_path, "f.json", '{"t1": {"run": 1}}')) == {}
+    assert "has no filters for t1w" in capsys.readouterr().out
 
 
 def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
@@ -89,3 +92,10 @@ def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
     write(tmp_path, "empty/sub-01/anat/sub-01_part-phase_T1w.nii.gz")
     with pytest.raises(NoInputError, match="part-phase is not a magnitude"):
         find(tmp_path / "empty")
+
+
+def test_an_index_is_not_needed(dataset: Path, tmp_path: Path) -> None:
+    inventory = find(dataset, bids_database_dir=tmp_path / "index")
+    assert keys(inventory) == ["sub-01", "sub-02"]
+    assert "--bids-database-dir has no effect" in inventory.warnings[0]
+    assert not (tmp_path / "index").exists()

@@ -471,11 +471,6 @@ FAULTS: dict[str, dict[str, Fault]] = {
                     "rows with more cells than columns: not used", "more cells than columns",
                     "test_bids_tables.py::test_a_row_whose_cells_cannot_be_told_apart_is_not_used",
                 ),
-                "other name": (
-                    "table under a name or in a place that BIDS does not have: not read",
-                    "as BIDS has no such name there",
-                    "test_bids_tables.py::test_a_table_under_another_name_is_told",
-                ),
                 "pointer": (
                     "text that git-annex or Git LFS has not fetched", "git lfs pull",
                     "test_text.py::test_pointers_are_named_with_what_fetches_them",
@@ -506,7 +501,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 ),
                 "some masks": (
                     "`--derivatives` with masks for some scans only", "was found for",
-                    "test_bids_masks.py::test_masks_of_derivatives",
+                    "test_bids_sidecars.py::test_masks_of_derivatives",
                 ),
             }.items()
         },
