@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
 from bids_harmony.bids_tables import (
+    DEFAULT_COLUMNS,
     Columns,
     Person,
     Tables,
@@ -320,12 +321,7 @@ def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], li
     """Gather tables, sidecars and masks of the scans, and what concerns them all."""
     sidecars = Sidecars(config.bids_dir)
     tables = Tables(sidecars)
-    columns = Columns(
-        site=config.site_column,
-        age=config.age_column,
-        sex=config.sex_column,
-        diagnosis=config.diagnosis_column,
-    )
+    columns = Columns(**{what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS})
     rows = [tables.rows_of(path, e["sub"], e.get("ses")) for path, e in named]
     check_columns(columns, tables.read.values())
     scans = []
@@ -368,12 +364,9 @@ def _site_warnings(scans: list[Scan]) -> list[str]:
     spellings: dict[str, set[str]] = defaultdict(set)
     for scan in scans:
         spellings[plain_id(scan.site) or scan.site].add(scan.site)
-    return [
-        "These sites differ in their spelling alone, and count as several: "
-        f"{', '.join(sorted(same))}."
-        for same in spellings.values()
-        if len(same) > 1
-    ]
+    several = [", ".join(sorted(same)) for same in spellings.values() if len(same) > 1]
+    cause = "These sites differ in their spelling alone, and count as several"
+    return [f"{cause}: {names}." for names in several]
 
 
 def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
@@ -382,10 +375,9 @@ def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
     if not config.derivatives or not without:
         return []
     names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
-    shown = ", ".join(without[:5]) + " ..." * (len(without) > 5)
     return [
         f"No *_desc-brain_mask.nii.gz in native space was found for {len(without)} of "
-        f"{counted(len(scans), 'scan')} ({shown}) in {names}: "
+        f"{counted(len(scans), 'scan')} ({_listed(without)}) in {names}: "
         f"--skull-strip {config.skull_strip} makes those masks."
     ]
 
@@ -398,29 +390,33 @@ def _printable(name: str) -> str:
 
 def _not_found(what: str, missing: list[str], there: Collection[str], root: Path) -> UsageError:
     """Build the error for labels that are not there, naming those nearest to them."""
-    wanted, named = missing[0], list(there)
-    cause = f"{root} has no {what} {', '.join(missing[:10])}{' ...' * (len(missing) > 10)}."
-    if near := look_alikes(wanted, named)[:3] or get_close_matches(wanted, named):
+    cause = f"{root} has no {what} {_listed(missing, 10)}."
+    if near := look_alikes(missing[0], there)[:3] or get_close_matches(missing[0], there):
         return UsageError(cause, f"Did you mean {', '.join(near)}?")
-    first = ", ".join(named[:10]) + f" (of {len(named)})" * (len(named) > 10)
-    return UsageError(cause, f"There are {first}." if named else f"It has no {what}s.")
+    return UsageError(
+        cause, f"There are {_listed(there, 10)}." if there else f"It has no {what}s."
+    )
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    """Write names one after the other, the first few."""
+    first = list(names)
+    return ", ".join(first[:most]) + (f" ... ({len(first)})" if len(first) > most else "")
 
 
 def _no_scans(
     subjects: Collection[str], config: RunConfig, skipped: list[Skipped]
 ) -> NoInputError:
     """Build the error for a search without result, printing the filters in force."""
-    in_force = [
-        f"--{name.replace('_', '-')} {' '.join(labels)}"
-        for name in ("participant_label", "session_label")
-        if (labels := getattr(config, name))
-    ]
-    if config.bids_filters:
-        in_force.append(f"--bids-filter-file {json.dumps(config.bids_filters)}")
+    filters = {
+        "--participant-label": " ".join(config.participant_label),
+        "--session-label": " ".join(config.session_label),
+        "--bids-filter-file": json.dumps(config.bids_filters) if config.bids_filters else "",
+    }
+    in_force = "; ".join(f"{flag} {value}" for flag, value in filters.items() if value)
     cause = f"No T1w scan was found in {config.bids_dir} ({len(subjects)} subjects)"
     if skipped:
-        first = skipped[0]
-        cause += f"; {len(skipped)} were left out, such as {first.what}: {first.why}"
+        cause += f"; {len(skipped)} were left out, such as {skipped[0].what}: {skipped[0].why}"
     expected = "Scans are expected as sub-XX/[ses-YY/]anat/sub-XX_[ses-YY_]T1w.nii.gz."
-    remedy = f"Loosen the filters in force: {'; '.join(in_force)}." if in_force else expected
+    remedy = f"Loosen the filters in force: {in_force}." if in_force else expected
     return NoInputError(f"{cause}.", remedy)

@@ -15,13 +15,13 @@ from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.text import TextError, read_json
 
-#: What is fixed here, and may be repeated in a filter.
-FIXED = {"suffix": "T1w", "datatype": "anat"}
 #: Entities whose labels are numbers, so that ``1`` means ``01`` too.
 NUMBERED = ("run", "echo", "chunk")
-#: pybids's queries, as the values that stand for them in JSON; OPTIONAL has no other spelling.
-_PYBIDS = {"Query.NONE": None, "Query.ANY": "*", "Query.REQUIRED": "*"}
-_LONG = {**ENTITIES, **{name: name for name in ENTITIES.values()}, "extension": "extension"}
+#: What a filter may name, and the long name that pybids has for it.
+NAMES = {**ENTITIES, **{name: name for name in ENTITIES.values()}}
+NAMES |= {name: name for name in ("suffix", "datatype", "extension")}
+#: pybids's queries, as the values that stand for them in JSON.
+QUERIES = {"Query.NONE": None, "Query.ANY": "*", "Query.REQUIRED": "*"}
 #: What a table of scans holds that no condition can ask for.
 NO_COLUMNS = ["metrics", "_source"]
 
@@ -39,7 +39,7 @@ def read_filters(path: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Lists of allowed values by long entity name; None and ``"*"`` as above.
+        Lists of allowed labels by long entity name; None and ``"*"`` as above.
 
     Raises
     ------
@@ -62,25 +62,21 @@ def read_filters(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} gives t1w the value {json.dumps(t1w)}.", remedy)
     filters: dict[str, Any] = {}
     for entity, value in t1w.items():
-        values = [_value(v) for v in (value if isinstance(value, list) else [value])]
-        if not all(v is None or isinstance(v, str | int) for v in values):
-            raise UsageError(f"{path} gives {entity} the value {json.dumps(value)}.", remedy)
-        if entity in _LONG:
-            filters[_LONG[entity]] = values
-        elif FIXED.get(entity) not in values:
-            names = ", ".join([*ENTITIES.values(), "extension"])
-            raise UsageError(
-                f"{path} filters by '{entity}' {json.dumps(value)}, which no T1w scan has.",
-                f"Valid are {names}.",
-            )
+        values = value if isinstance(value, list) else [value]
+        if entity not in NAMES or not all(isinstance(v, str | int | None) for v in values):
+            cause = f"{path} filters by '{entity}' {json.dumps(value)}, which no T1w scan has."
+            raise UsageError(cause, f"Filter by {', '.join(NAMES)}.")
+        if "Query.OPTIONAL" not in values:
+            filters[NAMES[entity]] = [_plain(NAMES[entity], v) for v in values]
     return filters
 
 
-def _value(value: Any) -> Any:
-    """Bring pybids's queries, and labels with their prefix, to one spelling."""
-    if not isinstance(value, str):
-        return value
-    return _PYBIDS.get(value, value.removeprefix("sub-").removeprefix("ses-"))
+def _plain(entity: str, wanted: str | int | None) -> str | None:
+    """Bring pybids's queries, labels with their prefix and numbers to one spelling."""
+    if wanted is None or wanted in QUERIES:
+        return QUERIES.get(str(wanted))
+    label = str(wanted).removeprefix("sub-").removeprefix("ses-")
+    return label.lstrip("0") or "0" if entity in NUMBERED else label
 
 
 def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) -> bool:
@@ -96,22 +92,12 @@ def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) 
         What :func:`read_filters` returned.
     """
     labels = {ENTITIES[entity]: label for entity, label in entities.items()}
-    labels["extension"] = name[name.index(".") :]
+    labels |= {"suffix": "T1w", "datatype": "anat", "extension": name[name.index(".") :]}
     return all(
-        any(_allows(value, entity, labels.get(entity)) for value in values)
+        _plain(entity, labels.get(entity)) in [_plain(entity, value) for value in values]
+        or ("*" in values and entity in labels)
         for entity, values in filters.items()
     )
-
-
-def _allows(wanted: Any, entity: str, label: str | None) -> bool:
-    if wanted == "Query.OPTIONAL":
-        return True
-    if wanted is None or label is None:
-        return wanted is label
-    number = str(wanted)
-    if entity in NUMBERED and number.isdecimal() and label.isdecimal():
-        return int(number) == int(label)
-    return number in ("*", label)
 
 
 def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:

@@ -134,7 +134,7 @@ class Table:
     def age_unit(self, column: str) -> tuple[float, str]:
         """Length of an age column's unit in years, and why the column cannot be used, if so."""
         entry = self.dictionary.get(column_key(column), {})
-        units = " ".join(str(entry.get("units", "")).split())
+        units = " ".join(str(entry.get("Units", "")).split())
         if not is_missing(units):
             given = set(lengths_of_units(units))
             why = f"its data dictionary gives its Units as {units[:60]!r}, which is not "
@@ -143,7 +143,7 @@ class Table:
         if self.broken:
             return 1.0, f"{self.broken}, and may give its units"
         named = set(lengths_of_units(column))
-        described = lengths_of_units(f"{entry.get('longname')} {entry.get('description')}")[:1]
+        described = lengths_of_units(f"{entry.get('LongName')} {entry.get('Description')}")[:1]
         if len(named.union(described)) > 1 or set(described) - named - {1.0}:
             return 1.0, "its name and description do not say plainly that it is in years"
         return min(named, default=1.0), ""
@@ -256,8 +256,9 @@ def _rows_by_id(
     keys = [column_key(name) for name in header]
     id_name, session_name = header[keys.index(id_column)], ""
     if id_column == "participant_id":
-        named = [header[n] for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
-        session_name = min(named, key=lambda name: name[:3].lower() != "ses", default="")
+        session_name = next(
+            (c for c, key in zip(header, keys, strict=True) if _SESSION.fullmatch(key)), ""
+        )
     positions = {name: header.index(name) for name in header if name}
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
     lines: dict[str, list[int]] = defaultdict(list)
@@ -309,17 +310,17 @@ def _read_dictionary(
     path: Path, sidecars: Sidecars
 ) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
     """Read a table's data dictionaries with BIDS inheritance; which is broken; and warnings."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = defaultdict(dict)
     broken, warnings = "", []
     for file, content, note in sidecars.of(path):
         if note:
             warnings.append(f"{file.name} {note}.")
         if content is None:
-            entries, broken = {}, f"{file.name} {note}"
+            broken = f"{file.name} {note}"
+            entries.clear()
         for name, entry in (content or {}).items():
-            texts = entry if isinstance(entry, dict) else {"description": entry}
-            texts = {column_key(key): text for key, text in texts.items()}
-            entries.setdefault(column_key(name), {}).update(texts)
+            described = entry if isinstance(entry, dict) else {"Description": entry}
+            entries[column_key(name)].update(described)
     return entries, broken, warnings
 
 

@@ -112,7 +112,7 @@ def test_no_text_is_taken_for_a_unit_that_it_is_not(units: str) -> None:
         ({"Units": "decades"}, "'decades'"),
         ({"Units": "1/12 year"}, "'1/12 year'"),
         ({"Units": "mm"}, "'mm'"),
-        ({"units": "furlongs"}, "'furlongs'"),
+        ({"Units": "furlongs"}, "'furlongs'"),
         *(
             (text, "do not say plainly")
             for text in (
