@@ -21,7 +21,6 @@ from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
 from bids_harmony.bids_tables import (
     DEFAULT_COLUMNS,
-    Columns,
     Person,
     Tables,
     check_columns,
@@ -298,17 +297,14 @@ def _select(paths: Iterable[Path], config: RunConfig) -> tuple[list[Named], list
 def _entities_of(path: Path) -> dict[str, str]:
     """Read the entities of a T1w file's name, or raise ValueError saying why it cannot be used."""
     key = path.name.rpartition("_")[0]
-    try:
-        entities = parse_entities(key)
-        for name, label in entities.items():
-            if (
-                name not in ENTITIES
-                or (name in NUMBERED and not label.isdigit())
-                or (name == "part" and label not in ("mag", *NOT_MAGNITUDE))
-            ):
-                raise ValueError(f"{name}-{label}")
-    except ValueError as error:
-        raise ValueError(f"its name is not BIDS: '{error}'") from error
+    entities = parse_entities(key)
+    for name, label in entities.items():
+        if (
+            name not in ENTITIES
+            or (name in NUMBERED and not label.isdigit())
+            or (name == "part" and label not in ("mag", *NOT_MAGNITUDE))
+        ):
+            raise ValueError(f"its name is not BIDS: '{name}-{label}'")
     if len(key) > MAX_KEY:
         raise ValueError("its name is too long for the names of its outputs")
     session = f"/ses-{entities['ses']}" if "ses" in entities else ""
@@ -321,7 +317,7 @@ def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], li
     """Gather tables, sidecars and masks of the scans, and what concerns them all."""
     sidecars = Sidecars(config.bids_dir)
     tables = Tables(sidecars)
-    columns = Columns(**{what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS})
+    columns = {what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS}
     rows = [tables.rows_of(path, e["sub"], e.get("ses")) for path, e in named]
     check_columns(columns, tables.read.values())
     scans = []

@@ -51,7 +51,7 @@ def parse_entities(key: str) -> dict[str, str]:
     for part in key.split("_"):
         match = re.fullmatch(r"([0-9a-zA-Z]+)-([0-9a-zA-Z+]+)", part)
         if not match or match[1] in entities:
-            raise ValueError(part)
+            raise ValueError(f"its name is not BIDS: '{part}'")
         entities[match[1]] = match[2]
     return entities
 

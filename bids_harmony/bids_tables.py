@@ -60,14 +60,8 @@ _SESSION = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Columns the user named, None where the default names are to be tried."""
-
-    site: str | None = None
-    age: str | None = None
-    sex: str | None = None
-    diagnosis: str | None = None
+#: Columns the user named, by ``site``, ``age``, ``sex`` and ``diagnosis``.
+Columns = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -125,11 +119,6 @@ class Table:
             named = [prefix + name.replace("_", "_ses-") for name in named]
         meant = f": did you mean {' or '.join(named[1:])}?" if near else "."
         return f"{self.file} has no row of {named[0]}{meant}"
-
-    def may_have_values(self, columns: Iterable[str]) -> bool:
-        """Tell whether any row has a value in some columns; a broken ``sessions.tsv`` may."""
-        cells = (row.get(name, "") for row in self.rows.values() for name in columns)
-        return not all(map(is_missing, cells)) or (self.name, self.columns) == ("sessions.tsv", ())
 
     def age_unit(self, column: str) -> tuple[float, str]:
         """Length of an age column's unit in years, and why the column cannot be used, if so."""
@@ -330,11 +319,8 @@ def column_key(name: str) -> str:
 
 
 @lru_cache
-def find_columns(what: str, there: tuple[str, ...], columns: Columns) -> list[str]:
+def find_columns(what: str, there: tuple[str, ...], named: str | None) -> list[str]:
     """Pick a table's columns for site, age, sex or diagnosis, the preferred one first."""
-    named = getattr(columns, what)
-    if named in there:  # as written, before any spelling that differs in case only
-        return [named]
     lowered = {name.lower(): name for name in reversed(there)}
     wanted = (named.lower(),) if named else DEFAULT_COLUMNS[what].split()
     return [lowered[name] for name in wanted if name in lowered]
@@ -350,9 +336,8 @@ def check_columns(columns: Columns, tables: Iterable[Table]) -> None:
     """
     there = tuple(dict.fromkeys(name for table in tables for name in table.columns))
     remedy = "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv."
-    for what in DEFAULT_COLUMNS:
-        name = getattr(columns, what)
-        if name is not None and not find_columns(what, there, columns):
+    for what, name in columns.items():
+        if name and not find_columns(what, there, name):
             cause = f"--{what}-column {name}: no table of the dataset has this column."
             raise UsageError(cause, f"Columns there are: {', '.join(there)}." if there else remedy)
 
@@ -361,13 +346,12 @@ def column_warnings(columns: Columns, tables: Iterable[Table]) -> list[str]:
     """Say which ages cannot be used, and which columns look like one that is not found."""
     warnings = []
     for table in tables:
-        ages = find_columns("age", table.columns, columns)
+        ages = find_columns("age", table.columns, columns.get("age"))
         if ages and (why := table.age_unit(ages[0])[1]):
             warnings.append(f"The column {ages[0]} of {table.name} is not used: {why}.")
         for what in DEFAULT_COLUMNS:
-            known = find_columns(what, table.columns, columns)
             likely = [c for c in table.columns if column_key(c).startswith(what[:4])]
-            if likely and not getattr(columns, what) and not table.may_have_values(known):
+            if likely and not columns.get(what) and not find_columns(what, table.columns, None):
                 named = " or ".join(f'"{column}"' for column in likely)
                 warnings.append(
                     f"{table.name} has no {what} in a column of a usual name, but {named} looks "
@@ -380,7 +364,8 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     """Say what the tables hold about one scan.
 
     A value that the most specific table lacks comes from the next one. An age does not come from
-    a person's row where a table has ages of single sessions: it may be the age at another time.
+    a person's row where a table has ages of single sessions, or cannot be read: it may be the age
+    at another time.
     Neither do further columns that a more specific table has.
 
     Parameters
@@ -431,7 +416,8 @@ def _find(
     """Find table, column and text of the most specific value there is."""
     of_sessions = ""
     for table, row_id in rows:
-        names, row = find_columns(what, table.columns, columns), table.rows.get(row_id, {})
+        names = find_columns(what, table.columns, columns.get(what))
+        row = table.rows.get(row_id, {})
         name = next((n for n in names if not is_missing(row.get(n, ""))), None)
         if name and of_sessions and table.name == "participants.tsv" and "_" not in row_id:
             warnings.append(
@@ -440,7 +426,7 @@ def _find(
             )
         elif name:
             return table, name, row[name]
-        elif what == "age" and table.may_have_values(names):
+        elif what == "age" and (names or not table.columns):
             of_sessions = table.file
     return None
 

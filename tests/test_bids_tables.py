@@ -39,24 +39,20 @@ def test_most_specific_table_wins(dataset: Path) -> None:
     ("text", "warning"),
     [
         ("participant_id\tage\r\nsub-01\t30\r\nsub-02\t40\r\n", None),
-        ("\ufeffparticipant_id\tage\nsub-01\t30\nsub-02\t40\n", None),
-        ("participant_id\tage\n01\t30\n02\t40\n", None),
+        ("\ufeffparticipant_id\tage\n01\t30\n02\t40\n", None),
         ("Participant_ID\tAge\nsub-01\t30\nsub-02\t40\n\n", None),
         ('"participant_id"\t"age"\n"sub-01"\t"30"\n"sub-02"\t"40"\n', None),
+        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", None),
+        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", None),
+        ("participant_id\tage\rsub-01\t30\rsub-02\t40", None),
+        ("participant_id\tage\tage\nsub-01\t30\t1\nsub-02\t40\t2\n", None),
         ('participant_id,age,x\nsub-01,30,"a,b"\nsub-02,40,c\n', "separated by ','"),
         ("participant_id;age\nsub-01;30\nsub-02;40\n", "separated by ';'"),
         ("participant_id|age\nsub-01|30\nsub-02|40\n", "separated by '|'"),
         ("participant_id\tage\nsub-01\t30\nsub-01\t30\nsub-02\t40\n", "01 (lines 2, 3)"),
         ("participant_id\tage\n\nsub-01\t30\nsub-02\t40\n\t99\n", "participant_id in line 5"),
-        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", None),
-        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", None),
-        ("participant_id\tage\rsub-01\t30\rsub-02\t40", None),
         ("participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\n", "too few cells in line 2"),
-        ("participant_id\tage\tage\nsub-01\t30\t1\nsub-02\t40\t2\n", None),
-        (
-            "participant_id\tage\tname\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n".encode("latin-1"),
-            "Latin-1",
-        ),
+        (b"participant_id\tage\tx\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n", "Latin-1"),
         ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16"), "UTF-16"),
         ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16-le"), "UTF-16"),
     ],
@@ -67,11 +63,7 @@ def test_tables_as_spreadsheets_save_them(
     write(dataset, "participants.tsv", text)
     inventory = find(dataset)
     assert [s.age for s in inventory.scans] == [30.0, 40.0]
-    if warning is None:
-        assert inventory.warnings == ()
-    else:
-        (note,) = inventory.warnings
-        assert warning in note
+    assert [warning in note for note in inventory.warnings] == ([True] if warning else [])
 
 
 @pytest.mark.parametrize(
