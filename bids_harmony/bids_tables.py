@@ -59,7 +59,6 @@ _SESSION = re.compile(
     r"|viscode2?|event_?name|redcap_event_name"
 )
 
-
 #: Columns the user named, by ``site``, ``age``, ``sex`` and ``diagnosis``.
 Columns = dict[str, str | None]
 
@@ -365,8 +364,7 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
 
     A value that the most specific table lacks comes from the next one. An age does not come from
     a person's row where a table has ages of single sessions, or cannot be read: it may be the age
-    at another time.
-    Neither do further columns that a more specific table has.
+    at another time. Neither do further columns that a more specific table has.
 
     Parameters
     ----------

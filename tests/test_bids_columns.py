@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bids_dataset import find, write
+from bids_dataset import find, table, write
 from command_line import parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +18,8 @@ from bids_harmony.errors import UsageError
 
 def people(root: Path, header: str, *rows: str) -> None:
     """Write ``participants.tsv`` of sub-01, sub-02 ...; cells are separated by blanks."""
-    lines = [f"participant_id {header}"]
-    lines += [f"sub-{n:02d} {row}" for n, row in enumerate(rows, start=1)]
-    write(root, "participants.tsv", "\n".join(lines).replace(" ", "\t") + "\n")
+    named = [f"sub-{n:02d} {row}" for n, row in enumerate(rows, start=1)]
+    table(root, "participants.tsv", "; ".join([f"participant_id {header}", *named]))
 
 
 def test_named_columns(dataset: Path) -> None:
@@ -186,8 +185,8 @@ def test_units_are_inherited_like_sidecars(dataset: Path) -> None:
     # What is said nearer to the table holds, whatever stands further up.
     write(dataset, "sessions.json", "{")
     assert age() == 24
-    write(dataset, "sub-01/ses-a/sub-01_ses-a_scans.tsv",
-          "filename\tage at scan\nanat/sub-01_ses-a_T1w.nii.gz\t36\n")  # fmt: skip
+    name = "sub-01/ses-a/sub-01_ses-a_scans.tsv"
+    write(dataset, name, "filename\tage at scan\nanat/sub-01_ses-a_T1w.nii.gz\t36\n")
     write(dataset, "scans.json", '{"age_at_scan": {"Units": "months"}}')
     assert age() == 3
 

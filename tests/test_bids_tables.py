@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bids_dataset import find, keys, write
+from bids_dataset import find, keys, table, write
 
 
 def test_most_specific_table_wins(dataset: Path) -> None:
     for ses in ("a", "b"):
         write(dataset, f"sub-01/ses-{ses}/anat/sub-01_ses-{ses}_T1w.nii.gz")
         write(dataset, f"sub-01/ses-{ses}/anat/sub-01_ses-{ses}_run-2_T1w.nii.gz")
-    write(dataset, "participants.tsv", "participant_id\tage\tsite\tgroup\nsub-01\t30\tP\tHC\n")
-    write(
-        dataset,
-        "sub-01/sub-01_sessions.tsv",
-        "session_id\tage\tsite\nses-a\t31\tS\nses-b\t32\tn/a\n",
-    )
-    write(
+    table(dataset, "participants.tsv", "participant_id age site group; sub-01 30 P HC")
+    table(dataset, "sub-01/sub-01_sessions.tsv", "session_id age site; ses-a 31 S; ses-b 32 n/a")
+    table(
         dataset,
         "sub-01/ses-a/sub-01_ses-a_scans.tsv",
-        "filename\tsite\tage\nanat/sub-01_ses-a_T1w.nii.gz\tF\tn/a\n",
+        "filename site age; anat/sub-01_ses-a_T1w.nii.gz F n/a",
     )
     found = {s.key: s for s in find(dataset, participant_label=("01",)).scans}
     facts = {key: (s.site, s.site_source, s.age) for key, s in found.items()}
@@ -80,13 +76,13 @@ def test_malformed_participants_table_only_warns(dataset: Path, content: bytes) 
 
 
 def test_a_subject_without_row_is_told(dataset: Path) -> None:
-    write(dataset, "participants.tsv", "participant_id\tage\nsub-01\t30\nsub-2\t40\n")
+    table(dataset, "participants.tsv", "participant_id age; sub-01 30; sub-2 40")
     inventory = find(dataset)
     first, second = inventory.scans
     assert first.warnings == ()
     said = "participants.tsv has no row of sub-02: did you mean sub-2?"
     assert second.warnings == inventory.warnings == (said,)
-    write(dataset, "participants.tsv", "participant_id\tage\nsub-01\t30\nsub-12\t40\n")
+    table(dataset, "participants.tsv", "participant_id age; sub-01 30; sub-12 40")
     write(dataset, "sub-03/anat/sub-03_T1w.nii.gz")
     inventory = find(dataset)
     assert inventory.scans[1].warnings == ("participants.tsv has no row of sub-02.",)
@@ -139,8 +135,7 @@ def test_the_row_of_the_session_counts_whatever_its_column_is_called(
 
 
 def test_a_session_without_a_row_of_its_own_takes_no_other(sessions: Path) -> None:
-    header = "participant_id\tsession\tage\tsex\tsite\n"
-    write(sessions, "participants.tsv", header + "sub-01\t1\t30\tM\tA\n")
+    table(sessions, "participants.tsv", "participant_id session age sex site; sub-01 1 30 M A")
     found, said = facts(sessions)
     assert found == {"ses-01": (None, "unknown", None), "ses-02": (None, "unknown", None)}
     assert said["ses-01"] == (
@@ -150,12 +145,8 @@ def test_a_session_without_a_row_of_its_own_takes_no_other(sessions: Path) -> No
 
 
 def test_rows_that_cannot_be_told_apart_count_where_they_agree(sessions: Path) -> None:
-    write(
-        sessions,
-        "participants.tsv",
-        "participant_id\tage\tsex\tsite\tgroup\n"
-        "sub-01\t30\tM\t1\tHC\n\nsub-01\t33\tM\t1\tn/a\nsub-02\t5\tF\t2\tHC\n",
-    )
+    rows = "sub-01 30 M 1 HC; ; sub-01 33 M 1 n/a; sub-02 5 F 2 HC"
+    table(sessions, "participants.tsv", f"participant_id age sex site group; {rows}")
     inventory = find(sessions)
     scan = inventory.scans[0]
     assert (scan.age, scan.sex, scan.site, scan.diagnosis) == (None, "M", "1", None)
@@ -164,10 +155,8 @@ def test_rows_that_cannot_be_told_apart_count_where_they_agree(sessions: Path) -
         "not used.",
     )
     assert "age" not in scan.columns
-    write(
-        sessions,
-        "sub-01/sub-01_sessions.tsv",
-        "session_id\tage\nses-01\t30\nses-01\t31\nses-02\t33\n",
+    table(
+        sessions, "sub-01/sub-01_sessions.tsv", "session_id age; ses-01 30; ses-01 31; ses-02 33"
     )
     assert facts(sessions)[0] == {"ses-01": (None, "1", "M"), "ses-02": (33.0, "1", "M")}
 
@@ -194,12 +183,8 @@ def test_the_age_at_another_time_is_not_used(
 
 
 def test_further_columns_come_from_the_most_specific_table_that_has_them(sessions: Path) -> None:
-    write(sessions, "participants.tsv", "participant_id\tage\tsite\tbmi\nsub-01\t3\tA\t20\n")
-    write(
-        sessions,
-        "sub-01/sub-01_sessions.tsv",
-        "session_id\tsite\tbmi\nses-01\tB\t21\nses-02\t-\t.\n",
-    )
+    table(sessions, "participants.tsv", "participant_id age site bmi; sub-01 3 A 20")
+    table(sessions, "sub-01/sub-01_sessions.tsv", "session_id site bmi; ses-01 B 21; ses-02 - .")
     assert facts(sessions)[0] == {"ses-01": (3.0, "B", None), "ses-02": (3.0, "A", None)}
     columns = [scan.columns.get("bmi") for scan in find(sessions, participant_label=("01",)).scans]
     assert columns == ["21", None]
