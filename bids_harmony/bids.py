@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids_filters import NUMBERED, matches
 from bids_harmony.bids_sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
-from bids_harmony.bids_tables import (
-    DEFAULT_COLUMNS,
-    Person,
-    Tables,
-    check_columns,
-    column_warnings,
-    describe,
-)
+from bids_harmony.bids_tables import DEFAULT_COLUMNS, Person, Tables, describe
 from bids_harmony.errors import NoInputError, UsageError, mount_hint
 from bids_harmony.text import TextError, look_alikes, plain_id, read_json
 
@@ -316,10 +309,10 @@ def _entities_of(path: Path) -> dict[str, str]:
 def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], list[str]]:
     """Gather tables, sidecars and masks of the scans, and what concerns them all."""
     sidecars = Sidecars(config.bids_dir)
-    tables = Tables(sidecars)
     columns = {what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS}
+    tables = Tables(sidecars, columns)
     rows = [tables.rows_of(path, e["sub"], e.get("ses")) for path, e in named]
-    check_columns(columns, tables.read.values())
+    tables.check_columns()
     scans = []
     for (path, entities), found in zip(named, rows, strict=True):
         person = vars(describe(found, columns))
@@ -337,9 +330,8 @@ def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], li
                 **person,
             )
         )
-    notes = [note for table in tables.read.values() for note in table.warnings]
+    notes = tables.warnings()
     notes += [w for s in scans for w in s.warnings if w.startswith("participants.tsv has no row")]
-    notes += column_warnings(columns, tables.read.values())
     return scans, [*_shortened(notes), *_site_warnings(scans), *_mask_warnings(scans, config)]
 
 

@@ -23,7 +23,7 @@ ENTITIES = {
     "sub": "subject", "ses": "session", "task": "task", "acq": "acquisition", "ce": "ceagent",
     "rec": "reconstruction", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
 }  # fmt: skip
-#: Sidecar fields kept with a scan; the first three make a site's label.
+#: Sidecar fields that go with a scan; the first three make a site's label.
 FACTS = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength"),
     *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle"),

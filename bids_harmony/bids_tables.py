@@ -167,39 +167,6 @@ class Person:
     warnings: tuple[str, ...] = ()
 
 
-class Tables:
-    """A dataset's tables, each read when a scan first asks for it.
-
-    Parameters
-    ----------
-    sidecars : Sidecars
-        Of the dataset; data dictionaries are among them.
-    """
-
-    def __init__(self, sidecars: Sidecars) -> None:
-        self._sidecars = sidecars
-        self.read: dict[Path, Table] = {}
-
-    def _table(self, *parts: str) -> Table | None:
-        path = self._sidecars.root.joinpath(*parts)
-        if path not in self.read and os.path.lexists(path):
-            self.read[path] = read_table(path, self._sidecars)
-        return self.read.get(path)
-
-    def rows_of(self, scan: Path, sub: str, ses: str | None) -> list[tuple[Table, str]]:
-        """Find the tables that may have a row of a scan, the most specific first, with its id."""
-        sub_, key = f"sub-{sub}", scan.name.partition(".")[0]
-        found = [(self._table(sub_, f"{sub_}_scans.tsv"), key)]
-        if ses:
-            if own := self._table(sub_, f"ses-{ses}", f"{sub_}_ses-{ses}_scans.tsv"):
-                found = [(own, key)]  # else all sessions may be listed in one table
-            found.append((self._table(sub_, f"{sub_}_sessions.tsv"), ses))
-        people = self._table("participants.tsv")
-        per_session = ses and people and sub in people.with_sessions
-        found.append((people, f"{sub}_{ses}" if per_session else sub))
-        return [(table, row_id) for table, row_id in found if table is not None]
-
-
 def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
     """Read a BIDS table, tolerating what spreadsheets do to one.
 
@@ -325,38 +292,77 @@ def find_columns(what: str, there: tuple[str, ...], named: str | None) -> list[s
     return [lowered[name] for name in wanted if name in lowered]
 
 
-def check_columns(columns: Columns, tables: Iterable[Table]) -> None:
-    """Refuse a column name that no table has.
+class Tables:
+    """A dataset's tables, each read when a scan first asks for it.
 
-    Raises
-    ------
-    UsageError
-        Naming the columns there are.
+    Parameters
+    ----------
+    sidecars : Sidecars
+        Of the dataset; data dictionaries are among them.
+    columns : Columns
+        Columns to read.
     """
-    there = tuple(dict.fromkeys(name for table in tables for name in table.columns))
-    remedy = "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv."
-    for what, name in columns.items():
-        if name and not find_columns(what, there, name):
-            cause = f"--{what}-column {name}: no table of the dataset has this column."
-            raise UsageError(cause, f"Columns there are: {', '.join(there)}." if there else remedy)
+
+    def __init__(self, sidecars: Sidecars, columns: Columns) -> None:
+        self._sidecars, self._columns = sidecars, columns
+        self._read: dict[Path, Table] = {}
+
+    def _table(self, *parts: str) -> Table | None:
+        path = self._sidecars.root.joinpath(*parts)
+        if path not in self._read and os.path.lexists(path):
+            self._read[path] = read_table(path, self._sidecars)
+        return self._read.get(path)
+
+    def rows_of(self, scan: Path, sub: str, ses: str | None) -> list[tuple[Table, str]]:
+        """Find the tables that may have a row of a scan, the most specific first, with its id."""
+        sub_, key = f"sub-{sub}", scan.name.partition(".")[0]
+        found = [(self._table(sub_, f"{sub_}_scans.tsv"), key)]
+        if ses:
+            if own := self._table(sub_, f"ses-{ses}", f"{sub_}_ses-{ses}_scans.tsv"):
+                found = [(own, key)]  # else all sessions may be listed in one table
+            found.append((self._table(sub_, f"{sub_}_sessions.tsv"), ses))
+        people = self._table("participants.tsv")
+        per_session = ses and people and sub in people.with_sessions
+        found.append((people, f"{sub}_{ses}" if per_session else sub))
+        return [(table, row_id) for table, row_id in found if table is not None]
+
+    def check_columns(self) -> None:
+        """Refuse a column name that none of the tables has.
+
+        Raises
+        ------
+        UsageError
+            Naming the columns there are.
+        """
+        there = tuple(dict.fromkeys(c for table in self._read.values() for c in table.columns))
+        remedy = "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv."
+        for what, name in self._columns.items():
+            if name and not find_columns(what, there, name):
+                cause = f"--{what}-column {name}: no table of the dataset has this column."
+                shown = f"Columns there are: {', '.join(there)}."
+                raise UsageError(cause, shown if there else remedy)
+
+    def warnings(self) -> list[str]:
+        """Say what is wrong with the tables and their columns, each thing once."""
+        notes = [note for table in self._read.values() for note in table.warnings]
+        notes += [n for t in self._read.values() for n in column_warnings(t, self._columns)]
+        return list(dict.fromkeys(notes))
 
 
-def column_warnings(columns: Columns, tables: Iterable[Table]) -> list[str]:
-    """Say which ages cannot be used, and which columns look like one that is not found."""
+def column_warnings(table: Table, columns: Columns) -> list[str]:
+    """Say whether ages cannot be used, and which columns look like one that is not found."""
     warnings = []
-    for table in tables:
-        ages = find_columns("age", table.columns, columns.get("age"))
-        if ages and (why := table.age_unit(ages[0])[1]):
-            warnings.append(f"The column {ages[0]} of {table.name} is not used: {why}.")
-        for what in DEFAULT_COLUMNS:
-            likely = [c for c in table.columns if column_key(c).startswith(what[:4])]
-            if likely and not columns.get(what) and not find_columns(what, table.columns, None):
-                named = " or ".join(f'"{column}"' for column in likely)
-                warnings.append(
-                    f"{table.name} has no {what} in a column of a usual name, but {named} looks "
-                    f"like it: give --{what}-column to use it."
-                )
-    return list(dict.fromkeys(warnings))
+    ages = find_columns("age", table.columns, columns.get("age"))
+    if ages and (why := table.age_unit(ages[0])[1]):
+        warnings.append(f"The column {ages[0]} of {table.name} is not used: {why}.")
+    for what in DEFAULT_COLUMNS:
+        likely = [f'"{c}"' for c in table.columns if column_key(c).startswith(what[:4])]
+        if likely and not columns.get(what) and not find_columns(what, table.columns, None):
+            warnings.append(
+                f"{table.name} has no {what} in a column of a usual name, but "
+                f"{' or '.join(likely)} looks like it: give --{what}-column to use it."
+            )
+    return warnings
 
 
 def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:

@@ -121,7 +121,7 @@ def test_no_table_stops_a_run(tmp_path: Path, content: bytes, name: str) -> None
             assert person.age is None or 0 <= person.age <= 120
             assert all("\n" not in line for line in person.warnings)
         assert all(
-            "\n" not in line for line in (*table.warnings, *column_warnings(Columns(), [table]))
+            "\n" not in line for line in (*table.warnings, *column_warnings(table, Columns()))
         )
         try:
             merge_ratings(read_ratings([path])[0])
@@ -140,7 +140,7 @@ def test_no_data_dictionary_stops_a_run(tmp_path: Path, content: dict[str, Any])
         table = read_table(path)
         person = describe([(table, "01")], Columns())
         assert person.age is not None or person.warnings
-        for line in (*person.warnings, *column_warnings(Columns(), [table]), *table.warnings):
+        for line in (*person.warnings, *column_warnings(table, Columns()), *table.warnings):
             assert "\n" not in line
             line.encode()
 
