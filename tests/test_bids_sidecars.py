@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, write
 
-from bids_harmony.bids_sidecars import site_label
+from bids_harmony.bids_sidecars import SCANNER, site_label
 
 
 def test_metadata_are_inherited(dataset: Path) -> None:
@@ -45,20 +45,13 @@ def test_metadata_are_inherited(dataset: Path) -> None:
         ("Siemens Healthineers", "Prisma fit", "3.0", "Siemens Prisma fit 3T"),
         ("GE MEDICAL SYSTEMS", "DISCOVERY MR750", 30000, "GE DISCOVERY MR750 3T"),
         ("Philips Medical Systems", "Intera", 1.494, "Philips Intera 1.5T"),
-        ("Hyperfine", "", 0.064, "Hyperfine 0.064T"),
-        ("n/a", "unknown", "3 T", "3T"),
-        ("GE", ["x"], "1,5", "GE 1.5T"),
-        (None, None, "high", None),
-        ("", " ", float("nan"), None),
-        (None, None, None, None),
+        ("Hyperfine", "", 0.064, "Hyperfine 0.064T"), ("n/a", "unknown", "3 T", "3T"),
+        ("GE", ["x"], "1,5", "GE 1.5T"), (None, None, "high", None),
+        ("", " ", float("nan"), None), (None, None, None, None),
     ],
-)
+)  # fmt: skip
 def test_site_labels(maker: object, model: object, tesla: object, label: str | None) -> None:
-    facts = {
-        "Manufacturer": maker,
-        "ManufacturersModelName": model,
-        "MagneticFieldStrength": tesla,
-    }
+    facts = dict(zip(SCANNER, (maker, model, tesla), strict=True))
     assert site_label({k: v for k, v in facts.items() if v is not None}) == label
 
 
