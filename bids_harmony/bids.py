@@ -147,9 +147,7 @@ def find_scans(config: RunConfig) -> Inventory:
         raise _not_found("participant", missing, there, root)
     warnings = [] if config.skip_bids_validation else check_description(root)
     if config.bids_database_dir:
-        warnings.append(
-            "--bids-database-dir has no effect: the dataset is listed anew, in seconds."
-        )
+        warnings.append("--bids-database-dir has no effect: folders are listed in seconds.")
     paths = list_t1w(root, subjects)
     sessions = {f.name[4:]: None for path in paths if (f := path.parents[1]).name[:4] == "ses-"}
     if missing := [label for label in config.session_label if label not in sessions]:

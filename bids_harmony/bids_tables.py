@@ -186,22 +186,16 @@ def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
     id_column = _ID_COLUMNS.get(file.rpartition("_")[2], "filename")
     try:
         text, notes = read_text(path)
+        header, body, more = split_table(text)
+        if id_column not in map(column_key, header):
+            raise TextError(f"it has no {id_column} column")
     except TextError as error:
         return Table(file, warnings=(f"{file} cannot be read ({error}): not used.",))
-    header, body, more = split_table(text)
-    if id_column not in map(column_key, header):
-        why = f"has no {id_column} column" if header else "is empty"
-        return Table(file, warnings=(f"{file} {why}: not used.",))
     rows, problems = _rows_by_id(header, body, id_column)
     dictionary, broken, said = _read_dictionary(path, sidecars or Sidecars(path.parent))
-    return Table(
-        file=file,
-        columns=tuple(dict.fromkeys(filter(None, header))),
-        rows=rows,
-        dictionary=dictionary,
-        broken=broken,
-        warnings=(*(f"{file} {note}." for note in (*notes, *more, *problems)), *said),
-    )
+    columns = tuple(dict.fromkeys(filter(None, header)))
+    notes = [f"{file} {note}." for note in (*notes, *more, *problems)]
+    return Table(file, columns, rows, dictionary, broken, (*notes, *said))
 
 
 def _rows_by_id(
@@ -209,11 +203,9 @@ def _rows_by_id(
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Read the rows of a table, those of one id as one, and say what is wrong with them."""
     keys = [column_key(name) for name in header]
-    id_name, session_name = header[keys.index(id_column)], ""
-    if id_column == "participant_id":
-        session_name = next(
-            (c for c, key in zip(header, keys, strict=True) if _SESSION.fullmatch(key)), ""
-        )
+    sessions = [header[n] for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
+    of_session = sessions[0] if sessions and id_column == "participant_id" else ""
+    id_name = header[keys.index(id_column)]
     positions = {name: header.index(name) for name in header if name}
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
     lines: dict[str, list[int]] = defaultdict(list)
@@ -222,7 +214,7 @@ def _rows_by_id(
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         row = {name: cells[n] for name, n in positions.items() if n < len(cells)}
-        row_id, session = _row_id(row.get(id_name, "")), row.get(session_name, "")
+        row_id, session = _row_id(row.get(id_name, "")), row.get(of_session, "")
         if is_missing(row_id):
             problems[f"has no {id_column} in {{}}: not used"].append(line)
             continue
