@@ -1,29 +1,29 @@
-"""``--bids-filter-file``: which T1w images of a subject are used."""
+"""Which scans are used: ``--bids-filter-file``, by their names; ``--fit-filter``, by tables."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from bids_harmony.bids_sidecars import ENTITIES
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.text import TextError, parse_json, read_text
+from bids_harmony.text import TextError, read_json
 
-#: Queries a filter file shared with other BIDS Apps may hold; all but t1w have no effect here.
-QUERIES = (
-    *("t1w", "t2w", "flair", "bold", "sbref", "dwi", "fmap", "roi", "pet", "asl", "meg", "eeg"),
-    *("pdw", "m0scan", "t2star", "perf"),
-)
-#: What is fixed here, and may be repeated in a filter.
-FIXED = {"suffix": "T1w", "datatype": "anat"}
 #: Entities whose labels are numbers, so that ``1`` means ``01`` too.
 NUMBERED = ("run", "echo", "chunk")
-_QUERY = re.compile(r"<?Query\.(NONE|ANY|REQUIRED|OPTIONAL)\b.*")
-_LONG = {**ENTITIES, **{name: name for name in ENTITIES.values()}, "extension": "extension"}
+#: What a filter may name, and the long name that pybids has for it.
+NAMES = {**ENTITIES, **{name: name for name in ENTITIES.values()}}
+NAMES |= {name: name for name in ("suffix", "datatype", "extension")}
+#: pybids's queries, as the values that stand for them in JSON.
+QUERIES = {"Query.NONE": None, "Query.ANY": "*", "Query.REQUIRED": "*"}
+#: What a table of scans holds that no condition can ask for.
+NO_COLUMNS = ["metrics", "_source"]
 
 
 def read_filters(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_filters(path: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Lists of allowed values by long entity name; None and ``"*"`` as above.
+        Lists of allowed labels by long entity name; None and ``"*"`` as above.
 
     Raises
     ------
@@ -48,63 +48,39 @@ def read_filters(path: Path) -> dict[str, Any]:
     """
     remedy = 'Expected is for example {"t1w": {"acquisition": "mprage", "run": [1, 2]}}.'
     try:
-        text, notes = read_text(path)
+        content, notes = read_json(path)
     except TextError as error:
-        raise UsageError(
-            f"The filter file {path} cannot be read ({error}).",
-            f"Check its path.{mount_hint()}",
-        ) from error
+        cause = f"The filter file {path} cannot be read ({error})."
+        raise UsageError(cause, f"{remedy}{mount_hint()}") from error
+    queries = {name.lower(): wanted for name, wanted in content.items()}
+    if "t1w" not in queries:
+        notes.append("has no filters for t1w, and has no effect")
     for note in notes:
         say(f"Warning: {path} {note}.")
-    try:
-        content = parse_json(text)
-    except TextError as error:
-        raise UsageError(f"JSON syntax error in {path}: {error}.", "Correct the file.") from error
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise UsageError(f"{path} does not hold filters by query.", remedy)
-    queries = {name.lower(): filters for name, filters in content.items()}
-    if unknown := [name for name in content if name.lower() not in QUERIES]:
-        raise UsageError(
-            f"{path} has an unknown query '{unknown[0]}'.",
-            f"Only 't1w' has an effect; of other apps, {', '.join(QUERIES[1:])} are accepted.",
-        )
+    t1w = queries.get("t1w", {})
+    if not isinstance(t1w, dict):
+        raise UsageError(f"{path} gives t1w the value {json.dumps(t1w)}.", remedy)
     filters: dict[str, Any] = {}
-    for entity, value in queries.get("t1w", {}).items():
-        values = [_normal(v) for v in (value if isinstance(value, list) else [value])]
-        if entity in FIXED:
-            if FIXED[entity] not in values:
-                raise UsageError(
-                    f"{path} asks for {entity} {json.dumps(value)}.",
-                    f"Only {FIXED[entity]} can be used: take '{entity}' out of the file.",
-                )
-        elif entity not in _LONG:
-            names = ", ".join(sorted(set(_LONG.values()) | set(FIXED)))
-            raise UsageError(
-                f"{path} filters by '{entity}', which T1w names do not have.",
-                f"Valid are {names}.",
-            )
-        elif not all(v is None or isinstance(v, str | int) for v in values):
-            raise UsageError(f"{path} gives {entity} the value {json.dumps(value)}.", remedy)
-        else:
-            filters[_LONG[entity]] = values
+    for entity, value in t1w.items():
+        values = value if isinstance(value, list) else [value]
+        if entity not in NAMES or not all(isinstance(v, str | int | None) for v in values):
+            cause = f"{path} filters by '{entity}' {json.dumps(value)}, which no T1w scan has."
+            raise UsageError(cause, f"Filter by {', '.join(NAMES)}.")
+        if "Query.OPTIONAL" not in values:
+            filters[NAMES[entity]] = [_plain(NAMES[entity], v) for v in values]
     return filters
 
 
-def _normal(value: Any) -> Any:
-    """Bring the ways of writing pybids's queries, and labels with their prefix, to one."""
-    if not isinstance(value, str):
-        return value
-    if match := _QUERY.fullmatch(value):
-        queries = {"NONE": None, "ANY": "*", "REQUIRED": "*", "OPTIONAL": "Query.OPTIONAL"}
-        return queries[match[1]]
-    return value.removeprefix("sub-").removeprefix("ses-")
+def _plain(entity: str, wanted: str | int | None) -> str | None:
+    """Bring pybids's queries, labels with their prefix and numbers to one spelling."""
+    if wanted is None or wanted in QUERIES:
+        return QUERIES.get(str(wanted))
+    label = str(wanted).removeprefix("sub-").removeprefix("ses-")
+    return label.lstrip("0") or "0" if entity in NUMBERED else label
 
 
 def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) -> bool:
     """Tell whether an image passes the filters.
-
-    The filters are applied here and not by a pybids query, whose entities come from the whole
-    path: below ``/data/sub-projects/`` every scan would belong to subject ``projects``.
 
     Parameters
     ----------
@@ -115,22 +91,68 @@ def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) 
     filters : mapping
         What :func:`read_filters` returned.
     """
-    long = {ENTITIES[entity]: label for entity, label in entities.items()}
-    long["extension"] = name[name.index(".") :]
+    labels = {ENTITIES[entity]: label for entity, label in entities.items()}
+    labels |= {"suffix": "T1w", "datatype": "anat", "extension": name[name.index(".") :]}
     return all(
-        any(_allows(value, entity, long.get(entity)) for value in values)
+        _plain(entity, labels.get(entity)) in [_plain(entity, value) for value in values]
+        or ("*" in values and entity in labels)
         for entity, values in filters.items()
     )
 
 
-def _allows(wanted: Any, entity: str, label: str | None) -> bool:
-    if wanted == "Query.OPTIONAL":
-        return True
-    if wanted is None or label is None:
-        return wanted is None and label is None
-    if wanted == "*" or str(wanted) == label:
-        return True
-    number = str(wanted)
-    return (
-        entity in NUMBERED and number.isdigit() and label.isdigit() and int(number) == int(label)
-    )
+def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
+    """Choose the scans that meet a condition; see :func:`meets`.
+
+    Raises
+    ------
+    UsageError
+        When the condition cannot be understood, or no scan meets it.
+    """
+    met = meets(table, expression)
+    if not met.any():
+        raise UsageError(f"No scan meets --fit-filter {expression!r}.", _columns(table))
+    return met
+
+
+def meets(table: pd.DataFrame, expression: str | None) -> np.ndarray:
+    """Say which scans meet a condition such as ``diagnosis == "control" and age > 18``.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per scan.
+    expression : str or None
+        As :meth:`pandas.DataFrame.eval` takes it, on the table's columns; None is all scans.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean, one entry per scan.
+
+    Raises
+    ------
+    UsageError
+        When the condition cannot be understood.
+    """
+    if expression is None:
+        return np.ones(len(table), dtype=bool)
+    # Names of the program are no part of the language.
+    if "@" in expression or "__" in expression:
+        raise UsageError(f"--fit-filter {expression!r} may not hold '@' or '__'.", _columns(table))
+    usable = table.drop(columns=NO_COLUMNS, errors="ignore")
+    try:
+        met = usable.eval(expression, engine="python", local_dict={}, global_dict={})
+        met = pd.Series(met, index=usable.index)
+        if met.dtype != bool:
+            raise TypeError("it is no condition")
+    except Exception as error:  # whatever the expression makes pandas raise
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"--fit-filter {expression!r} cannot be understood ({why}).",
+            f"Write for example 'diagnosis == \"control\"'. {_columns(table)}",
+        ) from error
+    return met.to_numpy(dtype=bool)
+
+
+def _columns(table: pd.DataFrame) -> str:
+    return f"Columns are {', '.join(str(name) for name in table if name not in NO_COLUMNS)}."

@@ -1,15 +1,18 @@
 """What lies beside a scan: JSON sidecars, read with inheritance, and existing brain masks.
 
-The folders of one scan are listed and the few JSON files that apply to it are read, instead of
-indexing the metadata of the whole dataset: one malformed file then concerns only the scans it
-applies to, and ten thousand subjects cost nothing until they are asked for.
+The folders of one scan are listed and the few JSON files that apply to it are read. A pybids
+index with the metadata of 10,000 subjects takes a minute, and one malformed file stops it; here
+such a file concerns only the scans it applies to.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +20,23 @@ from bids_harmony.text import TextError, is_missing, read_json
 
 #: Entities a T1w name may have (BIDS 1.10), in the order of the standard.
 ENTITIES = {
-    "sub": "subject",
-    "ses": "session",
-    "task": "task",
-    "acq": "acquisition",
-    "ce": "ceagent",
-    "rec": "reconstruction",
-    "run": "run",
-    "echo": "echo",
-    "part": "part",
-    "chunk": "chunk",
-}
-#: Sidecar fields kept with a scan.
+    "sub": "subject", "ses": "session", "task": "task", "acq": "acquisition", "ce": "ceagent",
+    "rec": "reconstruction", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
+}  # fmt: skip
+#: Sidecar fields that go with a scan; the first three make a site's label.
 FACTS = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength"),
     *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle"),
     *("ScanningSequence", "PulseSequenceType", "SkullStripped"),
 )
-#: Those of them that make a site's label.
 SCANNER = FACTS[:3]
-NATIVE_SPACES = (None, "T1w", "orig")
-_MASK = re.compile(r"(?P<key>.+)_desc-brain_mask\.nii(\.gz)?")
 _MAKERS = {"siemens": "Siemens", "philips": "Philips", "ge": "GE", "general": "GE"}
+#: Names of masks on the scan's own grid, after the scan's entities, the preferred one first.
+_MASKS = [
+    f"{space}_desc-brain_mask{extension}"
+    for space in ("", "_space-T1w", "_space-orig")
+    for extension in (".nii.gz", ".nii")
+]
 
 
 def parse_entities(key: str) -> dict[str, str]:
@@ -53,130 +51,101 @@ def parse_entities(key: str) -> dict[str, str]:
     for part in key.split("_"):
         match = re.fullmatch(r"([0-9a-zA-Z]+)-([0-9a-zA-Z+]+)", part)
         if not match or match[1] in entities:
-            raise ValueError(part)
+            raise ValueError(f"its name is not BIDS: '{part}'")
         entities[match[1]] = match[2]
     return entities
 
 
-class Folders:
-    """Folder listings and JSON files, each read once.
+class Sidecars:
+    """JSON files of a dataset, each found and read once.
 
     One object serves one search; datasets that change meanwhile are seen by the next.
-    """
-
-    def __init__(self) -> None:
-        self._names: dict[Path, frozenset[str]] = {}
-        self._sidecars: dict[tuple[Path, str], list[tuple[str, dict[str, str]]]] = {}
-        self._json: dict[Path, tuple[dict[str, Any] | None, str]] = {}
-
-    def names(self, folder: Path) -> frozenset[str]:
-        """Names in a folder; none where it cannot be listed."""
-        if folder not in self._names:
-            try:
-                self._names[folder] = frozenset(path.name for path in folder.iterdir())
-            except OSError:
-                self._names[folder] = frozenset()
-        return self._names[folder]
-
-    def sidecars(self, folder: Path, suffix: str) -> list[tuple[str, dict[str, str]]]:
-        """Names of a folder's ``[entities_]SUFFIX.json`` with entities, fewest entities first."""
-        if (folder, suffix) not in self._sidecars:
-            found = []
-            for name in self.names(folder):
-                key, there, rest = name.rpartition(f"{suffix}.json")
-                if not there or rest or (key and not key.endswith("_")):
-                    continue
-                try:
-                    found.append((name, parse_entities(key[:-1]) if key else {}))
-                except ValueError:
-                    continue
-            self._sidecars[folder, suffix] = sorted(found, key=lambda i: (len(i[1]), i[0]))
-        return self._sidecars[folder, suffix]
-
-    def json(self, path: Path) -> tuple[dict[str, Any] | None, str]:
-        """Object in a JSON file, None where it cannot be read, and what is to be said of it."""
-        if path not in self._json:
-            try:
-                content, notes = read_json(path)
-                self._json[path] = content, "; ".join(notes)
-            except TextError as error:
-                self._json[path] = None, f"cannot be read ({error})"
-        return self._json[path]
-
-
-def inherited(
-    path: Path, root: Path, folders: Folders
-) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
-    """Read the JSON files that apply to a file by BIDS inheritance, the least specific first.
-
-    Files named ``[entities_]SUFFIX.json`` apply when their entities are among the file's; deeper
-    folders come after the dataset's root, and within a folder more entities after fewer.
 
     Parameters
     ----------
-    path : pathlib.Path
-        ``[entities_]SUFFIX.EXTENSION``, somewhere below ``root``.
     root : pathlib.Path
         The dataset.
-    folders : Folders
-        Listings shared between files.
-
-    Yields
-    ------
-    file : pathlib.Path
-        A file that applies.
-    content : dict or None
-        None where it cannot be read.
-    note : str
-        What is to be said of it, or nothing.
     """
-    key, _, name = path.name.rpartition("_")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._list, self._read = cache(_list_json), cache(_read_object)
+
+    def of(self, path: Path) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
+        """Read the files that apply to a file by BIDS inheritance, the least specific first.
+
+        Files named ``[entities_]SUFFIX.json`` apply when their entities are among the file's;
+        deeper folders come after the dataset's root, and within a folder more entities after
+        fewer.
+
+        Parameters
+        ----------
+        path : pathlib.Path
+            ``[entities_]SUFFIX.EXTENSION``, somewhere below the root.
+
+        Yields
+        ------
+        file : pathlib.Path
+            A file that applies.
+        content : dict or None
+            None where it cannot be read.
+        note : str
+            What is to be said of it, or nothing.
+        """
+        own, suffix = _split_name(path)
+        for folder in reversed(path.parents[: len(path.relative_to(self.root).parts)]):
+            for entities, file in self._list(folder, suffix):
+                if entities.items() <= own.items():
+                    yield file, *self._read(file)
+
+    def facts(self, scan: Path) -> tuple[dict[str, Any], list[str]]:
+        """Read a scan's metadata.
+
+        Returns
+        -------
+        facts : dict
+            The fields of :data:`FACTS` that are there. What a file that cannot be read might have
+            replaced is not among them; nor are some of :data:`SCANNER` alone then, as they would
+            name another scanner.
+        warnings : list of str
+            One for each applicable file that cannot be used as it is.
+        """
+        merged: dict[str, Any] = {}
+        warnings, broken = [], False
+        for file, content, note in self.of(scan):
+            merged.update(content or {})
+            if content is None:
+                merged, broken = {}, True
+                note += ": its metadata is not used, and what it may replace is unknown"
+            if note:
+                warnings.append(f"{file.relative_to(self.root)} {note}.")
+        if broken and not merged.keys() >= set(SCANNER):
+            merged = {fact: value for fact, value in merged.items() if fact not in SCANNER}
+        return {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}, warnings
+
+
+def _split_name(path: Path) -> tuple[dict[str, str], str]:
+    """Split ``[entities_]SUFFIX.EXTENSION`` into entities and suffix, or raise ValueError."""
+    key, _, rest = path.name.rpartition("_")
+    return parse_entities(key) if key else {}, rest.partition(".")[0]
+
+
+def _list_json(folder: Path, suffix: str) -> list[tuple[dict[str, str], Path]]:
+    """List a folder's ``[entities_]SUFFIX.json`` with their entities, fewest entities first."""
+    found = []
+    for path in sorted(folder.glob(f"*{suffix}.json")):
+        with suppress(ValueError):
+            entities, own = _split_name(path)
+            found += [(entities, path)] if own == suffix else []
+    return sorted(found, key=lambda item: len(item[0]))
+
+
+def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     try:
-        wanted = parse_entities(key).items() if key else {}.items()
-    except ValueError:
-        wanted = {}.items()
-    for folder in [*reversed(path.parents[: len(path.relative_to(root).parts)])]:
-        for sidecar, entities in folders.sidecars(folder, name.partition(".")[0]):
-            if entities.items() <= wanted:
-                yield folder / sidecar, *folders.json(folder / sidecar)
-
-
-def read_sidecars(path: Path, root: Path, folders: Folders) -> tuple[dict[str, Any], list[str]]:
-    """Read a scan's metadata with BIDS inheritance.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The scan, somewhere below ``root``.
-    root : pathlib.Path
-        The dataset.
-    folders : Folders
-        Listings shared between scans.
-
-    Returns
-    -------
-    facts : dict
-        The fields of :data:`FACTS` that are there. What a file that cannot be read might have
-        replaced is not among them; nor are some of :data:`SCANNER` alone then, as they would
-        name another scanner.
-    warnings : list of str
-        One for each applicable file that cannot be used as it is.
-    """
-    merged: dict[str, Any] = {}
-    warnings, broken = [], False
-    for file, content, note in inherited(path, root, folders):
-        where = file.relative_to(root)
-        if content is None:
-            merged, broken = {}, True
-            note += ": its metadata is not used, and what it may replace is unknown"
-        else:
-            merged.update(content)
-        if note:
-            warnings.append(f"{where} {note}.")
-    facts = {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}
-    if broken and not facts.keys() >= set(SCANNER):
-        facts = {fact: value for fact, value in facts.items() if fact not in SCANNER}
-    return facts, warnings
+        content, notes = read_json(path)
+    except TextError as error:
+        return None, f"cannot be read ({error})"
+    return content, "; ".join(notes)
 
 
 def _is_plain(value: Any) -> bool:
@@ -195,59 +164,35 @@ def site_label(facts: Mapping[str, Any]) -> str | None:
     lest one scanner make two sites.
     """
     named = [facts.get(name) for name in SCANNER[:2]]
-    maker, model = (
-        "" if not isinstance(name, str | int | float) or is_missing(str(name))
-        else " ".join(str(name).replace("_", " ").split())
-        for name in named
-    )  # fmt: skip
-    words = [_MAKERS.get(re.split(r"[\W_]", maker.lower())[0], maker), model]
+    words = [str(name).replace("_", " ") if isinstance(name, str | int) else "" for name in named]
+    maker, model = (" ".join(word.split()) for word in words)
+    maker = _MAKERS.get(re.split(r"[\W_]", maker.lower())[0], maker)
     try:
         text = str(facts.get("MagneticFieldStrength", "nan")).strip().rstrip("Tt ")
         tesla = float(text.replace(",", "."))
-    except (ValueError, OverflowError):
+    except ValueError:
         tesla = float("nan")
     tesla = tesla / 10_000 if tesla > 100 else tesla  # some converters write gauss
-    if 0 < tesla <= 100:
-        words.append(f"{round(tesla * 2) / 2 if tesla > 0.75 else tesla:g}T")
-    return " ".join(filter(None, words)) or None
+    field = f"{round(tesla * 2) / 2 if tesla > 0.75 else tesla:g}T" if 0 < tesla <= 100 else ""
+    return " ".join(word for word in (maker, model, field) if not is_missing(word)) or None
 
 
-def find_mask(
-    entities: Mapping[str, str], pipelines: Mapping[str, Path], folders: Folders
-) -> Path | None:
+def find_mask(scan: Path, pipelines: Iterable[Path]) -> Path | None:
     """Find an existing brain mask on a scan's own grid.
 
     Parameters
     ----------
-    entities : mapping of str to str
-        The scan's entities by short name.
-    pipelines : mapping of str to pathlib.Path
+    scan : pathlib.Path
+        ``[...]/sub-XX/[ses-YY/]anat/ENTITIES_T1w.nii.gz``.
+    pipelines : iterable of pathlib.Path
         Derivative datasets, the preferred one first.
-    folders : Folders
-        Listings shared between scans.
 
     Returns
     -------
     pathlib.Path or None
-        A ``*_desc-brain_mask.nii[.gz]`` with exactly the scan's entities, and without ``space-``
-        or with ``space-T1w`` or ``space-orig``.
+        ``ENTITIES_[space-{T1w,orig}_]desc-brain_mask.nii[.gz]``, with exactly the scan's entities.
     """
-    for root in pipelines.values():
-        folder = root / f"sub-{entities['sub']}"
-        if "ses" in entities:
-            folder /= f"ses-{entities['ses']}"
-        found = []
-        for name in folders.names(folder / "anat"):
-            match = _MASK.fullmatch(name)
-            if not match:
-                continue
-            try:
-                theirs = parse_entities(match["key"])
-            except ValueError:
-                continue
-            space = theirs.pop("space", None)
-            if theirs == entities and space in NATIVE_SPACES:
-                found.append((NATIVE_SPACES.index(space), folder / "anat" / name))
-        if found:
-            return min(found)[1]
-    return None
+    key = scan.name.rpartition("_")[0]
+    folder = Path(*scan.parts[-4 if "_ses-" in key else -3 : -1])
+    candidates = (root / folder / (key + ending) for root in pipelines for ending in _MASKS)
+    return next(filter(os.path.lexists, candidates), None)

@@ -2,21 +2,23 @@
 
 Tables are typed by hand and saved by spreadsheets, so the reader takes what can be understood,
 says what it had to guess, and never stops a run: a table that makes no sense is left out with
-a warning. What is not understood is never replaced by a guess.
+a warning. What is not understood is never replaced by a guess; months read as years, for one,
+look like ages too.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
-from bids_harmony.bids_ages import age_units, column_key, parse_age, units_of
-from bids_harmony.bids_columns import Columns
-from bids_harmony.bids_sidecars import Folders, inherited
+from bids_harmony.bids_sidecars import Sidecars
+from bids_harmony.errors import UsageError
 from bids_harmony.text import (
     CODE,
     TextError,
@@ -28,14 +30,37 @@ from bids_harmony.text import (
     split_table,
 )
 
-#: Columns of ``participants.tsv`` that say of which session a row is: the first that is there.
-SESSION_COLUMNS = ("session_id", "session", "ses", "ses_id", "visit_id", "visit", "timepoint")
-#: Other spellings of them.
+#: Column names tried, in this order and whatever their case, where none is given.
+DEFAULT_COLUMNS = {
+    "site": "site site_id siteid site_name scan_site acquisition_site center centre center_id "
+    "centre_id scanner scanner_id",
+    "age": "age age_years age_at_scan age_at_mri age_at_visit scan_age",
+    "sex": "sex gender",
+    "diagnosis": "diagnosis dx diag dx_group patient_group group",
+}
+SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
+MAX_AGE = 120.0
+#: Length of a unit of time in years, by its first letter.
+YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+#: Units in a text that :func:`column_key` made, but no other lengths of time as in "12_months".
+_UNITS = re.compile(
+    r"(?<!\d)(?<!\d_)(?:(?:year|month|week|day)s?(?!s?_?\d)"
+    r"|(?<![a-z])(?:y|yo|yrs?|m|mos?|mons?|mths?|w|wks?|d)(?![a-z]))"
+)
+_AGE = re.compile(
+    r"(?P<open>>=?)?\s*(?P<number>[-+]?\d+(?:\.\d+|,\d{1,2})?)\s*(?P<plus>\+)?\s*"
+    r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
+    re.IGNORECASE,
+)
+_ID_COLUMNS = {"participants.tsv": "participant_id", "sessions.tsv": "session_id"}
+_PREFIXES = {"participants.tsv": "sub-", "sessions.tsv": "ses-"}
 _SESSION = re.compile(
     r"(?:session|sess?|visit|time_?point|tp|wave)_?(?:id|label|name|no|num|number|nr|code|idx)?"
     r"|viscode2?|event_?name|redcap_event_name"
 )
-_PREFIX = {"participant_id": "sub-", "session_id": "ses-"}
+
+#: Columns the user named, by ``site``, ``age``, ``sex`` and ``diagnosis``.
+Columns = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -44,98 +69,96 @@ class Table:
 
     Attributes
     ----------
-    name : str
-        ``participants.tsv``, ``sessions.tsv`` or ``scans.tsv``.
+    file : str
+        The table's own name, such as ``sub-01_sessions.tsv``.
     columns : tuple of str
         Column names as written; empty where the table cannot be used.
     rows : dict of str to dict
         Cells as text, by row id: the label without ``sub-`` or ``ses-``, the file's name without
         ``.nii[.gz]`` in ``scans.tsv``. Where ``participants.tsv`` has a row per session,
-        ``label_session``, or ``label_`` for rows that name none, and in ``label`` what all rows
-        of the participant say. Cells in which several rows of one id differ are left out.
-    conflicts : dict of str to dict
-        Those cells, by row id and column: which lines differ.
-    units : dict of str to tuple of str
-        By :func:`~bids_harmony.bids_ages.column_key`, the units its data dictionary gives, and
-        how it says so.
+        ``label_session``, and in ``label`` what all rows of the participant say. Of several rows
+        of one id, the cells in which they agree.
+    dictionary : dict of str to dict
+        The data dictionary's entries; names of columns and keys as :func:`column_key` has them.
     broken : str
-        A data dictionary that cannot be read, and why; ``units`` has what does not depend on it.
-    file : str
-        The table's own name, such as ``sub-01_sessions.tsv``.
-    written : dict of str to str
-        By row id, the id as written.
+        A data dictionary that cannot be read, and why.
     warnings : tuple of str
         What had to be guessed or left out.
     """
 
-    name: str
+    file: str
     columns: tuple[str, ...] = ()
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
-    conflicts: dict[str, dict[str, str]] = field(default_factory=dict)
-    units: dict[str, tuple[str, str]] = field(default_factory=dict)
+    dictionary: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: str = ""
-    file: str = ""
-    written: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
-        """What to call it in a message."""
-        return self.file or self.name
+    def name(self) -> str:
+        """``participants.tsv``, ``sessions.tsv`` or ``scans.tsv``."""
+        return self.file.rpartition("_")[2]
 
     @cached_property
-    def sessions(self) -> dict[str, list[str]]:
-        """By participant, the rows of single sessions in ``participants.tsv``."""
-        found = defaultdict(list)
-        for row_id in self.rows if self.name == "participants.tsv" else ():
-            label, _, session = row_id.partition("_")
-            if session:
-                found[label].append(row_id)
-        return dict(found)
+    def with_sessions(self) -> frozenset[str]:
+        """Participants who have rows of single sessions."""
+        return frozenset(i.partition("_")[0] for i in self.rows if "_" in i)
 
     @cached_property
     def _similar(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for row_id in self.rows:
             found[id_key(row_id)].append(row_id)
-        return dict(found)
-
-    def ids_of(self, sub: str, ses: str | None) -> list[str]:
-        """Ids of the rows of ``participants.tsv`` that are a scan's, the most specific first."""
-        general = [f"{sub}_"] if f"{sub}_" in self.rows else []
-        if ses and sub in self.sessions:
-            return [f"{sub}_{ses}", *general]
-        return general or [sub]
+        return found
 
     def absent(self, row_id: str) -> str:
         """Say that there is no row of an id, and which may be the one."""
-        label, session = row_id, ""
-        if self.name == "participants.tsv":
-            label, _, session = row_id.partition("_")
-        prefix = {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name, "")
-        who = f"ses-{session} of sub-{label}" if session else f"{prefix}{label}"
         near = look_alikes(row_id, self._similar.get(id_key(row_id), ()))[:3]
-        meant = " or ".join(f"'{self.written.get(other, other)}'" for other in near)
-        return f"{who} has no row in {self.where}" + (f": did you mean {meant}?" if near else ".")
+        named = [row_id, *near]
+        if prefix := _PREFIXES.get(self.name):
+            named = [prefix + name.replace("_", "_ses-") for name in named]
+        meant = f": did you mean {' or '.join(named[1:])}?" if near else "."
+        return f"{self.file} has no row of {named[0]}{meant}"
 
-    def has_ages(self, row_id: str, names: Collection[str]) -> bool:
-        """Tell whether it may hold ages of single sessions of a person, one of whose is asked."""
-        if self.name == "participants.tsv":
-            ids: Collection[str] = self.sessions.get(row_id.partition("_")[0], ())
-        else:
-            ids = self.rows
-        return (not self.columns and self.name == "sessions.tsv") or any(
-            name in self.conflicts.get(i, ()) or not is_missing(self.rows[i].get(name, ""))
-            for i in ids
-            for name in names
-        )
+    def age_unit(self, column: str) -> tuple[float, str]:
+        """Length of an age column's unit in years, and why the column cannot be used, if so."""
+        entry = self.dictionary.get(column_key(column), {})
+        units = " ".join(str(entry.get("Units", "")).split())
+        if not is_missing(units):
+            given = set(lengths_of_units(units))
+            why = f"its data dictionary gives its Units as {units[:60]!r}, which is not "
+            why += "years, months, weeks or days"
+            return (min(given), "") if len(given) == 1 else (1.0, why)
+        if self.broken:
+            return 1.0, f"{self.broken}, and may give its units"
+        named = set(lengths_of_units(column))
+        described = lengths_of_units(f"{entry.get('LongName')} {entry.get('Description')}")[:1]
+        if len(named.union(described)) > 1 or set(described) - named - {1.0}:
+            return 1.0, "its name and description do not say plainly that it is in years"
+        return min(named, default=1.0), ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Person:
-    """What the tables say about one scan (see :class:`bids_harmony.bids.Scan`)."""
+    """What the tables say about one scan.
 
-    site: str | None = None
+    Attributes
+    ----------
+    site, site_source : str
+        Acquisition domain (``unknown`` if none) and where it was found
+        (``participants.tsv:site``, ``sidecar``, ``none``).
+    age : float or None
+        Years at the scan, 0 to 120.
+    sex : str or None
+        ``M`` or ``F``.
+    diagnosis : str or None
+        As the dataset writes it.
+    columns : dict of str to str
+        All cells of its rows that say something, by column; of several tables the most specific.
+    warnings : tuple of str
+        What the user should know about this scan's metadata.
+    """
+
+    site: str = "unknown"
     site_source: str = "none"
     age: float | None = None
     sex: str | None = None
@@ -144,172 +167,201 @@ class Person:
     warnings: tuple[str, ...] = ()
 
 
-def read_table(
-    path: Path, id_column: str, root: Path | None = None, folders: Folders | None = None
-) -> Table:
+def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
     """Read a BIDS table, tolerating what spreadsheets do to one.
 
     Parameters
     ----------
     path : pathlib.Path
-        ``..._participants.tsv``, ``..._sessions.tsv`` or ``..._scans.tsv``.
-    id_column : str
-        ``participant_id``, ``session_id`` or ``filename``.
-    root : pathlib.Path, optional
-        The dataset, from which on data dictionaries apply; the table's own folder by default.
-    folders : Folders, optional
-        Listings shared between tables.
+        ``participants.tsv``, ``..._sessions.tsv`` or ``..._scans.tsv``.
+    sidecars : Sidecars, optional
+        Of the dataset; by default data dictionaries are looked for beside the table.
 
     Returns
     -------
     Table
         Without columns, and with the reason among its warnings, where it cannot be used.
     """
-    name, where = path.name.rpartition("_")[2], path.name
-
-    def unusable(why: str) -> Table:
-        return Table(name, file=where, warnings=(f"{where} {why}: not used.",))
-
+    file = path.name
+    id_column = _ID_COLUMNS.get(file.rpartition("_")[2], "filename")
     try:
         text, notes = read_text(path)
+        header, body, more = split_table(text)
+        if id_column not in map(column_key, header):
+            raise TextError(f"it has no {id_column} column")
     except TextError as error:
-        return unusable(f"cannot be read ({error})")
-    header, body, more = split_table(text)
-    notes += more
-    while header and not header[-1]:
-        header.pop()
-    lowered = [c.lower().replace(" ", "_") for c in header]
-    if id_column not in lowered:
-        columns = ", ".join(header[:10])
-        return unusable(f"has no {id_column} column ({columns})" if header else "is empty")
-    id_name = header[lowered.index(id_column)]
-    ses_name = _session_column(header) if id_column == "participant_id" else None
-    found: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-    whole: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-    written: dict[str, str] = {}
-    short, long, nameless = [], [], []
+        return Table(file, warnings=(f"{file} cannot be read ({error}): not used.",))
+    rows, problems = _rows_by_id(header, body, id_column)
+    dictionary, broken, said = _read_dictionary(path, sidecars or Sidecars(path.parent))
+    columns = tuple(dict.fromkeys(filter(None, header)))
+    notes = [f"{file} {note}." for note in (*notes, *more, *problems)]
+    return Table(file, columns, rows, dictionary, broken, (*notes, *said))
+
+
+def _rows_by_id(
+    header: list[str], body: list[tuple[int, list[str]]], id_column: str
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Read the rows of a table, those of one id as one, and say what is wrong with them."""
+    keys = [column_key(name) for name in header]
+    sessions = [header[n] for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
+    of_session = sessions[0] if sessions and id_column == "participant_id" else ""
+    id_name = header[keys.index(id_column)]
+    positions = {name: header.index(name) for name in header if name}
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    lines: dict[str, list[int]] = defaultdict(list)
+    problems: dict[str, list[int]] = defaultdict(list)
     for line, cells in body:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
-        if len(cells) < len(header):
-            short.append(line)
-        row: dict[str, str] = {}
-        for column, cell in zip(header, cells, strict=False):
-            row.setdefault(column, cell)
-        if is_missing(row.get(id_name, "")):
-            nameless.append(line)
+        row = {name: cells[n] for name, n in positions.items() if n < len(cells)}
+        row_id, session = _row_id(row.get(id_name, "")), row.get(of_session, "")
+        if is_missing(row_id):
+            problems[f"has no {id_column} in {{}}: not used"].append(line)
             continue
         if len(cells) > len(header):
-            long.append(line)
+            problems["has more cells than columns in {}: not used"].append(line)
             row = {id_name: row[id_name]}
-        row_id = _row_id(row[id_name], id_column)
-        written[row_id] = row[id_name]
-        if ses_name is not None:
-            whole[row_id].append((line, row))
-            session = row.get(ses_name, "")
-            row_id += "_" + ("" if is_missing(session) else _row_id(session, "session_id"))
-            written[row_id] = f"{row[id_name]} {session}"
-        found[row_id].append((line, row))
-    rows, conflicts = {}, {}
-    for row_id, several in (found | whole).items():
-        rows[row_id], conflicts[row_id] = _agreed(several, where)
-    if repeated := [(i, several) for i, several in found.items() if len(several) > 1]:
-        shown = "; ".join(
-            f"{i.rstrip('_').replace('_', ' ses-')} ({_lines(n for n, _ in several)})"
-            for i, several in repeated[:5]
-        )
+        elif len(cells) < len(header):
+            problems["has too few cells in {}: what is missing may be in the middle"].append(line)
+        if not is_missing(session):
+            found[row_id].append(row)
+            row_id += f"_{_row_id(session)}"
+        found[row_id].append(row)
+        lines[row_id].append(line)
+    notes = [text.format(_lines(numbers)) for text, numbers in problems.items()]
+    if several := [f"{i} ({_lines(n)})" for i, n in lines.items() if len(n) > 1]:
+        shown = "; ".join(several[:5])
         notes.append(f"has several rows for {shown}: cells in which they differ are not used")
-    if nameless:
-        notes.append(f"has no {id_column} in {_lines(nameless)}: not used")
-    if short:
-        notes.append(f"has too few cells in {_lines(short)}: what is missing may be in the middle")
-    if long:
-        notes.append(f"has more cells than columns in {_lines(long)}: not used")
-    if len(set(lowered)) < len(header):
-        notes.append("has columns of the same name; the first was used")
-    units, broken, said = _units(path, root or path.parent, folders or Folders())
-    return Table(
-        name=name,
-        columns=tuple(dict.fromkeys(filter(None, header))),
-        rows=rows,
-        conflicts={row_id: cells for row_id, cells in conflicts.items() if cells},
-        units=units,
-        broken=broken,
-        file=where,
-        written=written,
-        warnings=(*(f"{where} {note}." for note in notes), *said),
-    )
+    return {row_id: _agreed(rows) for row_id, rows in found.items()}, notes
 
 
-def _session_column(header: list[str]) -> str | None:
-    """Find the column that says of which session a row is."""
-    keys = [column_key(name) for name in header]
-    usual = [keys.index(c) for c in SESSION_COLUMNS if c in keys]
-    others = [n for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
-    return header[(usual + others)[0]] if usual or others else None
+def _row_id(value: str) -> str:
+    """Read an id without ``sub-`` or ``ses-``, or the name of a file without its ending."""
+    name = re.split(r"[/\\]", value)[-1]
+    return re.sub(r"(?i)^(sub|ses)-(?!.*_)|\.nii(\.gz)?$", "", name)
 
 
-def _row_id(value: str, id_column: str) -> str:
-    if id_column == "filename":
-        return re.sub(r"(?i)\.nii(\.gz)?$", "", value.replace("\\", "/").rpartition("/")[2])
-    return re.sub(f"(?i)^{_PREFIX[id_column]}", "", value)
+def _lines(numbers: list[int]) -> str:
+    """``line 2``, ``lines 2, 5``, ``lines 2, 3, 4, 5, 6 ...``."""
+    shown = ", ".join(map(str, numbers[:5])) + " ..." * (len(numbers) > 5)
+    return f"line{'s' * (len(numbers) > 1)} {shown}"
 
 
-def _lines(numbers: Iterable[int]) -> str:
-    """``line 2``, ``lines 2 and 5``, ``lines 2, 3, 4, 5, 6 and 20 more``."""
-    first = [str(n) for n in numbers]
-    if len(first) > 6:
-        first[5:] = [f"{len(first) - 5} more"]
-    said = ", ".join(first[:-1]) + " and " + first[-1] if len(first) > 1 else first[0]
-    return f"line{'s' * (len(first) > 1)} {said}"
+def _agreed(rows: list[dict[str, str]]) -> dict[str, str]:
+    """Merge rows of one id: the cells in which they agree."""
+    first, *others = rows
+    return {name: cell for name, cell in first.items() if all(r.get(name) == cell for r in others)}
 
 
-def _agreed(
-    several: list[tuple[int, dict[str, str]]], where: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Merge rows that cannot be told apart: the cells they agree on, and which others differ."""
-    if len(several) == 1:
-        return several[0][1], {}
-    merged, conflicts = {}, {}
-    for column in dict.fromkeys(c for _, row in several for c in row):
-        said = [(n, row[column]) for n, row in several if not is_missing(row.get(column, ""))]
-        cells = {plain_number(cell).casefold(): cell for _, cell in said}
-        if len(cells) > 1:
-            shown = ", ".join([*cells.values()][:5])
-            conflicts[column] = f"{_lines(n for n, _ in said)} of {where} differ ({shown})"
-        else:
-            merged[column] = said[0][1] if said else "n/a"
-    return merged, conflicts
-
-
-def _units(
-    path: Path, root: Path, folders: Folders
-) -> tuple[dict[str, tuple[str, str]], str, list[str]]:
-    """Units of the columns by the data dictionaries of a table, with BIDS inheritance."""
-    units: dict[str, tuple[str, str]] = {}
+def _read_dictionary(
+    path: Path, sidecars: Sidecars
+) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
+    """Read a table's data dictionaries with BIDS inheritance; which is broken; and warnings."""
+    entries: dict[str, dict[str, Any]] = defaultdict(dict)
     broken, warnings = "", []
-    for file, content, note in inherited(path, root, folders):
+    for file, content, note in sidecars.of(path):
         if note:
             warnings.append(f"{file.name} {note}.")
         if content is None:
-            units, broken = {}, f"{file.name} {note}"
-            continue
-        here: dict[str, tuple[str, str]] = {}
-        for name, entry in content.items():
-            if (found := units_of(entry)) is not None:
-                key, (text, how) = column_key(name), found
-                if key in here and here[key][0] != text:
-                    text, how = "?", "gives it several Units"
-                here[key] = text, f"{file.name} {how}"
-        units |= here
-    return units, broken, warnings
+            broken = f"{file.name} {note}"
+            entries.clear()
+        for name, entry in (content or {}).items():
+            described = entry if isinstance(entry, dict) else {"Description": entry}
+            entries[column_key(name)].update(described)
+    return entries, broken, warnings
+
+
+def column_key(name: str) -> str:
+    """Bring the name of a column and its key in a data dictionary to one form."""
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
+
+@lru_cache
+def find_columns(what: str, there: tuple[str, ...], named: str | None) -> list[str]:
+    """Pick a table's columns for site, age, sex or diagnosis, the preferred one first."""
+    lowered = {name.lower(): name for name in reversed(there)}
+    wanted = (named.lower(),) if named else DEFAULT_COLUMNS[what].split()
+    return [lowered[name] for name in wanted if name in lowered]
+
+
+class Tables:
+    """A dataset's tables, each read when a scan first asks for it.
+
+    Parameters
+    ----------
+    sidecars : Sidecars
+        Of the dataset; data dictionaries are among them.
+    columns : Columns
+        Columns to read.
+    """
+
+    def __init__(self, sidecars: Sidecars, columns: Columns) -> None:
+        self._sidecars, self._columns = sidecars, columns
+        self._read: dict[Path, Table] = {}
+
+    def _table(self, *parts: str) -> Table | None:
+        path = self._sidecars.root.joinpath(*parts)
+        if path not in self._read and os.path.lexists(path):
+            self._read[path] = read_table(path, self._sidecars)
+        return self._read.get(path)
+
+    def rows_of(self, scan: Path, sub: str, ses: str | None) -> list[tuple[Table, str]]:
+        """Find the tables that may have a row of a scan, the most specific first, with its id."""
+        sub_, key = f"sub-{sub}", scan.name.partition(".")[0]
+        found = [(self._table(sub_, f"{sub_}_scans.tsv"), key)]
+        if ses:
+            if own := self._table(sub_, f"ses-{ses}", f"{sub_}_ses-{ses}_scans.tsv"):
+                found = [(own, key)]  # else all sessions may be listed in one table
+            found.append((self._table(sub_, f"{sub_}_sessions.tsv"), ses))
+        people = self._table("participants.tsv")
+        per_session = ses and people and sub in people.with_sessions
+        found.append((people, f"{sub}_{ses}" if per_session else sub))
+        return [(table, row_id) for table, row_id in found if table is not None]
+
+    def check_columns(self) -> None:
+        """Refuse a column name that none of the tables has.
+
+        Raises
+        ------
+        UsageError
+            Naming the columns there are.
+        """
+        there = tuple(dict.fromkeys(c for table in self._read.values() for c in table.columns))
+        remedy = "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv."
+        for what, name in self._columns.items():
+            if name and not find_columns(what, there, name):
+                cause = f"--{what}-column {name}: no table of the dataset has this column."
+                shown = f"Columns there are: {', '.join(there)}."
+                raise UsageError(cause, shown if there else remedy)
+
+    def warnings(self) -> list[str]:
+        """Say what is wrong with the tables and their columns, each thing once."""
+        notes = [note for table in self._read.values() for note in table.warnings]
+        notes += [n for t in self._read.values() for n in column_warnings(t, self._columns)]
+        return list(dict.fromkeys(notes))
+
+
+def column_warnings(table: Table, columns: Columns) -> list[str]:
+    """Say whether ages cannot be used, and which columns look like one that is not found."""
+    warnings = []
+    ages = find_columns("age", table.columns, columns.get("age"))
+    if ages and (why := table.age_unit(ages[0])[1]):
+        warnings.append(f"The column {ages[0]} of {table.name} is not used: {why}.")
+    for what in DEFAULT_COLUMNS:
+        likely = [f'"{c}"' for c in table.columns if column_key(c).startswith(what[:4])]
+        if likely and not columns.get(what) and not find_columns(what, table.columns, None):
+            warnings.append(
+                f"{table.name} has no {what} in a column of a usual name, but "
+                f"{' or '.join(likely)} looks like it: give --{what}-column to use it."
+            )
+    return warnings
 
 
 def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     """Say what the tables hold about one scan.
 
-    A value that the most specific table lacks comes from the next one, with a warning. An age
-    does not come from a person's row where a table has ages of single sessions: it may be the age
+    A value that the most specific table lacks comes from the next one. An age does not come from
+    a person's row where a table has ages of single sessions, or cannot be read: it may be the age
     at another time. Neither do further columns that a more specific table has.
 
     Parameters
@@ -324,94 +376,122 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
     -------
     Person
     """
-    found = list(rows)
-    warnings = [table.absent(i) for table, i in found if table.columns and i not in table.rows]
-    warnings += [f"{table.where} cannot be used." for table, _ in found if not table.columns]
-    site, source = _label(_find(found, columns, "site", warnings), "site", warnings)
-    diagnosis, _ = _label(_find(found, columns, "diagnosis", warnings), "diagnosis", warnings)
-    age = None
-    if cell := _find(found, columns, "age", warnings):
-        units, why = age_units(cell.column, cell.table.units, cell.table.broken)
-        if why:
-            warnings.append(f"{cell.source}: {why}, so it was not used.")
-        else:
-            age, note = parse_age(cell.text, units)
-            warnings += [f"{cell.source}: {note}"] if note else []
-    sex = None
-    if (cell := _find(found, columns, "sex", warnings)) and not (sex := parse_sex(cell.text)):
-        warnings.append(f"{cell.source}: sex '{cell.text}' is not M or F, so it was not used.")
+    rows = list(rows)
+    warnings = [
+        table.absent(row_id) if table.columns else f"{table.file} cannot be used."
+        for table, row_id in rows
+        if row_id not in table.rows
+    ]
+    facts: dict[str, Any] = {}
+    for what in DEFAULT_COLUMNS:
+        if cell := _find(rows, columns, what, warnings):
+            table, column, text = cell
+            facts[what], note = _value(what, text, table, column)
+            if note:
+                warnings.append(f"{table.name}:{column}: {note}")
+            elif what == "site":
+                facts["site_source"] = f"{table.name}:{column}"
+    facts = {name: value for name, value in facts.items() if value is not None}
+    return Person(**facts, columns=_all_cells(rows), warnings=tuple(warnings))
+
+
+def _all_cells(rows: Iterable[tuple[Table, str]]) -> dict[str, str]:
+    """Cells of a scan that say something; what one table has a column for is not taken further."""
     cells: dict[str, str] = {}
-    for n, (table, row_id) in enumerate(found):
-        taken = {c.lower() for other, _ in found[:n] if other is not table for c in other.columns}
-        for name, text in table.rows.get(row_id, {}).items():
-            if name and name.lower() not in taken and not is_missing(text):
-                cells.setdefault(name, text)
-    return Person(site, source, age, sex, diagnosis, cells, tuple(warnings))
-
-
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    table: Table
-    column: str
-
-    @property
-    def source(self) -> str:
-        return f"{self.table.name}:{self.column}"
+    taken: set[str] = set()
+    for table, row_id in rows:
+        row = table.rows.get(row_id, {})
+        cells |= {n: row[n] for n in row if n.lower() not in taken and not is_missing(row[n])}
+        taken.update(map(str.lower, table.columns))
+    return cells
 
 
 def _find(
     rows: list[tuple[Table, str]], columns: Columns, what: str, warnings: list[str]
-) -> _Cell | None:
-    """Find the most specific value there is, and say what was passed over for it."""
-    passed: list[str] = []
-    other_ages: Table | None = None
+) -> tuple[Table, str, str] | None:
+    """Find table, column and text of the most specific value there is."""
+    of_sessions = ""
     for table, row_id in rows:
-        names = columns.among(table.columns, what)
-        row = table.rows.get(row_id)
-        for name in names:
-            if conflict := table.conflicts.get(row_id, {}).get(name):
-                warnings.append(f"{table.name}:{name}: {conflict}, so it was not used.")
-                return None
-            if row is None or is_missing(row.get(name, "")):
-                continue
-            cell = _Cell(row[name], table, name)
-            of_person = table.name == "participants.tsv" and (
-                "_" not in row_id or row_id.endswith("_")
+        names = find_columns(what, table.columns, columns.get(what))
+        row = table.rows.get(row_id, {})
+        name = next((n for n in names if not is_missing(row.get(n, ""))), None)
+        if name and of_sessions and table.name == "participants.tsv" and "_" not in row_id:
+            warnings.append(
+                f"{table.name}:{name} may be the age at another time, as {of_sessions} has ages "
+                "of single sessions and none of this one, so it was not used."
             )
-            if other_ages and of_person:
-                warnings.append(
-                    f"{cell.source} may be the age at another time, as {other_ages.where} has "
-                    "ages of single sessions and none of this one, so it was not used."
-                )
-                return None
-            if passed:
-                warnings.append(
-                    f"{what}: taken from {cell.source}, as it is missing in {', '.join(passed)}."
-                )
-            return cell
-        if names and row is not None:
-            passed.append(f"{table.where}:{names[0]}")
-        if what == "age" and table.has_ages(row_id, names):
-            other_ages = table
+        elif name:
+            return table, name, row[name]
+        elif what == "age" and (names or not table.columns):
+            of_sessions = table.file
     return None
 
 
-def _label(cell: _Cell | None, what: str, warnings: list[str]) -> tuple[str | None, str]:
-    """Read a site or a diagnosis: equal numbers are one, and codes for no value are none."""
-    if cell is None:
-        return None, "none"
-    if CODE.fullmatch(cell.text):
-        warnings.append(f"{cell.source}: '{cell.text}' is taken for a missing {what}.")
-        return None, "none"
-    return plain_number(cell.text), cell.source
+def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str | None]:
+    """Read a cell: its value, and what is to be said of it."""
+    if what == "age":
+        years, why = table.age_unit(column)
+        return (None, f"{why}, so it was not used.") if why else parse_age(text, years)
+    if what == "sex":
+        sex = SEXES.get(text.lower())
+        return sex, None if sex else f"sex '{text}' is not M or F, so it was not used."
+    if CODE.fullmatch(text):
+        return None, f"'{text}' is taken for a missing {what}."
+    return plain_number(text), None
 
 
-def parse_sex(text: str | None) -> str | None:
-    """Read ``M`` or ``F``; other words, and numbers, which have no fixed meaning, give None."""
-    word = (text or "").strip().lower()
-    if word in {"m", "male", "man"}:
-        return "M"
-    if word in {"f", "female", "woman"}:
-        return "F"
-    return None
+def lengths_of_units(text: str) -> list[float]:
+    """Lengths, in years, of the units of time that a text mentions, in its order."""
+    return [YEARS[unit[0]] for unit in _UNITS.findall(column_key(text))]
+
+
+def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
+    """Read an age in years.
+
+    Parameters
+    ----------
+    text : str
+        A cell such as ``35``, ``35.4``, ``035Y``, ``89+`` (how ages over 89 are published).
+    years : float
+        Length of the column's unit.
+
+    Returns
+    -------
+    age : float or None
+        Years, 0 to 120; None where the cell holds no such age.
+    note : str or None
+        What had to be assumed, or why there is no age.
+
+    Examples
+    --------
+    >>> parse_age("35.5")
+    (35.5, None)
+    >>> parse_age("89+")
+    (89.0, "age '89+' was read as 89.")
+    """
+    if is_missing(text):
+        return None, None
+    match = _AGE.fullmatch(text.strip())
+    units = lengths_of_units(match["unit"]) if match and match["unit"] else [years]
+    if not match or len(units) != 1:
+        return None, f"age '{text}' is not a number of years, so it was not used."
+    age = round(float(match["number"].replace(",", ".")) * units[0], 4)
+    if not 0 <= age <= MAX_AGE:
+        return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years, so it was not used."
+    converted = match["unit"] and not units[0] == years == 1
+    if match["plus"] or match["open"] or "," in text or converted:
+        return age, f"age '{text}' was read as {age:g}."
+    return age, None
+
+
+def named_person(cells: Mapping[str, str]) -> str | None:
+    """Read whom a column ``person`` or ``person_id`` names behind a label; None where none does.
+
+    Parameters
+    ----------
+    cells : mapping of str to str
+        A scan's cells by column (:attr:`Person.columns`).
+    """
+    lowered = {name.lower(): cell for name, cell in cells.items()}
+    named = (lowered.get("person") or lowered.get("person_id") or "").strip()
+    return None if not named or CODE.fullmatch(named) else named.removeprefix("sub-")

@@ -149,7 +149,7 @@ def collect_sites(
             unusable.append(str(record.get("name")))
     met = {scan.key for scan, _ in found}
     if fit_filter is not None and found:
-        from bids_harmony.fit_filter import meets
+        from bids_harmony.bids_filters import meets
 
         table = scan_table(read_scans([path for _, path in found], out))[0]
         met = set(table["scan"][meets(table, fit_filter)])

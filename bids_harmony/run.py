@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony import __version__
 from bids_harmony.bids import Scan
-from bids_harmony.bids_columns import named_person
+from bids_harmony.bids_tables import named_person
 from bids_harmony.calibrate import (
     Chosen,
     calibrate_sites,
@@ -148,7 +148,7 @@ def choose_device(asked: str) -> str:
 
 def check_filter(condition: str) -> None:
     """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
-    from bids_harmony.fit_filter import meets
+    from bids_harmony.bids_filters import meets
     from bids_harmony.qc.collect import ScanRow, scan_table
     from bids_harmony.qc.verdict import dictionary
 

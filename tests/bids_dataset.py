@@ -15,6 +15,11 @@ def write(root: Path, name: str, content: str | bytes = "") -> Path:
     return path
 
 
+def table(root: Path, name: str, text: str) -> Path:
+    """Write a table given as ``id age; 01 30; 02 40``."""
+    return write(root, name, "\n".join(text.split("; ")).replace(" ", "\t") + "\n")
+
+
 def find(root: Path, **options: object) -> Inventory:
     return find_scans(RunConfig(bids_dir=root, output_dir=root / "out", **options))
 

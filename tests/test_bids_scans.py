@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+from bids.layout.writing import build_path
 from bids_dataset import find, keys, write
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from bids_harmony.bids import _why_none
+from bids_harmony.bids import _why_none, list_subjects, workflow_name
+from bids_harmony.bids_sidecars import ENTITIES, parse_entities
 from bids_harmony.config import RunConfig
+from bids_harmony.errors import NoInputError, UsageError
 
 
 def test_plain_dataset_is_found_with_its_facts(dataset: Path) -> None:
+    before = sorted(dataset.parents[2].rglob("*"))
     inventory = find(dataset)
     assert keys(inventory) == ["sub-01", "sub-02"]
     assert inventory.skipped == ()
@@ -22,9 +30,10 @@ def test_plain_dataset_is_found_with_its_facts(dataset: Path) -> None:
     assert (first.age, first.sex, second.age, second.sex) == (30.0, "M", 40.5, "F")
     assert (first.site, first.site_source, first.mask) == ("unknown", "none", None)
     assert first.wf_name == "sub_01_wf"
+    assert sorted(dataset.parents[2].rglob("*")) == before
 
 
-def test_every_t1w_is_a_scan_of_its_own(dataset: Path) -> None:
+def test_every_t1w_is_a_scan_of_its_own(dataset: Path, tmp_path: Path) -> None:
     names = [
         "sub-01/anat/sub-01_acq-a_T1w.nii.gz",
         "sub-01/anat/sub-01_rec-a_T1w.nii",
@@ -36,84 +45,107 @@ def test_every_t1w_is_a_scan_of_its_own(dataset: Path) -> None:
     ]
     for name in names:
         write(dataset, name)
-    scans = find(dataset, participant_label=("01",)).scans
-    assert {scan.path for scan in scans} == {
-        dataset / name for name in [*names, "sub-01/anat/sub-01_T1w.nii.gz"]
-    }
-    assert len({scan.wf_name for scan in scans}) == len(scans)
-    by_key = {scan.key: scan for scan in scans}
-    assert by_key["sub-01_run-01"].entities == {"subject": "01", "run": "01"}
-    assert by_key["sub-01_ses-b_ce-gd"].entities == {
-        "subject": "01",
-        "session": "b",
-        "ceagent": "gd",
-    }
-
-
-def test_other_files_are_not_scans(dataset: Path) -> None:
     for name in (
         "derivatives/x/sub-01/anat/sub-01_space-T1w_T1w.nii.gz",
         "sourcedata/sub-01/anat/sub-01_run-7_T1w.nii.gz",
         "sub-01/anat/sub-01_T2w.nii.gz",
         "sub-01/anat/sub-01_T1w.nii.gz.part",
-        "sub-01/anat/.git/sub-01_run-8_T1w.nii.gz",
+        "sub-01/anat/deeper/sub-01_run-8_T1w.nii.gz",
         ".git/sub-01/anat/sub-01_run-9_T1w.nii.gz",
         "sub-01/func/sub-01_T1w.nii.gz",
     ):
         write(dataset, name)
-    assert keys(find(dataset)) == ["sub-01", "sub-02"]
+    scans = find(dataset, participant_label=("01",)).scans
+    assert {scan.path for scan in scans} == {
+        dataset / name for name in [*names, "sub-01/anat/sub-01_T1w.nii.gz"]
+    }
+    assert len({scan.wf_name for scan in scans}) == len(scans)
+    by_key = {scan.key: scan.entities for scan in scans}
+    assert by_key["sub-01_run-01"] == {"subject": "01", "run": "01"}
+    assert by_key["sub-01_ses-b_ce-gd"] == {"subject": "01", "session": "b", "ceagent": "gd"}
+    # Links are followed, and named where they lead nowhere: the check says why.
+    write(tmp_path, "elsewhere/anat/sub-03_T1w.nii.gz")
+    (dataset / "sub-03").symlink_to(tmp_path / "elsewhere")
+    write(dataset, "sub-04/anat/x")
+    (dataset / "sub-04/anat/sub-04_T1w.nii.gz").symlink_to("../../.git/annex/objects/nothing")
+    assert {"sub-03", "sub-04"} <= set(keys(find(dataset)))
 
 
 def test_what_is_left_out_is_named(dataset: Path) -> None:
+    """pybids and niworkflows drop ``run-a``: two such scans would share their outputs."""
     write(dataset, "sub-03/func/sub-03_task-x_bold.nii.gz")
     (dataset / "sub-04").mkdir()
-    for name in (
-        "sub-01_part-phase",
-        "sub-01_part-real",
-        "sub-01_inv-1",
-        "sub-02",
-        "sub-01_foo",
-        "sub-01_ses-a",
-    ):
-        write(dataset, f"sub-01/anat/{name}_T1w.nii.gz")
     write(dataset, "sub-01/anat/sub-01_T1w.nii")
     write(dataset, "sub-02/anat/sub-02_run-1_acq-a_T1w.nii.gz")
     write(dataset, "sub-02/anat/sub-02_acq-a_run-1_T1w.nii.gz")
+    reasons = {
+        "sub-01_part-phase": "part-phase is not a magnitude image",
+        "sub-01_part-real": "part-real is not a magnitude image",
+        "sub-02": "its name and its folders name different sub- or ses-",
+        "sub-01_ses-a": "its name and its folders name different sub- or ses-",
+        "sub-01_foo": "its name is not BIDS: 'foo'",
+        **{f"sub-01_{part}": f"its name is not BIDS: '{part}'"
+           for part in ("inv-1", "run-a", "echo-x", "chunk-1a", "part-foo", "acq-\ufffd")},
+    }  # fmt: skip
+    for name in [*reasons][:-1]:
+        write(dataset, f"sub-01/anat/{name}_T1w.nii.gz")
+    folder = os.fsencode(dataset)
+    Path(os.fsdecode(folder + b"/sub-01/anat/sub-01_acq-\xff_T1w.nii.gz")).touch()
+    Path(os.fsdecode(folder + b"/sub-\xfe")).mkdir()
     inventory = find(dataset)
     assert keys(inventory) == ["sub-01", "sub-02", "sub-02_acq-a_run-1"]
     assert inventory.scans[0].path.name == "sub-01_T1w.nii.gz"
     why = {s.what.rpartition("/")[2]: s.why for s in inventory.skipped}
-    assert len(why) == 10
-    assert why["sub-01_part-phase_T1w.nii.gz"] == "part-phase is not a magnitude image"
-    assert "'inv-'" in why["sub-01_inv-1_T1w.nii.gz"]
-    assert "folders" in why["sub-02_T1w.nii.gz"]
-    assert "folders" in why["sub-01_ses-a_T1w.nii.gz"]
-    assert "'foo'" in why["sub-01_foo_T1w.nii.gz"]
-    assert "sub-01_T1w.nii.gz" in why["sub-01_T1w.nii"]
-    assert "sub-02_acq-a_run-1_T1w.nii.gz" in why["sub-02_run-1_acq-a_T1w.nii.gz"]
-    assert why["sub-03"] == "no T1w scan"
-    assert "datalad" in why["sub-04"]
+    assert {name: why.pop(f"{name}_T1w.nii.gz") for name in reasons} == reasons
+    assert why.pop("sub-01_T1w.nii") == "sub-01_T1w.nii.gz has the same entities"
+    assert "same entities" in why.pop("sub-02_run-1_acq-a_T1w.nii.gz")
+    assert why.pop("sub-03") == "no T1w scan"
+    assert "datalad" in why.pop("sub-04")
+    assert list(why) == ["sub-\ufffd"]
 
 
-def test_labels_that_output_names_would_lose(dataset: Path) -> None:
-    """pybids and niworkflows drop ``run-a``: two such scans would share their outputs."""
-    for name in ("run-a", "run-b", "echo-x", "chunk-1a", "part-foo"):
-        write(dataset, f"sub-01/anat/sub-01_{name}_T1w.nii.gz")
+@pytest.mark.parametrize("closed", ["anat", "ses-a", "ses-a/anat"])
+def test_a_folder_that_cannot_be_read_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    folder = tmp_path / "sub-01"
+    (folder / closed).mkdir(parents=True)
+    monkeypatch.setattr("bids_harmony.bids.os.access", lambda path, _: path != folder / closed)
+    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path / "out")
+    assert _why_none(folder, config) == f"its folder {Path(closed).name} cannot be read"
+
+
+def test_wrong_folders_get_a_hint(dataset: Path) -> None:
+    for folder, hint in ((dataset / "sub-01", dataset), (dataset.parent, dataset)):
+        with pytest.raises(UsageError) as error:
+            list_subjects(folder)
+        assert str(hint) in error.value.remedy
+    (dataset / "nothing").mkdir()
+    with pytest.raises(NoInputError):
+        list_subjects(dataset / "nothing")
+    with pytest.raises(UsageError, match="cannot be listed"):
+        list_subjects(dataset / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        (None, "is missing or cannot be read (No such file"),
+        ("{", "cannot be read"),
+        ("[1]", "does not hold a JSON object"),
+        ("{}", "lacks Name and BIDSVersion"),
+        ('{"Name": "x", "BIDSVersion": "1", "DatasetType": "derivative"}', "derivatives"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_bad_dataset_description_only_warns(dataset: Path, content: str, warning: str) -> None:
+    (dataset / "dataset_description.json").unlink()
+    if content is not None:
+        write(dataset, "dataset_description.json", content)
     inventory = find(dataset)
     assert keys(inventory) == ["sub-01", "sub-02"]
-    assert len(inventory.skipped) == 5
-    assert {s.why for s in inventory.skipped} == {
-        "its run- is not a number",
-        "its echo- is not a number",
-        "its chunk- is not a number",
-        "part- is one of mag, phase, real, imag",
-    }
-
-
-def test_linked_subject_folders_are_followed(dataset: Path, tmp_path: Path) -> None:
-    write(tmp_path, "store/anat/sub-03_T1w.nii.gz")
-    (dataset / "sub-03").symlink_to(tmp_path / "store")
-    assert "sub-03" in keys(find(dataset))
+    assert warning in inventory.warnings[0]
+    assert find(dataset, skip_bids_validation=True).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -133,12 +165,41 @@ def test_real_datasets(shared_data: Path, name: str, n: int, site: str) -> None:
         assert (diagnoses.count("depression"), diagnoses.count("control")) == (16, 8)
 
 
-@pytest.mark.parametrize("closed", ["anat", "ses-a", "ses-a/anat"])
-def test_a_folder_that_cannot_be_read_is_not_called_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
-) -> None:
-    folder = tmp_path / "sub-01"
-    (folder / closed).mkdir(parents=True)
-    monkeypatch.setattr("bids_harmony.bids.os.access", lambda path, _: path != folder / closed)
-    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path / "out")
-    assert _why_none(folder, config) == f"its folder {closed} cannot be read"
+LABEL = st.text("0123456789abcXYZ+", min_size=1, max_size=4)
+NUMBER = st.from_regex(r"[0-9]{1,3}", fullmatch=True)
+NAMES = st.fixed_dictionaries(
+    {"sub": LABEL},
+    optional={
+        **dict.fromkeys(("ses", "task", "acq", "ce", "rec"), LABEL),
+        **dict.fromkeys(("run", "echo", "chunk"), NUMBER),
+        "part": st.sampled_from(["mag", "phase", "real", "imag"]),
+    },
+).map(lambda e: "_".join(f"{name}-{e[name]}" for name in ENTITIES if name in e))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(NAMES, min_size=2, max_size=12, unique=True))
+@example(["sub-01_acq-a", "sub-01_rec-a", "sub-01_acq-a_rec-a", "sub-01_run-1", "sub-01_run-01"])
+@example(["sub-01_echo-1_part-mag", "sub-01_part-mag", "sub-01_echo-1", "sub-01_chunk-1"])
+def test_different_names_give_different_outputs(names: list[str]) -> None:
+    """The claim: from the file's name to every name made of it, no two scans ever meet."""
+    spec = Path(__file__).resolve().parents[1] / "bids_harmony/data/io_spec.json"
+    patterns = json.loads(spec.read_text())["default_path_patterns"]
+    assert len({workflow_name(name) for name in names}) == len(names)
+    entities = [{ENTITIES[k]: v for k, v in parse_entities(name).items()} for name in names]
+    kinds = (
+        {"suffix": "T1w", "extension": ".nii.gz", "space": "S", "resolution": "2", "desc": "x"},
+        {"suffix": "mask", "extension": ".nii.gz", "desc": "brain"},
+        {"suffix": "xfm", "extension": ".txt", "from": "T1w", "to": "S", "mode": "image"},
+        {"suffix": "qc", "extension": ".json", "desc": "harmony"},
+        {"suffix": "T1w", "extension": ".png", "desc": "x", "datatype": "figures"},
+    )
+    for kind in kinds:
+        made = [build_path({**e, **kind}, patterns) for e in entities]
+        assert None not in made
+        assert len(set(made)) == len(names)
+
+
+@given(st.lists(st.text("ab-_.+", min_size=1, max_size=6), min_size=2, unique=True))
+def test_names_that_are_not_bids_still_give_different_workflows(keys: list[str]) -> None:
+    assert len({workflow_name(key) for key in keys}) == len(keys)

@@ -20,9 +20,6 @@ def test_labels_that_are_not_there(dataset: Path) -> None:
     with pytest.raises(UsageError) as error:
         find(dataset, participant_label=("xyz",))
     assert error.value.remedy == "There are 01, 02."
-
-
-def test_sessions(dataset: Path) -> None:
     for ses in ("01", "02"):
         write(dataset, f"sub-01/ses-{ses}/anat/sub-01_ses-{ses}_T1w.nii.gz")
     inventory = find(dataset, session_label=("02",))
@@ -33,28 +30,25 @@ def test_sessions(dataset: Path) -> None:
     assert error.value.remedy == "Did you mean 02?"
 
 
+A, B = "sub-01_acq-a_run-01", "sub-01_acq-b"
+
+
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ({"acquisition": "a"}, ["sub-01_acq-a_run-01"]),
-        ({"acq": ["a", "b"]}, ["sub-01_acq-a_run-01", "sub-01_acq-b"]),
+        ({"acquisition": "a"}, [A]), ({"acq": ["a", "b"]}, [A, B]),
         ({"acquisition": None}, ["sub-01", "sub-02"]),
         ({"acquisition": "Query.NONE"}, ["sub-01", "sub-02"]),
-        ({"acquisition": "*"}, ["sub-01_acq-a_run-01", "sub-01_acq-b"]),
-        ({"acquisition": "Query.ANY"}, ["sub-01_acq-a_run-01", "sub-01_acq-b"]),
-        ({"acquisition": [None, "b"], "subject": "sub-01"}, ["sub-01", "sub-01_acq-b"]),
-        (
-            {"acquisition": "Query.OPTIONAL", "run": "Query.NONE"},
-            ["sub-01", "sub-01_acq-b", "sub-02"],
-        ),
-        ({"run": 1}, ["sub-01_acq-a_run-01"]),
-        ({"run": "1", "suffix": "T1w", "datatype": "anat"}, ["sub-01_acq-a_run-01"]),
+        ({"acquisition": "*"}, [A, B]), ({"acquisition": "Query.ANY"}, [A, B]),
+        ({"acquisition": [None, "b"], "subject": "sub-01"}, ["sub-01", B]),
+        ({"acquisition": "Query.OPTIONAL", "run": "Query.NONE"}, ["sub-01", B, "sub-02"]),
+        ({"run": 1}, [A]), ({"run": "1", "suffix": "T1w", "datatype": "anat"}, [A]),
         ({"extension": ".nii.gz", "subject": "02"}, ["sub-02"]),
     ],
-)
+)  # fmt: skip
 def test_filters(dataset: Path, tmp_path: Path, filters: dict, expected: list[str]) -> None:
-    write(dataset, "sub-01/anat/sub-01_acq-a_run-01_T1w.nii.gz")
-    write(dataset, "sub-01/anat/sub-01_acq-b_T1w.nii.gz")
+    for name in (A, B):
+        write(dataset, f"sub-01/anat/{name}_T1w.nii.gz")
     file = write(tmp_path, "f.json", json.dumps({"T1w": filters, "bold": {"task": "x"}}))
     assert set(keys(find(dataset, bids_filters=read_filters(file)))) == set(expected)
 
@@ -62,13 +56,11 @@ def test_filters(dataset: Path, tmp_path: Path, filters: dict, expected: list[st
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("{", "JSON syntax error in"),
-        ("[1]", "does not hold filters"),
-        ('{"t1w": 3}', "does not hold filters"),
-        ('{"t1": {}}', "unknown query 't1'"),
+        ("{", "cannot be read"),
+        ("[1]", "does not hold a JSON object"),
+        ('{"t1w": 3}', "the value 3"),
         ('{"t1w": {"acqisition": "x"}}', "'acqisition'"),
-        ('{"t1w": {"suffix": "T2w"}}', 'suffix "T2w"'),
-        ('{"t1w": {"run": {"a": 1}}}', "the value"),
+        ('{"t1w": {"run": {"a": 1}}}', "'run' {\"a\": 1}"),
     ],
 )
 def test_wrong_filters(tmp_path: Path, text: str, cause: str) -> None:
@@ -77,6 +69,13 @@ def test_wrong_filters(tmp_path: Path, text: str, cause: str) -> None:
     assert error.value.remedy
     if "acqisition" in text:
         assert "acquisition" in error.value.remedy
+
+
+def test_filters_without_effect_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_filters(write(tmp_path, "f.json", '{"t1": {"run": 1}}')) == {}
+    assert "has no filters for t1w" in capsys.readouterr().out
 
 
 def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
@@ -89,3 +88,10 @@ def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
     write(tmp_path, "empty/sub-01/anat/sub-01_part-phase_T1w.nii.gz")
     with pytest.raises(NoInputError, match="part-phase is not a magnitude"):
         find(tmp_path / "empty")
+
+
+def test_an_index_is_not_needed(dataset: Path, tmp_path: Path) -> None:
+    inventory = find(dataset, bids_database_dir=tmp_path / "index")
+    assert keys(inventory) == ["sub-01", "sub-02"]
+    assert "--bids-database-dir has no effect" in inventory.warnings[0]
+    assert not (tmp_path / "index").exists()

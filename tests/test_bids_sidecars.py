@@ -1,4 +1,4 @@
-"""What sidecars say about a scan, and the site made of it."""
+"""What lies beside a scan: sidecars, the site made of them, and masks of other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, write
 
-from bids_harmony.bids_sidecars import site_label
+from bids_harmony.bids_sidecars import SCANNER, site_label
 
 
 def test_metadata_are_inherited(dataset: Path) -> None:
@@ -45,20 +45,13 @@ def test_metadata_are_inherited(dataset: Path) -> None:
         ("Siemens Healthineers", "Prisma fit", "3.0", "Siemens Prisma fit 3T"),
         ("GE MEDICAL SYSTEMS", "DISCOVERY MR750", 30000, "GE DISCOVERY MR750 3T"),
         ("Philips Medical Systems", "Intera", 1.494, "Philips Intera 1.5T"),
-        ("Hyperfine", "", 0.064, "Hyperfine 0.064T"),
-        ("n/a", "unknown", "3 T", "3T"),
-        ("GE", ["x"], "1,5", "GE 1.5T"),
-        (None, None, "high", None),
-        ("", " ", float("nan"), None),
-        (None, None, None, None),
+        ("Hyperfine", "", 0.064, "Hyperfine 0.064T"), ("n/a", "unknown", "3 T", "3T"),
+        ("GE", ["x"], "1,5", "GE 1.5T"), (None, None, "high", None),
+        ("", " ", float("nan"), None), (None, None, None, None),
     ],
-)
+)  # fmt: skip
 def test_site_labels(maker: object, model: object, tesla: object, label: str | None) -> None:
-    facts = {
-        "Manufacturer": maker,
-        "ManufacturersModelName": model,
-        "MagneticFieldStrength": tesla,
-    }
+    facts = dict(zip(SCANNER, (maker, model, tesla), strict=True))
     assert site_label({k: v for k, v in facts.items() if v is not None}) == label
 
 
@@ -86,6 +79,11 @@ def test_a_broken_sidecar_hides_what_it_may_replace(dataset: Path, content: byte
     assert (second.site, second.warnings) == ("GE X 3T", ())
 
 
+def test_facts_that_no_json_holds_are_left_out(dataset: Path) -> None:
+    write(dataset, "sub-02/anat/sub-02_T1w.json", '{"EchoTime": NaN, "Manufacturer": "\\ud800"}')
+    assert find(dataset).scans[1].metadata == {}
+
+
 def test_a_broken_sidecar_further_up_leaves_what_is_said_nearer(dataset: Path) -> None:
     write(dataset, "T1w.json", "{")
     write(dataset, "sub-01/anat/sub-01_T1w.json", '{"MagneticFieldStrength": 3, "EchoTime": 1}')
@@ -95,3 +93,37 @@ def test_a_broken_sidecar_further_up_leaves_what_is_said_nearer(dataset: Path) -
     # "3T" alone would be another scanner.
     assert (first.site, first.metadata) == ("unknown", {"EchoTime": 1})
     assert (second.site, second.metadata) == ("GE X 3T", facts)
+
+
+def test_masks_of_derivatives(dataset: Path, tmp_path: Path) -> None:
+    write(dataset, "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name in (
+        "sub-01/anat/sub-01_space-MNI152NLin6Asym_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_run-1_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_desc-brain_mask.json",
+        "sub-01/anat/sub-01_desc-head_mask.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_desc-brain_mask.nii.gz",
+        "sub-02/anat/sub-02_space-orig_desc-brain_mask.nii.gz",
+        "sub-02/anat/sub-02_space-T1w_desc-brain_mask.nii.gz",
+    ):
+        write(one, name)
+    inventory = find(dataset, derivatives={"one": one})
+    assert {s.key: s.mask for s in inventory.scans} == {
+        "sub-01": None,
+        "sub-01_ses-a_run-1": None,
+        "sub-02": one / "sub-02/anat/sub-02_space-T1w_desc-brain_mask.nii.gz",
+    }
+    assert inventory.warnings == (
+        "No *_desc-brain_mask.nii.gz in native space was found for 2 of 3 scans (sub-01, "
+        f"sub-01_ses-a_run-1) in one={one}: --skull-strip auto makes those masks.",
+    )
+    write(two, "sub-01/ses-a/anat/sub-01_ses-a_run-1_desc-brain_mask.nii.gz")
+    write(two, "sub-01/anat/sub-01_desc-brain_mask.nii")
+    write(two, "sub-02/anat/sub-02_desc-brain_mask.nii.gz")
+    inventory = find(dataset, derivatives={"one": one, "two": two})
+    masks = {s.key: s.mask for s in inventory.scans}
+    assert masks["sub-01"] == two / "sub-01/anat/sub-01_desc-brain_mask.nii"
+    assert masks["sub-01_ses-a_run-1"].name == "sub-01_ses-a_run-1_desc-brain_mask.nii.gz"
+    assert masks["sub-02"].is_relative_to(one)
+    assert inventory.warnings == ()

@@ -141,7 +141,7 @@ def test_filter_file(paths: list[str], tmp_path: Path) -> None:
     for flag in ("--bids-filter-file", "--bids_filter_file"):
         assert parse(paths, flag, str(file)).bids_filters == {"acquisition": ["x"], "run": [None]}
     file.write_text("{,}")
-    assert "JSON syntax error in" in refuse([*paths, "participant", flag, str(file)]).cause
+    assert "cannot be read" in refuse([*paths, "participant", flag, str(file)]).cause
 
 
 def test_options_before_positionals_are_fine_when_they_take_one_value(paths: list[str]) -> None:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from training_heads import AFFINE, people, table, write_scans
 
 from bids_harmony.bids import Scan
+from bids_harmony.bids_filters import select_scans
 from bids_harmony.bids_tables import Columns, Table, describe
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
-from bids_harmony.fit_filter import select_scans
 from bids_harmony.training.bundle import train_bundle
 from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions, TrainScan

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bids_harmony.bids_filters import select_scans
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation.combat import LEAST, available, combat, sites_to_fit
@@ -26,7 +27,6 @@ from bids_harmony.evaluation.prepare import (
     prepare,
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
-from bids_harmony.fit_filter import select_scans
 from bids_harmony.models.apply import predict_value
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.sites.code import Appearance

@@ -16,6 +16,7 @@ import torch
 
 from bids_harmony import __version__
 from bids_harmony.bids import counted
+from bids_harmony.bids_filters import select_scans
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation.combat import available
@@ -37,7 +38,6 @@ from bids_harmony.evaluation.summaries import (
 )
 from bids_harmony.evaluation.units import Unit, plan_units, trainable_sites
 from bids_harmony.files import write_json
-from bids_harmony.fit_filter import select_scans
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.bundle import choose_reference

@@ -119,7 +119,7 @@ def train_bundle(
     """
     import torch
 
-    from bids_harmony.fit_filter import select_scans
+    from bids_harmony.bids_filters import select_scans
     from bids_harmony.qc.verdict import reference_statistics
     from bids_harmony.reports.pages import card_html, model_card
     from bids_harmony.sites.code import Appearance

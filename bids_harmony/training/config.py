@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids_columns import named_person
+from bids_harmony.bids_tables import named_person
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
 

@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bids_harmony.anat.check import load_t1w
-from bids_harmony.bids_columns import Columns, column_warnings
 from bids_harmony.bids_filters import matches, read_filters
-from bids_harmony.bids_sidecars import Folders, read_sidecars, site_label
-from bids_harmony.bids_tables import describe, read_table
+from bids_harmony.bids_sidecars import Sidecars, site_label
+from bids_harmony.bids_tables import Columns, column_warnings, describe, read_table
 from bids_harmony.errors import BundleError, HarmonyError, ScanError, UsageError
 from bids_harmony.models.bundle import KEYS, load_bundle
 from bids_harmony.qc.ratings import merge_ratings, read_ratings
@@ -93,7 +92,7 @@ def test_no_sidecar_stops_a_run(tmp_path: Path, content: dict[str, Any]) -> None
     texts = [json.dumps(content), json.dumps(content)[:-1], json.dumps([content]), "\x00"]
     for text in texts:
         write(tmp_path, "sub-01/anat/sub-01_T1w.json", text.encode("utf-8", "surrogatepass"))
-        facts, warnings = read_sidecars(scan, tmp_path, Folders())
+        facts, warnings = Sidecars(tmp_path).facts(scan)
         json.dumps(facts, allow_nan=False)
         site_label(facts)
         assert facts.keys() <= content.keys()
@@ -101,20 +100,28 @@ def test_no_sidecar_stops_a_run(tmp_path: Path, content: dict[str, Any]) -> None
 
 
 @MANY
-@given(st.binary(max_size=300), st.sampled_from(["participant_id", "filename", "session_id"]))
-@example(b"participant_id\tage\n\t1e999\nsub-01\t" + b"9" * 5000, "participant_id")
-def test_no_table_stops_a_run(tmp_path: Path, content: bytes, column: str) -> None:
-    path = write(tmp_path, "participants.tsv", content)
-    header = f"{column}\tage\tsex\tsite\tsession\n".encode()
-    for text in (content, header + content, header + b"sub-1\t1\tM\tA\t1\n" + content):
+@given(
+    st.binary(max_size=300), st.sampled_from(["participants", "sub-01_scans", "sub-01_sessions"])
+)
+@example(b"participant_id\tage\n\t1e999\nsub-01\t" + b"9" * 5000, "participants")
+def test_no_table_stops_a_run(tmp_path: Path, content: bytes, name: str) -> None:
+    path = write(tmp_path, f"{name}.tsv", content)
+    header = b"participant_id\tfilename\tsession_id\tage\tsex\tsite\tsession\n"
+    for text in (
+        content,
+        header + content,
+        header + b"sub-1\tsub-1_T1w.nii\t1\t1\tM\tA\t1\n" + content,
+    ):
         path.write_bytes(text)
-        table = read_table(path, column)
+        table = read_table(path)
+        assert all(table.rows)
+        assert table.columns or table.warnings
         for row in [*list(table.rows)[:5], "01", "1_1", ""]:
             person = describe([(table, row)], Columns())
             assert person.age is None or 0 <= person.age <= 120
             assert all("\n" not in line for line in person.warnings)
         assert all(
-            "\n" not in line for line in (*table.warnings, *column_warnings(Columns(), [table]))
+            "\n" not in line for line in (*table.warnings, *column_warnings(table, Columns()))
         )
         try:
             merge_ratings(read_ratings([path])[0])
@@ -130,10 +137,10 @@ def test_no_data_dictionary_stops_a_run(tmp_path: Path, content: dict[str, Any])
     text = json.dumps(content).encode("utf-8", "surrogatepass")
     for raw_text in (text, text[:-1]):
         write(tmp_path, "participants.json", raw_text)
-        table = read_table(path, "participant_id")
+        table = read_table(path)
         person = describe([(table, "01")], Columns())
         assert person.age is not None or person.warnings
-        for line in (*person.warnings, *column_warnings(Columns(), [table]), *table.warnings):
+        for line in (*person.warnings, *column_warnings(table, Columns()), *table.warnings):
             assert "\n" not in line
             line.encode()
 
@@ -164,12 +171,10 @@ def test_json_nested_without_end_stops_nothing(tmp_path: Path) -> None:
     write(tmp_path, "participants.json", DEEP)
     table = write(tmp_path, "participants.tsv", "participant_id\tage\nsub-01\t30\n")
     scan = write(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
-    facts, (warning,) = read_sidecars(scan, tmp_path, Folders())
+    facts, (warning,) = Sidecars(tmp_path).facts(scan)
     assert facts == {}
     assert "cannot be read" in warning
-    assert read_table(table, "participant_id").rows == {
-        "01": {"participant_id": "sub-01", "age": "30"}
-    }
+    assert read_table(table).rows == {"01": {"participant_id": "sub-01", "age": "30"}}
     with pytest.raises(UsageError):
         read_filters(write(tmp_path, "filter.json", DEEP))
 
