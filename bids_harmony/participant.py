@@ -250,7 +250,7 @@ def make_folders(run: Run, scan: Scan) -> Failure | None:
             if concerns_all(error):
                 raise
             return Failure(
-                f"Its {what} folder {folder} cannot be written ({error.strerror}).",
+                f"Its {what} folder cannot be written ({folder}: {error.strerror}).",
                 "Change its permissions, or give another folder.",
             )
     return None
