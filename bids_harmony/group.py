@@ -243,7 +243,7 @@ def as_tsv(table: pd.DataFrame) -> str:
     """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
     words: dict[str, Any] = {
         str(name): table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
-        for name in table.select_dtypes("object")
+        for name in table.select_dtypes(exclude="number")
     }
     return table.assign(**words).to_csv(
         sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n",
