@@ -219,7 +219,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "test_commands_of_the_image_see_nothing_of_the_hosts_environment",
         ),
         "main killed": Fault(
-            "SIGKILL of the command alone: its workers end too", RESUMES, "", None,
+            "SIGKILL of the command alone: its processes end too", RESUMES, "", None,
             _MACHINE + "test_signals_end_a_run_at_once_and_the_next_one_goes_on",
         ),
         "all killed": Fault(
