@@ -54,7 +54,7 @@ TRAINING = {
     "predictor_steps": training(
         "steps of each predictor's network (default: as the recipe says)", metavar="N"),
     "fast_dev_run": training("a few steps of everything, to see that it runs"),
-    "holdout": training("part of each site's subjects kept for figures", metavar="X"),
+    "holdout": training("part of each site's subjects set aside for testing", metavar="X"),
     "validation": training("part kept for setting the guard's limits", metavar="X"),
     "folds": training("networks in a predictor's ensemble", metavar="N"),
 }  # fmt: skip
