@@ -28,6 +28,8 @@ from bids_harmony.files import claim, write_json, write_text
 from bids_harmony.outputs import (
     load_record,
     publish_scan,
+    record_times,
+    report_is_new,
     scan_file,
     write_dataset_files,
     write_scans_tables,
@@ -39,8 +41,6 @@ from bids_harmony.run import (
     PREPROCESS,
     Run,
     prepare,
-    record_times,
-    report_is_new,
 )
 from bids_harmony.sites.calibration import confounded
 
