@@ -38,9 +38,9 @@ class Contract:
     resolution : int
         Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
     shading_order : int
-        Order of the polynomial by which slow shading is removed; 0 switches it off.
+        Order of the polynomial by which the bias field is removed; 0 switches it off.
     grey : float
-        Value of grey matter in scaled volumes; fluid is 0 and white matter 1.
+        Value of grey matter in scaled volumes; CSF is 0 and white matter 1.
     slice_mm : tuple of float
         z range, in template mm, of the axial slices the predictors see (science.md §1b).
     """

@@ -1,7 +1,7 @@
 """The group level: the dataset's tables, outliers, ratings and report, from the scans' records.
 
 ``run_group`` reads from top to bottom. It computes nothing on images and asks the dataset only
-which scans it has, so it can be repeated whenever more scans are done or more ratings are in.
+which scans it has, so it can be repeated whenever more scans are completed or more ratings are in.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def write_tables(group: Group, out: Path) -> None:
     """Write ``group_T1w.{tsv,json}`` and ``group_predictions.tsv``."""
     # An output folder of an earlier version does not know these files.
     write_text(out / ".bidsignore", BIDSIGNORE)
-    done = group.scans.loc[group.scans["qc_status"] != "error", "tools"].dropna()
-    named_there = {tool.rpartition(" ")[::2] for cell in done for tool in cell.split("; ")}
+    tools = group.scans.loc[group.scans["qc_status"] != "error", "tools"].dropna()
+    named_there = {tool.rpartition(" ")[::2] for cell in tools for tool in cell.split("; ")}
     if named_there:
         name_tools(out, named_there)
     write_text(out / "group_T1w.tsv", as_tsv(group.scans))
@@ -243,7 +243,7 @@ def as_tsv(table: pd.DataFrame) -> str:
     """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
     words: dict[str, Any] = {
         str(name): table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
-        for name in table.select_dtypes("object")
+        for name in table.select_dtypes(exclude="number")
     }
     return table.assign(**words).to_csv(
         sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n",

@@ -28,6 +28,8 @@ from bids_harmony.files import claim, write_json, write_text
 from bids_harmony.outputs import (
     load_record,
     publish_scan,
+    record_times,
+    report_is_new,
     scan_file,
     write_dataset_files,
     write_scans_tables,
@@ -39,8 +41,6 @@ from bids_harmony.run import (
     PREPROCESS,
     Run,
     prepare,
-    record_times,
-    report_is_new,
 )
 from bids_harmony.sites.calibration import confounded
 
@@ -250,7 +250,7 @@ def make_folders(run: Run, scan: Scan) -> Failure | None:
             if concerns_all(error):
                 raise
             return Failure(
-                f"Its {what} folder {folder} cannot be written ({error.strerror}).",
+                f"Its {what} folder cannot be written ({folder}: {error.strerror}).",
                 "Change its permissions, or give another folder.",
             )
     return None

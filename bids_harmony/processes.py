@@ -155,7 +155,7 @@ def _answer(
     os.environ.update(environment)
     try:
         answer.send((function(*call), None))
-    except KeyboardInterrupt:  # it was told to end, and has kept what it had
+    except KeyboardInterrupt:  # it was told to end, and has saved what it had
         return
     except Exception as error:  # noqa: BLE001
         error.add_note("".join(traceback.format_exception(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_a_mask_from_elsewhere_replaces_skull_stripping(tmp_path: Path, scan: Sc
 def test_networks_queue_for_the_gpu(tmp_path: Path, scan: Scan) -> None:
     nodes = build(tmp_path, [scan], **MODEL, device="cuda")
     assert sorted(node.name for node in nodes if node.is_gpu_node()) == ["harmonize", "predict"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"skull_strip": "bet", "registration": "flirt"}, MODEL])
+def test_nodes_reach_other_processes(tmp_path: Path, scan: Scan, settings: dict) -> None:
+    """As nipype's plugins send them: their classes are found by name."""
+    for node in build(tmp_path, [scan], **settings):
+        again = pickle.loads(pickle.dumps(node))
+        assert again.inputs.get() == node.inputs.get()
+        assert type(again.interface) is type(node.interface)
 
 
 def test_scans_of_one_subject_do_not_share_nodes(tmp_path: Path, scan: Scan) -> None:

@@ -7,13 +7,7 @@ from typing import Any
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.interfaces.anat import (
-    BrainMask,
-    ConformMask,
-    FlirtToITK,
-    RegisterAffine,
-    SaveBrain,
-)
+from bids_harmony.interfaces import anat
 
 
 def init_brain_mask_wf(
@@ -64,7 +58,7 @@ def init_brain_mask_wf(
     outputnode = pe.Node(niu.IdentityInterface(fields=["mask", "record"]), name="outputnode")
     if mask is None and method != "bet":
         brain_mask = pe.Node(
-            BrainMask(
+            anat.BrainMask(
                 method=method,
                 detect_stripped=detect_stripped,
                 n_atlases=n_atlases,
@@ -84,7 +78,7 @@ def init_brain_mask_wf(
         return workflow
 
     conform_mask = pe.Node(
-        ConformMask(method="bet" if mask is None else "precomputed"),
+        anat.ConformMask(method="bet" if mask is None else "precomputed"),
         name="conform_mask",
         mem_gb=0.5,
     )
@@ -143,7 +137,7 @@ def init_affine_wf(
     outputnode = pe.Node(niu.IdentityInterface(fields=["xfm", "record"]), name="outputnode")
     if method == "ants":
         register = pe.Node(
-            RegisterAffine(seed=seed, sloppy=sloppy, **on_grid), name="register", mem_gb=1.0
+            anat.RegisterAffine(seed=seed, sloppy=sloppy, **on_grid), name="register", mem_gb=1.0
         )
         workflow.connect([
             (inputnode, register, [("t1w", "in_file"), ("mask", "in_mask")]),
@@ -153,9 +147,9 @@ def init_affine_wf(
 
     from bids_harmony.anat.fsl import flirt_interface
 
-    save_brain = pe.Node(SaveBrain(**on_grid), name="save_brain", mem_gb=0.5)
+    save_brain = pe.Node(anat.SaveBrain(**on_grid), name="save_brain", mem_gb=0.5)
     flirt = pe.Node(flirt_interface(), name="flirt", mem_gb=0.5)
-    to_itk = pe.Node(FlirtToITK(), name="to_itk", mem_gb=0.5)
+    to_itk = pe.Node(anat.FlirtToITK(), name="to_itk", mem_gb=0.5)
     workflow.connect([
         (inputnode, save_brain, [("t1w", "in_file"), ("mask", "in_mask")]),
         (save_brain, flirt, [("brain", "in_file"), ("template", "reference")]),

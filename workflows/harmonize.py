@@ -61,13 +61,8 @@ def init_harmonize_wf(
     outputs = [Path(output_dir) / path for path in before["outputs"]]
     preproc, xfm = _only(outputs, "_desc-preproc_T1w.nii.gz"), _only(outputs, "_xfm.txt")
     t1w_mask = _only([p for p in outputs if "_space-" not in p.name], "_mask.nii.gz")
-    model = {
-        "bundle": bundle,
-        "calibration": calibration,
-        "device": device,
-        "use_gpu": device == "cuda",
-        "num_threads": omp_nthreads,
-    }
+    machine = {"device": device, "use_gpu": device == "cuda", "num_threads": omp_nthreads}
+    model = {"bundle": bundle, "calibration": calibration, **machine}
     harmonize = pe.Node(
         Harmonize(in_file=preproc, **model), name="harmonize", mem_gb=1.0, n_procs=omp_nthreads
     )

@@ -103,8 +103,8 @@ def _plan(config: RunConfig, run: Run) -> list[list[str]]:
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """One scan's line; ``state`` is what a run of the participant level has to do with it."""
-    from bids_harmony.outputs import load_record, scan_file
-    from bids_harmony.run import HARMONIZE, PREPROCESS, report_is_new
+    from bids_harmony.outputs import load_record, report_is_new, scan_file
+    from bids_harmony.run import HARMONIZE, PREPROCESS
 
     notes = list(scan.warnings)
     if not scan.path.exists():

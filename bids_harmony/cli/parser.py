@@ -11,18 +11,26 @@ import argparse
 import os
 import re
 import typing
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bids_harmony import __version__
 from bids_harmony.cli.checks import check_config
-from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
+from bids_harmony.config import (
+    LEVELS,
+    NOT_REUSED,
+    RunConfig,
+    available_cpus,
+    decode_options,
+    option,
+)
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.evaluation.options import EXPERIMENTS, EvaluateOptions
+from bids_harmony.evaluation.options import EvaluateOptions
 from bids_harmony.text import TextError, plain_number, read_text
 from bids_harmony.training.config import MAPS, RECIPES, TrainOptions
 
@@ -32,6 +40,39 @@ FORM = f"{PROGRAM} BIDS_DIR OUTPUT_DIR participant [options]"
 MAX_PLAUSIBLE_GB = 4096
 #: Options of training that make a bundle, which evaluate does not.
 BUNDLE_ONLY = frozenset({"model_name", "holdout"})
+#: Options of TrainOptions and of EvaluateOptions, by field.
+training = partial(option, None, "training (levels train and evaluate)")
+TRAINING = {
+    "reference_site": training(
+        "site all others are mapped to (default: the one with most scans)", metavar="SITE"),
+    "targets": training(
+        "what to predict: columns of numbers or of two classes, or simulated-schizophrenia",
+        "--targets", called="--target", metavar="COLUMN"),
+    "model_name": training("name of the bundle, written to OUTPUT_DIR/models", metavar="NAME"),
+    "map": training("what follows a site's intensity mapping", choices=MAPS),
+    "predictor": training("how predictors are trained", choices=RECIPES),
+    "predictor_steps": training(
+        "steps of each predictor's network (default: as the recipe says)", metavar="N"),
+    "fast_dev_run": training("a few steps of everything, to see that it runs"),
+    "holdout": training("part of each site's subjects set aside for testing", metavar="X"),
+    "validation": training("part kept for setting the guard's limits", metavar="X"),
+    "folds": training("networks in a predictor's ensemble", metavar="N"),
+}  # fmt: skip
+experiments = partial(option, None, "experiments (level evaluate)")
+EXPERIMENTS = {
+    "experiments": experiments(
+        "sites: trained at the reference, tested at every site; rotations: one or two training "
+        "sites in every order; size: from how few persons a site can be calibrated",
+        metavar="NAME"),
+    "cv_folds": experiments(
+        "parts of the participants, each tested by what was trained on the others", metavar="N"),
+    "n_seeds": experiments(
+        "times that everything is trained again from other random numbers", "--seeds",
+        metavar="N"),
+    "train_sites": experiments(
+        "where rotations train: a site, or two joined by +, the reference first; adds the "
+        "experiment rotations (default: every site and every two)", metavar="SITE[+SITE]"),
+}  # fmt: skip
 
 
 class ArgumentSyntaxError(Exception):
@@ -105,97 +146,64 @@ def build_parser() -> argparse.ArgumentParser:
         "evaluate: predictions with and without harmonization, by cross-validation on them",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    hints, groups = typing.get_type_hints(RunConfig), dict[str, Any]()
-    for one in fields(RunConfig):
-        if title := one.metadata.get("group"):
-            if title not in groups:
-                groups[title] = parser.add_argument_group(title)
-            _add_field(groups[title], one, hints[one.name])
-    add_option(
-        groups["resources"],
-        "--mem-mb", dest="mem_gb", type=parse_mb, metavar="MB", help="the same as --mem, in MB",
-    )  # fmt: skip
-    add_option(
-        groups["this run"], "--config-file", type=parse_path, metavar="FILE",
-        help="options of an earlier run (logs/<run_uuid>/bids_harmony.json); those on the "
-        "command line win")  # fmt: skip
-    _add_training(parser.add_argument_group("training (levels train and evaluate)"))
-    _add_evaluation(parser.add_argument_group("experiments (level evaluate)"))
+    groups: dict[str, Any] = {}
+    for prefix, cls, declared in (
+        ("", RunConfig, {one.name: one.metadata for one in fields(RunConfig)}),
+        ("train_", TrainOptions, {name: one.metadata for name, one in TRAINING.items()}),
+        ("evaluate_", EvaluateOptions, {name: one.metadata for name, one in EXPERIMENTS.items()}),
+    ):
+        hints = typing.get_type_hints(cls)
+        for name, said in declared.items():
+            if title := said.get("group"):
+                if title not in groups:
+                    groups[title] = parser.add_argument_group(title)
+                default = getattr(cls, name, None)
+                _add_declared(groups[title], prefix, name, said, hints[name], default)
+    add_option(groups["resources"], "--mem-mb", dest="mem_gb", type=parse_mb, metavar="MB",
+               help="the same as --mem, in MB")  # fmt: skip
+    add_option(groups["this run"], "--config-file", type=parse_path, metavar="FILE",
+               help="options of an earlier run (logs/<run_uuid>/bids_harmony.json); those on the "
+               "command line win")  # fmt: skip
     return parser
 
 
-def _add_field(group: Any, one: Field[Any], hint: Any) -> None:
-    """Add the option that a field of the configuration declares."""
-    said, default = one.metadata, one.default
-    names = [said["called"] or flag_of(one.name), *said["aliases"]]
-    text, several = said["text"], typing.get_origin(hint) in (tuple, dict)
-    if hint is bool or one.name == "verbose":
+def _add_declared(
+    group: Any, prefix: str, name: str, said: Mapping[str, Any], hint: Any, default: Any
+) -> None:
+    """Add the option that a field declares.
+
+    Parameters
+    ----------
+    group : argparse group
+        Where it is added.
+    prefix : str
+        What the parser's results put before the field's name.
+    name : str
+        Of the field.
+    said : mapping
+        What :func:`bids_harmony.config.option` took.
+    hint, default : Any
+        Type and default of the field.
+    """
+    names = [said["called"] or flag_of(name), *said["aliases"]]
+    if hint is bool or name == "verbose":
         action = "store_true" if hint is bool else "count"
-        add_option(group, *names, dest=one.name, action=action, help=text)
+        add_option(group, *names, dest=prefix + name, action=action, help=said["text"])
         return
-    if default not in (None, MISSING, ()) and "(default" not in text:
+    several = typing.get_origin(hint) in (tuple, dict) and name != "bids_filters"
+    text = said["text"]
+    if default not in (None, ()) and "(default" not in text:
         text += f" (default: {' '.join(default) if several else default})"
+    kinds = {hint, *typing.get_args(hint)}
     add_option(
         group,
         *names,
-        dest="bids_filter_file" if one.name == "bids_filters" else one.name,
-        type=READERS.get(one.name) or (int if hint is int else str),
+        dest="bids_filter_file" if name == "bids_filters" else prefix + name,
+        type=READERS.get(name) or next((kind for kind in (int, float) if kind in kinds), str),
         metavar=said["metavar"] or "{" + ",".join(said["choices"]) + "}",
         help=text,
-        **({"nargs": "+", "action": AsTuple} if several and one.name != "bids_filters" else {}),
+        **({"nargs": "+", "action": AsTuple} if several else {}),
     )
-
-
-def _add_training(group: Any) -> None:
-    """Add what only train and evaluate know; names begin with ``train_``."""
-    add_option(
-        group, "--reference-site", dest="train_reference_site", type=plain_number, metavar="SITE",
-        help="site all others are mapped to (default: the one with most scans)")  # fmt: skip
-    add_option(
-        group, "--target", "--targets", dest="train_targets", nargs="+", action=AsTuple,
-        metavar="COLUMN", help="what to predict: columns of numbers or of two classes, or "
-        f"simulated-schizophrenia (default: {' '.join(TrainOptions.targets)})")  # fmt: skip
-    for name, text, more in (
-        ("model_name", "name of the bundle, written to OUTPUT_DIR/models", {"metavar": "NAME"}),
-        ("map", "what follows a site's intensity mapping", {"choices": MAPS}),
-        ("predictor", "how predictors are trained", {"choices": RECIPES}),
-        ("predictor_steps", "steps of each predictor's network", {"type": int, "metavar": "N"}),
-        ("holdout", "part of each site's subjects kept for figures",
-         {"type": float, "metavar": "X"}),
-        ("validation", "part kept for setting the guard's limits",
-         {"type": float, "metavar": "X"}),
-        ("folds", "networks in a predictor's ensemble", {"type": int, "metavar": "N"}),
-    ):  # fmt: skip
-        default = str(getattr(TrainOptions, name)).replace("None", "as the recipe says")
-        text = f"{text} (default: {default})"
-        flag = "--" + name.replace("_", "-")
-        add_option(group, flag, dest=f"train_{name}", help=text, **more)
-    add_option(
-        group, "--fast-dev-run", dest="train_fast_dev_run", action="store_true",
-        help="a few steps of everything, to see that it runs")  # fmt: skip
-
-
-def _add_evaluation(group: Any) -> None:
-    """Add what only evaluate knows; names begin with ``evaluate_``."""
-    add_option(
-        group, "--experiments", dest="evaluate_experiments", nargs="+", action=AsTuple,
-        choices=EXPERIMENTS, metavar="NAME",
-        help="sites: trained at the reference, tested at every site; rotations: one or two "
-        "training sites in every order; size: from how few persons a site can be calibrated "
-        f"(default: {' '.join(EvaluateOptions.experiments)})")  # fmt: skip
-    add_option(
-        group, "--cv-folds", dest="evaluate_cv_folds", type=int, metavar="N",
-        help="parts of the participants, each tested by what was trained on the others "
-        f"(default: {EvaluateOptions.cv_folds})")  # fmt: skip
-    add_option(
-        group, "--n-seeds", "--seeds", dest="evaluate_n_seeds", type=int, metavar="N",
-        help="times that everything is trained again from other random numbers "
-        f"(default: {EvaluateOptions.n_seeds})")  # fmt: skip
-    add_option(
-        group, "--train-sites", dest="evaluate_train_sites", type=plain_number, nargs="+",
-        action=AsTuple, metavar="SITE[+SITE]",
-        help="where rotations train: a site, or two joined by +, the reference first; adds the "
-        "experiment rotations (default: every site and every two)")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str]) -> RunConfig:
@@ -402,6 +410,8 @@ READERS = {
     "bundle": parse_bundle,
     "calibration": parse_calibration,
     "mem_gb": parse_gb,
+    "reference_site": plain_number,
+    "train_sites": plain_number,
     **dict.fromkeys(
         ("bids_filters", "bids_database_dir", "template", "atlas_dir", "use_plugin", "work_dir",
          "qc_ratings"),

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all done, 1 some scans failed, 2 usage, 66 no T1w, 70 internal, 78 bundle, 127 missing
-        program, 130 interrupted.
+        0 all completed, 1 some scans failed, 2 usage, 66 no T1w, 70 internal, 78 bundle, 127
+        missing program, 130 interrupted.
     """
     if argv is None:
         use_utf8()

@@ -1,4 +1,4 @@
-"""FSL's programs as nipype nodes, judged by what they leave and not by what they say."""
+"""FSL's programs as nipype nodes, whose outputs tell whether they failed, not what they print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCALE = re.compile(
 )
 
 
-class _Judged:
+class _Program:
     """A program that failed is one that says so by its code, or leaves no output to be read.
 
     ``tool_version`` is FSL's; ``record`` has it, the command, and what the program said.
@@ -82,7 +82,7 @@ class _BetOutputSpec(fsl.BET.output_spec):
     record = _RECORD
 
 
-class Bet(_Judged, fsl.BET):
+class Bet(_Program, fsl.BET):
     """Find the brain with FSL's BET."""
 
     input_spec = _BetInputSpec
@@ -98,7 +98,7 @@ class _FlirtOutputSpec(fsl.FLIRT.output_spec):
     record = _RECORD
 
 
-class Flirt(_Judged, fsl.FLIRT):
+class Flirt(_Program, fsl.FLIRT):
     """Register a brain with FSL's FLIRT."""
 
     input_spec = _FlirtInputSpec

@@ -50,7 +50,7 @@ class Harmonize(base.Step):
 
 
 class Guard(base.Step):
-    """Measure what harmonization did to a scan, and judge whether its anatomy stayed."""
+    """Measure what harmonization did to a scan, and decide whether its anatomy stayed."""
 
     takes = base.fields(raw=base.FILE, harmonized=base.FILE, bundle=base.TEXT, metrics=base.DICT)
     leaves = base.fields(metrics=traits.Dict(), guard=traits.Dict())
