@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bids_harmony.cli.arguments import AsTuple, add_option, default_of
-from bids_harmony.evaluation.options import EXPERIMENTS, EvaluateOptions
+from bids_harmony.evaluation import EXPERIMENTS, EvaluateOptions
 from bids_harmony.text import plain_number
 
 

@@ -20,7 +20,7 @@ from bids_harmony.cli.options import FORM, PROGRAM, build_parser
 from bids_harmony.config import LEVELS, NOT_REUSED, RunConfig, available_cpus, decode_options
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.text import TextError, read_text
 from bids_harmony.training.config import TrainOptions
 
