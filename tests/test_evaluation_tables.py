@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_harmony.evaluation import tables
 from bids_harmony.evaluation.page import clear
 from bids_harmony.evaluation.statistics import delong
 from bids_harmony.evaluation.tables import (
@@ -22,6 +23,11 @@ from bids_harmony.evaluation.unit import ANATOMY, FEATURES
 from bids_harmony.training.figures import figures
 
 AGE, ILL = {"brain_age": False}, {"ill": True}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "N_BOOTSTRAP", 200)
 
 
 def rows(way: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:
