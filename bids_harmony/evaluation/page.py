@@ -81,7 +81,6 @@ def write_page(
     for name, svg in figures.items():
         write_text(out / FOLDER / "figures" / f"{name}.svg", svg)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"shown": shown_number, "p_value": shown_p}
     template = files("bids_harmony.data").joinpath("evaluation.html").read_text("utf-8")
     html = environment.from_string(template).render(
         flags, study=study, reference=reference, notes=notes, version=__version__,
@@ -119,18 +118,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a table, with None for what is unknown."""
     known = table.astype(object).where(table.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
-
-
-def shown_number(value: Any) -> str:
-    """Write a number for a reader."""
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
-    return "–" if value is None else str(value)
-
-
-def shown_p(value: float | None) -> str:
-    """Write a p value for a reader."""
-    return "–" if value is None else "< 0.002" if value < 0.002 else f"{value:.3f}"
 
 
 def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:

@@ -78,10 +78,10 @@ def run_evaluate(config: RunConfig) -> int:
             continue
         results[number] = result
         # What comes later may fail, and hours of training must not be without a table.
-        write_table(folder, "predictions", collect(results)["predictions"])
         fold = (units[number].seed, units[number].fold)
         if all(k in results for k, u in enumerate(units) if (u.seed, u.fold) == fold):
-            write_table(folder, "experiments", make_tables(study, results)["experiments"])
+            for name, table in make_tables(study, results).items():
+                write_table(folder, name, table)
     if not results:
         raise failed[0]
     found = make_tables(study, results, reference)
@@ -250,36 +250,28 @@ def _digest(study: Study, unit: Unit) -> str:
     return hashlib.sha256(repr(depends_on).encode() + content).hexdigest()[:16]
 
 
-def collect(results: dict[int, Result]) -> dict[str, pd.DataFrame]:
-    """Put the rows of all units together, as predictions and what was left out are written."""
-    found = {
-        name: pd.DataFrame([row for k in sorted(results) for row in results[k][name]])
-        for name in ("predictions", "left_out", "scans", "pairs")
-    }
-    columns = {"site": "test_site"}
-    predictions = found["predictions"].drop(columns="age", errors="ignore")
-    found["predictions"] = predictions.rename(columns=columns)
-    found["left_out"] = found["left_out"].drop(columns="n_source", errors="ignore")
-    return found
-
-
 def make_tables(
     study: Study, results: dict[int, Result], reference: str | None = None
 ) -> dict[str, pd.DataFrame]:
     """Make the tables of what was found, those with rows; of images where a reference is named."""
-    seed, rows = study.train.seed, collect(results)
-    predictions, scans = rows["predictions"], rows["scans"]
+    predictions, left_out, scans, pairs = (
+        pd.DataFrame([row for k in sorted(results) for row in results[k][name]])
+        for name in ("predictions", "left_out", "scans", "pairs")
+    )
+    predictions = predictions.rename(columns={"site": "test_site"})
+    predictions = predictions.drop(columns="age", errors="ignore")
     binary = {target.name: target.binary for target in study.targets}
+    seed = study.train.seed
     found = {
         "experiments": tables.experiments_table(predictions, binary, seed),
         "predictions": predictions,
-        "left_out": rows["left_out"],
+        "left_out": left_out.drop(columns="n_source", errors="ignore"),
     }
     if reference is not None and len(scans):
         found |= {
             "images": tables.image_table(scans, reference, seed),
             "biology": tables.biology_table(scans, study.targets, seed),
-            "travelling": tables.travelling_table(rows["pairs"], seed),
+            "travelling": tables.travelling_table(pairs, seed),
             "agreement": tables.agreement_table(scans, predictions),
         }
     return {name: table for name, table in found.items() if len(table)}

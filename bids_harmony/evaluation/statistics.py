@@ -244,15 +244,14 @@ def icc(values: np.ndarray) -> float:
         1 is perfect; NaN below two persons or sites, or without any spread.
     """
     n, k = values.shape
-    if n < 2 or k < 2 or np.ptp(values) <= 1e-9:
+    if min(n, k) < 2 or np.ptp(values) <= 1e-9:
         return np.nan
-    grand = values.mean()
-    rows = k * ((values.mean(axis=1) - grand) ** 2).sum() / (n - 1)
-    columns = n * ((values.mean(axis=0) - grand) ** 2).sum() / (k - 1)
-    rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + grand
+    of_person, of_site = values.mean(axis=1, keepdims=True), values.mean(axis=0)
+    persons, sites = k * of_person.var(ddof=1), n * of_site.var(ddof=1)
+    rest = values - of_person - of_site + values.mean()
     error = (rest**2).sum() / ((n - 1) * (k - 1))
-    below = rows + (k - 1) * error + k * (columns - error) / n
-    return float((rows - error) / below) if below > 0 else np.nan
+    total = persons + (k - 1) * error + k * (sites - error) / n
+    return float((persons - error) / total) if total > 0 else np.nan
 
 
 def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:

@@ -140,15 +140,14 @@ def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> 
     if both.empty:
         return {}
     a, b = both[VALUES].to_numpy(float), both[["seed", "predicted_other", "truth"]].to_numpy(float)
-    persons, figure, sign = (
-        both["person"].to_numpy(dtype=str),
-        PRIMARY[binary],
-        1 if binary else -1,
-    )
-    found = with_intervals(
-        lambda d: {"": sign * (_mean(a[d], binary)[figure] - _mean(b[d], binary)[figure])},
-        persons, N_BOOTSTRAP, seed, enough=figures.can_be_drawn(persons, a[:, 2], binary),
-    )  # fmt: skip
+    persons = both["person"].to_numpy(dtype=str)
+
+    def gain(draw: statistics.Scans) -> dict[str, float]:
+        x, y = (_mean(values[draw], binary)[PRIMARY[binary]] for values in (a, b))
+        return {"": x - y if binary else y - x}
+
+    enough = figures.can_be_drawn(persons, a[:, 2], binary)
+    found = with_intervals(gain, persons, N_BOOTSTRAP, seed, enough=enough)
     found = {f"gain_over_{{}}{end}": value for end, value in found.items()} | {"p_over_{}": np.nan}
     if binary:
         wide = both.pivot(index="seed", columns="scan", values=["predicted", "predicted_other"])
@@ -298,20 +297,14 @@ def biology_table(rows: pd.DataFrame, targets: Sequence[Target], seed: int) -> p
     for (site, name), after in changed.groupby(["site", "way"], observed=True):
         for effect, (values, measure) in effects.items():
             cause = values.reindex(after.index).dropna()
-            both = {
-                "before": scaled.loc[cause.index, ANATOMY],
-                "after": after.loc[cause.index, ANATOMY],
-            }
-            table = pd.concat({"cause": cause.to_frame("cause"), **both}, axis=1).astype(float)
-            people = table.groupby(after.loc[cause.index, "person"]).mean()
-            x = people["cause", "cause"].to_numpy()
-            if len(people) < LEAST_PERSONS or np.ptp(x) <= figures.SAME:
+            tables = cause, scaled.loc[cause.index, ANATOMY], after.loc[cause.index, ANATOMY]
+            x, y, z = (t.astype(float).groupby(after["person"]).mean().to_numpy() for t in tables)
+            if len(x) < LEAST_PERSONS or np.ptp(x) <= figures.SAME:
                 continue
-            counts = {"effect": effect, "n_scans": len(cause), "n_persons": len(people)}
-            for volume in ANATOMY:
-                y, z = (people[when, volume].to_numpy() for when in ("before", "after"))
-                row = {"site": site, "way": name, "measure": volume} | counts
-                found.append(row | _ratio(x, y, z, measure, seed))
+            for k, volume in enumerate(ANATOMY):
+                row = {"site": site, "way": name, "measure": volume, "effect": effect}
+                row |= {"n_scans": len(cause), "n_persons": len(x)}
+                found.append(row | _ratio(x, y[:, k], z[:, k], measure, seed))
     return pd.DataFrame(found)
 
 
