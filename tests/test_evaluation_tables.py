@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from training_heads import people, table
 
-from bids_harmony.evaluation import tables
-from bids_harmony.evaluation.page import clear
+from bids_harmony.evaluation import EvaluateOptions, tables
+from bids_harmony.evaluation.page import verdict, write_page
 from bids_harmony.evaluation.statistics import delong
 from bids_harmony.evaluation.tables import (
     agreement_table,
@@ -21,6 +25,7 @@ from bids_harmony.evaluation.tables import (
 )
 from bids_harmony.evaluation.unit import ANATOMY, FEATURES
 from bids_harmony.training.figures import figures
+from bids_harmony.training.targets import Target
 
 AGE, ILL = {"brain_age": False}, {"ill": True}
 
@@ -160,7 +165,30 @@ def test_each_method_is_held_against_its_own_line() -> None:
 def test_a_gain_is_clear_where_interval_and_p_say_so(
     low: Any, high: Any, p: Any, found: int
 ) -> None:
-    assert clear(low, high, p) == found
+    assert verdict(low, high, p) == found
+
+
+def test_the_page_says_where_harmonized_scans_are_better(
+    truth: np.ndarray, tmp_path: Path
+) -> None:
+    parts = [rows(method, truth + by, truth) for method, by in (("none", 8), ("harmonized", 2))]
+    predictions = pd.concat([*parts, rows("combat", truth + 5, truth).iloc[:2]])
+    study: Any = SimpleNamespace(
+        options=EvaluateOptions(), data=people(table({"A": [30.0], "B": [40.0]})),
+        targets=[Target("age", "brain_age", truth)],
+    )  # fmt: skip
+    found = {"experiments": experiments_table(predictions, AGE, 0), "predictions": predictions}
+    page = write_page(tmp_path, study, "A", found, ["A note."], simulated=True, sloppy=False)
+    text = " ".join(html.unescape(page.read_text()).split())
+    for said in (
+        "brain_age at B (2 to 40 persons), mean absolute error: no harmonization 8.00 "
+        "(8.00 to 8.00), ComBat 5.00, harmonized 2.00 (2.00 to 2.00). Harmonized scans are better "
+        "by 6.00 than no harmonization (p < 0.002), not clearly other than ComBat (p –).",
+        "nothing here is measured on a person", "A note.", "Everything was trained once",
+    ):  # fmt: skip
+        assert said in text
+    assert "cut short" not in text
+    assert (tmp_path / "evaluation" / "figures" / "sites_brain_age.svg").is_file()
 
 
 # --- what cannot be known -----------------------------------------------------------------------

@@ -128,7 +128,7 @@ def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     list of dict
         ``experiment``, ``target``, ``primary`` (what methods are compared by) and ``cells``, lists
         of rows of one test site, by method: with ``gain`` of the harmonized scans over them,
-        ``gain_low``, ``gain_high``, ``p`` and ``clear``: 1 where harmonized scans are clearly
+        ``gain_low``, ``gain_high``, ``p`` and ``verdict``: 1 where harmonized scans are clearly
         better, -1 where worse, else 0.
     """
     shown = []
@@ -143,7 +143,7 @@ def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
                 for name in ("gain", "gain_low", "gain_high", "p"):
                     figure, *end = name.split("_")
                     row[name] = ours.get("_".join([figure, "over", row["way"], *end]))
-                row["clear"] = clear(row["gain_low"], row["gain_high"], row["p"])
+                row["verdict"] = verdict(row["gain_low"], row["gain_high"], row["p"])
             cells.append(cell)
         primary = PRIMARY["auc" in part and bool(part["auc"].notna().any())]
         row = {"experiment": experiment, "target": target, "primary": primary, "cells": cells}
@@ -158,7 +158,7 @@ def left_out(table: pd.DataFrame) -> list[dict[str, Any]]:
     return records(rows["n_scans"].agg(trainings="size", tests="sum").reset_index())
 
 
-def clear(low: float | None, high: float | None, p: float | None) -> int:
+def verdict(low: float | None, high: float | None, p: float | None) -> int:
     """Whether a gain is clear (1), or a loss is (-1); or neither (0).
 
     With few persons the interval may leave out zero where the test finds nothing.
