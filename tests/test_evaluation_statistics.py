@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bids_harmony.evaluation.statistics import (
+    Scans,
     coverage,
     delong,
     drawn_persons,
@@ -39,7 +40,7 @@ def ovarian() -> np.ndarray:
     return np.array(OVARIAN.split(), float).reshape(-1, 4).T
 
 
-def test_delong_gives_the_published_comparison(ovarian: np.ndarray) -> None:
+def test_delong_gives_the_published_comparisons(ovarian: np.ndarray) -> None:
     albumin, protein, score, truth = ovarian
     women = np.arange(len(truth))
     assert placements(albumin, truth)[truth == 1].mean() == pytest.approx(0.7366, abs=5e-5)
@@ -51,9 +52,6 @@ def test_delong_gives_the_published_comparison(ovarian: np.ndarray) -> None:
         # Another scale, and a scale of its own in each repetition, change nothing.
         scaled = np.array([1000 * measure - 7, np.exp(measure)])
         assert delong(scaled, -np.array([score, score]), truth, women) == pytest.approx(found)
-
-
-def test_delong_gives_the_published_error_of_one_area() -> None:
     # Ratings of 109 CT images in Hanley and McNeil (1982), Table I; Stata's manual (roctab) has
     # DeLong's standard error of the area, 0.0307. A constant score has the area 0.5 for certain.
     counts = ([33, 6, 6, 11, 2], [3, 2, 2, 11, 33])
@@ -68,24 +66,17 @@ def test_delong_counts_persons_not_scans(ovarian: np.ndarray) -> None:
     women = np.arange(len(truth))
     once = delong(albumin[None], -score[None], truth, women)
     # The same scan three times is no more than once: the clustered variance stays what it was.
-    many = [np.tile(v, 3) for v in (albumin, -score, truth, women)]
-    thrice = delong(many[0][None], many[1][None], *many[2:])
-    assert thrice == pytest.approx(once)
-    as_if = delong(many[0][None], many[1][None], many[2], np.arange(3 * len(truth)))
-    assert as_if[1] < 0.6 * once[1]
-
-
-def test_obuchowskis_variance_worked_out_by_hand() -> None:
-    # Two persons have a case and a control scan each, a third a case, a fourth a control.
-    # a places cases at 1, 1, 1/3 and controls at 2/3, 2/3, 1, b all at 1/2: the differences are
-    # 1/2, 1/2, -1/6 (mean 5/18) and 1/6, 1/6, 1/2 (mean 5/18). Centred, over 3: 2/27, 2/27, -4/27
-    # and -1/27, -1/27, 2/27. Variance 3/2 (24 + 6) / 729 + 2 * 4/3 * (-4) / 729.
+    a, b, classes, persons = (np.tile(v, 3) for v in (albumin, -score, truth, women))
+    assert delong(a[None], b[None], classes, persons) == pytest.approx(once)
+    assert delong(a[None], b[None], classes, np.arange(len(a)))[1] < 0.6 * once[1]
+    # Obuchowski's variance worked out by hand. Two persons have a case and a control scan each, a
+    # third a case, a fourth a control. a places cases at 1, 1, 1/3 and controls at 2/3, 2/3, 1, b
+    # all at 1/2: the differences are 1/2, 1/2, -1/6 (mean 5/18) and 1/6, 1/6, 1/2 (mean 5/18).
+    # Centred, over 3: 2/27, 2/27, -4/27 and -1/27, -1/27, 2/27. Variance 3/2 (24 + 6) / 729
+    # + 2 * 4/3 * (-4) / 729.
     a = np.array([[5.0, 5.0, 2.0, 3.0, 3.0, 1.0]])
-    truth = np.array([1, 1, 1, 0, 0, 0])
-    persons = np.array(list("pqrpqs"))
-    area, error, _ = delong(a, 0 * a, truth, persons)
-    assert area == pytest.approx(5 / 18)
-    assert error**2 == pytest.approx((45 - 32 / 3) / 729)
+    area, error, _ = delong(a, 0 * a, np.array([1, 1, 1, 0, 0, 0]), np.array(list("pqrpqs")))
+    assert (area, error**2) == pytest.approx((5 / 18, (45 - 32 / 3) / 729))
 
 
 def test_delong_says_nothing_of_what_it_cannot_know() -> None:
@@ -106,36 +97,36 @@ def test_whole_persons_are_drawn_as_many_of_each_stratum() -> None:
         assert len(set(n_b)) == 1
         assert (draw == 0).sum() + n_b[0] == 2
     assert {len(draw) for draw in draws} == {2, 4, 6}
-    strata = np.array([0, 1, 1, 1])
-    draws = drawn_persons(persons, 9, np.random.default_rng(0), strata)
+    draws = drawn_persons(persons, 9, np.random.default_rng(0), np.array([0, 1, 1, 1]))
     assert all(sorted(draw) == [0, 1, 2, 3] for draw in draws)
 
 
 def test_an_interval_is_that_of_persons() -> None:
+    def mean(draw: Scans) -> dict[str, float]:
+        return {"mean": values[draw].mean(), "none": np.nan}
+
     values = np.random.default_rng(0).normal(10, 2, 100)
-    mean = lambda d: {"mean": values[d].mean(), "none": np.nan}  # noqa: E731
     once = with_intervals(mean, np.arange(100), 2000, 0)
-    assert once["mean_high"] - once["mean"] == pytest.approx(1.96 * values.std() / 10, rel=0.1)
-    assert once["mean"] - once["mean_low"] == pytest.approx(1.96 * values.std() / 10, rel=0.1)
+    half = 1.96 * values.std() / 10
+    assert once["mean_high"] - once["mean"] == pytest.approx(half, rel=0.1)
+    assert once["mean"] - once["mean_low"] == pytest.approx(half, rel=0.1)
     assert np.isnan([once["none"], once["none_low"]]).all()
-    values = np.repeat(values[:25], 4)
-    four = [with_intervals(mean, p, 500, 0) for p in (np.arange(100), np.repeat(range(25), 4))]
-    assert four[1]["mean_high"] - four[1]["mean_low"] > 1.7 * (
-        four[0]["mean_high"] - four[0]["mean_low"]
-    )
     assert np.isnan(with_intervals(mean, np.arange(100), 9, 0, enough=False)["mean_low"])
+    values = np.repeat(values[:25], 4)
+    scans, persons = (
+        with_intervals(mean, labels, 500, 0) for labels in (np.arange(100), np.arange(100) // 4)
+    )
+    assert np.ptp([*persons.values()][2:4]) > 1.7 * np.ptp([*scans.values()][2:4])
 
 
-def test_methods_are_exchanged_within_persons() -> None:
+def test_methods_and_labels_are_exchanged_between_whole_persons() -> None:
     # All eight persons move the same way: of 256 exchanges the two ends are as far apart.
-    ones = np.ones(16)
-    assert exchange_p(ones, np.arange(16) // 2, 1000, 0) == pytest.approx(2 / 256)
-    assert exchange_p(ones * np.tile([1, -1], 8), np.arange(16) // 2, 1000, 0) == 1
+    ones, persons = np.ones(16), np.arange(16) // 2
+    assert exchange_p(ones, persons, 1000, 0) == pytest.approx(2 / 256)
+    assert exchange_p(ones * np.tile([1, -1], 8), persons, 1000, 0) == 1
     noise = np.random.default_rng(2).normal(0, 3, 40)
     assert exchange_p(noise, np.arange(40), 1000, 0) > 0.05
 
-
-def test_labels_are_exchanged_between_persons() -> None:
     persons = np.array(list("aabbccdd"))
     labels = np.array([1, 1, 0, 0, 0, 0, 1, 0], bool)  # d was seen in both groups
     rng = np.random.default_rng(0)
@@ -168,15 +159,16 @@ def test_icc_of_shrout_and_fleiss() -> None:
 
 # --- site offset and scatter --------------------------------------------------------------------
 
+AGES = np.linspace(20, 80, 31)
 
-def scans(truth: np.ndarray, predicted: np.ndarray, prefix: str, seed: int = 1) -> pd.DataFrame:
-    people = [f"{prefix}{i}" for i in range(len(truth))]
+
+def scans(
+    truth: np.ndarray, site: str, error: float | np.ndarray = 0, seed: int = 1
+) -> pd.DataFrame:
+    """Return scans of a predictor of slope .5 about 50 years."""
+    people = [f"{site}{i}" for i in range(len(truth))]
+    predicted = 25 + 0.5 * truth + error
     return pd.DataFrame({"seed": seed, "predicted": predicted, "truth": truth, "person": people})
-
-
-def drawn_to_the_mean(truth: np.ndarray) -> np.ndarray:
-    """A predictor of slope .5 about 50 years, without error."""
-    return 25 + 0.5 * truth
 
 
 def test_line_offset_and_scatter_by_hand() -> None:
@@ -185,64 +177,47 @@ def test_line_offset_and_scatter_by_hand() -> None:
     assert line == pytest.approx((0.75, 12.5))
     # The line says 27.5 and 50: apart by -1.5 and 4.5.
     offset, scatter = offset_and_scatter(np.array([26.0, 54.5]), np.array([20.0, 50.0]), line)
-    assert offset == pytest.approx(1.5)
-    assert scatter == pytest.approx(np.sqrt(18))
+    assert (offset, scatter) == pytest.approx((1.5, np.sqrt(18)))
     assert np.isnan(fit_line(np.array([1.0, 2.0]), np.array([5.0, 5.0]))).all()
     assert np.isnan(offset_and_scatter(np.array([1.0]), np.array([2.0]), line)[1])
 
 
-def test_a_young_site_without_a_scanners_effect_has_no_offset_and_each_seed_its_own_line() -> None:
-    ages, young = np.linspace(20, 80, 31), np.linspace(20, 25, 11)
-    home = scans(ages, drawn_to_the_mean(ages), "a")
-    found = site_offset(scans(young, drawn_to_the_mean(young), "b"), home, 50, 0)
+def test_a_young_site_has_no_offset_and_each_repetition_its_own_line() -> None:
+    young = np.linspace(20, 25, 11)
+    found = site_offset(scans(young, "b"), scans(AGES, "a"), 50, 0)
     # The mean absolute error is 13.75 years there.
     assert (found["offset"], found["scatter"]) == pytest.approx((0, 0))
     assert found["in_reference_range"] == 1
-    homes = [scans(ages, drawn_to_the_mean(ages) + by, "a", k) for k, by in ((1, 0), (2, 6))]
-    sites = [scans(young, drawn_to_the_mean(young) + by, "b", k) for k, by in ((1, 3), (2, 9))]
-    found = site_offset(pd.concat(sites), pd.concat(homes), 20, 0)
+    home = pd.concat([scans(AGES, "a", 0, 1), scans(AGES, "a", 6, 2)])
+    site = pd.concat([scans(young, "b", 3, 1), scans(young, "b", 9, 2)])
+    found = site_offset(site, home, 20, 0)
     assert (found["offset"], found["scatter"]) == pytest.approx((3, 0))
 
 
 def test_what_a_scanner_adds_is_the_offset_and_is_inside_its_interval() -> None:
     rng = np.random.default_rng(0)
     ages, there = rng.uniform(20, 80, 60), rng.uniform(60, 90, 30)
-    home = scans(ages, drawn_to_the_mean(ages) + rng.normal(0, 5, 60), "a")
-    site = scans(there, drawn_to_the_mean(there) - 8 + rng.normal(0, 5, 30), "b")
+    home = scans(ages, "a", rng.normal(0, 5, 60))
+    site = scans(there, "b", rng.normal(-8, 5, 30))
     found = site_offset(site, home, 400, 0)
     assert found["offset_low"] < -8 < found["offset_high"] < -4
-    assert 2 < found["offset_high"] - found["offset_low"] < 8
+    width = found["offset_high"] - found["offset_low"]
+    assert 2 < width < 8
     assert found["scatter_low"] < 5 < found["scatter_high"]
     assert 0.5 < found["in_reference_range"] < 0.9
-
-
-def test_the_reference_itself_has_no_offset_however_its_persons_are_drawn() -> None:
-    rng = np.random.default_rng(1)
-    ages = rng.uniform(20, 80, 40)
-    home = scans(ages, drawn_to_the_mean(ages) + rng.normal(0, 5, 40), "a")
+    # The same scans once more do not narrow the interval.
+    twice = site_offset(pd.concat([site, site]), home, 400, 0)
+    assert twice["offset"] == pytest.approx(found["offset"])
+    assert twice["offset_high"] - twice["offset_low"] == pytest.approx(width, rel=0.1)
+    # The reference itself has no offset, however its persons are drawn.
     found = site_offset(home, home, 100, 0)
     for end in ("", "_low", "_high"):
         assert found[f"offset{end}"] == pytest.approx(0, abs=1e-9)
     assert found["scatter_low"] < found["scatter"] < found["scatter_high"]
 
 
-def test_scans_of_one_person_do_not_narrow_the_interval() -> None:
-    rng = np.random.default_rng(2)
-    ages, there = rng.uniform(20, 80, 40), rng.uniform(30, 70, 12)
-    home = scans(ages, drawn_to_the_mean(ages) + rng.normal(0, 5, 40), "a")
-    site = scans(there, drawn_to_the_mean(there) + rng.normal(0, 5, 12), "b")
-    once, twice = (site_offset(s, home, 300, 0) for s in (site, pd.concat([site, site])))
-    assert twice["offset"] == pytest.approx(once["offset"])
-    width = [found["offset_high"] - found["offset_low"] for found in (once, twice)]
-    assert width[1] == pytest.approx(width[0], rel=0.1)
-
-
 def test_few_persons_have_no_line_and_no_interval() -> None:
-    ages = np.linspace(20, 80, 7)
-    home = scans(ages, drawn_to_the_mean(ages), "a")
-    assert np.isnan(site_offset(home, home, 10, 0)["offset"])
-    ages = np.linspace(20, 80, 9)
-    home = scans(ages, drawn_to_the_mean(ages), "a")
-    found = site_offset(home.iloc[:2].assign(person=["x", "y"]), home, 10, 0)
+    assert np.isnan(site_offset(scans(AGES[:7], "a"), scans(AGES[:7], "a"), 10, 0)["offset"])
+    found = site_offset(scans(AGES[:2], "b"), scans(AGES[:9], "a"), 10, 0)
     assert found["offset"] == pytest.approx(0)
     assert np.isnan(found["offset_low"])

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
@@ -103,16 +104,15 @@ def plan_units(
         ]
     if "size" in options.experiments:
         others = data.sites != reference
-        persons = {s: len(np.unique(data.persons[data.sites == s])) for s in sites}
-        largest = max(np.unique(data.sites[others]).tolist(), key=persons.__getitem__, default="")
-        most = persons.get(largest, 0) * (1 - 1 / options.cv_folds)
-        if most <= min(SIZES):
+        counts = pd.Series(data.persons[others]).groupby(data.sites[others]).nunique()
+        sizes = [n for n in SIZES if n < counts.max() * (1 - 1 / options.cv_folds)]
+        if not sizes:
             raise UsageError(
                 "There are no sizes to try: no other site leaves more than "
                 f"{counted(min(SIZES), 'person')} to calibrate on.",
                 "Take size out of --experiments, or choose more --cv-folds.",
             )
-        planned += [("size", (reference,), (largest,), n) for n in SIZES if n < most]
+        planned += [("size", (reference,), (str(counts.idxmax()),), n) for n in sizes]
     return [
         Unit(experiment, seed + repetition, fold, *rest)
         for repetition, fold in itertools.product(range(options.n_seeds), range(options.cv_folds))

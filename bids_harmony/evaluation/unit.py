@@ -119,9 +119,8 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         COMBAT: methods.combat(data, fitted, unit.train_sites, unit.seed),
         **calibrations(study, unit, split, fitted),
     }
-    sets = (
-        {SCALED: data} if study.unharmonized is None else {NONE: study.unharmonized, SCALED: data}
-    )
+    sets = {} if study.unharmonized is None else {NONE: study.unharmonized}
+    sets[SCALED] = data
     tested, left_out = dict.fromkeys(sets, test), []
     # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
     elsewhere = np.union1d(test, np.setdiff1d(trained, at_reference))
