@@ -88,24 +88,22 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
     assert calls == [1, 4, 1, 4]
 
 
-def test_matched_scans_have_the_references_quantiles(data: TrainingSet) -> None:
-    quantiles = np.linspace(0.2, 0.9, 256)
+def test_matched_scans_have_the_references_quantiles_and_mapped_ones_their_sites_map(
+    data: TrainingSet,
+) -> None:
     volume, mask = data.volume(0)
-    found = matching(quantiles, []).change(0, volume, mask)[mask]
+    found = matching(np.linspace(0.2, 0.9, 256), []).change(0, volume, mask)[mask]
     np.testing.assert_allclose(np.quantile(found, [0.1, 0.5, 0.9]), [0.27, 0.55, 0.83], atol=0.01)
-
-
-def test_each_site_has_its_own_mapping(data: TrainingSet) -> None:
     x = np.array([0.2, 0.5, 1.0])
     of_site = {
         site: SiteMap(IntensityMapping(x, x - by), np.zeros(1), None, data.box)
         for site, by in (("REF", 0.0), ("A", 0.1))
     }
-    change = mapping("harmonized", of_site, data.sites).change
+    method = mapping("harmonized", of_site, data.sites)
     for scan, less in ((0, 0.0), (6, 0.1)):
         volume, mask = data.volume(scan)
         bright = mask & (volume > 0.25)
-        found = change(scan, volume, mask)
+        found = method.change(scan, volume, mask)
         np.testing.assert_allclose(volume[bright] - found[bright], less, atol=1e-5)
         assert not found[~mask].any()
 

@@ -36,7 +36,9 @@ def travellers() -> TrainingSet:
     return people(pd.concat([rows, again, twice], ignore_index=True))
 
 
-def test_a_person_has_one_fold_at_all_sites_and_sessions(travellers: TrainingSet) -> None:
+def test_a_person_has_one_fold_at_all_sites_and_classes_are_balanced(
+    travellers: TrainingSet,
+) -> None:
     folds = subject_folds(travellers, 4, seed=1)
     frame = pd.DataFrame({"person": travellers.table["subject"], "fold": folds})
     assert (frame.groupby("person")["fold"].nunique() == 1).all()
@@ -45,12 +47,8 @@ def test_a_person_has_one_fold_at_all_sites_and_sessions(travellers: TrainingSet
         ages = [travellers.ages[(folds == k) & (travellers.sites == site)] for k in range(4)]
         assert all(len(a) >= 4 and np.ptp(a) > 20 for a in ages)
     assert not np.array_equal(folds, subject_folds(travellers, 4, seed=2))
-
-
-def test_folds_balance_classes() -> None:
-    rows = table({"A": AGES + AGES})
-    rows["subject"] = [str(i) for i in range(len(rows))]
-    ill = np.array([1.0 if i % 5 == 0 else 0.0 for i in range(len(rows))])
+    rows = table({"A": AGES + AGES}).assign(subject=[str(i) for i in range(40)])
+    ill = np.array([float(i % 5 == 0) for i in range(40)])
     folds = subject_folds(people(rows), 4, 0, [Target("ill", "ill", ill, ("no", "yes"))])
     assert [int(ill[folds == k].sum()) for k in range(4)] == [2, 2, 2, 2]
 
@@ -62,12 +60,9 @@ def test_folds_balance_classes() -> None:
 def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
     folds = subject_folds(travellers, 3, unit.seed)
     split, seen = split_of(travellers, unit, folds, 0.15)
-    tested = set(travellers.subjects[folds == 1]) | {
-        s for s in travellers.subjects if s.split("/")[1] in
-        {t.split("/")[1] for t in travellers.subjects[folds == 1]}
-    }  # fmt: skip
+    tested = set(travellers.persons[folds == 1])
     for part in (split, seen):
-        assert not tested & set(travellers.subjects[part != "test"])
+        assert not tested & set(travellers.persons[part != "test"])
     at_b = np.unique(travellers.persons[(seen != "test") & (travellers.sites == "B")])
     every = np.unique(travellers.persons[(split != "test") & (travellers.sites == "B")])
     assert len(at_b) == {"sites": len(every), "size": 5}[unit.experiment]
