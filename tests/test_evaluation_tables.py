@@ -152,6 +152,11 @@ def test_the_page_says_where_harmonized_scans_are_better(
     ):  # fmt: skip
         assert said in text
     assert "cut short" not in text
+    ill = experiments_table(rows("none", truth, np.ones(40), target="ill"), ILL, 0)  # one class
+    write_page(
+        tmp_path, study, "A", found | {"experiments": ill}, [], simulated=False, sloppy=True
+    )
+    assert "area under the curve: no harmonization –." in page.read_text()
     assert (tmp_path / "evaluation" / "figures" / "sites_brain_age.svg").is_file()
 
 

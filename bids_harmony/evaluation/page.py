@@ -145,7 +145,7 @@ def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
                     row[name] = ours.get("_".join([figure, "over", row["way"], *end]))
                 row["verdict"] = verdict(row["gain_low"], row["gain_high"], row["p"])
             cells.append(cell)
-        primary = PRIMARY["auc" in part and bool(part["auc"].notna().any())]
+        primary = PRIMARY["n_cases" in part and bool(part["n_cases"].notna().any())]
         row = {"experiment": experiment, "target": target, "primary": primary, "cells": cells}
         shown.append(row)
     return shown
