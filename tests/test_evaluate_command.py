@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_train_command import preprocessed_dataset
+from training_data import balls
 
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.cli.run import main
 from bids_harmony.errors import HarmonyError
-from bids_harmony.evaluation import methods, run, tables
+from bids_harmony.evaluation import EvaluateOptions, methods, run, tables
 from bids_harmony.evaluation.experiments import Unit
 from bids_harmony.evaluation.unit import Study
+from bids_harmony.training.config import TrainOptions
 
 
 @pytest.fixture(scope="module")
@@ -153,41 +156,25 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     assert "1 scan of REF without a value" in page
 
 
-def test_other_images_and_a_new_neurocombat_are_run_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_unit_is_run_anew_where_anything_it_depends_on_changes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    preprocessed_dataset(tmp_path, {"REF": 14, "A": 9}, {"A": 1.8})
-    table = tmp_path / "bids" / "participants.tsv"
-    ill = [
-        line + ("\tpatient" if "-A" in line or "\tM\t" in line else "\tcontrol")
-        for line in table.read_text().splitlines()[1:]
-    ]
-    table.write_text("participant_id\tage\tsex\tsite\tdiagnosis\n" + "\n".join(ill) + "\n")
-    for module in (methods, run):
-        monkeypatch.setattr(module, "combat_available", lambda: False)
-    assert evaluate(tmp_path) == 0
-    said = "diagnosis_probability: A has scans of the class patient only (9)."
-    assert said in capsys.readouterr().out
-    assert said in (tmp_path / "out" / "evaluation.html").read_text()
-    path = tmp_path / "out" / "evaluation" / "predictions.tsv"
-    before = pd.read_csv(path, sep="\t")
-    assert "combat" not in set(before["way"])
-    for module in (methods, run):
-        monkeypatch.setattr(module, "combat_available", lambda: True)
-    assert evaluate(tmp_path) == 0
-    assert "completed before" not in capsys.readouterr().out
-    assert "combat" in set(pd.read_csv(path, sep="\t")["way"])
-    # The same heads with another contrast: each mask, and the share of each slice, stays.
-    for image in (tmp_path / "out").rglob("sub-A*preproc_T1w.nii.gz"):
-        old = nib.load(image)
-        nib.save(nib.Nifti1Image(np.sqrt(old.get_fdata()).astype("f4"), old.affine), image)
-    assert evaluate(tmp_path) == 0
-    assert "completed before" not in capsys.readouterr().out
-    after = pd.read_csv(path, sep="\t")
-    for way in ("tissue_scaling", "combat", "harmonized"):
-        old, new = (t[(t["way"] == way) & (t["test_site"] == "A")] for t in (before, after))
-        assert len(new)
-        assert way == "combat" or not np.allclose(old["predicted"], new["predicted"], atol=1e-6)
+    data, unit = balls(), Unit("sites", 1, 0, ("REF",), ("REF", "A"))
+    study = Study(data, [], TrainOptions(), EvaluateOptions(), Path("nowhere"), print)
+    before = run._digest(study, unit)
+    assert before == run._digest(replace(study, train=TrainOptions(threads=4)), unit)
+    older = data.table.assign(age=data.table["age"] + 1)
+    for other in (
+        replace(study, data=replace(data, digests=("other image", *data.digests[1:]))),
+        replace(study, data=replace(data, table=older)),
+        replace(study, train=TrainOptions(predictor="article")),
+        replace(study, options=EvaluateOptions(cv_folds=5)),
+        replace(study, unharmonized=data),
+    ):
+        assert run._digest(other, unit) != before
+    assert run._digest(study, replace(unit, fold=1)) != before
+    monkeypatch.setattr(run, "combat_available", lambda: not methods.combat_available())
+    assert run._digest(study, unit) != before
 
 
 def test_what_is_completed_is_written_before_something_fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -151,19 +152,18 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
     columns, (note,) = chosen(diagnosis=dx, age=[*AGES, *AGES[:5], *[np.nan] * 3])
     assert columns == ["age", "diagnosis"]
     assert note == "brain_age: 3 scans of B without a value in the column age, not tested."
+    columns, (note,) = chosen(diagnosis=[*dx[:20], *["ill"] * 8])
+    assert note.startswith("diagnosis_probability: B has scans of the class ill only (8).")
     with pytest.raises(UsageError, match="No scan of A has a value in the column age"):
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):
         chosen(age=40.0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_site_of_few_persons_keeps_one_to_train_on(seed: int) -> None:
-    rows = table({"A": AGES, "B": AGES[:4]})
-    rows["subject"] = [f"s{i}" for i in range(24)]
-    data = people(rows)
+def test_a_site_of_few_persons_keeps_one_to_train_on() -> None:
+    data = people(table({"A": AGES, "B": AGES[:4]}).assign(subject=[f"s{i}" for i in range(24)]))
     folds = np.where(np.arange(24) % 4 == 0, 0, 1)  # of B one person is tested, or three are
-    for fold in (0, 1):
+    for seed, fold in itertools.product(range(6), (0, 1)):
         unit = Unit("sites", seed, fold, ("A",), ("A", "B"))
         split, _ = split_of(data, unit, folds, 0.4)
         assert "train" in split[data.sites == "B"]
