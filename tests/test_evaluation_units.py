@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from bids_harmony.evaluation.experiments import (
     trainable_sites,
 )
 from bids_harmony.evaluation.run import choose_targets, unknown_values
+from bids_harmony.evaluation.unit import Study, fit_predictors
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.targets import Target
@@ -158,6 +160,19 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):
         chosen(age=40.0)
+
+
+def test_a_target_with_too_few_persons_of_a_class_is_left_out(tmp_path: Path) -> None:
+    rows = table({"A": AGES, "B": AGES[:8]}).assign(diagnosis=["ill"] + 27 * ["control"])
+    data = people(rows.assign(subject=[f"s{i}" for i in range(28)]))
+    targets, _ = choose_targets(data, TrainOptions(), "A", np.ones(28, bool))
+    options = EvaluateOptions()
+    study = Study(data, targets[1:], TrainOptions(folds=2), options, tmp_path, print)
+    unit = Unit("sites", 1, 0, ("A",), ("A", "B"))
+    predictors, reasons = fit_predictors(study, unit, data, np.full(28, "train"))
+    assert predictors == {}
+    assert "There are 1 person" in reasons["diagnosis_probability"]
+    assert reasons["diagnosis_probability"].endswith("of one class.")
 
 
 def test_a_site_of_few_persons_keeps_one_to_train_on() -> None:

@@ -580,13 +580,16 @@ FAULTS: dict[str, dict[str, Fault]] = {
             {
                 "no ages": ("`evaluate`: no ages", "Not evaluated: age"),
                 "no diagnosis": ("`evaluate`: no diagnosis", "Not evaluated: diagnosis"),
-                "few patients": ("`evaluate`: too few persons of a class", "of a class"),
                 "some ages": ("`evaluate`: some scans without age", "without a value"),
             },
         ),
+        "few patients": Fault(
+            "`evaluate`: too few persons of a class", LEFT_OUT, "of one class", 0,
+            "test_evaluation_units.py::test_a_target_with_too_few_persons_of_a_class_is_left_out",
+        ),
         "late failure": Fault(
             "`evaluate` fails late: tables of the finished folds are there", RESUMES, "", 70,
-            _EVALUATE + "test_what_is_done_is_written_before_something_fails",
+            _EVALUATE + "test_what_is_completed_is_written_before_something_fails",
         ),
     },
     "Anything at all": {
