@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation.options import EvaluateOptions
+from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.text import TextError, parse_json
 from bids_harmony.training.config import TrainOptions
 

@@ -12,8 +12,7 @@ import numpy as np
 from bids_harmony.bids import find_scans
 from bids_harmony.bids_filters import select_scans
 from bids_harmony.config import RunConfig
-from bids_harmony.evaluation.offset import offset_and_scatter
-from bids_harmony.evaluation.persons import drawn_persons
+from bids_harmony.evaluation.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.models.apply import predict_value
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.mapnetwork import SiteMap

@@ -14,7 +14,7 @@ import pandas as pd
 from bids_harmony.bids import find_scans
 from bids_harmony.bids_filters import select_scans
 from bids_harmony.config import RunConfig
-from bids_harmony.evaluation.offset import offset_and_scatter
+from bids_harmony.evaluation.statistics import offset_and_scatter
 from bids_harmony.files import write_text
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle

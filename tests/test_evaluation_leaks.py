@@ -9,9 +9,9 @@ import pytest
 from training_data import balls
 
 from bids_harmony.contract import Contract
-from bids_harmony.evaluation.fit import Study, fit_predictors, predict_unit, prepare_unit
-from bids_harmony.evaluation.options import EvaluateOptions
-from bids_harmony.evaluation.units import plan_units
+from bids_harmony.evaluation import EvaluateOptions
+from bids_harmony.evaluation.experiments import plan_units
+from bids_harmony.evaluation.unit import Study, fit_predictors, measure_unit, prepare_unit
 from bids_harmony.models.slices import middle_slices
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.figures import class_figures
@@ -20,10 +20,10 @@ from bids_harmony.training.targets import find_target
 
 
 @pytest.mark.slow
-def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: Path) -> None:
+def test_permuted_labels_give_chance_though_networks_overfit_them(tmp_path: Path) -> None:
     data = balls({"REF": 40, "A": 16})
-    chance = np.random.default_rng(5)
-    ill = np.concatenate([chance.permutation(n // 2 * ["ill"] + n // 2 * ["control"])
+    rng = np.random.default_rng(5)
+    ill = np.concatenate([rng.permutation(n // 2 * ["ill"] + n // 2 * ["control"])
                           for n in (40, 16)])  # fmt: skip
     data.table["diagnosis"] = ill
     everything = np.ones(len(data), bool)
@@ -34,18 +34,19 @@ def test_permuted_labels_give_chance_though_they_are_learnt_by_heart(tmp_path: P
     )  # fmt: skip
     study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path, lambda _: None)
     tested, known = [], []
-    for unit in plan_units(data, study.options, "REF", 1):
+    for unit in plan_units(data, study.options, "REF", 1, ["REF"]):
         prepared = prepare_unit(study, unit)
-        tested += [row for row in predict_unit(study, unit, prepared)
-                   if row["way"] == "tissue_scaling" and row["test_site"] == "REF"]  # fmt: skip
-        (members,) = fit_predictors(study, unit, data, prepared.split)[target.name].ensembles
+        tested += [row for row in measure_unit(study, unit, prepared)["predictions"]
+                   if row["way"] == "tissue_scaling" and row["site"] == "REF"]  # fmt: skip
+        predictors, _ = fit_predictors(study, unit, data, prepared.split)
+        (ensemble,) = predictors[target.name].ensembles
         numbers = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
         for scan in np.flatnonzero((prepared.split != "test") & (data.sites == "REF")):
-            values = predict_stack(members, data.stack(int(scan))[0][numbers],
+            values = predict_stack(ensemble, data.stack(int(scan))[0][numbers],
                                    data.heights[numbers])  # fmt: skip
             known.append((float(np.median(values)), target.values[scan]))
     assert sorted(row["scan"] for row in tested) == list(range(40))
     learnt = class_figures(*np.array(known).T)["auc"]
     found = class_figures(*np.array([(r["predicted"], r["truth"]) for r in tested]).T)["auc"]
-    assert learnt > 0.8  # each network has seen half of these by heart
+    assert learnt > 0.8  # each network has seen half of these
     assert 0.25 < found < 0.75

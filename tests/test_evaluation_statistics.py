@@ -1,88 +1,151 @@
-"""Figures, intervals and p values of an evaluation."""
+"""Statistics whose unit is the person, against published figures and some worked out by hand."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_harmony.evaluation.images import ANATOMY, FEATURES
-from bids_harmony.evaluation.persons import delong
-from bids_harmony.evaluation.statistics import icc, permutation_p, tabulate
-from bids_harmony.evaluation.summaries import agreement_table, biology_table, image_table
-from bids_harmony.training.figures import figures, value_figures
+from bids_harmony.evaluation.statistics import (
+    Scans,
+    coverage,
+    delong,
+    drawn_persons,
+    exchange_p,
+    exchanged_labels,
+    fit_line,
+    icc,
+    offset_and_scatter,
+    placements,
+    site_offset,
+    with_intervals,
+)
 
-
-def rows(way: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:
-    n = len(truth)
-    base = {
-        "experiment": "sites", "seed": 1, "fold": 0, "train_sites": "A", "n_source": None,
-        "scan": range(n), "participant": "x", "person": [f"p{i}" for i in range(n)],
-        "test_site": "B",
-        "way": way, "target": "brain_age", "truth": truth, "predicted": predicted,
-    }  # fmt: skip
-    return pd.DataFrame(base | more)
+#: Albumin, total protein, Krebs-Goplerud score and outcome of the 43 women with all three measures
+#: in DeLong, DeLong and Clarke-Pearson (1988), as listed in the SAS/STAT User's Guide, "The
+#: LOGISTIC Procedure", example "Comparing Receiver Operating Characteristic Curves".
+OVARIAN = """
+3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0
+1.6 5.6 5 1  3.8 5.7 5 1  3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1
+4.3 7.0 4 1  3.6 6.7 4 0  2.3 4.4 6 1  4.2 7.6 4 0  4.0 6.6 6 0  3.5 5.8 6 1  3.8 6.8 7 1
+3.0 4.7 8 0  4.5 7.4 5 1  3.7 7.4 5 1  3.1 6.6 6 1  4.1 8.2 6 1  4.3 7.0 5 1  4.3 6.5 4 1
+3.2 5.1 5 1  2.6 4.7 6 1  3.3 6.8 6 0  1.7 4.0 7 0  3.7 6.1 5 1  3.3 6.3 7 1  4.2 7.7 6 1
+3.5 6.2 5 1  2.9 5.7 9 0  2.1 4.8 7 1  2.8 6.2 8 0  4.0 7.0 7 1  3.3 5.7 6 1  3.7 6.9 5 1
+3.6 6.6 5 1
+"""
 
 
 @pytest.fixture(scope="module")
-def truth() -> np.ndarray:
-    return np.random.default_rng(0).uniform(20, 80, 40)
+def ovarian() -> np.ndarray:
+    return np.array(OVARIAN.split(), float).reshape(-1, 4).T
 
 
-def test_a_gain_is_positive_where_harmonized_scans_do_better(truth: np.ndarray) -> None:
-    noise = np.random.default_rng(1).normal(0, 3, (2, 40))
-    table = tabulate(
-        pd.concat([rows("none", truth + 12 + noise[0], truth),
-                   rows("harmonized", truth + noise[1], truth)]), {"brain_age": False}, 0,
-    )  # fmt: skip
-    none, ours = table.to_dict("records")
-    assert none["mae"] == pytest.approx(12, abs=1.5)
-    assert none["bias_low"] < none["bias"] < none["bias_high"]
-    assert ours["gain_over_none"] == pytest.approx(none["mae"] - ours["mae"])
-    assert ours["gain_over_none_low"] > 5
-    assert ours["p_over_none"] < 0.01
-    assert ours["n_persons"] == 40
+def test_delong_gives_the_published_comparisons(ovarian: np.ndarray) -> None:
+    albumin, protein, score, truth = ovarian
+    women = np.arange(len(truth))
+    assert placements(albumin, truth)[truth == 1].mean() == pytest.approx(0.7366, abs=5e-5)
+    # The guide's table "ROC Contrast Estimation and Testing Results by Row".
+    for measure, wanted in ((albumin, (0.0108, 0.0953, 0.9102)),
+                            (protein, (-0.0780, 0.1046, 0.4561))):  # fmt: skip
+        found = delong(measure[None], -score[None], truth, women)
+        assert found == pytest.approx(wanted, abs=5e-5)
+        # Another scale, and a scale of its own in each repetition, change nothing.
+        scaled = np.array([1000 * measure - 7, np.exp(measure)])
+        assert delong(scaled, -np.array([score, score]), truth, women) == pytest.approx(found)
+    # Ratings of 109 CT images in Hanley and McNeil (1982), Table I; Stata's manual (roctab) has
+    # DeLong's standard error of the area, 0.0307. A constant score has the area 0.5 for certain.
+    counts = ([33, 6, 6, 11, 2], [3, 2, 2, 11, 33])
+    rating = np.concatenate([np.repeat(np.arange(5.0), n) for n in counts])
+    truth = np.repeat([0.0, 1.0], [58, 51])
+    area, error, _ = delong(rating[None], 0 * rating[None], truth, np.arange(109))
+    assert (area, error) == pytest.approx((0.8932 - 0.5, 0.0307), abs=5e-5)
 
 
-def test_ways_that_do_not_differ_are_not_told_apart(truth: np.ndarray) -> None:
-    noise = np.random.default_rng(2).normal(0, 3, (2, 40))
-    p = permutation_p(truth + noise[:1], truth + noise[1:], truth,
-                      np.arange(40).astype(str), value_figures, "mae", 0)  # fmt: skip
-    assert p > 0.05
+def test_delong_counts_persons_not_scans(ovarian: np.ndarray) -> None:
+    albumin, _, score, truth = ovarian
+    women = np.arange(len(truth))
+    once = delong(albumin[None], -score[None], truth, women)
+    # The same scan three times is no more than once: the clustered variance stays what it was.
+    a, b, classes, persons = (np.tile(v, 3) for v in (albumin, -score, truth, women))
+    assert delong(a[None], b[None], classes, persons) == pytest.approx(once)
+    assert delong(a[None], b[None], classes, np.arange(len(a)))[1] < 0.6 * once[1]
+    # Obuchowski's variance worked out by hand. Two persons have a case and a control scan each, a
+    # third a case, a fourth a control. a places cases at 1, 1, 1/3 and controls at 2/3, 2/3, 1, b
+    # all at 1/2: the differences are 1/2, 1/2, -1/6 (mean 5/18) and 1/6, 1/6, 1/2 (mean 5/18).
+    # Centred, over 3: 2/27, 2/27, -4/27 and -1/27, -1/27, 2/27. Variance 3/2 (24 + 6) / 729
+    # + 2 * 4/3 * (-4) / 729.
+    a = np.array([[5.0, 5.0, 2.0, 3.0, 3.0, 1.0]])
+    area, error, _ = delong(a, 0 * a, np.array([1, 1, 1, 0, 0, 0]), np.array(list("pqrpqs")))
+    assert (area, error**2) == pytest.approx((5 / 18, (45 - 32 / 3) / 729))
 
 
-def test_scans_of_one_person_are_drawn_together(truth: np.ndarray) -> None:
-    error = np.repeat(np.random.default_rng(3).normal(0, 6, 10), 4)
-    few = [f"p{i // 4}" for i in range(40)]
-    apart, together = (
-        tabulate(rows("harmonized", truth + error, truth, **more), {"brain_age": False}, 0).iloc[0]
-        for more in ({}, {"person": few})
+def test_delong_says_nothing_of_what_it_cannot_know() -> None:
+    truth = np.array([1, 1, 0, 0])
+    score = np.array([[4.0, 3.0, 2.0, 1.0]])
+    assert delong(score, score, truth, np.arange(4)) == (0, 0, 1)
+    assert np.isnan(delong(score, -score, truth, np.arange(4))[2])  # no spread to judge it by
+    assert np.isnan(delong(score, -score, truth, np.array([0, 0, 1, 2]))).all()
+    missing = np.array([[4.0, 3.0, 2.0, 1.0], [np.nan] * 4])
+    assert delong(missing, missing, truth, np.arange(4)) == (0, 0, 1)
+
+
+def test_whole_persons_are_drawn_as_many_of_each_stratum() -> None:
+    persons = np.array(["a", "b", "b", "b"])
+    draws = drawn_persons(persons, 50, np.random.default_rng(0))
+    for draw in draws:
+        n_b = [int((draw == i).sum()) for i in (1, 2, 3)]
+        assert len(set(n_b)) == 1
+        assert (draw == 0).sum() + n_b[0] == 2
+    assert {len(draw) for draw in draws} == {2, 4, 6}
+    draws = drawn_persons(persons, 9, np.random.default_rng(0), np.array([0, 1, 1, 1]))
+    assert all(sorted(draw) == [0, 1, 2, 3] for draw in draws)
+
+
+def test_an_interval_is_that_of_persons() -> None:
+    def mean(draw: Scans) -> dict[str, float]:
+        return {"mean": values[draw].mean(), "none": np.nan}
+
+    values = np.random.default_rng(0).normal(10, 2, 100)
+    once = with_intervals(mean, np.arange(100), 2000, 0)
+    half = 1.96 * values.std() / 10
+    assert once["mean_high"] - once["mean"] == pytest.approx(half, rel=0.1)
+    assert once["mean"] - once["mean_low"] == pytest.approx(half, rel=0.1)
+    assert np.isnan([once["none"], once["none_low"]]).all()
+    assert np.isnan(with_intervals(mean, np.arange(100), 9, 0, enough=False)["mean_low"])
+    values = np.repeat(values[:25], 4)
+    scans, persons = (
+        with_intervals(mean, labels, 500, 0) for labels in (np.arange(100), np.arange(100) // 4)
     )
-    assert together["n_persons"] == 10
-    width = [row["bias_high"] - row["bias_low"] for row in (apart, together)]
-    assert width[1] > 1.5 * width[0]
+    assert np.ptp([*persons.values()][2:4]) > 1.7 * np.ptp([*scans.values()][2:4])
 
 
-def test_two_classes_and_all_foreign_sites_together() -> None:
-    truth = np.tile([0.0, 1.0], 20)
-    parts = [
-        rows("harmonized", truth, truth, test_site=site, target="ill", scan=range(k, k + 40),
-             person=[f"{site}{i}" for i in range(40)])
-        for k, site in ((0, "A"), (40, "B"), (80, "C"))
-    ]  # fmt: skip
-    table = tabulate(pd.concat(parts), {"ill": True}, 0).set_index("test_site")
-    assert list(table.index) == ["A", "B", "C", "B+C"]
-    assert table.loc["B+C", "n_cases"] == 40
-    assert (table["auc"] == 1).all()
+def test_methods_and_labels_are_exchanged_between_whole_persons() -> None:
+    # All eight persons move the same way: of 256 exchanges the two ends are as far apart.
+    ones, persons = np.ones(16), np.arange(16) // 2
+    assert exchange_p(ones, persons, 1000, 0) == pytest.approx(2 / 256)
+    assert exchange_p(ones * np.tile([1, -1], 8), persons, 1000, 0) == 1
+    noise = np.random.default_rng(2).normal(0, 3, 40)
+    assert exchange_p(noise, np.arange(40), 1000, 0) > 0.05
+
+    persons = np.array(list("aabbccdd"))
+    labels = np.array([1, 1, 0, 0, 0, 0, 1, 0], bool)  # d was seen in both groups
+    rng = np.random.default_rng(0)
+    found = np.array([exchanged_labels(labels, persons, rng) for _ in range(200)])
+    pairs = found.reshape(200, 4, 2)
+    assert (pairs[:, :3, 0] == pairs[:, :3, 1]).all()
+    assert (pairs[:, :3, 0].sum(axis=1) == 1).all()
+    assert (pairs[:, 3, 0] != pairs[:, 3, 1]).all()
+    assert (pairs[:, :, 0].mean(axis=0) > 0.2).all()
 
 
-def test_repetitions_are_averaged_and_their_spread_is_told(truth: np.ndarray) -> None:
-    both = pd.concat([rows("harmonized", truth + k, truth, seed=k) for k in (1, 3)])
-    row = tabulate(both, {"brain_age": False}, 0).iloc[0]
-    assert row["bias"] == pytest.approx(2)
-    assert row["bias_seed_sd"] == pytest.approx(np.sqrt(2))
+def test_coverage_is_that_of_persons() -> None:
+    # Wilson (1927) for 9 of 10: 0.596 to 0.982 (Newcombe 1998's formula worked out by hand).
+    inside = np.array([True] * 9 + [False])
+    assert coverage(inside, np.arange(10)) == pytest.approx((0.9, 0.5958, 0.9821), abs=1e-4)
+    # Ninety further scans of the tenth person are still one person's.
+    inside, persons = np.append(inside, [False] * 90), np.append(np.arange(10), [9] * 90)
+    assert coverage(inside, persons) == pytest.approx((0.9, 0.5958, 0.9821), abs=1e-4)
+    assert np.isnan(coverage(np.array([], bool), np.array([]))).all()
 
 
 def test_icc_of_shrout_and_fleiss() -> None:
@@ -91,174 +154,70 @@ def test_icc_of_shrout_and_fleiss() -> None:
                        [6, 2, 4, 7]], float)  # fmt: skip
     assert icc(judged) == pytest.approx(0.29, abs=0.005)
     assert icc(np.repeat(judged[:, :1], 3, axis=1)) == pytest.approx(1)
-    assert np.isnan(icc(judged[:1]))
+    assert np.isnan([icc(judged[:1]), icc(np.full((5, 3), 30.1))]).all()
 
 
-def test_a_way_that_was_had_in_one_fold_is_compared_on_its_own_scans(truth: np.ndarray) -> None:
-    whole = [
-        rows(way, truth + off, truth, fold=np.repeat([0, 1], 20))
-        for way, off in (("tissue_scaling", 6), ("harmonized", np.repeat([1, 3], 20)))
-    ]
-    some = rows("combat", truth + 5, truth).iloc[20:].assign(fold=1)
-    found = tabulate(pd.concat([*whole, some]), {"brain_age": False}, 0).set_index("way")
-    assert found["n_scans"].to_dict() == {"tissue_scaling": 40, "combat": 20, "harmonized": 40}
-    assert found["n_folds"].to_dict() == {"tissue_scaling": 2, "combat": 1, "harmonized": 2}
-    ours = found.loc["harmonized"]
-    assert ours["mae"] == pytest.approx(2)
-    assert ours["gain_over_tissue_scaling"] == pytest.approx(4)
-    assert ours["gain_over_combat"] == pytest.approx(2)  # 5 against 3, in the second fold
-    assert ours["p_over_combat"] < 0.01
-    # Not had where the harmonized scans were tested, or no map at all: no comparison, no crash.
-    apart = tabulate(pd.concat([whole[1].iloc[:20], some]), {"brain_age": False}, 0)
-    assert "gain_over_combat" not in apart
-    assert "gain_over_combat" not in tabulate(some, {"brain_age": False}, 0)
+# --- site offset and scatter --------------------------------------------------------------------
+
+AGES = np.linspace(20, 80, 31)
 
 
-def test_a_repetition_without_a_fold_counts_what_it_has(truth: np.ndarray) -> None:
-    first, second = (rows("combat", truth + k, truth, seed=k) for k in (1, 3))
-    row = tabulate(pd.concat([first, second.iloc[:10]]), {"brain_age": False}, 0).iloc[0]
-    assert (row["n_scans"], row["bias"]) == (40, pytest.approx(2))
-    assert np.isfinite(row["bias_low"])
+def scans(
+    truth: np.ndarray, site: str, error: float | np.ndarray = 0, seed: int = 1
+) -> pd.DataFrame:
+    """Return scans of a predictor of slope .5 about 50 years."""
+    people = [f"{site}{i}" for i in range(len(truth))]
+    predicted = 25 + 0.5 * truth + error
+    return pd.DataFrame({"seed": seed, "predicted": predicted, "truth": truth, "person": people})
 
 
-def test_areas_are_compared_by_ranks_with_persons_as_clusters() -> None:
-    chance = np.random.default_rng(4)
-    truth = np.tile([0.0, 1.0], 30)
-    ours = truth + chance.normal(0, 1.0, 60)
-    theirs = ours + chance.normal(0, 0.1, 60)
-    few = [f"p{i // 6}" for i in range(60)]
-    p = []
-    for scale, person in ((1, None), (100, None), (1, few)):
-        parts = [rows(way, score, truth, target="ill", **({"person": person} if person else {}))
-                 for way, score in (("none", theirs), ("harmonized", scale * ours))]  # fmt: skip
-        found = tabulate(pd.concat(parts), {"ill": True}, 0).set_index("way").loc["harmonized"]
-        wanted = delong((scale * ours)[None], theirs[None], truth,
-                        np.array(person or range(60)).astype(str))  # fmt: skip
-        assert found["gain_over_none"] == pytest.approx(wanted[0])
-        assert found["p_over_none"] == pytest.approx(wanted[2])
-        p.append(found["p_over_none"])
-    assert p[0] == pytest.approx(p[1])  # a network of another scale is no other classifier
-    assert p[2] != pytest.approx(p[0])
+def test_line_offset_and_scatter_by_hand() -> None:
+    # Means 30 and 35; covariance (100 + 0 + 50) / 3, variance 200 / 3.
+    line = fit_line(np.array([25.0, 40.0, 40.0]), np.array([20.0, 30.0, 40.0]))
+    assert line == pytest.approx((0.75, 12.5))
+    # The line says 27.5 and 50: apart by -1.5 and 4.5.
+    offset, scatter = offset_and_scatter(np.array([26.0, 54.5]), np.array([20.0, 50.0]), line)
+    assert (offset, scatter) == pytest.approx((1.5, np.sqrt(18)))
+    assert np.isnan(fit_line(np.array([1.0, 2.0]), np.array([5.0, 5.0]))).all()
+    assert np.isnan(offset_and_scatter(np.array([1.0]), np.array([2.0]), line)[1])
 
 
-def test_coverage_of_the_intervals_is_told(truth: np.ndarray) -> None:
-    error = np.where(np.arange(40) < 30, 4, 12)
-    found = tabulate(rows("harmonized", truth + error, truth, half_width=10.0),
-                     {"brain_age": False}, 0).iloc[0]  # fmt: skip
-    assert found["coverage"] == 0.75
-    assert (found["coverage_low"], found["coverage_high"]) == pytest.approx(
-        (0.598, 0.858), abs=1e-3
-    )
+def test_a_young_site_has_no_offset_and_each_repetition_its_own_line() -> None:
+    young = np.linspace(20, 25, 11)
+    found = site_offset(scans(young, "b"), scans(AGES, "a"), 50, 0)
+    # The mean absolute error is 13.75 years there.
+    assert (found["offset"], found["scatter"]) == pytest.approx((0, 0))
+    assert found["in_reference_range"] == 1
+    home = pd.concat([scans(AGES, "a", 0, 1), scans(AGES, "a", 6, 2)])
+    site = pd.concat([scans(young, "b", 3, 1), scans(young, "b", 9, 2)])
+    found = site_offset(site, home, 20, 0)
+    assert (found["offset"], found["scatter"]) == pytest.approx((3, 0))
 
 
-# --- what cannot be known -----------------------------------------------------------------------
-
-
-def test_equal_ages_correlate_with_nothing_and_have_no_slope() -> None:
-    # The mean of seven 30.1 is off by rounding, and so is their standard deviation.
-    predicted = np.array([25.0, 31, 44, 28, 39, 50, 33])
-    for x, y in ((predicted, np.full(7, 30.1)), (np.full(7, 30.1), predicted)):
-        found = tabulate(rows("none", x, y), {"brain_age": False}, 0).iloc[0]
-        assert np.isnan(found[["r", "r_low", "r_high"]].astype(float)).all()
-        assert np.isfinite(found["mae_low"])
-    assert np.isnan(icc(np.full((5, 3), 30.1)))
-    person = [f"p{i // 3}" for i in range(30)]
-    volume = np.random.default_rng(0).random(30)
-    same = looks(person, "A", "tissue_scaling", np.full(30, 30.1), volume)
-    assert biology_table(pd.concat([same, same.assign(way="harmonized")]), [], 0).empty
-
-
-def test_one_case_has_an_area_and_no_interval() -> None:
-    # Each draw of persons that has the class has this case: the interval would be 1 to 1.
-    score, ill = np.r_[3.0, np.linspace(-2, 2, 20)], np.r_[1.0, np.zeros(20)]
-    table = pd.concat([rows(way, score, ill) for way in ("none", "harmonized")])
-    for row in tabulate(table, {"brain_age": True}, 0).to_dict("records"):
-        assert (row["auc"], row["n_cases"]) == (1, 1)
-        assert np.isnan([row["auc_low"], row["auc_high"], row["balanced_accuracy_low"]]).all()
-    assert np.isnan([row["gain_over_none_low"], row["p_over_none"]]).all()
-    found = figures(score, ill, True, np.random.default_rng(0))
-    assert (found["auc"], found["auc_95"]) == (1, None)
-
-
-def test_scans_of_two_persons_are_no_correlation() -> None:
-    truth = np.repeat([30.0, 60.0], 4) + np.tile([0, 1, 2, 3], 2)
-    error = np.tile([1.0, -1, 2, -2], 2)
-    found = tabulate(rows("none", truth + error, truth, person=list("aaaabbbb")),
-                     {"brain_age": False}, 0).iloc[0]  # fmt: skip
-    assert np.isnan(found[["r", "r_low", "r_high", "mae_low"]].astype(float)).all()
-    assert found["mae"] == 1.5
-    persons = np.array(list("aaaabbbb"))
-    assert figures(truth + error, truth, False, np.random.default_rng(0), persons)["r"] is None
-
-
-def test_a_site_without_travellers_does_not_hide_the_others() -> None:
-    # Ages of four persons at two sites, and of three others at a third.
-    people = [f"p{i}" for i in range(4)]
-    age = np.array([20.0, 40, 60, 80])
-    parts = [looks(people, site, "tissue_scaling", age, age + off)
-             for site, off in (("A", 0.0), ("REF", 2.0))]  # fmt: skip
-    parts.append(looks(["q0", "q1", "q2"], "B", "tissue_scaling", age[:3], age[:3]))
-    said = rows("tissue_scaling", age, age, person=people, test_site="A")
-    row = agreement_table(pd.concat(parts), said).set_index("measure").loc["ventricle_ml"]
-    assert (row["n_persons"], row["n_sites"]) == (4, 2)
-    # Between persons 2 * 2000 / 3, between sites 8, rest 0: 1333.3 / (1333.3 + 2 * 8 / 4).
-    assert row["icc"] == pytest.approx(1333.333 / 1337.333)
-
-
-# --- images: fewer scans of a way, and persons with several -------------------------------------
-
-
-def looks(person: list[str], site: str, way: str, age: np.ndarray, volume: np.ndarray) -> Any:
-    n = len(person)
+def test_what_a_scanner_adds_is_the_offset_and_is_inside_its_interval() -> None:
     rng = np.random.default_rng(0)
-    base = {
-        "seed": 1, "fold": 0, "scan": np.arange(n) + 100 * (site == "REF"), "person": person,
-        "site": site, "age": age, "way": way, **dict.fromkeys(ANATOMY, volume),
-        **{name: rng.normal(size=n) for name in FEATURES}, "harmonized_change": 0.1,
-        "quantiles": list(np.ones((n, 4, 99))),
-    }  # fmt: skip
-    return pd.DataFrame(base)
+    ages, there = rng.uniform(20, 80, 60), rng.uniform(60, 90, 30)
+    home = scans(ages, "a", rng.normal(0, 5, 60))
+    site = scans(there, "b", rng.normal(-8, 5, 30))
+    found = site_offset(site, home, 400, 0)
+    assert found["offset_low"] < -8 < found["offset_high"] < -4
+    width = found["offset_high"] - found["offset_low"]
+    assert 2 < width < 8
+    assert found["scatter_low"] < 5 < found["scatter_high"]
+    assert 0.5 < found["in_reference_range"] < 0.9
+    # The same scans once more do not narrow the interval.
+    twice = site_offset(pd.concat([site, site]), home, 400, 0)
+    assert twice["offset"] == pytest.approx(found["offset"])
+    assert twice["offset_high"] - twice["offset_low"] == pytest.approx(width, rel=0.1)
+    # The reference itself has no offset, however its persons are drawn.
+    found = site_offset(home, home, 100, 0)
+    for end in ("", "_low", "_high"):
+        assert found[f"offset{end}"] == pytest.approx(0, abs=1e-9)
+    assert found["scatter_low"] < found["scatter"] < found["scatter_high"]
 
 
-def test_effects_are_those_of_persons_and_of_the_scans_a_way_has() -> None:
-    age = np.linspace(20, 80, 12)
-    people = [f"p{i}" for i in range(12)]
-    # The last person has three more scans at other ages, all with one wild volume.
-    person, ages = [*people, *["p11"] * 3], np.r_[age, 90, 100, 110]
-    volume = 2 * ages
-    before = looks(person, "A", "tissue_scaling", ages, volume)
-    after = looks(person, "A", "combat", ages, volume / 2).iloc[:10]
-    found = biology_table(pd.concat([before, after]), [], 0)
-    assert set(found["way"]) == {"combat"}
-    row = found.iloc[0]
-    assert (row["n_scans"], row["n_persons"]) == (10, 10)
-    assert (row["before"], row["after"], row["ratio"]) == pytest.approx((2, 1, 0.5))
-    whole = biology_table(pd.concat([before, before.assign(way="harmonized")]), [], 0).iloc[0]
-    assert (whole["n_scans"], whole["n_persons"]) == (15, 12)
-
-
-def test_looks_of_a_way_that_a_site_lacks_are_left_out() -> None:
-    people = [f"p{i}" for i in range(6)]
-    age = np.linspace(20, 80, 6)
-    home = looks([f"r{i}" for i in range(6)], "REF", "tissue_scaling", age, age)
-    parts = [looks(people, site, "tissue_scaling", age, age) for site in "AB"]
-    parts[1]["scan"] += 200
-    combat = looks(people, "A", "combat", age, age)
-    found = image_table(pd.concat([home, *parts, combat]), "REF", 0)
-    assert set(zip(found["site"], found["way"], strict=True)) == {
-        ("A", "tissue_scaling"), ("A", "combat"), ("B", "tissue_scaling"),
-    }  # fmt: skip
-    assert (found["n_persons"] == 6).all()
-
-
-def test_exchanged_sites_are_those_of_persons() -> None:
-    # Sixteen scans of four persons on each side: by scans the p would be 1 in 101.
-    rng = np.random.default_rng(3)
-    sides = []
-    for side, shift in (("A", 0.0), ("REF", 0.8)):
-        person = np.repeat([f"{side}{i}" for i in range(4)], 4)
-        part = looks(list(person), side, "tissue_scaling", np.full(16, 50.0), np.ones(16))
-        part[list(FEATURES)] = np.repeat(rng.normal(shift, 1, (4, len(FEATURES))), 4, axis=0)
-        sides.append(part)
-    row = image_table(pd.concat(sides), "REF", 0).iloc[0]
-    assert row["site_probe_p"] > 0.02
+def test_few_persons_have_no_line_and_no_interval() -> None:
+    assert np.isnan(site_offset(scans(AGES[:7], "a"), scans(AGES[:7], "a"), 10, 0)["offset"])
+    found = site_offset(scans(AGES[:2], "b"), scans(AGES[:9], "a"), 10, 0)
+    assert found["offset"] == pytest.approx(0)
+    assert np.isnan(found["offset_low"])

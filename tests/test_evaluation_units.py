@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,15 +12,16 @@ import pytest
 from training_heads import people, table
 
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation.options import EvaluateOptions
-from bids_harmony.evaluation.run import choose_targets, unknown_values
-from bids_harmony.evaluation.units import (
+from bids_harmony.evaluation import EvaluateOptions
+from bids_harmony.evaluation.experiments import (
     Unit,
     plan_units,
     split_of,
     subject_folds,
     trainable_sites,
 )
+from bids_harmony.evaluation.run import choose_targets, unknown_values
+from bids_harmony.evaluation.unit import Study, fit_predictors
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.targets import Target
@@ -36,7 +39,9 @@ def travellers() -> TrainingSet:
     return people(pd.concat([rows, again, twice], ignore_index=True))
 
 
-def test_a_person_has_one_fold_at_all_sites_and_sessions(travellers: TrainingSet) -> None:
+def test_a_person_has_one_fold_at_all_sites_and_classes_are_balanced(
+    travellers: TrainingSet,
+) -> None:
     folds = subject_folds(travellers, 4, seed=1)
     frame = pd.DataFrame({"person": travellers.table["subject"], "fold": folds})
     assert (frame.groupby("person")["fold"].nunique() == 1).all()
@@ -45,13 +50,9 @@ def test_a_person_has_one_fold_at_all_sites_and_sessions(travellers: TrainingSet
         ages = [travellers.ages[(folds == k) & (travellers.sites == site)] for k in range(4)]
         assert all(len(a) >= 4 and np.ptp(a) > 20 for a in ages)
     assert not np.array_equal(folds, subject_folds(travellers, 4, seed=2))
-
-
-def test_folds_balance_classes() -> None:
-    rows = table({"A": AGES + AGES})
-    rows["subject"] = [str(i) for i in range(len(rows))]
-    ill = np.array([1.0 if i % 5 == 0 else 0.0 for i in range(len(rows))])
-    folds = subject_folds(people(rows), 4, 0, [ill])
+    rows = table({"A": AGES + AGES}).assign(subject=[str(i) for i in range(40)])
+    ill = np.array([float(i % 5 == 0) for i in range(40)])
+    folds = subject_folds(people(rows), 4, 0, [Target("ill", "ill", ill, ("no", "yes"))])
     assert [int(ill[folds == k].sum()) for k in range(4)] == [2, 2, 2, 2]
 
 
@@ -62,12 +63,9 @@ def test_folds_balance_classes() -> None:
 def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
     folds = subject_folds(travellers, 3, unit.seed)
     split, seen = split_of(travellers, unit, folds, 0.15)
-    tested = set(travellers.subjects[folds == 1]) | {
-        s for s in travellers.subjects if s.split("/")[1] in
-        {t.split("/")[1] for t in travellers.subjects[folds == 1]}
-    }  # fmt: skip
+    tested = set(travellers.persons[folds == 1])
     for part in (split, seen):
-        assert not tested & set(travellers.subjects[part != "test"])
+        assert not tested & set(travellers.persons[part != "test"])
     at_b = np.unique(travellers.persons[(seen != "test") & (travellers.sites == "B")])
     every = np.unique(travellers.persons[(split != "test") & (travellers.sites == "B")])
     assert len(at_b) == {"sites": len(every), "size": 5}[unit.experiment]
@@ -76,7 +74,7 @@ def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
 def test_units_of_every_experiment() -> None:
     data = people(table({"A": AGES, "B": AGES[:11], "C": AGES[:6]}))
     options = EvaluateOptions(("sites", "rotations", "size"), cv_folds=2, n_seeds=2)
-    units = plan_units(data, options, "A", 7)
+    units = plan_units(data, options, "A", 7, "ABC")
     # Eleven scans, half of them tested: sizes 1, 2 and 4.
     assert len(units) == 2 * 2 * (1 + 9 + 3)
     assert {unit.seed for unit in units} == {7, 8}
@@ -84,22 +82,26 @@ def test_units_of_every_experiment() -> None:
     assert pairs[("B",)] == ("A", "C")
     assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
     some = EvaluateOptions(("rotations",), cv_folds=2, train_sites=("B", "C+A"))
-    rotations = [unit.train_sites for unit in plan_units(data, some, "A", 7)]
+    rotations = [unit.train_sites for unit in plan_units(data, some, "A", 7, "ABC")]
     assert rotations == [("B",), ("C", "A")] * 2
 
 
 def test_a_site_with_few_persons_does_not_train_alone() -> None:
     data = people(table({"A": AGES, "B": AGES[:5]}))
     data.table["subject"] = [str(i) for i in range(len(data))]
-    nothing = np.full(len(data), np.nan)
-    age = Target("age", "brain_age", data.ages)
-    assert trainable_sites(data, [age], 2, 2) == ["A", "B"]
-    assert trainable_sites(data, [age], 2, 3) == ["A"]
-    assert trainable_sites(data, [age, Target("bmi", "bmi", nothing)], 2, 2) == []
+    everything, nothing = np.ones(len(data), bool), np.full(len(data), np.nan)
+    age, bmi = Target("age", "brain_age", data.ages), Target("bmi", "bmi", nothing)
+    assert trainable_sites(data, [age], 2, 2, everything) == ["A", "B"]
+    assert trainable_sites(data, [age, bmi], 2, 3, everything) == ["A"]
+    assert trainable_sites(data, [age], 2, 2, data.sites == "B") == ["B"]
+    assert trainable_sites(data, [bmi], 2, 2, everything) == []
     ill = np.array([1.0] * 3 + [0.0] * (len(data) - 3))
-    assert trainable_sites(data, [Target("ill", "ill", ill, ("no", "yes"))], 3, 2) == ["A"]
+    dx = Target("ill", "ill", ill, ("no", "yes"))
+    assert trainable_sites(data, [dx], 3, 2, everything) == ["A"]
     units = plan_units(data, EvaluateOptions(("rotations",)), "A", 0, ["A"])
     assert {unit.train_sites for unit in units} == {("A",)}
+    with pytest.raises(UsageError, match="No site keeps enough persons"):
+        plan_units(data, EvaluateOptions(("rotations",)), "A", 0, [])
 
 
 def test_experiments_that_cannot_be_done_are_refused() -> None:
@@ -110,7 +112,7 @@ def test_experiments_that_cannot_be_done_are_refused() -> None:
             plan_units(data, rotations, "A", 0, ["A"])
     for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:1]}):
         with pytest.raises(UsageError, match="no sizes to try"):
-            plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0)
+            plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0, "A")
     with pytest.raises(UsageError, match="--experiments"):
         EvaluateOptions(("sties",))
     with pytest.raises(UsageError, match="--cv-folds is 1"):
@@ -121,7 +123,7 @@ def test_sizes_are_persons_with_all_their_scans() -> None:
     rows = table({"A": AGES, "B": AGES + AGES})
     rows["subject"] = [f"a{i}" for i in range(20)] + 2 * [f"b{i}" for i in range(20)]
     data = people(rows)
-    units = plan_units(data, EvaluateOptions(("size",), cv_folds=2), "A", 0)
+    units = plan_units(data, EvaluateOptions(("size",), cv_folds=2), "A", 0, "A")
     assert {unit.n_source for unit in units} == {1, 2, 4, 8}  # of ten persons with twenty scans
     _, seen = split_of(data, units[2], subject_folds(data, 2, 0), 0.15)
     left = data.persons[(seen != "test") & (data.sites == "B")]
@@ -135,40 +137,48 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
 
     def chosen(**columns: object) -> tuple[list[str], list[str]]:
         data = people(rows.assign(**columns))
-        found, notes = choose_targets(data, TrainOptions(folds=2), "A", everything, 3)
+        found, notes = choose_targets(data, TrainOptions(folds=2), "A", everything)
         return [target.column for target in found], notes + unknown_values(data, found)
 
     dx = ["control", "ill"] * 14
     assert chosen(diagnosis=dx) == (["age", "diagnosis"], [])
     columns, (note,) = chosen(diagnosis=dx, age=np.nan)
     assert columns == ["diagnosis"]
-    assert note.startswith("Not evaluated: age. No scan has a value in the column age.")
+    assert note.startswith("Not evaluated: age. No scan of A has a value in the column age.")
     columns, (note,) = chosen()
     assert columns == ["age"]
-    assert "Not evaluated: diagnosis. No scan has a value" in note
+    assert "Not evaluated: diagnosis. No scan of A has a value" in note
     columns, (note,) = chosen(diagnosis=dx, age=40.0)
     assert columns == ["diagnosis"]
     assert "age has 1 different values at A" in note
-    # One patient at the reference: no fold could learn of the class.
-    columns, (note,) = chosen(diagnosis=["ill"] + 27 * ["control"])
-    assert columns == ["age"]
-    assert "too few persons of a class" in note
     columns, (note,) = chosen(diagnosis=dx, age=[*AGES, *AGES[:5], *[np.nan] * 3])
     assert columns == ["age", "diagnosis"]
     assert note == "brain_age: 3 scans of B without a value in the column age, not tested."
-    with pytest.raises(UsageError, match="No scan has a value in the column age"):
+    columns, (note,) = chosen(diagnosis=[*dx[:20], *["ill"] * 8])
+    assert note.startswith("diagnosis_probability: B has scans of the class ill only (8).")
+    with pytest.raises(UsageError, match="No scan of A has a value in the column age"):
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):
         chosen(age=40.0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_site_of_few_persons_keeps_one_to_train_on(seed: int) -> None:
-    rows = table({"A": AGES, "B": AGES[:4]})
-    rows["subject"] = [f"s{i}" for i in range(24)]
-    data = people(rows)
+def test_a_target_with_too_few_persons_of_a_class_is_left_out(tmp_path: Path) -> None:
+    rows = table({"A": AGES, "B": AGES[:8]}).assign(diagnosis=["ill"] + 27 * ["control"])
+    data = people(rows.assign(subject=[f"s{i}" for i in range(28)]))
+    targets, _ = choose_targets(data, TrainOptions(), "A", np.ones(28, bool))
+    options = EvaluateOptions()
+    study = Study(data, targets[1:], TrainOptions(folds=2), options, tmp_path, print)
+    unit = Unit("sites", 1, 0, ("A",), ("A", "B"))
+    predictors, reasons = fit_predictors(study, unit, data, np.full(28, "train"))
+    assert predictors == {}
+    assert "There are 1 person" in reasons["diagnosis_probability"]
+    assert reasons["diagnosis_probability"].endswith("of one class.")
+
+
+def test_a_site_of_few_persons_keeps_one_to_train_on() -> None:
+    data = people(table({"A": AGES, "B": AGES[:4]}).assign(subject=[f"s{i}" for i in range(24)]))
     folds = np.where(np.arange(24) % 4 == 0, 0, 1)  # of B one person is tested, or three are
-    for fold in (0, 1):
+    for seed, fold in itertools.product(range(6), (0, 1)):
         unit = Unit("sites", seed, fold, ("A",), ("A", "B"))
         split, _ = split_of(data, unit, folds, 0.4)
         assert "train" in split[data.sites == "B"]

@@ -9,7 +9,6 @@ import pytest
 from training_heads import people, table
 
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.evaluation.summaries import site_probe
 from bids_harmony.training.calibration import empirical_half_width
 from bids_harmony.training.config import TrainOptions, TrainScan
 from bids_harmony.training.data import TrainingSet, scan_table
@@ -98,23 +97,6 @@ def test_the_empirical_interval_counts_each_person_once() -> None:
     assert empirical_half_width(errors, persons, 0.8) == 1
     assert empirical_half_width(errors, level=0.8) == 5
     assert empirical_half_width(errors, persons, 0.9) == 5
-
-
-def test_the_site_probe_cannot_know_a_person_again() -> None:
-    # Features tell persons apart and not sites; each person has four scans at one site.
-    rng = np.random.default_rng(0)
-    persons = np.repeat(np.arange(20), 4)
-    looks = rng.normal(0, 1, (20, 30))[persons] + rng.normal(0, 0.01, (80, 30))
-    ages = np.full(40, 50.0)
-    sides = looks[:40], looks[40:], ages, ages, 0
-    assert site_probe(*sides) > 0.9
-    assert site_probe(*sides, persons) < 0.75
-    # Three persons of a side are too few, however many scans they have.
-    few = np.r_[:12, 40:80]
-    assert np.isnan(site_probe(looks[:12], looks[40:], ages[:12], ages, 0, persons[few]))
-    # One person with nearly all scans of a side: some part of the folds lacks the other side.
-    lonely = np.r_[np.zeros(37), 1, 2, 3, np.arange(4, 44)]
-    assert 0 <= site_probe(*sides, lonely) <= 1
 
 
 # --- what stands twice --------------------------------------------------------------------------

@@ -1,247 +1,237 @@
-"""Figures of predictions with intervals, and what harmonization gains over other ways."""
+"""Statistics whose unit is the person: a person's scans resemble each other and stay together.
+
+Site offset and scatter say what a site adds to predicted ages. Brain ages are drawn to the mean
+age at every site, the reference included. The mean absolute error mixes that with the scanner: a
+young site looks years off without any site effect, and where both push in opposite directions,
+errors cancel. So predictions are held against the reference site's own line of predicted on true
+values.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm, permutation_test
 
-from bids_harmony.evaluation.offset import site_offset
-from bids_harmony.evaluation.persons import coverage, delong, drawn_persons
-from bids_harmony.evaluation.prepare import HARMONIZED, WAYS
-from bids_harmony.training.figures import (
-    LEAST_DRAWN,
-    LEAST_R,
-    SAME,
-    can_be_drawn,
-    class_figures,
-    value_figures,
-)
+#: Indices of some scans, or all.
+Scans = np.ndarray | slice
 
-#: Draws of persons for intervals, and of exchanged persons for p.
-N_BOOTSTRAP, N_PERMUTATIONS = 1000, 1000
-#: What ways are compared by.
-PRIMARY = {False: "mae", True: "auc"}
-#: What tells one cell of the tables from another.
-CELL = ["experiment", "train_sites", "n_source", "target"]
-
-Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+#: Fewest persons at the reference that a line is fitted to, and at a site for its interval.
+LEAST_ON_LINE, LEAST_AT_SITE = 8, 3
 
 
-def tabulate(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataFrame:
-    """Make the table of all experiments.
+def drawn_persons(
+    persons: np.ndarray, n: int, rng: np.random.Generator, strata: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Draw persons with all their scans (cluster bootstrap), ``n`` times.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        Of :func:`bids_harmony.evaluation.fit.predict_unit`, all units together.
-    binary : dict of str to bool
-        By target, whether it has two classes.
-    seed : int
-        Of the draws.
+    persons : numpy.ndarray
+        (scans,) whose scan it is.
+    n : int
+        Number of draws.
+    rng : numpy.random.Generator
+        Random number generator.
+    strata : numpy.ndarray, optional
+        (scans,) group of the scan's person: as many persons of each are drawn as there are.
 
     Returns
     -------
-    pandas.DataFrame
-        One row per experiment, training sites, test site (and all test sites that are no training
-        sites together), target and way: ``n_scans``, ``n_persons``, ``n_folds`` (seeds and folds
-        they were tested in), ``n_cases`` (two classes),
-        the figures of :func:`bids_harmony.training.figures.figures`, each with ``_low`` and
-        ``_high`` ends of its 95 % interval and ``_seed_sd``, its spread over repetitions; and
-        ``gain_over_<way>`` of the harmonized scans, on the scans of both ways, with interval and
-        ``p_over_<way>``: positive is better. For numbers ``coverage`` of the predictors'
-        intervals, with Wilson's interval, and the figures of
-        :func:`bids_harmony.evaluation.offset.site_offset`, held against the line of the training
-        sites' tested scans prepared in the same way.
+    list of numpy.ndarray
+        Indices of scans; each draw has as many persons as there are, some of them repeatedly.
     """
-    found = []
-    if rows.empty:
-        return pd.DataFrame()
-    rows = rows.assign(person=rows.get("person", rows["participant"]))
-    for key, cell in rows.groupby(CELL, dropna=False, sort=False):
-        named: dict[str, Any] = dict(zip(CELL, key, strict=True))
-        groups = [(str(site), part) for site, part in cell.groupby("test_site", sort=True)]
-        foreign = cell[~cell["test_site"].isin(named["train_sites"].split("+"))]
-        if (n_sites := foreign["test_site"].nunique()) > 1:
-            together = "+".join(sorted(foreign["test_site"].unique()))
-            # A way that one of them lacks says nothing of all.
-            everywhere = foreign.groupby("way")["test_site"].transform("nunique") == n_sites
-            groups.append((together, foreign[everywhere]))
-        home = cell[cell["test_site"].isin(named["train_sites"].split("+"))]
-        for site, part in groups:
-            cells = _cell(part, binary[named["target"]], seed)
-            if not binary[named["target"]]:
-                for row in cells:
-                    way = row["way"]
-                    row |= site_offset(
-                        part[part["way"] == way], home[home["way"] == way], N_BOOTSTRAP, seed
-                    )
-            found += [named | {"test_site": site} | row for row in cells]
-    return pd.DataFrame(found)
+    labels, first, inverse = np.unique(persons, return_index=True, return_inverse=True)
+    scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
+    stratum = np.zeros(len(labels)) if strata is None else strata[first]
+    groups = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
+    return [
+        np.concatenate(
+            [scans_of[g[i]] for g in groups for i in rng.integers(len(g), size=len(g))]
+        )
+        for _ in range(n)
+    ]  # fmt: skip
 
 
-def _cell(rows: pd.DataFrame, binary: bool, seed: int) -> list[dict[str, Any]]:
-    """Rows of one cell, one per way; a way may have some of the scans only."""
-    ways = {way: part for way in WAYS if len(part := rows[rows["way"] == way])}
-    # (seeds, scans); each repetition tests every scan once, NaN where it could not.
-    by_way = {
-        way: part.pivot_table(index="seed", columns="scan", values="predicted")
-        for way, part in ways.items()
-    }
-    found: list[dict[str, Any]] = []
-    for way, predicted in by_way.items():
-        cell = _Cell.of(predicted, ways[way], binary)
-        row: dict[str, Any] = {"way": way, "n_scans": len(cell.truth)}
-        row["n_persons"] = len(np.unique(cell.persons))
-        row["n_folds"] = len(ways[way][["seed", "fold"]].drop_duplicates())
-        if binary:
-            row["n_cases"] = int(cell.truth.sum())
-        each = pd.DataFrame(cell.repetitions(predicted.to_numpy()))
-        if row["n_persons"] < LEAST_R and "r" in each:
-            each["r"] = np.nan
-        samples = cell.samples(predicted.to_numpy(), seed)
-        for figure in map(str, each):
-            row[figure] = each[figure].mean()
-            drawn = samples[figure] if np.isfinite(row[figure]) else samples[figure].iloc[:0]
-            row[f"{figure}_low"], row[f"{figure}_high"] = cell.interval(drawn)
-            row[f"{figure}_seed_sd"] = each[figure].std() if len(each) > 1 else np.nan
-        if not binary and "half_width" in rows:
-            inside = (ways[way]["predicted"] - ways[way]["truth"]).abs() <= ways[way]["half_width"]
-            row |= dict(zip(
-                ("coverage", "coverage_low", "coverage_high"),
-                coverage(inside.to_numpy(), ways[way]["person"].to_numpy()), strict=True,
-            ))  # fmt: skip
-        found.append(row)
-    for ours in (row for row in found if row["way"] == HARMONIZED):
-        for way in (way for way in by_way if way != HARMONIZED):
-            a, b = by_way[HARMONIZED].align(by_way[way], join="inner")
-            a, b = a.where(b.notna()), b.where(a.notna())
-            if a.notna().any(axis=None):
-                compared = _gain(a, b, ways[way], binary, seed)
-                ours |= {f"{key}_over_{way}{end}": v for (key, end), v in compared.items()}
+def with_intervals(
+    measure: Callable[[Scans], dict[str, float]],
+    persons: np.ndarray,
+    n: int,
+    seed: int,
+    *,
+    enough: bool = True,
+    strata: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Measure figures and their 95 % percentile intervals, on persons drawn again.
+
+    Parameters
+    ----------
+    measure : callable
+        Takes indices of scans, gives figures by name.
+    persons, n, strata
+        As of :func:`drawn_persons`.
+    seed : int
+        Of the draws: the same persons for the same scans and seed.
+    enough : bool
+        Whether there are enough persons; without, intervals are NaN.
+
+    Returns
+    -------
+    dict
+        Each figure, and the ends of its interval under its name with ``_low`` and ``_high``: NaN
+        where the figure is, or no draw has it.
+    """
+    found = measure(slice(None))
+    draws = drawn_persons(persons, n if enough else 0, np.random.default_rng(seed), strata)
+    samples = pd.DataFrame([measure(draw) for draw in draws], columns=list(found), dtype=float)
+    for name, value in list(found.items()):
+        known = samples[name][np.isfinite(samples[name]) & np.isfinite(value)]
+        found[f"{name}_low"], found[f"{name}_high"] = known.quantile([0.025, 0.975])
     return found
 
 
-def _gain(
-    a: pd.DataFrame, b: pd.DataFrame, rows: pd.DataFrame, binary: bool, seed: int
-) -> dict[tuple[str, str], float]:
-    """By how much ``a`` does better than ``b`` on the scans of both, with interval and p."""
-    name, better = PRIMARY[binary], 1 if binary else -1
-    cell = _Cell.of(a, rows, binary)
-    ours, theirs = a.to_numpy(), b.to_numpy()
-    gain = better * (cell.mean(ours)[name] - cell.mean(theirs)[name])
-    drawn = better * (cell.samples(ours, seed)[name] - cell.samples(theirs, seed)[name])
-    low, high = cell.interval(drawn)
-    if binary:
-        p = delong(ours, theirs, cell.truth, cell.persons)[2]
-    else:
-        p = permutation_p(ours, theirs, cell.truth, cell.persons, cell.measure, name, seed)
-    return {("gain", ""): gain, ("gain", "_low"): low, ("gain", "_high"): high, ("p", ""): p}
+def exchange_p(difference: np.ndarray, persons: np.ndarray, n: int, seed: int) -> float:
+    """Two-sided p of a sum of differences between two methods, exchanged within persons.
+
+    Parameters
+    ----------
+    difference : numpy.ndarray
+        (scans,) difference between the methods' errors, already weighted.
+    persons : numpy.ndarray
+        (scans,) whose scan it is.
+    n, seed : int
+        Number of exchanges (all that there are, where these are fewer), and their seed.
+    """
+    of_person = pd.Series(difference).groupby(persons).sum().to_numpy()
+    rng = np.random.default_rng(seed)
+    return float(permutation_test(
+        (of_person,), np.sum, permutation_type="samples", n_resamples=n, random_state=rng
+    ).pvalue)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """Truth and persons of the scans of a cell in some way, and what they are measured by."""
+def exchanged_labels(
+    labels: np.ndarray, persons: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Exchange the labels of two groups of scans, for a permutation test.
 
-    truth: np.ndarray
-    persons: np.ndarray
-    measure: Measure
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        Boolean (scans,), the group of each.
+    persons : numpy.ndarray
+        (scans,) whose scan it is.
+    rng : numpy.random.Generator
+        Random number generator.
 
-    @classmethod
-    def of(cls, predicted: pd.DataFrame, rows: pd.DataFrame, binary: bool) -> _Cell:
-        one = rows.drop_duplicates("scan").set_index("scan").loc[predicted.columns]
-        measure: Measure = class_figures if binary else value_figures
-        return cls(one["truth"].to_numpy(), one["person"].to_numpy(), measure)
-
-    def repetitions(self, predicted: np.ndarray) -> list[dict[str, float]]:
-        """Figures of each repetition that has predictions."""
-        return _figures(self.measure, predicted, self.truth)
-
-    def mean(self, predicted: np.ndarray) -> dict[str, float]:
-        """Mean of each figure over repetitions."""
-        return _mean(self.measure, predicted, self.truth)
-
-    def samples(self, predicted: np.ndarray, seed: int) -> pd.DataFrame:
-        """Figures of persons drawn again; the same persons for the same scans and seed."""
-        draws = drawn_persons(self.persons, N_BOOTSTRAP, np.random.default_rng(seed))
-        return pd.DataFrame([_mean(self.measure, predicted[:, d], self.truth[d]) for d in draws])
-
-    def interval(self, samples: pd.Series) -> tuple[float, float]:
-        """Find the ends of the 95 % interval; NaN where too few persons were drawn."""
-        known = samples.dropna()
-        binary = self.measure is class_figures
-        if known.empty or not can_be_drawn(self.persons, self.truth, binary):
-            return np.nan, np.nan
-        low, high = np.percentile(known, (2.5, 97.5))
-        return float(low), float(high)
+    Returns
+    -------
+    numpy.ndarray
+        Labels are permuted between persons, so that the scans of one keep one label; those of a
+        person seen in both groups are swapped or not.
+    """
+    _, inverse = np.unique(persons, return_inverse=True)
+    share = np.bincount(inverse, labels) / np.bincount(inverse)
+    both = (share > 0) & (share < 1)
+    given = share > 0
+    given[~both] = rng.permutation(given[~both])
+    swapped = rng.random(len(share)) < 0.5
+    return np.asarray(np.where(both[inverse], labels ^ swapped[inverse], given[inverse]))
 
 
-def _figures(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
-    return [measure(p[k], truth[k]) for p in predicted if (k := np.isfinite(p)).any()]
+def placements(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Share of the other class that each score is on the right side of, ties counting half.
+
+    The mean over cases, and that over controls, is the area under the curve.
+
+    Parameters
+    ----------
+    score, truth : numpy.ndarray
+        (scans,) scores, and 1 for cases, 0 for controls; both occur.
+    """
+    above = np.subtract.outer(score[truth == 1], score[truth == 0])
+    right = (above > 0) + 0.5 * (above == 0)
+    found = np.empty(len(truth))
+    found[truth == 1], found[truth == 0] = right.mean(axis=1), right.mean(axis=0)
+    return found
 
 
-def _mean(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean of each figure over the repetitions that have predictions; NaN where any is."""
-    found = _figures(measure, predicted, truth)
-    if not found:
-        return dict.fromkeys(measure(np.zeros(1), np.zeros(1)), np.nan)
-    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+def delong(
+    a: np.ndarray, b: np.ndarray, truth: np.ndarray, persons: np.ndarray
+) -> tuple[float, float, float]:
+    """Compare the areas under two curves of the same scans by DeLong's test.
 
-
-def permutation_p(
-    a: np.ndarray,
-    b: np.ndarray,
-    truth: np.ndarray,
-    persons: np.ndarray,
-    measure: Measure,
-    name: str,
-    seed: int,
-) -> float:
-    """Two-sided p of the difference between two ways, by exchanging them within persons.
-
-    For figures of values in one unit; scores of networks of different scales are compared by
-    :func:`bids_harmony.evaluation.persons.delong`.
+    The variance is Obuchowski's (1997) for clustered data, the clusters being persons; with one
+    scan per person it is that of DeLong et al. (1988). Scores enter by their ranks alone, so that
+    those of networks of different scales can be compared.
 
     Parameters
     ----------
     a, b : numpy.ndarray
-        (seeds, scans) predictions in two ways.
+        (repetitions, scans) scores of two predictors. Areas are averaged over repetitions; a
+        repetition without a scan has NaN in both.
     truth, persons : numpy.ndarray
-        (scans,) truth, and whose scan it is.
-    measure : callable
-        Gives the figures of (scans,) predictions and truth.
-    name : str
-        The figure that is compared.
-    seed : int
-        Of the exchanges.
+        (scans,) 1 for cases and 0 for controls, and whose scan it is.
 
     Returns
     -------
-    float
-        NaN where the figure cannot be had, or with fewer than :data:`LEAST_DRAWN` persons.
+    difference, error, p : float
+        Area of ``a`` minus that of ``b``, its standard error, and the two-sided p. NaN where a
+        class has fewer than two persons; p also where the difference cannot vary.
     """
-    labels, inverse = np.unique(persons, return_inverse=True)
+    differences = np.full(a.shape, np.nan)
+    for row, one, other in zip(differences, a, b, strict=True):
+        known = np.isfinite(one) & np.isfinite(other)
+        if len(np.unique(truth[known])) == 2:
+            row[known] = placements(one[known], truth[known])
+            row[known] -= placements(other[known], truth[known])
+    seen = np.isfinite(differences).any(axis=0)
+    difference, truth = np.nanmean(differences[:, seen], axis=0), truth[seen]
+    labels, inverse = np.unique(persons[seen], return_inverse=True)
+    parts, variance = [], 0.0
+    for of_class in (truth == 0, truth == 1):
+        n = len(np.unique(inverse[of_class]))
+        if n < 2:
+            return np.nan, np.nan, np.nan
+        # Each person's part of the difference, among the controls and among the cases.
+        centred = np.where(of_class, difference - difference[of_class].mean(), 0)
+        parts.append(np.bincount(inverse, centred) / of_class.sum())
+        variance += float((parts[-1] ** 2).sum() * n / (n - 1))
+    variance += float(2 * parts[0] @ parts[1] * len(labels) / (len(labels) - 1))
+    area, error = float(difference[truth == 1].mean()), float(np.sqrt(max(variance, 0.0)))
+    if error < 1e-12:
+        return area, 0.0, 1.0 if abs(area) < 1e-12 else np.nan
+    return area, error, float(2 * norm.sf(abs(area) / error))
 
-    def difference(x: np.ndarray, y: np.ndarray) -> float:
-        return _mean(measure, x, truth)[name] - _mean(measure, y, truth)[name]
 
-    observed = difference(a, b)
-    if len(labels) < LEAST_DRAWN or not np.isfinite(observed):
-        return np.nan
-    rng = np.random.default_rng(seed)
-    as_far = 1
-    for _ in range(N_PERMUTATIONS):
-        swap = (rng.random(len(labels)) < 0.5)[inverse]
-        found = difference(np.where(swap, b, a), np.where(swap, a, b))
-        as_far += abs(found) >= abs(observed) - 1e-12
-    return as_far / (N_PERMUTATIONS + 1)
+def coverage(inside: np.ndarray, persons: np.ndarray) -> tuple[float, float, float]:
+    """Measure how often intervals hold the truth, each person counting once.
+
+    Parameters
+    ----------
+    inside : numpy.ndarray
+        Boolean (scans,), whether the interval holds the true value.
+    persons : numpy.ndarray
+        (scans,) whose scan it is.
+
+    Returns
+    -------
+    share, low, high : float
+        Mean over persons of the share of their scans, and Wilson's 95 % interval for as many
+        persons; NaN without any.
+    """
+    of_person = pd.Series(inside, dtype=float).groupby(persons).mean()
+    if of_person.empty:
+        return np.nan, np.nan, np.nan
+    n, p, z = len(of_person), float(of_person.mean()), float(norm.ppf(0.975))
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return p, max(float(low), 0.0), min(float(high), 1.0)
 
 
 def icc(values: np.ndarray) -> float:
-    """Agreement of one measurement by each of several sites: ICC(2,1) (science.md §4).
+    """Agreement of one measurement by each of several sites: ICC(2,1).
 
     Parameters
     ----------
@@ -254,12 +244,104 @@ def icc(values: np.ndarray) -> float:
         1 is perfect; NaN below two persons or sites, or without any spread.
     """
     n, k = values.shape
-    if n < 2 or k < 2 or np.ptp(values) <= SAME:
+    if min(n, k) < 2 or np.ptp(values) <= 1e-9:
         return np.nan
-    grand = values.mean()
-    rows = k * ((values.mean(axis=1) - grand) ** 2).sum() / (n - 1)
-    columns = n * ((values.mean(axis=0) - grand) ** 2).sum() / (k - 1)
-    rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + grand
+    of_person, of_site = values.mean(axis=1, keepdims=True), values.mean(axis=0)
+    persons, sites = k * of_person.var(ddof=1), n * of_site.var(ddof=1)
+    rest = values - of_person - of_site + values.mean()
     error = (rest**2).sum() / ((n - 1) * (k - 1))
-    below = rows + (k - 1) * error + k * (columns - error) / n
-    return float((rows - error) / below) if below > 0 else np.nan
+    total = persons + (k - 1) * error + k * (sites - error) / n
+    return float((persons - error) / total) if total > 0 else np.nan
+
+
+def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Fit predicted on true values by ordinary least squares.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) of the reference site, predicted by networks that have not seen the scan's person.
+
+    Returns
+    -------
+    slope, intercept : float
+        NaN where the true values are all the same.
+    """
+    spread = np.var(truth)
+    if not len(truth) or spread <= 1e-9 * max(1.0, float(np.mean(truth) ** 2)):
+        return np.nan, np.nan
+    slope = float(np.mean((truth - truth.mean()) * (predicted - predicted.mean())) / spread)
+    return slope, float(predicted.mean() - slope * truth.mean())
+
+
+def offset_and_scatter(
+    predicted: np.ndarray, truth: np.ndarray, line: tuple[float, float]
+) -> tuple[float, float]:
+    """Mean and standard deviation of a site's predictions about the reference's line.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) of one site.
+    line : tuple of float
+        Slope and intercept of :func:`fit_line`.
+
+    Returns
+    -------
+    offset, scatter : float
+        In the units of the predictions; the scatter is NaN below two scans.
+    """
+    apart = predicted - (line[0] * truth + line[1])
+    return float(apart.mean()), float(apart.std(ddof=1)) if len(apart) > 1 else np.nan
+
+
+def site_offset(
+    site: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int
+) -> dict[str, float]:
+    """Measure a site's offset and scatter, with intervals over persons.
+
+    Parameters
+    ----------
+    site, reference : pandas.DataFrame
+        Predictions with one method of preparing scans, by predictors that saw none of these
+        persons: ``seed``, ``predicted``, ``truth``, ``person``. The reference may be the site
+        itself.
+    n : int
+        Draws of persons, at the reference too: the line is part of what is uncertain. Persons seen
+        at both are drawn once for both.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    dict
+        ``offset`` and ``scatter``, means over repetitions, each with ``_low`` and ``_high`` ends
+        of its 95 % interval; ``in_reference_range``, the share of the site's scans whose true
+        value lies between the reference's: beyond it, the line is a guess. Offset and scatter are
+        NaN where the reference has too few persons, the interval where the site has.
+    """
+    both = pd.concat([site, reference])
+    values = both[["seed", "predicted", "truth"]].to_numpy(float)
+    at_home = np.arange(len(both)) >= len(site)
+
+    def measure(scans: Scans) -> dict[str, float]:
+        drawn, home = values[scans], at_home[scans]
+        each = []
+        for k in np.intersect1d(drawn[~home, 0], drawn[home, 0]):
+            (p, t), (q, u) = (drawn[(drawn[:, 0] == k) & part, 1:].T for part in (home, ~home))
+            each.append(offset_and_scatter(q, u, fit_line(p, t)))
+        means = np.mean(each, axis=0) if each else (np.nan, np.nan)
+        return dict(zip(("offset", "scatter"), map(float, means), strict=True))
+
+    ends = ("", "_low", "_high")
+    found = {f"{name}{end}": np.nan for name in ("offset", "scatter") for end in ends}
+    if reference["person"].nunique() >= LEAST_ON_LINE:
+        shared = both["person"].isin(site["person"]) & both["person"].isin(reference["person"])
+        found |= with_intervals(
+            measure, both["person"].to_numpy(dtype=str), n, seed,
+            enough=site["person"].nunique() >= LEAST_AT_SITE, strata=np.where(shared, 2, at_home),
+        )  # fmt: skip
+    ages = reference["truth"]
+    return found | {
+        "in_reference_range": float(site["truth"].between(ages.min(), ages.max()).mean())
+    }

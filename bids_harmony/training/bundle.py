@@ -350,7 +350,7 @@ def measure(
         By target ``folds``, figures of networks on the reference scans that they had not seen,
         and ``sites``: by site and way of preparing the scans the figures of
         :func:`bids_harmony.training.figures.figures` and, for brain age, those of
-        :func:`bids_harmony.evaluation.offset.site_offset`. The ways are ``none``;
+        :func:`bids_harmony.evaluation.statistics.site_offset`. The ways are ``none``;
         ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
         where it has one, and ``harmonized``, both without the use of any age; and
         ``harmonized_known_ages``.
@@ -491,8 +491,7 @@ def site_metrics(
     say: Say,
 ) -> dict[str, Any]:
     """Turn predictions into the figures that :func:`measure` returns."""
-    from bids_harmony.evaluation.offset import site_offset
-    from bids_harmony.evaluation.persons import coverage
+    from bids_harmony.evaluation.statistics import coverage, site_offset
     from bids_harmony.training.figures import N_BOOTSTRAP, figures
 
     metrics: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from bids_harmony.anat.brain import dice
-from bids_harmony.evaluation.persons import drawn_persons
+from bids_harmony.evaluation.statistics import drawn_persons
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.models.slices import Box
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml

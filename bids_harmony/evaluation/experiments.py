@@ -1,36 +1,42 @@
 """What is trained and tested: one unit per experiment, seed, fold of subjects and training sites.
 
-Subjects are parted once per seed. A unit trains predictors and calibrates sites on all parts but
-one and tests on that part, so that no figure rests on a scan, or on another scan of a person, that
-anything in the unit was trained on.
+Subjects are split into folds once per seed. A unit trains predictors and calibrates sites on all
+folds but one and tests on that one, so that no figure rests on a scan, or on another scan of a
+person, that anything in the unit was trained on.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation.options import SIZES, EvaluateOptions
+from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
+#: Persons of a site that calibrate it, in ``size``.
+SIZES = (1, 2, 4, 8, 16, 32)
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One training of maps and predictors, and where they are tested.
+    """One training of networks and predictors, and where they are tested.
 
     Attributes
     ----------
     experiment : str
-        Of :data:`bids_harmony.evaluation.options.EXPERIMENTS`.
+        Of :data:`bids_harmony.evaluation.EXPERIMENTS`.
     seed, fold : int
-        Of weights and parts; part of the subjects that is tested.
+        Of weights and folds; fold of the subjects that is tested.
     train_sites : tuple of str
         Where predictors are trained; the first is the reference site.
     test_sites : tuple of str
@@ -47,13 +53,17 @@ class Unit:
     n_source: int | None = None
 
     def __str__(self) -> str:
-        special = ""
-        if self.n_source is not None:
-            special = f", calibrated on {counted(self.n_source, 'person')}"
+        few = self.n_source and f", calibrated on {counted(self.n_source, 'person')}"
         return (
             f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
-            f"{' + '.join(self.test_sites)}{special} (seed {self.seed}, fold {self.fold + 1})"
+            f"{' + '.join(self.test_sites)}{few or ''} (seed {self.seed}, fold {self.fold + 1})"
         )
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The fields that rows of tables carry."""
+        fields = asdict(self) | {"train_sites": "+".join(self.train_sites)}
+        return {name: value for name, value in fields.items() if name != "test_sites"}
 
 
 def plan_units(
@@ -61,7 +71,7 @@ def plan_units(
     options: EvaluateOptions,
     reference: str,
     seed: int,
-    trainable: Sequence[str] | None = None,
+    trainable: Sequence[str],
 ) -> list[Unit]:
     """List the units of all experiments asked for, those of one fold together.
 
@@ -75,43 +85,39 @@ def plan_units(
         Reference site of all experiments but ``rotations``, which tries every site.
     seed : int
         The first; repetitions take the next ones.
-    trainable : sequence of str, optional
-        Sites with enough scans to be the first to train at, of :func:`trainable_sites`; all when
-        None.
+    trainable : sequence of str
+        Sites with enough scans to be the first to train at, of :func:`trainable_sites`.
 
     Raises
     ------
     UsageError
         When a rotation cannot be trained, or too few scans are there.
     """
-    sites = sorted(set(data.sites.tolist()))
-    others = [site for site in sites if site != reference]
-    counts = {site: len(np.unique(data.persons[data.sites == site])) for site in others}
-    largest = max(counts, key=lambda site: counts[site], default=reference)
-    most = counts.get(largest, 0) * (1 - 1 / options.cv_folds)
-    if "size" in options.experiments and most <= min(SIZES):
-        raise UsageError(
-            f"There are no sizes to try: no other site leaves more than {min(SIZES)} persons to "
-            "calibrate on.",
-            "Take size out of --experiments, or choose more --cv-folds.",
-        )
-    rotations: list[tuple[str, ...]] = []
+    sites = tuple(np.unique(data.sites).tolist())
+    planned: list[tuple[Any, ...]] = []
+    if "sites" in options.experiments:
+        planned.append(("sites", (reference,), sites))
     if "rotations" in options.experiments:
-        first = sites if trainable is None else trainable
-        rotations = _rotations(sites, first, options.train_sites)
-    units: list[Unit] = []
-    for k, fold in itertools.product(range(options.n_seeds), range(options.cv_folds)):
-        at = (seed + k, fold)
-        if "sites" in options.experiments:
-            units.append(Unit("sites", *at, (reference,), tuple(sites)))
-        for trained in rotations:
-            tested = tuple(site for site in sites if site not in trained)
-            units.append(Unit("rotations", *at, trained, tested))
-        if "size" in options.experiments:
-            units += [
-                Unit("size", *at, (reference,), (largest,), n_source=n) for n in SIZES if n < most
-            ]
-    return units
+        planned += [
+            ("rotations", trained, tuple(site for site in sites if site not in trained))
+            for trained in _rotations(sites, trainable, options.train_sites)
+        ]
+    if "size" in options.experiments:
+        others = data.sites != reference
+        counts = pd.Series(data.persons[others]).groupby(data.sites[others]).nunique()
+        sizes = [n for n in SIZES if n < counts.max() * (1 - 1 / options.cv_folds)]
+        if not sizes:
+            raise UsageError(
+                "There are no sizes to try: no other site leaves more than "
+                f"{counted(min(SIZES), 'person')} to calibrate on.",
+                "Take size out of --experiments, or choose more --cv-folds.",
+            )
+        planned += [("size", (reference,), (str(counts.idxmax()),), n) for n in sizes]
+    return [
+        Unit(experiment, seed + repetition, fold, *rest)
+        for repetition, fold in itertools.product(range(options.n_seeds), range(options.cv_folds))
+        for experiment, *rest in planned
+    ]
 
 
 def _rotations(
@@ -121,6 +127,11 @@ def _rotations(
     pairs = itertools.permutations(sites, 2) if len(sites) > 2 else ()
     every: list[tuple[str, ...]] = [(site,) for site in first]
     every += [pair for pair in pairs if pair[0] in first]
+    if not every:
+        raise UsageError(
+            "No site keeps enough persons to train on.",
+            "Choose fewer --folds, more --cv-folds or another --target.",
+        )
     chosen = [tuple(name.split("+")) for name in asked]
     if wrong := [rotation for rotation in chosen if rotation not in every]:
         raise UsageError(
@@ -132,13 +143,9 @@ def _rotations(
 
 
 def trainable_sites(
-    data: TrainingSet,
-    targets: Sequence[Target],
-    n_folds: int,
-    n_networks: int,
-    fit: np.ndarray | None = None,
+    data: TrainingSet, targets: Sequence[Target], n_folds: int, n_networks: int, fit: np.ndarray
 ) -> list[str]:
-    """List the sites that keep enough persons to train a predictor of every target.
+    """List the sites that keep enough persons to train a predictor of some target.
 
     Parameters
     ----------
@@ -147,32 +154,29 @@ def trainable_sites(
     targets : sequence of Target
         What is predicted.
     n_folds : int
-        Parts of the persons, one of which is always tested.
+        Folds of the persons, one of which is always tested.
     n_networks : int
         Networks of an ensemble: each wants a fold of its own of the persons, of each class.
-    fit : numpy.ndarray, optional
-        (scans,) whether ``--fit-filter`` lets predictors of numbers see a scan; all when None.
+    fit : numpy.ndarray
+        (scans,) whether ``--fit-filter`` lets predictors of numbers see a scan.
     """
-    seen = np.ones(len(data), bool) if fit is None else fit
-    found = []
-    for site in sorted(set(data.sites.tolist())):
-        groups = [
-            data.persons[(data.sites == site) & known & (seen | target.binary)]
-            for target in targets
-            for known in (
-                [target.values == k for k in (0, 1)] if target.binary
-                else [np.isfinite(target.values)]
-            )
-        ]  # fmt: skip
-        # A fold may take a person more than its share.
-        kept = [len(set(group)) - -(-len(set(group)) // n_folds) for group in groups]
-        if min(kept, default=0) >= n_networks:
-            found.append(site)
-    return found
+
+    def enough(scans: np.ndarray) -> bool:
+        n = len(np.unique(data.persons[scans]))
+        return n - math.ceil(n / n_folds) >= n_networks  # a fold may take more than its share
+
+    def trains(site: str, target: Target) -> bool:
+        at_site = data.sites == site
+        if target.binary:
+            return all(enough(at_site & (target.values == k)) for k in (0, 1))
+        return enough(at_site & fit & np.isfinite(target.values))
+
+    sites = np.unique(data.sites).tolist()
+    return [site for site in sites if any(trains(site, target) for target in targets)]
 
 
 def subject_folds(
-    data: TrainingSet, n_folds: int, seed: int, classes: Sequence[np.ndarray] = ()
+    data: TrainingSet, n_folds: int, seed: int, targets: Sequence[Target] = ()
 ) -> np.ndarray:
     """Give every scan a fold: whole persons, every site and age in each, classes alike.
 
@@ -183,19 +187,20 @@ def subject_folds(
     n_folds : int
         Number of folds.
     seed : int
-        Source of chance.
-    classes : sequence of numpy.ndarray
-        (scans,) values of two-class targets, over which folds are balanced too.
+        Of the random number generator.
+    targets : sequence of Target
+        Folds are balanced over their classes too.
     """
-    strata = [data.sites, *(np.nan_to_num(values, nan=-1) for values in classes)]
-    keys = np.array(["|".join(map(str, key)) for key in zip(*strata, strict=True)])
-    return make_folds(data, np.arange(len(data)), n_folds, np.random.default_rng(seed), keys)
+    classes = [np.nan_to_num(target.values, nan=-1) for target in targets if target.binary]
+    strata = ["|".join(map(str, key)) for key in zip(data.sites, *classes, strict=True)]
+    rng = np.random.default_rng(seed)
+    return make_folds(data, np.arange(len(data)), n_folds, rng, np.array(strata))
 
 
 def split_of(
     data: TrainingSet, unit: Unit, folds: np.ndarray, validation: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Parts of the scans in a unit.
+    """Split the scans for a unit.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Ways of preparing scans: each a training set that differs in the scans asked for alone."""
+"""Methods of preparing scans: each a training set that differs in the scans asked for alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import pytest
 from training_data import balls
 
 from bids_harmony.anat.affine import write_affine
-from bids_harmony.evaluation.combat import combat, sites_to_fit
-from bids_harmony.evaluation.prepare import mapping, matching, plain, prepare
+from bids_harmony.evaluation.methods import (
+    Method,
+    combat,
+    mapping,
+    matching,
+    prepare,
+    unharmonized,
+)
+from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.data import TrainingSet
 
@@ -43,7 +50,7 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
     )  # fmt: skip
     files = (tmp_path / "raw.nii.gz", tmp_path / "xfm.txt", tmp_path / "mask.nii.gz")
     one.table["_source"] = pd.Series([files], dtype=object)
-    found = plain(one, tmp_path, print)
+    found = unharmonized(one, tmp_path, print)
     assert found is not None
     volume, mask = found.volume(0)
     assert np.array_equal(mask, brain)  # the brain mask as it was found
@@ -53,12 +60,12 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
 
     said: list[str] = []
     (tmp_path / "xfm.txt").unlink()
-    assert plain(one, tmp_path, said.append) is None
+    assert unharmonized(one, tmp_path, said.append) is None
     assert "1 of 1 scans lack their raw image or their transform" in said[0]
     assert "sub-01" in said[0]
     write_affine(np.eye(4), tmp_path / "xfm.txt")
     (tmp_path / "raw.nii.gz").write_bytes(b"broken")
-    assert plain(one, tmp_path, said.append) is None
+    assert unharmonized(one, tmp_path, said.append) is None
     assert "raw.nii.gz" in said[-1]
 
 
@@ -69,62 +76,61 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
         calls.append(scan)
         return volume / 2
 
-    found = prepare(data, [1, 4], darker, "darker", tmp_path, print)
+    found = prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path, print)
     for scan in range(len(data)):
         before, mask = data.stack(scan)
         after, same = found.stack(scan)
         assert np.array_equal(mask, same)
         np.testing.assert_allclose(after, before / 2 if scan in (1, 4) else before, atol=2e-3)
-    images = found.slices([1, 2], [5, 5])
-    np.testing.assert_allclose(images[0], data.slices([1], [5])[0] / 2, atol=2e-3)
-    prepare(data, [1, 4], darker, "darker", tmp_path, print)
+    prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path, print)
     assert calls == [1, 4]  # taken from the folder the second time
-    prepare(data, [1, 4], darker, "darker still", tmp_path, print)
+    prepare(data, [1, 4], Method(darker, "darker still", ["A"]), tmp_path, print)
     assert calls == [1, 4, 1, 4]
 
 
-def test_matched_scans_have_the_references_quantiles(data: TrainingSet) -> None:
-    quantiles = np.linspace(0.2, 0.9, 256)
+def test_matched_scans_have_the_references_quantiles_and_mapped_ones_their_sites_map(
+    data: TrainingSet,
+) -> None:
     volume, mask = data.volume(0)
-    found = matching(quantiles)(0, volume, mask)[mask]
+    found = matching(np.linspace(0.2, 0.9, 256), []).change(0, volume, mask)[mask]
     np.testing.assert_allclose(np.quantile(found, [0.1, 0.5, 0.9]), [0.27, 0.55, 0.83], atol=0.01)
-
-
-def test_each_site_has_its_own_mapping(data: TrainingSet) -> None:
     x = np.array([0.2, 0.5, 1.0])
-    of_site = {"REF": IntensityMapping(x, x), "A": IntensityMapping(x, x - 0.1)}
-    change = mapping(of_site, data.sites)
+    of_site = {
+        site: SiteMap(IntensityMapping(x, x - by), np.zeros(1), None, data.box)
+        for site, by in (("REF", 0.0), ("A", 0.1))
+    }
+    method = mapping("harmonized", of_site, data.sites)
     for scan, less in ((0, 0.0), (6, 0.1)):
         volume, mask = data.volume(scan)
         bright = mask & (volume > 0.25)
-        found = change(scan, volume, mask)
+        found = method.change(scan, volume, mask)
         np.testing.assert_allclose(volume[bright] - found[bright], less, atol=1e-5)
         assert not found[~mask].any()
 
 
-def test_combat_takes_a_site_to_the_references_tone() -> None:
+def test_combat_takes_a_site_to_the_references_intensities() -> None:
     data = balls({"REF": 8, "A": 8})
-    change = combat(data, np.array([*range(6), *range(8, 14)]), "REF", 0)
-    assert change is not None
+    method = combat(data, np.array([*range(6), *range(8, 14)]), ["REF"], 0)
+    assert method.sites == ("A", "REF")
     (own, mask), (unseen, _) = data.volume(7), data.volume(15)
-    assert change(7, own, mask) is own  # the reference stays as it is
-    found = change(15, unseen, mask)
+    assert method.change(7, own, mask) is own  # the reference stays as it is
+    found = method.change(15, unseen, mask)
     shell = (own > 0.45) & (own < 0.65)  # grey matter at the reference
     assert unseen[shell].mean() == pytest.approx(0.75, abs=0.02)
     assert found[shell].mean() == pytest.approx(0.55, abs=0.04)
     assert (found[~mask] == 0).all()
-    assert combat(data, np.array([0, 1, 2, 3, 8, 9]), "REF", 0) is None  # two scans are too few
+    few = combat(data, np.array([0, 1, 2, 3, 8, 9]), ["REF"], 0)
+    assert (few.sites, few.reason) == ((), "ComBat wants 3 persons of each site to fit on")
 
 
 def test_combat_wants_persons_not_scans_and_voxels_that_vary() -> None:
     data = balls({"REF": 8, "A": 6})
     data.table["subject"] = [f"r{i}" for i in range(8)] + ["a", "a", "a", "b", "b", "b"]
-    everything = np.arange(14)
-    assert sites_to_fit(data, everything) == ["REF"]
-    assert combat(data, everything, "REF", 0) is None
-    data = balls({"REF": 8, "A": 8})
+    assert combat(data, np.arange(14), ["REF"], 0).sites == ()
+    data = balls({"REF": 8, "A": 8, "B": 2})
+    assert combat(data, np.arange(18), ["REF"], 0).sites == ("A", "REF")
+    assert combat(data, np.arange(18), ["REF", "B"], 0).sites == ()
     images = np.array(data.volumes)
     images[:, 6, 16, 24] = 0.5  # the same in all scans
-    change = combat(replace(data, volumes=images), np.arange(16), "REF", 0)
-    assert change is not None
-    assert np.isfinite(change(15, *data.volume(15))).all()
+    method = combat(replace(data, volumes=images), np.arange(18), ["REF"], 0)
+    assert np.isfinite(method.change(15, *data.volume(15))).all()

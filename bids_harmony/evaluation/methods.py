@@ -1,0 +1,289 @@
+"""Methods of preparing scans for a predictor; the scans of each are a training set of their own.
+
+``none`` is no harmonization: the raw scan resampled onto the template grid and divided by the 98th
+percentile of its brain, nothing else. ``tissue_scaling`` is tissue normalization only, what the
+contract makes of the scan (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means),
+and what the others start from: ``histogram_matching``, the published comparator, ``combat``, the
+statistical comparator (Johnson 2007; Fortin 2017), ``intensity_mapping``, the first half of
+harmonization, ``harmonized``, both by the site's calibration without the use of any age, and
+``harmonized_known_ages``, the same with the ages of the scans that calibrate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bids_harmony.anat.affine import resample
+from bids_harmony.anat.check import load_t1w
+from bids_harmony.anat.intensity import MAX_SCALED
+from bids_harmony.console import counted_off
+from bids_harmony.errors import ScanError
+from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.slices import crop
+from bids_harmony.training.cache import Volumes, new_array
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram
+
+NONE, SCALED, MATCHED, COMBAT = "none", "tissue_scaling", "histogram_matching", "combat"
+#: All methods, and what readers see of them.
+METHODS = {
+    NONE: "no harmonization",
+    SCALED: "tissue normalization only",
+    MATCHED: "histogram matching",
+    COMBAT: "ComBat",
+    MAPPED: "intensity mapping alone",
+    HARMONIZED: "harmonized",
+    KNOWN_AGES: "harmonized, ages known",
+}
+#: Methods whose scans a predictor trained on tissue-scaled reference scans understands.
+FROM_SCALED = tuple(name for name in METHODS if name != NONE)
+#: Of the brain's intensities; ``none`` divides by it.
+PERCENTILE = 98
+#: Scans of a site that ComBat is fitted on at most, as all voxels of all of them are in memory;
+#: and the fewest persons, below which its spread of a site means nothing.
+MOST_SCANS, LEAST_PERSONS = 60, 3
+#: Share of the scans whose brain must hold a voxel for ComBat.
+COMMON = 0.5
+
+#: Takes scan number, volume and mask; gives the prepared volume.
+Change = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of preparing scans, fitted.
+
+    Attributes
+    ----------
+    change : callable
+        See :data:`Change`.
+    key : str
+        Says all that ``change`` depends on besides the scan; the first word names it.
+    sites : iterable of str
+        Whose scans it can prepare.
+    reason : str
+        Why it cannot prepare others.
+    """
+
+    change: Change
+    key: str
+    sites: Iterable[str]
+    reason: str = ""
+
+
+class PreparedVolumes:
+    """Volumes of which some are replaced by prepared ones.
+
+    Parameters
+    ----------
+    base : array-like
+        All scans' volumes as preprocessed.
+    prepared : bids_harmony.training.cache.Volumes
+        Those prepared by some method.
+    scans : sequence of int
+        Their numbers among all.
+    """
+
+    def __init__(self, base: Any, prepared: Volumes, scans: Sequence[int]) -> None:
+        self.base, self.prepared = base, prepared
+        self.place = {scan: i for i, scan in enumerate(scans)}
+
+    def __getitem__(self, scan: int) -> np.ndarray:
+        """Read a scan."""
+        place = self.place.get(int(scan))
+        return np.asarray(self.base[scan] if place is None else self.prepared[place])
+
+
+def prepare(
+    data: TrainingSet,
+    scans: Sequence[int],
+    method: Method,
+    work_dir: Path,
+    say: Callable[[str], None],
+) -> TrainingSet:
+    """Prepare some scans by a method, once: they are cached in ``work_dir``.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans as preprocessed.
+    scans : sequence of int
+        Numbers of the scans to prepare; the others stay as they are.
+    method : Method
+        How to prepare them.
+    work_dir : pathlib.Path
+        Where prepared volumes are cached.
+    say : callable
+        Takes a line of progress.
+    """
+    text = repr((method.key, data.box, [(i, str(data.subjects[i])) for i in scans]))
+    digest = hashlib.sha256(text.encode() + data.content(scans)).hexdigest()[:16]
+    path = work_dir / f"prepared-{digest}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        what = f"preparing {method.key.split()[0]}"
+        with new_array(path, (len(scans), len(data.heights), *data.size)) as array:
+            for place, scan in enumerate(counted_off(scans, len(scans), what, say)):
+                volume, mask = data.volume(scan)
+                stack = crop(method.change(scan, volume, mask), data.box)
+                # The brain mask of the raw scan is wider than what normalization leaves of it.
+                array[place] = np.where(crop(mask, data.box) | (stack > 0), stack, np.nan)
+    return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
+
+
+def unharmonized(
+    data: TrainingSet, work_dir: Path, say: Callable[[str], None]
+) -> TrainingSet | None:
+    """Take all scans without any harmonization: resampled, and divided by a percentile.
+
+    Neither bias field nor tissue means nor the surface are touched; the brain mask is the one that
+    the skull stripper found.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        Its table's ``_source`` has each scan's raw image, transform and brain mask.
+    work_dir, say
+        As of :func:`prepare`.
+
+    Returns
+    -------
+    TrainingSet or None
+        None, and a warning, where a scan's raw image or transform is missing or cannot be read.
+    """
+    sources = data.table.get("_source", pd.Series([()] * len(data)))
+    missing = [not source or not all(p and p.is_file() for p in source) for source in sources]
+    warning = "Warning: nothing can be tested without harmonization: "
+    if any(missing):
+        first = data.table["subject"][missing].iloc[0]
+        say(f"{warning}{sum(missing)} of {len(data)} scans lack their raw image or their "
+            f"transform to the template (sub-{first} first); preprocess them again.")  # fmt: skip
+        return None
+    grid = nib.Nifti1Image(np.zeros(data.shape, np.uint8), data.affine)
+
+    def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        raw, transform, brain_mask = sources[scan]
+        moved = resample(load_t1w(raw)[0], grid, transform, antialias=True)
+        brain = mask | (np.asarray(nib.load(brain_mask).dataobj) > 0)
+        return over_percentile(np.asarray(moved.dataobj), brain)
+
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+             for source in sources for path in source]  # fmt: skip
+    try:
+        method = Method(change, f"plain {files}", np.unique(data.sites))
+        return prepare(data, range(len(data)), method, work_dir, say)
+    except ScanError as error:
+        say(f"{warning}{error.cause}")
+        return None
+
+
+def over_percentile(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Divide a scan by the :data:`PERCENTILE` of its brain; background 0, brain in (0, 2]."""
+    top = max(float(np.percentile(volume[mask], PERCENTILE)), 1e-6)
+    # Above 0: that is the background.
+    return np.where(mask, np.clip(volume / top, 1e-3, MAX_SCALED), 0).astype(np.float32)
+
+
+def matching(quantiles: np.ndarray, sites: Iterable[str]) -> Method:
+    """Match each scan's histogram to the reference's mean quantiles."""
+
+    def change(_: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return match_histogram(volume, mask, quantiles)
+
+    return Method(change, f"matched {quantiles.tolist()}", sites)
+
+
+def mapping(name: str, of_site: Mapping[str, SiteMap], sites: np.ndarray) -> Method:
+    """Apply the map of each scan's site; ``sites`` is the site of every scan."""
+
+    def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return np.where(mask, of_site[sites[scan]](volume), np.float32(0))
+
+    digests = {site: one.digest() for site, one in of_site.items()}
+    reason = "no other scan of the site is left to calibrate on"
+    return Method(change, f"{name} {digests}", of_site, reason)
+
+
+def combat_available() -> bool:
+    """Whether neuroCombat is installed (``pip install bids_harmony[evaluate]``)."""
+    return find_spec("neuroCombat") is not None
+
+
+def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], seed: int) -> Method:
+    """Fit neuroCombat voxel by voxel, without covariates: a tested scan's are to be predicted.
+
+    A scan of a site is taken from the site's distribution to the reference's, so that reference
+    scans, and with them the predictors, stay as they are.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    among : numpy.ndarray
+        Numbers of the scans to fit on.
+    train_sites : sequence of str
+        Sites that must be fitted; the first is the reference.
+    seed : int
+        Of the choice of scans where there are many.
+
+    Returns
+    -------
+    Method
+        Voxels outside the common brain stay as they are. It has no sites where neuroCombat is
+        missing, too few sites have enough persons, or the fit fails.
+    """
+    few = f"ComBat wants {LEAST_PERSONS} persons of each site to fit on"
+    unavailable = Method(lambda _, volume, mask: volume, "", (), few)
+    if not combat_available():
+        return replace(unavailable, reason="neuroCombat is not installed")
+    rng = np.random.default_rng(seed)
+    fitted_on = {}
+    for site in np.unique(data.sites[among]).tolist():
+        scans = data.site_scans(site, among)
+        if len(np.unique(data.persons[scans])) >= LEAST_PERSONS:
+            fitted_on[site] = np.sort(rng.permutation(scans)[:MOST_SCANS])
+    if not set(train_sites) <= fitted_on.keys() or len(fitted_on) < 2:
+        return unavailable
+    scans = np.concatenate(list(fitted_on.values()))
+    shown = sum((data.volume(scan)[1].astype(int) for scan in scans), np.zeros(data.shape, int))
+    common = shown >= COMMON * len(scans)
+    values = np.stack([data.volume(scan)[0][common] for scan in scans], axis=1)
+    varied = np.ptp(values, axis=1) > 0
+    common[common] = varied
+    sites = pd.DataFrame({"site": data.sites[scans]})
+    from neuroCombat import neuroCombat
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
+            fit = neuroCombat(values[varied], sites, "site")["estimates"]
+        mean, spread = fit["stand.mean"][:, 0], np.sqrt(fit["var.pooled"][:, 0])
+        shift, scale = np.asarray_chkfinite([fit["gamma.star"], np.sqrt(fit["delta.star"])])
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+        return replace(unavailable, reason="neuroCombat's fit failed")
+    batch = {str(site): i for i, site in enumerate(fit["batches"])}
+    home = batch[train_sites[0]]
+
+    def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        here = batch[data.sites[scan]]
+        if here == home:
+            return volume
+        standard = ((volume[common] - mean) / spread - shift[here]) / scale[here]
+        standard = standard * scale[home] + shift[home]
+        out = volume.copy()
+        out[common] = np.clip(standard * spread + mean, 1e-3, 2.0)
+        return np.where(mask, out, 0).astype(np.float32)
+
+    content = hashlib.sha256(data.content(among)).hexdigest()
+    key = f"combat {train_sites[0]} {seed} {among.tolist()} {content}"
+    return Method(change, key, tuple(fitted_on), few)
