@@ -102,7 +102,7 @@ def prepare(config: RunConfig) -> Run:
     registration = contract.registration if config.registration == "auto" else config.registration
     atlases: list[Path] = []
     if skull_strip == "multi-atlas":
-        from bids_harmony.anat.multiatlas import find_atlases
+        from bids_harmony.anat.brain import find_atlases
 
         found = find_atlases(str(config.atlas_dir))
         atlases = [path for atlas in found for path in (atlas.image, atlas.mask)]

@@ -100,7 +100,7 @@ class BrainMask(SimpleInterface):
         elif method == "deepbet":
             mask = brain.deepbet_mask(img)
         else:
-            from bids_harmony.anat.multiatlas import find_atlases, multiatlas_mask
+            from bids_harmony.anat.brain import find_atlases, multiatlas_mask
 
             mask, record = multiatlas_mask(
                 img,
@@ -135,7 +135,7 @@ class ConformMask(SimpleInterface):
         img = nib.load(self.inputs.in_file)
         path = Path(self.inputs.in_mask)
         try:
-            mask, record = brain.given_mask(path, img, self.inputs.orientation)
+            mask, record = brain.given_mask(path, img)
         except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
             raise ScanError(
                 f"The brain mask {path.name} cannot be read ({why_unread(path, error)}).",
@@ -275,7 +275,7 @@ class Normalize(SimpleInterface):
     output_spec = _NormalizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.anat.normalize import normalize_scan
+        from bids_harmony.anat.affine import normalize_scan
 
         result = normalize_scan(
             nib.load(self.inputs.in_file),
@@ -344,11 +344,11 @@ class RestoreOrientation(SimpleInterface):
     output_spec = _RestoreOrientationOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.anat.geometry import open_image, usable_affine
+        from bids_harmony.anat.check import usable_affine
 
         img = nib.load(self.inputs.in_file)
         path = self.inputs.original
-        wanted = nib.io_orientation(usable_affine(open_image(path), Path(path).name).affine)
+        wanted = nib.io_orientation(usable_affine(nib.load(path), Path(path).name).affine)
         back = nib.orientations.ornt_transform(nib.io_orientation(img.affine), wanted)
         out = img.as_reoriented(back)
         self._results["out_file"] = save_image(out, runtime, "original_axes.nii.gz")

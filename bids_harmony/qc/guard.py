@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import Levels, tissue_levels
+from bids_harmony.anat.intensity import TissueMeans, tissue_means
 from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
 from bids_harmony.qc.verdict import Verdict, dictionary, readable
@@ -119,8 +119,8 @@ def tissue_limits(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> n
     They lie between the volume's own tissue means, or, where it shows no three tissues, between
     those of the intensity scaling.
     """
-    found = tissue_levels(volume, mask, abs(float(affine[0, 0])))
-    csf, grey, white = found or Levels(0.0, Contract.grey, 1.0)
+    found = tissue_means(volume, mask, abs(float(affine[0, 0])))
+    csf, grey, white = found or TissueMeans(0.0, Contract.grey, 1.0)
     return np.array([(csf + grey) / 2, (grey + white) / 2, csf + VENTRICLE * (white - csf)])
 
 

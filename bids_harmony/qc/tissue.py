@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_harmony.anat.intensity import tissue_centres
+from bids_harmony.anat.intensity import class_means
 
 BINS = 256
 EM_STEPS = 60
@@ -61,7 +61,7 @@ def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
     terms = bias_terms(np.stack(np.unravel_index(where, mask.shape), axis=1), mask.shape)
     floor = max(float(np.percentile(values, 99)) * 1e-3, 1e-12)
     logs = np.log(np.maximum(values, floor))
-    start = tissue_centres(values)
+    start = class_means(values)
     coefficients = np.zeros(terms.shape[1])
     for step in range(BIAS_STEPS + 1):
         corrected = values / np.exp(terms @ coefficients)

@@ -86,7 +86,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "billions of voxels": ("header of 30000³ voxels", "claims 30000 x 30000 x 30000"),
                 "negative size": ("negative number of voxels", "cannot be read"),
                 "nan zoom": ("voxel size NaN", "impossible geometry"),
-                "zero zoom": ("voxel size 0", "impossible geometry"),
+                "zero zoom": ("voxel size 0", "a part of the head only"),
                 "infinite offset": ("data at an infinite place in the file", "cannot be read"),
                 "unknown datatype": ("unknown number format", "cannot be read"),
                 "overflowing slope": ("scale slope of 10³⁰", "NaN or infinite"),
@@ -107,7 +107,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "zero bytes": ("empty file", "cannot be read"),
                 "text": ("text instead of an image", "cannot be read"),
                 "folder": ("a folder named like a scan", "cannot be read"),
-                "broken link": ("annexed content that is not there", "broken link"),
+                "broken link": ("annexed content that is not there", "content is not present"),
                 "4-D": ("4-D series", "not a 3-D volume"),
                 "2-D": ("one slice", "not a 3-D volume"),
                 "colours": ("colour image", "not a grey-scale image"),
@@ -161,11 +161,6 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "highest value (0 to 100, 0 to 255), or every label", WARNING, "was taken as brain", 0,
             _MASK + "test_how_a_mask_was_read_stands_in_the_record_and_among_the_warnings",
         ),
-        "mask without orientation": Fault(
-            "mask with a useless header and the scan's shape", WARNING,
-            "taken to lie on the scan's own grid", 0,
-            _MASK + "test_a_mask_with_a_broken_header_lies_where_its_scan_does",
-        ),
         "few NaN": Fault(
             "a few voxels NaN or infinite", WARNING, "were set to 0", 0,
             _CHECK + "test_a_few_bad_voxels_are_replaced_and_counted",
@@ -177,10 +172,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "Heads": {
         "turned by 90 degrees": Fault(
-            "head turned by 90° against its header", FLAG, "Centroid offset", 0, "",
+            "head turned by 90° against its header", ERROR, "correlation with the template", 1, "",
         ),
         "upside down": Fault(
-            "head upside down against its header", FLAG, "Correlation with the template", 0, "",
+            "head upside down against its header", ERROR, "correlation with the template", 1, "",
         ),
         "flipped left-right": Fault(
             "left and right swapped in the header: a mirrored head is a head", UNSEEN, "", 0, "",
@@ -324,7 +319,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             {
                 "FSLDIR": ("`bet` on the PATH, FSLDIR not set", "needs FSLDIR"),
                 "wrong FSLDIR": ("FSLDIR without the programs that `bet` calls", "not there"),
-                "dc": ("no `dc`, which `bet -R` calls", "calls the Unix program dc"),
+                "dc": ("no `dc`, which `bet -R` calls", "calls dc: not there"),
                 "space in FSLDIR": ("a space in FSLDIR", "breaks at a space"),
             },
         ),
