@@ -13,8 +13,7 @@ from typing import Any
 
 from bids_harmony.files import sha256_of, write_json
 from bids_harmony.outputs import load_record
-from bids_harmony.qc.collect import subject_records
-from bids_harmony.qc.record import PREPROCESSED, preprocessed
+from bids_harmony.qc.record import PREPROCESSED, preprocessed, subject_records
 
 #: A file read less than this long (ns) after a change may change again in one tick of its clock.
 RECENT = 2_000_000_000

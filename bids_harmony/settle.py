@@ -62,8 +62,8 @@ def choose_device(asked: str) -> str:
 def check_filter(condition: str) -> None:
     """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
     from bids_harmony.fit_filter import meets
-    from bids_harmony.qc.collect import ScanRow, scan_table
-    from bids_harmony.qc.verdict import dictionary
+    from bids_harmony.qc.dataset import ScanRow, scan_table
+    from bids_harmony.qc.reference import dictionary
 
     row = ScanRow({"scan": "sub-01"}, metrics=tuple(dictionary()))
     meets(scan_table([row])[0], condition)

@@ -198,14 +198,6 @@ def test_a_scan_may_be_named_by_any_of_its_files(tmp_path: Path, name: str) -> N
     assert list(merged(path)) == ["sub-01"]
 
 
-def test_two_columns_of_verdicts_are_refused(tmp_path: Path) -> None:
-    path = ratings_file(
-        tmp_path / "r.tsv", "sub-01 | reject | accept", header="scan\tverdict\tVerdict\n"
-    )
-    with pytest.raises(UsageError, match="several columns verdict"):
-        read_ratings([path])
-
-
 def test_a_verdict_on_a_scan_that_is_not_there_is_told_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,8 +21,7 @@ from PIL import Image
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.contract import Contract
-from bids_harmony.qc import histogram as histograms
-from bids_harmony.qc import verdict
+from bids_harmony.qc import reference as references
 from bids_harmony.qc.record import failed_record, scan_record
 from bids_harmony.reports import figures, methods
 from bids_harmony.reports.mosaic import layout
@@ -68,7 +67,7 @@ def draw_all(brain, folder, key="scan"):
     data = np.asarray(image.dataobj)
     brighter = nib.Nifti1Image(np.where(template.mask, data * 1.1, 0), image.affine)
     mask = nib.Nifti1Image(template.mask.astype(np.uint8), image.affine)
-    reference = verdict.reference_statistics(
+    reference = references.reference_statistics(
         {"A": [{"brain_volume_ml": 1400.0 + i, "snr_wm": 10 + i / 10} for i in range(40)]}
     )
     out = {
@@ -78,7 +77,7 @@ def draw_all(brain, folder, key="scan"):
     figures.mask_figure(image, mask, out["brainmask"])
     figures.registration_figure(image, template, out["norm"])
     figures.harmonization_figure(image, brighter, template.mask, out["harmonized"])
-    histogram = histograms.brain_histogram(data, template.mask)
+    histogram = references.brain_histogram(data, template.mask)
     figures.histogram_figure(
         data, data * 1.1, template.mask, out["histogram"], reference=histogram, reference_name="A"
     )

@@ -19,7 +19,7 @@ from bids_harmony.evaluation.plots import draw_figures
 from bids_harmony.evaluation.prepare import COMBAT, HARMONIZED, NONE, SPOKEN
 from bids_harmony.evaluation.statistics import PRIMARY
 from bids_harmony.files import write_json, write_text
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.reference import dictionary
 from bids_harmony.training.config import TrainOptions
 
 FOLDER = "evaluation"

@@ -44,8 +44,8 @@ class ScanMetrics(SimpleInterface):
     output_spec = _ScanMetricsOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.qc.limits import check_registration
         from bids_harmony.qc.metrics import scan_metrics
+        from bids_harmony.qc.reference import check_registration
 
         template = load_template(self.inputs.resolution, self.inputs.path(self.inputs))
         native = nib.load(self.inputs.t1w_ras)

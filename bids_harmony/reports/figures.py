@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.qc.histogram import brain_histogram
-from bids_harmony.qc.verdict import (
+from bids_harmony.qc.reference import (
     MIN_REFERENCE,
+    brain_histogram,
     dictionary,
     judge,
     readable,
@@ -150,7 +150,7 @@ def histogram_figure(
     out_file : path-like
         PNG to write.
     reference : mapping, optional
-        ``edges`` and ``density`` as :func:`bids_harmony.qc.histogram.mean_histogram` returns.
+        ``edges`` and ``density`` as :func:`bids_harmony.qc.reference.mean_histogram` returns.
     reference_name : str
         Name of the reference site.
     """
@@ -242,7 +242,7 @@ def metrics_figure(
     metrics : mapping
         Metric name to value.
     reference : mapping
-        As :func:`bids_harmony.qc.verdict.reference_statistics` returns it.
+        As :func:`bids_harmony.qc.reference.reference_statistics` returns it.
     out_file : path-like
         PNG to write.
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from bids_harmony.files import write_text
-from bids_harmony.qc.collect import prediction_columns
+from bids_harmony.qc.dataset import prediction_columns
 from bids_harmony.reports.group_images import dataset_pictures
 from bids_harmony.reports.group_tables import (
     age_rows,
@@ -29,7 +29,7 @@ from bids_harmony.reports.reportlets import TARGET_NAMES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 NAME = "group_T1w.html"
 #: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.

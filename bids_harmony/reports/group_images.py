@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from bids_harmony.contract import Contract
-from bids_harmony.qc.histogram import N_BINS, TOP, histogram_distance
+from bids_harmony.qc.reference import N_BINS, TOP, histogram_distance
 from bids_harmony.reports.drawing import (
     HARMONIZED,
     RAW,
@@ -37,7 +37,7 @@ from bids_harmony.reports.mosaic import Layout, layout
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
 #: Intensities halfway between CSF and grey, and between grey and white matter.

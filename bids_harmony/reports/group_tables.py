@@ -13,7 +13,7 @@ from bids_harmony.reports.reportlets import TARGET_NAMES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 N_BOOTSTRAP, N_PARTS = 2000, 20
 #: Persons below which drawing them again says nothing, and scans below which a correlation does.
@@ -37,7 +37,7 @@ def site_rows(scans: pd.DataFrame) -> list[dict[str, Any]]:
     Parameters
     ----------
     scans : pandas.DataFrame
-        Of :class:`bids_harmony.qc.collect.Group`.
+        Of :class:`bids_harmony.qc.dataset.Group`.
 
     Returns
     -------

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from bids_harmony.qc.guard import MEASURES, spoken_limit
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.reference import dictionary
 
 METHODS = {
     "none": "not harmonized",

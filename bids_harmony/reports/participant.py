@@ -16,7 +16,7 @@ import yaml
 
 from bids_harmony.files import write_text
 from bids_harmony.outputs import load_record
-from bids_harmony.qc.collect import QC_ENDING, listed_files, read_predictions, subject_records
+from bids_harmony.qc.record import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.reports.methods import methods_html
 from bids_harmony.reports.reportlets import LABELS, ScanView, headline, render
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from bids_harmony.qc.guard import MEASURES, spoken
-from bids_harmony.qc.verdict import dictionary, readable
+from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
 from bids_harmony.sites.mapping import spoken as spoken_changes
 

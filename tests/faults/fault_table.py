@@ -172,19 +172,19 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "Heads": {
         "turned by 90 degrees": Fault(
-            "head turned by 90° against its header", ERROR, "correlation with the template", 1, "",
+            "head turned by 90° against its header", ERROR, "Correlation with the template", 1, "",
         ),
         "upside down": Fault(
-            "head upside down against its header", ERROR, "correlation with the template", 1, "",
+            "head upside down against its header", ERROR, "Correlation with the template", 1, "",
         ),
         "flipped left-right": Fault(
             "left and right swapped in the header: a mirrored head is a head", UNSEEN, "", 0, "",
         ),
-        "T2w named T1w": Fault("T2w named T1w", ERROR, "correlation with the template", 1, ""),
-        "knee": Fault("knee", ERROR, "correlation with the template", 1, ""),
-        "CT": Fault("CT in Hounsfield units", ERROR, "correlation with the template", 1, ""),
+        "T2w named T1w": Fault("T2w named T1w", ERROR, "Correlation with the template", 1, ""),
+        "knee": Fault("knee", ERROR, "Correlation with the template", 1, ""),
+        "CT": Fault("CT in Hounsfield units", ERROR, "Correlation with the template", 1, ""),
         "infant": Fault(
-            "infant: small, grey and white matter inverted", ERROR, "volume ratio", 1, "",
+            "infant: small, grey and white matter inverted", ERROR, "Affine determinant", 1, "",
         ),
         "tumour": Fault("tumour of 24 mL", FLAG, "Left-right asymmetry", 0, ""),
     },
@@ -516,7 +516,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             {
                 "never done": (
                     "scans of the dataset without a record",
-                    "have no record, and are in no table: sub-01, sub-02 …",
+                    "without a record, and in no table: sub-01, sub-02 …",
                 ),
                 "no longer there": (
                     "records of scans that the dataset no longer has",
@@ -542,7 +542,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             {
                 "different ways": (
                     "scans stripped, registered or scaled in different ways or versions",
-                    "3 of 10 scans were registered by flirt, 7 by ants",
+                    "Scans differ in registration: flirt 3, ants 7 of 10",
                 ),
             },
         ),
