@@ -122,8 +122,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "4-D": (lambda p: write(p, np.stack([scan(), scan()], -1)), "not a 3-D volume"),
     "2-D": (lambda p: write(p, scan()[:, :, 20]), "not a 3-D volume"),
     "one slice": (lambda p: write(p, scan()[:, :, :1]), "not a 3-D volume"),
-    "colours": (colours, "not a grey-scale image"),
-    "complex": (lambda p: write(p, scan(np.complex64)), "not a grey-scale image"),
+    "colours": (colours, "not a 3-D volume of grey values"),
+    "complex": (lambda p: write(p, scan(np.complex64)), "not a 3-D volume of grey values"),
     "all zeros": (lambda p: write(p, np.zeros(SHAPE, np.float32)), "the same value"),
     "NaN-laced": (with_nans, "NaN or infinite"),
     "absurd affine": (
@@ -149,12 +149,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "40-mm slab": (
         lambda p: write(p, scan()[:, :, :10]),
-        "a part of the head only: 40 mm from bottom to top, where at least 80 mm",
+        "a part of the head only: 192 x 224 x 40 mm, where 80 mm",
     ),
-    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 mm from left to right"),
+    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 x 224 x 160 mm"),
     "slab among zeros": (
         slab_in_zeros,
-        "covers a part of the head only: 40 mm from back to front",
+        "covers a part of the head only: 192 x 40 x 160 mm",
     ),
     "a terabyte": (claims_too_much, "voxels"),
 }

@@ -36,7 +36,6 @@ MAX_NONFINITE, MAX_VALUE = 0.01, 1e15
 MIN_PADDING, MAX_NEGATIVE = 0.001, 0.01
 #: Voxels of a scan, and bytes that may follow them in its file: some programs write there.
 MAX_VOXELS, MAX_SURPLUS = 2**28, 2**24
-DIRECTIONS = {"R": "left to right", "A": "back to front", "S": "bottom to top"}
 REMEDY = "Correct the header's voxel size and affine (for example by converting it again)."
 CONVERT = "The file is damaged or not what it seems: convert or download it again."
 
@@ -169,25 +168,24 @@ def check_file(path: Path) -> None:
 
 def _read(path: Path) -> tuple[Any, np.ndarray]:
     """Read an image to its end, and its data, a 3-D array of real numbers."""
-    fault = ""
     try:
         img = nib.load(path)
         shape = " x ".join(map(str, img.shape))
         n_voxels = np.prod(img.shape, dtype=float)
         if n_voxels > MAX_VOXELS:
-            raise ScanError(f"{path.name} claims {shape} voxels, as no T1w scan has.", CONVERT)
+            raise OverflowError(f"it claims {shape} voxels")
         if path.suffix == ".gz":
             _unpack(path, n_voxels * img.get_data_dtype().itemsize + MAX_SURPLUS)
         data = _without_single_axes(img)
     except READ_ERRORS as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ScanError(f"{path.name} cannot be read ({first}).", CONVERT) from error
-    if np.iscomplexobj(data) or data.dtype.fields:
-        fault = "a grey-scale image"
-    elif data.ndim != 3 or min(data.shape) < 2:
-        fault = f"a 3-D volume (its shape is {shape})"
-    if fault:
-        raise ScanError(f"{path.name} is not {fault}.", "Provide one magnitude 3-D T1w per file.")
+    if np.iscomplexobj(data) or data.dtype.fields or data.ndim != 3 or min(data.shape) < 2:
+        raise ScanError(
+            f"{path.name} is not a 3-D volume of grey values (its shape is {shape}, of "
+            f"{data.dtype.name}).",
+            "Provide one magnitude 3-D T1w volume per file.",
+        )
     return img, data
 
 
@@ -198,7 +196,7 @@ def _unpack(path: Path, limit: float) -> None:
         while part := file.read(2**20):
             n_bytes += len(part)
             if n_bytes > limit:
-                raise ScanError(f"{path.name} unpacks to more than its header claims.", CONVERT)
+                raise OverflowError("it unpacks to more than its header claims")
 
 
 def _without_single_axes(img: Any) -> np.ndarray:
@@ -269,17 +267,14 @@ def _fault(affine: np.ndarray) -> str:
 
 def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
     """Refuse a slab: what was scanned is too thin for a brain in some direction."""
-    short = []
-    zooms = affines.voxel_sizes(affine)
-    for axis, code in enumerate(nib.aff2axcodes(affine, (("R", "R"), ("A", "A"), ("S", "S")))):
-        along = np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis})))
-        length = (np.ptp(along) + 1) * zooms[axis] if along.size else 0
-        if length < MIN_EXTENT_MM:
-            short.append(f"{length:.0f} mm from {DIRECTIONS[code]}")
-    if short:
+    where = [np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    n_voxels = [np.ptp(along) + 1 if along.size else 0 for along in where]
+    lengths = n_voxels * affines.voxel_sizes(affine)
+    if lengths.min() < MIN_EXTENT_MM:
+        covered = " x ".join(f"{length:.0f}" for length in lengths)
         raise ScanError(
-            f"{name} covers a part of the head only: {' and '.join(short)}, where at least "
-            f"{MIN_EXTENT_MM:.0f} mm are needed.",
+            f"{name} covers a part of the head only: {covered} mm, where {MIN_EXTENT_MM:.0f} mm "
+            "are needed in every direction.",
             "Provide a scan of the whole head.",
         )
 
@@ -380,6 +375,4 @@ def _background_value(data: np.ndarray) -> float | None:
 
 def _at_border(mask: np.ndarray) -> np.ndarray:
     """Keep what is connected to the volume's faces."""
-    labels, _ = ndimage.label(np.pad(mask, 1, constant_values=True))
-    connected: np.ndarray = (labels == labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return connected
+    return np.asarray(~ndimage.binary_fill_holes(~mask))

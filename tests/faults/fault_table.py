@@ -110,7 +110,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "broken link": ("annexed content that is not there", "content is not present"),
                 "4-D": ("4-D series", "not a 3-D volume"),
                 "2-D": ("one slice", "not a 3-D volume"),
-                "colours": ("colour image", "not a grey-scale image"),
+                "colours": ("colour image", "not a 3-D volume of grey values"),
                 "all zeros": ("all voxels 0", "the same value"),
                 "NaN-laced": ("a quarter of the voxels NaN", "NaN or infinite"),
                 "micrometres": ("voxel size in µm", "impossible geometry"),
@@ -119,11 +119,11 @@ FAULTS: dict[str, dict[str, Fault]] = {
                 "both forms useless": ("sform NaN, qform no rotation", "impossible geometry"),
                 "40-mm slab": (
                     "slab of 40 mm",
-                    "a part of the head only: 40 mm from bottom to top, where at least 80 mm",
+                    "a part of the head only: 192 x 224 x 40 mm, where 80 mm",
                 ),
                 "slab among zeros": (
                     "slab of 40 mm in a large volume of zeros",
-                    "covers a part of the head only: 40 mm from back to front",
+                    "covers a part of the head only: 192 x 40 x 160 mm",
                 ),
             },
         ),
