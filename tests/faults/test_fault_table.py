@@ -39,4 +39,4 @@ def test_words_of_rows_that_another_suite_tries_are_its_words() -> None:
     rows = {key: row for key, row in FAULTS["Scans"].items() if key in HOSTILE}
     assert len(rows) >= 14
     for key, row in rows.items():
-        assert HOSTILE[key][1] in row.says
+        assert HOSTILE[key][1].partition(".*")[0] in row.says
