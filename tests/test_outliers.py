@@ -124,7 +124,7 @@ def test_heads_that_a_datasets_other_sites_show_too_are_none(reference) -> None:
 def test_a_lone_scan_is_held_against_the_reference(reference) -> None:
     (flag,) = outliers_of([odd(snr_wm=5.0)], reference).flags["sub-odd"]
     assert flag.metric == "snr_wm"
-    assert "below the bundle's reference" in flag.text
+    assert "is below the reference range" in flag.text
     assert outliers_of([odd(snr_wm=5.0)]).flags == {}
 
 

@@ -32,8 +32,8 @@ from bids_harmony.qc.reference import (
     MIN_REFERENCE,
     NOT_JUDGED,
     dictionary,
+    judge,
     readable,
-    reference_range,
     spoken_unit,
 )
 
@@ -133,7 +133,7 @@ def find_outliers(
         this = _Site(name, metrics, cells[here], Norms(*(part[here] for part in norms)))
         elsewhere = np.delete(cells, here, axis=0)
         sizes, far = _distances(this, this.norms.z if len(here) >= MIN_SITE else norms.z)
-        beyond, note = _beyond_reference(this, reference or {}, elsewhere)
+        beyond, note = _beyond_reference(this, reference, elsewhere)
         for i, flag in (*_deviations(this), *far, *_missing(this), *beyond):
             found[finished[here[i]]].append(flag)
         worst = np.nan_to_num(np.abs(this.bad())).max(axis=1, initial=0.0) / Z_LIMIT
@@ -311,48 +311,36 @@ def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[
 
 
 def _beyond_reference(
-    site: _Site, reference: Mapping[str, Any], elsewhere: np.ndarray
+    site: _Site, reference: Mapping[str, Any] | None, elsewhere: np.ndarray
 ) -> tuple[list[tuple[int, Flag]], list[str]]:
-    """Metrics beyond the bundle's reference, where the site is small or no scanner matters.
+    """Metrics out of the bundle's reference range, where the site is small or no scanner matters.
 
     A small site's scans may also be as those ``elsewhere`` in the dataset (scans, metrics), which
     tell whose heads these are and what its scanners do.
     """
     flags, notes = [], []
-    bad, n, small = np.abs(site.bad()), len(site.values), len(site.values) < MIN_SITE
-    for j, name in enumerate(site.metrics):
-        summary = reference.get("all", {}).get(name, {"n": 0})
-        fixed = dictionary().get(name, {}).get("Group") in FIXED_GROUPS
-        if summary["n"] < MIN_REFERENCE or not (small or fixed):
-            continue
-        values, spread, whose = (
-            site.values[:, j],
-            MAD_TO_SD * summary["mad"],
-            "the bundle's reference",
-        )
-        low, high = reference_range(summary)
-        if not small:
-            low, high = low - spread, high + spread
-        elif (known := elsewhere[np.isfinite(elsewhere[:, j]), j]).size >= MIN_SITE:
-            whose += " and the other sites"
-            room = ALSO_Z_LARGE * MAD_TO_SD * np.median(np.abs(known - np.median(known)))
-            low, high = min(low, np.median(known) - room), max(high, np.median(known) + room)
-        past = np.nan_to_num(_bad_side(values - np.clip(values, low, high), name))
-        allowed = f"{_said(name, low)} to {_said(name, high)}"
-        odd = np.flatnonzero(past)
-        if n > 1 and len(odd) > MOST_OF_SITE * n:
+    n, bad = len(site.values), np.abs(site.bad())
+    small, also = n < MIN_SITE, ALSO_Z if n < MIN_SITE else ALSO_Z_LARGE
+    odd: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for i, values in enumerate(site.values):
+        verdict = judge(dict(zip(site.metrics, values, strict=True)), reference)
+        for name, reason in zip(verdict.flagged, verdict.reasons, strict=True):
+            odd[name].append((i, reason))
+    for name, scans in odd.items():
+        j = site.metrics.index(name)
+        known = elsewhere[np.isfinite(elsewhere[:, j]), j]
+        if small and known.size >= MIN_SITE:
+            low, high = np.percentile(known, (1, 99))
+            scans = [(i, reason) for i, reason in scans if not low <= site.values[i, j] <= high]
+        if n > 1 and len(scans) > MOST_OF_SITE * n:
             notes.append(
-                f"{len(odd)} of {n} scans of {site.name} lie beyond {whose} in {_called(name)} "
-                f"({allowed})."
+                f"{len(scans)} of {n} scans of {site.name} lie beyond the bundle's reference in "
+                f"{_called(name)}."
             )
-            continue
-        if n >= FEW:
-            odd = odd[bad[odd, j] > (ALSO_Z if small else ALSO_Z_LARGE)]
-        for i in odd:
-            side = "below" if past[i] < 0 else "above"
-            text = f"{_called(name)} {_said(name, values[i])} is {side} {whose}, {allowed}"
-            size = 1 + abs(float(past[i])) / (Z_LIMIT * spread) if spread > 0 else 1.0
-            flags.append((int(i), Flag(name, text, min(size, MOST))))
+        elif small or dictionary()[name]["Group"] in FIXED_GROUPS:
+            flags += [
+                (i, Flag(name, reason, 1.0)) for i, reason in scans if n < FEW or bad[i, j] > also
+            ]
     return flags, notes
 
 
