@@ -339,12 +339,13 @@ def prediction_columns(targets: Iterable[str]) -> list[str]:
 
 def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
     """Describe the bundle most scans were made with; see :class:`Group`."""
-    with_one = [row for row in rows if row.bundle]
     # A scan that failed was made with none, though its record names the one it was to be.
-    finished = [row for row in with_one if row.values["qc_status"] != "error"] or with_one
-    if not finished:
+    finished = [row for row in rows if row.bundle and row.values["qc_status"] != "error"]
+    used = Counter(
+        json.dumps(row.bundle, sort_keys=True) for row in finished or rows if row.bundle
+    )
+    if not used:
         return None
-    used = Counter(json.dumps(row.bundle, sort_keys=True) for row in finished)
     (bundle, n_scans), *_ = used.most_common(1)
     trained = {name: data for row in rows for name, data in row.targets.items()}
     return {
@@ -397,19 +398,12 @@ def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
 
 
 def image_notes(rows: Sequence[ScanRow]) -> list[str]:
-    """Say which images stand under several participants, or several times under one."""
-    found: dict[str, list[str]] = {
-        "under different participants, and is counted for each": [],
-        "more than once under one participant": [],
-    }
-    several, one = found.values()
-    for scans in same_images(rows):
-        people = {scan.split("_")[0] for scan in scans}
-        (several if len(people) > 1 else one).append(named(scans, " and "))
+    """Say which images stand under several scans."""
+    same = [named(scans, " and ") for scans in same_images(rows)]
+    if not same:
+        return []
     return [
-        f"The same image stands {where}: {named(scans, '; ')}."
-        for where, scans in found.items()
-        if scans
+        f"The same image stands under several scans, and is counted for each: {named(same, '; ')}."
     ]
 
 

@@ -271,10 +271,9 @@ def reference_distances(
         ``reference_distance_raw`` and ``reference_distance_harmonized``; None without a
         reference.
     """
-    distances = [
-        rounded(histogram_distance(brain_histogram(volume, mask), reference))
-        if reference
-        else None
-        for volume in (raw, harmonized)
-    ]
-    return {"reference_distance_raw": distances[0], "reference_distance_harmonized": distances[1]}
+    names = ("reference_distance_raw", "reference_distance_harmonized")
+    if reference is None:
+        return dict.fromkeys(names)
+    found = [brain_histogram(volume, mask) for volume in (raw, harmonized)]
+    distances = [rounded(histogram_distance(own, reference)) for own in found]
+    return dict(zip(names, distances, strict=True))

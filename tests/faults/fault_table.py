@@ -533,7 +533,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
             {
                 "same image": (
                     "the same image under two participants, or twice under one",
-                    "The same image stands under different participants",
+                    "The same image stands under several scans",
                 ),
             },
         ),
