@@ -194,8 +194,8 @@ def _band(image: np.ndarray, mask: np.ndarray, zoom: float) -> np.ndarray:
 def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None:
     """Largest difference between the halves of a registered brain, beneath its cortex.
 
-    Lesions, cavities and one-sided shading raise it. The grid's first axis is taken to run from
-    left to right with the middle of the brain at its centre, as on every template grid.
+    Lesions, cavities and one-sided bias fields raise it. The grid's first axis is taken to run
+    from left to right with the middle of the brain at its centre, as on every template grid.
     """
     both = mask & mask[::-1]
     deep = ndimage.binary_erosion(both, iterations=max(1, round(HALVES_DEPTH_MM / zoom)))
