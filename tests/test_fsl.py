@@ -229,19 +229,15 @@ def test_what_a_failing_program_said_is_the_cause(
 
 def test_a_failing_flirt_is_heard_too(tmp_path: Path, fsl: Path) -> None:
     head = ball(tmp_path / "t1w.nii", 12, size=40)
-    files = {"in_file": head, "reference": head}
-    replace(fsl / "bin" / "flirt", "echo 'No space left' >&2; exit 2")
-    _, failure = run_node(flirt_interface(), tmp_path / "a", **files)
-    assert failure is not None
-    assert "flirt ended with code 2: 'No space left'." in failure.cause
-    replace(fsl / "bin" / "flirt", "echo 'gave up'; : > t1w_flirt.mat")
-    _, failure = run_node(flirt_interface(), tmp_path / "b", **files)
-    assert failure is not None
-    assert "flirt ended with code 0 and without an output that can be read" in failure.cause
-    replace(fsl / "bin" / "flirt", "kill -9 $$")
-    _, failure = run_node(flirt_interface(), tmp_path / "c", **files)
-    assert failure is not None
-    assert failure.cause == "flirt was killed, most likely because memory ran out."
+    for n, (script, said) in enumerate((
+        ("echo 'No space left' >&2; exit 2", "flirt ended with code 2: 'No space left'."),
+        ("echo 'gave up'; : > t1w_flirt.mat", "flirt ended with code 0 and without an output"),
+        ("kill -9 $$", "flirt was killed, most likely because memory ran out."),
+    )):  # fmt: skip
+        replace(fsl / "bin" / "flirt", script)
+        _, failure = run_node(flirt_interface(), tmp_path / str(n), in_file=head, reference=head)
+        assert failure is not None
+        assert said in failure.cause
     assert "--nprocs" in failure.remedy
 
 
@@ -337,16 +333,11 @@ def test_bet_on_a_stripped_scan_is_warned_of(
 
 def test_commands_are_the_papers(tmp_path: Path, fsl: Path) -> None:
     """12 degrees of freedom, correlation ratio (FLIRT's defaults, science.md §1b)."""
-    for name in ("m", "r"):
-        image(tmp_path / f"{name}.nii.gz", (8, 8, 8), np.eye(4))
-    flirt = flirt_interface()
-    flirt.inputs.in_file = str(tmp_path / "m.nii.gz")
-    flirt.inputs.reference = str(tmp_path / "r.nii.gz")
-    command = flirt.cmdline.split()
-    assert command[command.index("-dof") + 1] == "12"
-    assert command[command.index("-cost") + 1] == "corratio"
-    bet = bet_interface()
-    bet.inputs.in_file = str(tmp_path / "m.nii.gz")
+    head = ball(tmp_path / "m.nii.gz", 2, size=8)
+    flirt, bet = flirt_interface(), bet_interface()
+    flirt.inputs.in_file = flirt.inputs.reference = bet.inputs.in_file = head
+    assert "-dof 12" in flirt.cmdline
+    assert "-cost corratio" in flirt.cmdline
     assert {"-m", "-R"} <= set(bet.cmdline.split())
 
 
