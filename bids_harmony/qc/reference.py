@@ -230,7 +230,8 @@ def brain_histogram(volume: np.ndarray, mask: np.ndarray) -> dict[str, list[floa
         ``edges`` (81 values from 0 to 1.6) and ``density`` (80 values that integrate to 1;
         brighter voxels count in the last bin).
     """
-    counts, edges = np.histogram(np.clip(volume[mask], 0, TOP), bins=N_BINS, range=(0, TOP))
+    edges = np.linspace(0, TOP, N_BINS + 1)
+    counts, _ = np.histogram(np.clip(volume[mask], 0, TOP), bins=edges)
     density = counts / max(int(counts.sum()), 1) / (TOP / N_BINS)
     return {"edges": edges.round(6).tolist(), "density": density.round(6).tolist()}
 
