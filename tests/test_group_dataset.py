@@ -350,3 +350,14 @@ def test_the_description_names_the_tools_of_the_scans_that_are_there(
     assert [(maker["Name"], maker["Version"]) for maker in makers[1:]] == [
         ("antspyx", "0.5.4"), ("antspyx", "0.6"), ("deepbet", "1.0"),
     ]  # fmt: skip
+
+
+def test_a_record_of_odd_form_costs_its_own_scan_alone(bids: Path, out: Path) -> None:
+    for i, odd in enumerate(({}, {"scanner": [1]}, {"guard": "x"}, {"age": 10**400}, {"sex": 2})):
+        write_scan(out, f"sub-0{i}", "A", {"noise": [0.02]}, **odd)
+    assert group(bids, out) == 0
+    rows = rows_of(out)
+    assert list(rows["qc_status"]) == ["pass", "error", "error", "pass", "pass"]
+    assert list(rows["age"]) == ["40", "n/a", "n/a", "n/a", "40"]
+    assert list(rows["noise"]) == ["n/a"] * 5
+    assert "sub-02/anat/sub-02_desc-harmony_qc.json cannot be read" in rows["error"]["sub-02"]

@@ -211,7 +211,11 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
     # A scan that failed to be harmonized keeps what preprocessing found, to go on from.
     metrics = {} if failed else record.get("metrics") or {}
     predictions, problem = read_predictions(path, record)
-    predicted = {name: entry for name, entry in predictions.items() if "training_data" in entry}
+    predicted = {
+        name: entry
+        for name, entry in predictions.items()
+        if isinstance(entry, dict) and "training_data" in entry
+    }
     facts = {name: record.get(name) for name in ("person", "site", "age", "sex", "diagnosis")}
     values = {
         **names,
@@ -320,11 +324,26 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
     targets = tuple(sorted({name for row in rows for name in row.targets}))
     columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
                *PROCESSING, "input_sha256"]  # fmt: skip
-    cells = {column: [row.values.get(column) for row in rows] for column in columns}
-    table = pd.DataFrame(cells, index=range(len(rows)), dtype=object)
-    numbers = [column for column in columns if column not in TEXTS]
-    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
-    return table.replace([math.inf, -math.inf], math.nan), metrics, targets
+    table = {}
+    for column in columns:
+        convert, dtype = (_text, object) if column in TEXTS else (_number, float)
+        cells = [convert(row.values.get(column)) for row in rows]
+        table[column] = pd.Series(cells, dtype=dtype, index=range(len(rows)))
+    return pd.DataFrame(table), metrics, targets
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(value: Any) -> float:
+    """Take a finite number as it is; anything else is missing (NaN)."""
+    try:
+        return (
+            float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+        )
+    except OverflowError:
+        return math.nan
 
 
 def prediction_columns(targets: Iterable[str]) -> list[str]:
