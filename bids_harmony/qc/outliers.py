@@ -95,6 +95,8 @@ class Norms(NamedTuple):
     above: np.ndarray
     #: Robust z: NaN where a value is missing, 0 where no deviation is known.
     z: np.ndarray
+    #: The same, of each metric only on the side that speaks against a scan.
+    bad: np.ndarray
 
 
 def find_outliers(
@@ -118,11 +120,11 @@ def find_outliers(
     found: dict[int, list[Flag]] = defaultdict(list)
     for i, flag in _states(table, rows):
         found[i].append(flag)
-    metrics = [
-        name
-        for name in (*dictionary(), GAP)
-        if name in table and name not in NOT_JUDGED and not _guarded(name)
-    ]
+    # What harmonization did to a scan the anatomy guard judges, but for the histograms' distances.
+    by_guard = {name for name, facts in dictionary().items() if facts["Group"] == "Harmonization"}
+    by_guard -= {"reference_distance_raw", "reference_distance_harmonized"}
+    metrics = [name for name in (*dictionary(), GAP) if name in table.columns]
+    metrics = [name for name in metrics if name not in NOT_JUDGED | by_guard]
     finished = np.flatnonzero(table["qc_status"] != "error")
     values, site = table[metrics].iloc[finished], table["site"].iloc[finished]
     norms = site_norms(values, site, reference)
@@ -135,7 +137,7 @@ def find_outliers(
         beyond, note = _beyond_reference(this, reference, elsewhere)
         for i, flag in (*_deviations(this), *far, *_missing(this), *beyond):
             found[finished[here[i]]].append(flag)
-        worst = np.nan_to_num(np.abs(this.bad())).max(axis=1, initial=0.0) / Z_LIMIT
+        worst = np.nan_to_num(np.abs(this.norms.bad)).max(axis=1, initial=0.0) / Z_LIMIT
         score[finished[here]] = np.maximum(worst, sizes)
         notes += note
     flags = {}
@@ -187,7 +189,13 @@ def site_norms(
     below, above = sides
     scale = np.where(off < 0, below, above)
     z = np.where(scale > 0, off / np.where(scale > 0, scale, 1), 0)
-    return Norms(median.to_numpy(), below, above, np.where(values.isna(), np.nan, z))
+    z = np.where(values.isna(), np.nan, z)
+    bad = z.copy()
+    for j, name in enumerate(map(str, values)):
+        direction = dictionary().get(name, {}).get("Direction")
+        low, high = direction == "lower is better", direction == "higher is better"
+        bad[:, j] = np.clip(z[:, j], 0 if low else -np.inf, 0 if high else np.inf)
+    return Norms(median.to_numpy(), below, above, z, bad)
 
 
 def _lean(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -204,19 +212,6 @@ class _Site(NamedTuple):
     metrics: list[str]
     values: np.ndarray
     norms: Norms
-
-    def bad(self) -> np.ndarray:
-        """Robust z, of each metric only on the side that speaks against a scan."""
-        bad = self.norms.z.copy()
-        for j, name in enumerate(self.metrics):
-            bad[:, j] = _bad_side(bad[:, j], name)
-        return bad
-
-
-def _bad_side(off: np.ndarray, metric: str) -> np.ndarray:
-    direction = dictionary().get(metric, {}).get("Direction")
-    low, high = direction == "lower is better", direction == "higher is better"
-    return np.clip(off, 0 if low else -np.inf, 0 if high else np.inf)
 
 
 def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
@@ -247,7 +242,7 @@ def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int,
 
 def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
     """Metrics far from the site's median."""
-    bad = site.bad()
+    bad = site.norms.bad
     for i, j in np.argwhere(np.abs(bad) > Z_LIMIT):
         z, name, median = float(bad[i, j]), site.metrics[j], site.norms.median[i, j]
         side, scale = ("below", -site.norms.below) if z < 0 else ("above", site.norms.above)
@@ -318,7 +313,7 @@ def _beyond_reference(
     tell whose heads these are and what its scanners do.
     """
     flags, notes = [], []
-    n, bad = len(site.values), np.abs(site.bad())
+    n, bad = len(site.values), np.abs(site.norms.bad)
     small, also = n < MIN_SITE, ALSO_Z if n < MIN_SITE else ALSO_Z_LARGE
     odd: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for i, values in enumerate(site.values):
@@ -341,13 +336,6 @@ def _beyond_reference(
                 (i, Flag(name, reason, 1.0)) for i, reason in scans if n < FEW or bad[i, j] > also
             ]
     return flags, notes
-
-
-def _guarded(name: str) -> bool:
-    """Tell whether a metric says what harmonization did to a scan: the guard is its judge."""
-    return dictionary().get(name, {}).get("Group") == "Harmonization" and not name.startswith(
-        "reference_distance"
-    )
 
 
 def _called(name: str) -> str:
