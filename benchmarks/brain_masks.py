@@ -15,9 +15,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_harmony.anat.brain import conform_mask, deepbet_mask, dice
+from bids_harmony.anat.brain import (
+    Atlas,
+    deepbet_mask,
+    dice,
+    find_atlases,
+    given_mask,
+    multiatlas_mask,
+)
 from bids_harmony.anat.check import load_t1w
-from bids_harmony.anat.multiatlas import Atlas, find_atlases, multiatlas_mask
 
 
 def spread(items: list[Atlas], n: int) -> list[Atlas]:
@@ -51,7 +57,7 @@ def main() -> None:
     rows = []
     for scan in scans:
         img, _ = load_t1w(scan.image)
-        reference = conform_mask(nib.load(scan.mask), img)
+        reference, _ = given_mask(scan.mask, img)
         row = []
         for method in methods.values():
             cpu, wall = time.process_time(), time.perf_counter()

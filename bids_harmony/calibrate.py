@@ -14,7 +14,8 @@ from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.outputs import BIDSIGNORE, load_record
 from bids_harmony.processes import side_by_side
-from bids_harmony.qc.collect import find_records, read_scans, scan_table
+from bids_harmony.qc.dataset import read_scans, scan_table
+from bids_harmony.qc.record import find_records
 from bids_harmony.sites.calibration import (
     Calibration,
     SiteScan,

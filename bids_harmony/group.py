@@ -17,15 +17,16 @@ from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
 from bids_harmony.outputs import BIDSIGNORE, name_tools
-from bids_harmony.qc.collect import (
+from bids_harmony.qc.dataset import (
     STATUSES,
     Group,
+    absent_scans,
     bundle_of,
-    find_records,
+    image_notes,
+    processing_notes,
     read_scans,
     scan_table,
 )
-from bids_harmony.qc.consistency import absent_scans, image_notes, processing_notes
 from bids_harmony.qc.ratings import (
     FILE,
     Rating,
@@ -35,6 +36,7 @@ from bids_harmony.qc.ratings import (
     unmatched,
     write_ratings,
 )
+from bids_harmony.qc.record import find_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,7 +154,7 @@ def build_group(
     Parameters
     ----------
     paths : list of pathlib.Path
-        Of :func:`bids_harmony.qc.collect.find_records`.
+        Of :func:`bids_harmony.qc.record.find_records`.
     out : pathlib.Path
         The output folder.
     ratings : pandas.DataFrame
@@ -166,7 +168,7 @@ def build_group(
     notes : list of str
         What the user should know about whole sites, bundles and ratings.
     """
-    from bids_harmony.qc.columns import column_dictionary
+    from bids_harmony.qc.dataset import column_dictionary
     from bids_harmony.qc.outliers import find_outliers
 
     rows = read_scans(paths, out)

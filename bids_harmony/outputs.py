@@ -17,8 +17,14 @@ from typing import Any
 from bids_harmony import __version__
 from bids_harmony.bids_sidecars import ENTITIES
 from bids_harmony.files import sha256_of, write_json, write_text
-from bids_harmony.qc.collect import is_of, read_predictions, subject_records
-from bids_harmony.qc.record import RESULTS, failed_record, preprocessed
+from bids_harmony.qc.record import (
+    RESULTS,
+    failed_record,
+    is_of,
+    preprocessed,
+    read_predictions,
+    subject_records,
+)
 from bids_harmony.text import read_json_or_empty
 
 BIDS_VERSION = "1.10.0"

@@ -70,7 +70,7 @@ def prepare(config: RunConfig) -> Run:
     registration = contract.registration if config.registration == "auto" else config.registration
     atlases: list[Path] = []
     if skull_strip == "multi-atlas":
-        from bids_harmony.anat.multiatlas import find_atlases
+        from bids_harmony.anat.brain import find_atlases
 
         found = find_atlases(str(config.atlas_dir))
         atlases = [path for atlas in found for path in (atlas.image, atlas.mask)]
@@ -143,8 +143,8 @@ def choose_device(asked: str) -> str:
 def check_filter(condition: str) -> None:
     """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
     from bids_harmony.bids_filters import meets
-    from bids_harmony.qc.collect import ScanRow, scan_table
-    from bids_harmony.qc.verdict import dictionary
+    from bids_harmony.qc.dataset import ScanRow, scan_table
+    from bids_harmony.qc.reference import dictionary
 
     row = ScanRow({"scan": "sub-01"}, metrics=tuple(dictionary()))
     meets(scan_table([row])[0], condition)

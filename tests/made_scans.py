@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_harmony.qc.collect import ScanRow, scan_table
+from bids_harmony.qc.dataset import ScanRow, scan_table
 from bids_harmony.qc.outliers import Outliers, find_outliers
 
 #: Metrics with their usual value and its spread; they share a cause, as real ones do.

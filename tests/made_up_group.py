@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_harmony.qc.collect import FACTS, Flag, Group, prediction_columns
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.dataset import FACTS, Flag, Group, prediction_columns
+from bids_harmony.qc.reference import dictionary
 
 TARGETS = ("brain_age", "schizophrenia_probability")
 RATINGS = ("scan", "rater", "time", "verdict", "comment")

@@ -12,7 +12,7 @@ from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
-from bids_harmony.qc.histogram import brain_histogram
+from bids_harmony.qc.reference import brain_histogram
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import tissue_levels
+from bids_harmony.anat.intensity import tissue_means
 from bids_harmony.anat.template import deep_grey, load_template
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.descriptors import describe, vector
@@ -63,7 +63,7 @@ def test_what_is_drawn_arrives_as_real_scans_do(volume: torch.Tensor, seed: int)
     assert float(new.max()) <= 2
     assert float((new - volume).abs()[mask].mean()) > 0.01
     for before, after in zip(volume[:, 0].numpy(), new[:, 0].numpy(), strict=True):
-        levels = [tissue_levels(v, v > 0, 4.0) for v in (before, after)]
+        levels = [tissue_means(v, v > 0, 4.0) for v in (before, after)]
         assert None not in levels
         # Few voxels of 4 mm hold nothing but CSF.
         assert (np.abs(np.subtract(*levels)) < (0.12, 0.03, 0.02)).all()

@@ -11,28 +11,20 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from t1w_images import SHAPE, affine, scan
 
-from bids_harmony.anat.affine import (
-    GOOD_LIKENESS,
-    downsample,
-    likeness,
-    register_affine,
-    resample,
-    write_affine,
-)
+from bids_harmony.anat.affine import downsample, register_affine, resample, write_affine
 from bids_harmony.anat.template import load_template
 
 
 def test_downsampling_keeps_places_and_leaves_coarse_images_alone() -> None:
-    data = scan()
-    same, matrix = downsample(data, affine(), 2.0)
-    assert same is data
-    np.testing.assert_array_equal(matrix, affine())
-    small, matrix = downsample(data, affine(), 8.0)
-    assert small.shape == (24, 28, 20)
+    img = nib.Nifti1Image(scan(), affine())
+    same = downsample(img, 2.0)
+    np.testing.assert_array_equal(np.asarray(same.dataobj), scan())
+    np.testing.assert_array_equal(same.affine, affine())
     blob = np.zeros(SHAPE, np.float32)
     blob[20:25, 30:35, 15:20] = 1
-    small, matrix = downsample(blob, affine(), 8.0)
-    centre = apply_affine(matrix, ndimage.center_of_mass(small))
+    small = downsample(nib.Nifti1Image(blob, affine()), 8.0)
+    assert small.shape == (24, 28, 20)
+    centre = apply_affine(small.affine, ndimage.center_of_mass(np.asarray(small.dataobj)))
     np.testing.assert_allclose(centre, apply_affine(affine(), (22, 32, 17)), atol=0.2)
 
 
@@ -60,15 +52,6 @@ def test_resampling_there_and_back_returns_the_scan(tmp_path: Path) -> None:
     inside = ndimage.binary_erosion(back != 0, iterations=4)
     assert inside.sum() > 1000
     assert np.corrcoef(back[inside], np.asarray(moving.dataobj)[inside])[0, 1] > 0.99
-
-
-def pose(turn: tuple[float, float, float], shift: tuple[float, float, float]) -> np.ndarray:
-    true = np.eye(4)
-    true[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.diag(
-        [1.05, 0.95, 1.1]
-    )
-    true[:3, 3] = shift
-    return true
 
 
 def brain_in_scanner(true: np.ndarray) -> nib.Nifti1Image:
@@ -99,28 +82,15 @@ def residual(xfm: Path, true: np.ndarray) -> float:
     return float(np.linalg.norm(found - apply_affine(true, points), axis=1).max())
 
 
-def test_affine_is_found_repeatably_and_looks_like_the_template(tmp_path: Path) -> None:
-    true = pose((15, -10, 20), (60, -20, 40))
+def test_affine_is_found_repeatably(tmp_path: Path) -> None:
+    true = np.eye(4)
+    turn = Rotation.from_euler("xyz", (15, -10, 20), degrees=True).as_matrix()
+    true[:3, :3] = turn @ np.diag([1.05, 0.95, 1.1])
+    true[:3, 3] = (60, -20, 40)
     brain, template = brain_in_scanner(true), load_template(2).t1w
     first = register_affine(brain, template, tmp_path / "a.txt")
     second = register_affine(brain, template, tmp_path / "b.txt")
     assert residual(first, true) < 2.0
     assert first.read_bytes() == second.read_bytes()
-    moved = np.asarray(resample(brain, template, first).dataobj)
-    assert likeness(moved, np.asarray(template.dataobj), template.affine) > GOOD_LIKENESS
-
-
-def test_affine_of_a_head_lying_on_its_side_is_found(tmp_path: Path) -> None:
-    true = pose((90, 20, -30), (10, 0, 0))
-    brain = brain_in_scanner(true)
-    xfm = register_affine(brain, load_template(2).t1w, tmp_path / "a.txt", sloppy=True)
-    assert residual(xfm, true) < 4.0
-
-
-def test_likeness_tells_a_turned_brain_from_a_good_one() -> None:
-    template = load_template(2).t1w
-    data = np.asarray(template.dataobj)
-    darker = data * np.linspace(0.5, 1.5, data.shape[0], dtype=np.float32)[:, None, None]
-    assert likeness(3000 * darker, data, template.affine) > 0.95
-    assert likeness(np.ascontiguousarray(data[:, ::-1]), data, template.affine) < GOOD_LIKENESS
-    assert likeness(np.zeros_like(data), data, template.affine) < 0.1
+    moved, goal = (np.asarray(i.dataobj) for i in (resample(brain, template, first), template))
+    assert np.corrcoef(moved[goal > 0], goal[goal > 0])[0, 1] > 0.8

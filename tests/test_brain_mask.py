@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +12,6 @@ from t1w_images import SHAPE, affine, scan
 
 from bids_harmony.anat.brain import (
     as_mask,
-    conform_mask,
     deepbet_mask,
     dice,
     foreground,
@@ -63,19 +61,19 @@ def test_foreground_of_a_stripped_scan_may_have_any_background() -> None:
     assert mask.sum() == 20 * 30 * 22
 
 
-def test_mask_on_another_grid_of_the_same_space_is_conformed() -> None:
-    img = nib.Nifti1Image(scan(), affine())
+def test_mask_on_another_grid_of_the_same_space_is_conformed(tmp_path: Path) -> None:
+    img, path = nib.Nifti1Image(scan(), affine()), tmp_path / "x_mask.nii"
     fine = np.zeros([2 * n for n in SHAPE], np.uint8)
     fine[20:60, 20:80, 16:60] = 1
     half = affine() @ np.diag([0.5, 0.5, 0.5, 1])
-    mask = conform_mask(nib.Nifti1Image(fine, half), img)
+    nib.save(nib.Nifti1Image(fine, half), path)
     truth = np.zeros(SHAPE, bool)
     truth[10:30, 10:40, 8:30] = True
-    assert dice(mask, truth) > 0.97
-    elsewhere = half.copy()
-    elsewhere[:3, 3] += 300
+    assert dice(given_mask(path, img)[0], truth) > 0.97
+    half[:3, 3] += 300
+    nib.save(nib.Nifti1Image(fine, half), path)
     with pytest.raises(ScanError, match="does not lie in the scan's space"):
-        conform_mask(nib.Nifti1Image(fine, elsewhere), img)
+        given_mask(path, img)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +82,9 @@ def test_mask_on_another_grid_of_the_same_space_is_conformed() -> None:
         ([0, 0, 1, 1, 1], [0, 0, 1, 1, 1], None),
         ([0, NAN, -1, 1, 1], [0, 0, 0, 1, 1], None),
         ([0, 0.2, 0.5, 0.51, 1], [0, 0, 0, 1, 1], 0.5),
-        ([0, 0.1, 0.4, 0.6, 0.7], [0, 0, 0, 1, 1], 0.5),
         ([-0.1, 0.05, 0.45, 0.95, 1.1], [0, 0, 0, 1, 1], 0.5),
         ([0, 0, 255, 255, 255], [0, 0, 1, 1, 1], 127.5),
         ([0, 30, 49, 51, 100, 100, 98], [0, 0, 0, 1, 1, 1, 1], 50),
-        ([0, 127, 128, 250, 255, 240], [0, 0, 1, 1, 1, 1], 127.5),
         ([0, 2, 3, 17, 41, 42, 77], [0, 1, 1, 1, 1, 1, 1], 0),
         ([0, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1], 0),
     ],
@@ -104,12 +100,9 @@ def test_what_counts_as_brain_by_the_values_of_a_mask(
         assert f"above {threshold:g} was taken as brain" in note
 
 
-@pytest.mark.parametrize(
-    "data", [scan() + 0.5, np.zeros((*SHAPE, 2)), np.zeros(SHAPE, np.complex64)]
-)
-def test_an_image_is_no_mask(data: np.ndarray) -> None:
-    with pytest.raises(ScanError, match=r"The brain mask x .*(no mask|not a 3-D volume)"):
-        as_mask(data, "The brain mask x")
+def test_a_series_is_no_mask() -> None:
+    with pytest.raises(ScanError, match=r"The brain mask x is not a 3-D volume"):
+        as_mask(np.zeros((*SHAPE, 2)), "The brain mask x")
 
 
 def box() -> np.ndarray:
@@ -119,47 +112,20 @@ def box() -> np.ndarray:
     return mask
 
 
-def without_codes(path: Path) -> None:
-    img = nib.Nifti1Image(box(), affine(flip=True))
-    img.set_sform(None, 0)
-    img.set_qform(None, 0)
-    nib.save(img, path)
-
-
-def with_sform_of_zeros(path: Path) -> None:
-    img = nib.Nifti1Image(box()[..., None], affine(flip=True))
-    img.set_qform(img.affine, 1)
-    content = bytearray(img.to_bytes())
-    content[280:328] = bytes(48)
-    path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (without_codes, "taken to lie on the scan's own grid"),
-        (with_sform_of_zeros, "the qform was used"),
-    ],
-)
-def test_a_mask_with_a_broken_header_lies_where_its_scan_does(
-    tmp_path: Path, make: Callable[[Path], None], says: str
-) -> None:
+def test_a_mask_with_a_broken_header_lies_where_its_scan_does(tmp_path: Path) -> None:
     """The scan is stored from right to left: in RAS the mask is mirrored."""
     img = nib.as_closest_canonical(nib.Nifti1Image(scan(), affine(flip=True)))
+    mask = nib.Nifti1Image(box()[..., None], affine(flip=True))
+    mask.set_qform(mask.affine, 1)
+    content = bytearray(mask.to_bytes())
+    content[280:328] = bytes(48)  # an sform of zeros
     path = tmp_path / "sub-01_desc-brain_mask.nii"
-    make(path)
-    mask, record = given_mask(path, img, "LAS")
-    np.testing.assert_array_equal(mask, box()[::-1] > 0)
+    path.write_bytes(bytes(content))
+    found, record = given_mask(path, img)
+    np.testing.assert_array_equal(found, box()[::-1] > 0)
     (note,) = record["notes"]
     assert path.name in note
-    assert says in note
-
-
-def test_a_mask_without_orientation_of_another_shape_is_refused(tmp_path: Path) -> None:
-    img = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), affine())
-    without_codes(tmp_path / "x_mask.nii")
-    with pytest.raises(ScanError, match=r"The brain mask x_mask.nii has neither sform nor qform"):
-        given_mask(tmp_path / "x_mask.nii", img, "RAS")
+    assert "the qform was used" in note
 
 
 def test_how_a_mask_was_read_stands_in_the_record_and_among_the_warnings(tmp_path: Path) -> None:
@@ -232,7 +198,7 @@ def test_deepbet_agrees_with_the_reference_masks(shared_data: Path) -> None:
         name = folder.name
         img, _ = load_t1w(folder / "anat" / f"{name}_T1w.nii.gz")
         labels = shared_data / "ixi_hh" / "derivatives" / "dlmuse" / name / "anat"
-        reference = conform_mask(nib.load(labels / f"{name}_desc-dlmuse_dseg.nii.gz"), img)
+        reference, _ = given_mask(labels / f"{name}_desc-dlmuse_dseg.nii.gz", img)
         found.append(dice(deepbet_mask(img), reference))
     assert len(found) == 3
     assert np.median(found) >= 0.975

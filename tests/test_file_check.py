@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from scipy import ndimage
 from t1w_images import SHAPE, affine, scan, write
 
 from bids_harmony.anat.check import load_t1w
@@ -42,41 +42,18 @@ def srow(matrix: np.ndarray) -> tuple[tuple[int, str], tuple[float, ...]]:
     return SROW, tuple(matrix[:3].ravel())
 
 
-def truncated(path: Path) -> None:
-    write(path, scan())
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def corrupt(path: Path) -> None:
-    write(path, scan())
-    content = bytearray(path.read_bytes())
+def damaged(path: Path, *, keep: float = 1.0, zeros: int = 0) -> None:
+    """Write a scan that is cut short, or holds zeros in its middle."""
+    content = bytearray(write(path, scan()).read_bytes())
     middle = len(content) // 2
-    content[middle : middle + 2000] = bytes(2000)
-    path.write_bytes(bytes(content))
+    content[middle : middle + zeros] = bytes(zeros)
+    path.write_bytes(bytes(content[: int(keep * len(content))]))
 
 
 def with_nans(path: Path) -> None:
     data = scan()
     data[::4] = np.nan
     write(path, data)
-
-
-def broken_link(path: Path) -> None:
-    path.symlink_to(path.parent / ".git" / "annex" / "objects" / "x")
-
-
-def without_forms(path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    img.set_sform(None, 0)
-    img.set_qform(None, 0)
-    nib.save(img, path)
-
-
-def nan_affine(path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    content = bytearray(img.to_bytes())
-    content[280:284] = np.float32(np.nan).tobytes()  # srow_x[0]
-    path.write_bytes(gzip.compress(bytes(content)))
 
 
 def far_away() -> np.ndarray:
@@ -111,20 +88,25 @@ def slab_in_zeros(path: Path) -> None:
     write(path, data)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (truncated, "cannot be read"),
-    "corrupt": (corrupt, "cannot be read"),
+    "truncated": (lambda p: damaged(p, keep=0.5), "cannot be read"),
+    "corrupt": (lambda p: damaged(p, zeros=2000), "cannot be read"),
     "zero bytes": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text": (lambda p: p.write_text("not an image"), "cannot be read"),
     "zipped text": (lambda p: p.write_bytes(gzip.compress(b"no image " * 99)), "cannot be read"),
     "folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "does not exist"),
-    "broken link": (broken_link, "broken link"),
+    "broken link": (
+        lambda p: p.symlink_to(p.parent / ".git" / "annex" / "objects" / "x"),
+        "content is not present.*datalad get",
+    ),
+    "Git LFS": (lambda p: p.write_text(LFS), "content is not present.*git lfs pull"),
     "4-D": (lambda p: write(p, np.stack([scan(), scan()], -1)), "not a 3-D volume"),
     "2-D": (lambda p: write(p, scan()[:, :, 20]), "not a 3-D volume"),
     "one slice": (lambda p: write(p, scan()[:, :, :1]), "not a 3-D volume"),
-    "colours": (colours, "not a grey-scale image"),
-    "complex": (lambda p: write(p, scan(np.complex64)), "not a grey-scale image"),
+    "colours": (colours, "not a 3-D volume of grey values"),
+    "complex": (lambda p: write(p, scan(np.complex64)), "not a 3-D volume of grey values"),
     "all zeros": (lambda p: write(p, np.zeros(SHAPE, np.float32)), "the same value"),
     "NaN-laced": (with_nans, "NaN or infinite"),
     "absurd affine": (
@@ -132,10 +114,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "impossible geometry",
     ),
     "micrometres": (lambda p: write(p, scan(), affine() @ np.diag([1e3] * 3 + [1])), "geometry"),
-    "NaN affine": (nan_affine, "impossible geometry"),
+    "NaN affine": (
+        lambda p: with_header(p, (SROW, (NAN, *[1.0] * 11)), (CODES, (0, 1))),
+        "impossible geometry",
+    ),
     "far away": (lambda p: write(p, scan(), far_away()), "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
-    "no sform and no qform": (without_forms, "neither sform nor qform"),
+    "no sform and no qform": (
+        lambda p: with_header(p, (CODES, (0, 0))),
+        "neither sform nor qform",
+    ),
     "sform of zeros alone": (
         lambda p: with_header(p, srow(np.zeros((4, 4))), (CODES, (0, 1))),
         "impossible geometry: the sform has voxels of 0 x 0 x 0 mm",
@@ -146,20 +134,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "qform alone, no rotation": (
         lambda p: with_header(p, (QUATERNION, (1, 1, 1)), (CODES, (1, 0))),
-        "impossible geometry: the qform",
-    ),
-    "matrix marked as unused": (
-        lambda p: with_header(p, (CODES, (0, 0))),
-        "neither sform nor qform.*Its sform has code 0",
+        "cannot be read",
     ),
     "40-mm slab": (
         lambda p: write(p, scan()[:, :, :10]),
-        "a part of the head only: 40 mm from bottom to top, where at least 80 mm",
+        "a part of the head only: 192 x 224 x 40 mm, where 80 mm",
     ),
-    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 mm from left to right"),
+    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 x 224 x 160 mm"),
     "slab among zeros": (
         slab_in_zeros,
-        "covers a part of the head only: 40 mm from back to front",
+        "covers a part of the head only: 192 x 40 x 160 mm",
     ),
     "a terabyte": (claims_too_much, "voxels"),
 }
@@ -170,41 +154,26 @@ def test_unusable_files_are_refused_with_their_reason(tmp_path: Path, kind: str)
     make, reason = HOSTILE[kind]
     path = tmp_path / "sub-01_T1w.nii.gz"
     make(path)
-    with pytest.raises(ScanError, match=reason) as raised:
+    with pytest.raises(ScanError) as raised:
         load_t1w(path)
+    assert re.search(reason, f"{raised.value.cause} {raised.value.remedy}")
     assert path.name in raised.value.cause
     assert raised.value.remedy
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", ">f4", "<f8", "<u2", ">i4"])
+@pytest.mark.parametrize("dtype", ["u1", ">i2", ">f4", "<f8", "<u2"])
 def test_every_number_format_gives_the_same_values(tmp_path: Path, dtype: str) -> None:
-    data = scan() / 4 if dtype == "u1" else scan()
-    endian = ">" if dtype[0] == ">" else "<"
-    header = nib.Nifti1Header(endianness=endian)
+    """With trailing axes of one, which are dropped; bytes have a slope."""
+    header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
     header.set_data_dtype(np.dtype(dtype))
-    img = nib.Nifti1Image(data.astype(np.dtype(dtype)), affine(), header)
-    nib.save(img, tmp_path / "x_T1w.nii.gz")
-    loaded, _ = load_t1w(tmp_path / "x_T1w.nii.gz")
+    nib.save(nib.Nifti1Image(scan()[..., None], affine(), header), tmp_path / "x_T1w.nii.gz")
+    loaded, record = load_t1w(tmp_path / "x_T1w.nii.gz")
     out = np.asarray(loaded.dataobj)
     assert out.dtype == np.float32
     assert out.dtype.isnative
-    np.testing.assert_allclose(out, data, atol=0 if "f" in dtype else 1.0)
-
-
-def test_scale_slope_and_intercept_are_applied(tmp_path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    img.header.set_data_dtype(np.uint8)
-    nib.save(img, tmp_path / "x_T1w.nii.gz")
-    assert nib.load(tmp_path / "x_T1w.nii.gz").dataobj.slope > 1
-    loaded, _ = load_t1w(tmp_path / "x_T1w.nii.gz")
-    np.testing.assert_allclose(np.asarray(loaded.dataobj), scan(), atol=3)
-
-
-def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
-    loaded, record = load_t1w(write(tmp_path / "x_T1w.nii.gz", scan()[..., None, None]))
-    assert loaded.shape == SHAPE
     assert record["shape"] == list(SHAPE)
+    np.testing.assert_allclose(out, scan(), atol=3 if dtype == "u1" else 1)
 
 
 @pytest.mark.parametrize("turn", [(0, 0, 0), (10, -15, 25), (90, 0, 0), (0, 180, 90)])
@@ -236,37 +205,23 @@ def test_conflicting_forms_are_noted_and_the_sform_wins(tmp_path: Path) -> None:
     assert "disagree by 30.0 mm" in record["notes"][0]
 
 
-def test_qform_alone_and_qform_beside_a_broken_sform_are_used(tmp_path: Path) -> None:
-    for code, n_notes in ((0, 0), (1, 1)):
-        img = nib.Nifti1Image(scan(), affine())
-        img.set_qform(affine(turn=(0, 0, 12)), 1)
-        img.set_sform(np.diag([0, 0, 0, 1]), code)
-        nib.save(img, tmp_path / "x_T1w.nii.gz")
-        loaded, record = load_t1w(tmp_path / "x_T1w.nii.gz")
-        np.testing.assert_allclose(loaded.affine, affine(turn=(0, 0, 12)), atol=1e-4)
-        assert len(record["notes"]) == n_notes
-
-
-@pytest.mark.parametrize("name", ["x_T1w.nii", "x_T1w.nii.gz"])
 @pytest.mark.parametrize(
     "matrix",
     {
+        "unset": None,
         "zeros": np.zeros((4, 4)),
-        "singular": singular(),
         "nearly singular": singular() + np.diag([0, 1e-2, 0, 0]),
         "NaN": np.full((4, 4), NAN),
-        "infinite": np.full((4, 4), np.inf),
         "metres": affine() @ np.diag([1e-3] * 3 + [1]),
-        "three times too large": affine() @ np.diag([3, 3, 3, 1]),
-        "one side twice too large": affine() @ np.diag([1, 1, 2, 1]),
     }.items(),
     ids=lambda item: item[0],
 )
 def test_a_useless_sform_gives_way_to_the_qform_everywhere(
-    tmp_path: Path, matrix: tuple[str, np.ndarray], name: str
+    tmp_path: Path, matrix: tuple[str, np.ndarray | None]
 ) -> None:
     stored = affine(turn=(0, 0, 12), flip=True)
-    path = with_header(tmp_path / name, srow(matrix[1]), q=stored)
+    change = (CODES, (1, 0)) if matrix[1] is None else srow(matrix[1])
+    path = with_header(tmp_path / "x_T1w.nii.gz", change, q=stored)
     loaded, record = load_t1w(path)
     assert record["orientation"] == "LAS"
     np.testing.assert_array_equal(np.asarray(loaded.dataobj), scan()[::-1])
@@ -275,9 +230,9 @@ def test_a_useless_sform_gives_way_to_the_qform_everywhere(
         apply_affine(stored, [0, 5, 6]),
         atol=1e-3,
     )
-    (note,) = record["notes"]
-    assert note.startswith("the sform ")
-    assert note.endswith("; the qform was used")
+    said = [note for note in record["notes"] if note.startswith("the sform ")]
+    assert len(said) == len(record["notes"]) == (matrix[1] is not None)
+    assert all(note.endswith("; the qform was used") for note in said)
 
     nib.save(loaded, tmp_path / "ras.nii")
     restore = RestoreOrientation(in_file=str(tmp_path / "ras.nii"), original=str(path))
@@ -286,43 +241,13 @@ def test_a_useless_sform_gives_way_to_the_qform_everywhere(
     np.testing.assert_allclose(back.affine, stored, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "change",
-    {
-        "longer than 1": (QUATERNION, (1, 1, 1)),
-        "NaN": (QUATERNION, (NAN, 0, 0)),
-        "voxel size 0": (PIXDIM, (1, 0, 4, 4)),
-        "voxel size NaN": (PIXDIM, (1, 4, NAN, 4)),
-    }.items(),
-    ids=lambda item: item[0],
-)
-def test_a_useless_qform_is_said_beside_a_good_sform(
-    tmp_path: Path, change: tuple[str, Any]
-) -> None:
-    loaded, record = load_t1w(with_header(tmp_path / "x_T1w.nii.gz", change[1]))
+@pytest.mark.parametrize("change", [(QUATERNION, (1, 1, 1)), (PIXDIM, (1, 4, NAN, 4))])
+def test_a_useless_qform_is_said_beside_a_good_sform(tmp_path: Path, change: Any) -> None:
+    loaded, record = load_t1w(with_header(tmp_path / "x_T1w.nii.gz", change))
     np.testing.assert_allclose(loaded.affine, affine())
     (note,) = record["notes"]
     assert note.startswith("the qform ")
     assert note.endswith("; the sform was used")
-
-
-def test_the_sign_of_an_odd_qfac_counts(tmp_path: Path) -> None:
-    """By NIfTI's standard a negative qfac mirrors the third axis; nibabel knows -1 alone."""
-    for qfac, side in ((-2, "I"), (7, "S"), (0, "S"), (-1, "I")):
-        path = with_header(tmp_path / "x_T1w.nii.gz", (PIXDIM, (qfac, 4, 4, 4)), (CODES, (1, 0)))
-        _, record = load_t1w(path)
-        assert record["orientation"] == "RA" + side
-        assert len(record["notes"]) == (qfac in (-2, 7))
-
-
-def test_an_sform_alone_that_differs_from_the_voxel_size_is_used_and_said(tmp_path: Path) -> None:
-    path = with_header(tmp_path / "x_T1w.nii.gz", (PIXDIM, (1, 2, 4, 4)), (CODES, (0, 1)))
-    loaded, record = load_t1w(path)
-    np.testing.assert_allclose(loaded.affine, affine())
-    assert record["notes"] == [
-        "the sform has voxels of 4 x 4 x 4 mm where the header says 2 x 4 x 4 mm; the sform was "
-        "used"
-    ]
 
 
 def test_a_few_bad_voxels_are_replaced_and_counted(tmp_path: Path) -> None:
@@ -332,15 +257,6 @@ def test_a_few_bad_voxels_are_replaced_and_counted(tmp_path: Path) -> None:
     assert record["nonfinite_voxels"] == 3
     assert np.isfinite(np.asarray(loaded.dataobj)).all()
     assert "3 voxels" in record["notes"][0]
-
-
-def test_standardised_intensities_are_lifted_above_the_background(tmp_path: Path) -> None:
-    data = (scan() - 500) / 200
-    loaded, record = load_t1w(write(tmp_path / "x_T1w.nii.gz", data))
-    out = np.asarray(loaded.dataobj)
-    assert out.min() == 0
-    assert np.corrcoef(out.ravel(), data.ravel())[0, 1] > 0.999
-    assert "below 0" in record["notes"][0]
 
 
 def head(noise: bool = True) -> np.ndarray:
@@ -362,63 +278,24 @@ def loaded_from(path: Path, data: np.ndarray) -> tuple[np.ndarray, dict[str, Any
     return np.asarray(loaded.dataobj), record
 
 
-@pytest.mark.parametrize("value", [-1, -1000, -1024, -32768, -777.5, 4095, 65535])
+@pytest.mark.parametrize(
+    "values", [(-1, -1), (-777.5, -777.5), (65535, 65535), (-1000, -2000), (4095, -1000)]
+)
 @pytest.mark.parametrize("noise", [True, False])
 def test_padding_is_background_and_changes_nothing(
-    tmp_path: Path, value: float, noise: bool
+    tmp_path: Path, values: tuple[float, float], noise: bool
 ) -> None:
-    """Head and air stay as they are, to the last bit; all else is 0."""
+    """Head and air stay as they are; all else, filled by one program or by two, is 0."""
     data = head(noise)
-    found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), value, data))
+    padded = np.where(np.arange(SHAPE[2]) < 12, *values[::-1])
+    found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), padded, data))
     np.testing.assert_array_equal(found, np.where(off_view(), 0, data))
-    assert record["padding"] == [value]
-    assert record["notes"] == [
+    assert record["padding"] == sorted(set(values))
+    said = [
         f"the value {value:g} outside the field of view was taken as padding and set to 0"
+        for value in sorted(set(values))
     ]
-
-
-@pytest.mark.parametrize(
-    "values", [(-1000, -2000), (-32768, -1000), (-1024, -1), (4095, -1000), (65535, 32767)]
-)
-def test_padding_of_two_values_is_all_background(
-    tmp_path: Path, values: tuple[float, float]
-) -> None:
-    """A gap filled by one program, the margin by the next."""
-    data = np.where(off_view(), values[0], head())
-    low = np.arange(SHAPE[2]) < 12
-    data = np.where(off_view() & low, values[1], data)
-    found, _ = loaded_from(tmp_path / "x_T1w.nii", data)
-    np.testing.assert_array_equal(found, np.where(off_view(), 0, head()))
-
-
-@pytest.mark.parametrize("outside", [0, -1000, np.nan])
-@pytest.mark.parametrize("axes", [(0, 2), (1, 2), (0, 1)])
-def test_an_oblique_slab_is_named_with_its_thickness(
-    tmp_path: Path, axes: tuple[int, int], outside: float
-) -> None:
-    """17 diagonals of voxels of 4 mm: 17 x 4 / sqrt(2) = 48 mm."""
-    where = np.indices(SHAPE)
-    diagonal = sum(where[axis] - SHAPE[axis] // 2 for axis in axes)
-    slab = np.where(np.abs(diagonal) <= 8, head() + 100, outside).astype(np.float32)
-    with pytest.raises(ScanError, match=r"only: (4[4-9]|5[01]) mm across an oblique slab"):
-        load_t1w(write(tmp_path / "x_T1w.nii", slab))
-
-
-def test_padding_that_was_interpolated_is_found_with_what_it_was_mixed_into(
-    tmp_path: Path,
-) -> None:
-    def turned(outside: float) -> np.ndarray:
-        data = np.where(off_view(), outside, head())
-        return ndimage.rotate(data, 7, reshape=False, order=1, cval=outside)
-
-    found, record = loaded_from(tmp_path / "x_T1w.nii", turned(-1000))
-    wanted = turned(0)
-    assert record["padding"] == [-1000]
-    assert found.min() == 0
-    inside = ndimage.rotate(head() > 200, 7, reshape=False, order=0)
-    np.testing.assert_allclose(found[inside], wanted[inside], atol=1e-2)
-    # Beside the padding there is air alone.
-    assert np.abs(found - wanted).max() < 30
+    assert record["notes"] == said
 
 
 def test_what_is_cut_off_at_the_highest_value_is_no_padding(tmp_path: Path) -> None:
@@ -436,10 +313,9 @@ def test_standardized_scans_keep_their_intensities_whatever_surrounds_them(tmp_p
     assert not record["padding"]
     assert record["notes"] == ["intensities below 0 were found; 0.6667 was added to all"]
     np.testing.assert_allclose(wanted, np.where(off_view(), 0, data + 2 / 3), atol=1e-3)
-    for value in (-1000, -32768, -5):
-        found, record = loaded_from(path, np.where(off_view(), value, data))
-        assert record["padding"] == [value]
-        np.testing.assert_allclose(found, wanted, atol=1e-3)
+    found, record = loaded_from(path, np.where(off_view(), -1000, data))
+    assert record["padding"] == [-1000]
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_a_constant_background_of_a_standardized_scan_is_no_padding(tmp_path: Path) -> None:
@@ -460,7 +336,7 @@ def test_a_scan_standardized_within_the_brain_has_its_background_below_it(tmp_pa
     assert found[brain].mean() == pytest.approx(-np.percentile(scaled[brain], 0.1), abs=0.01)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3.4e38])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, -3.4e38])
 def test_values_that_are_none_around_a_brain_are_its_background(
     tmp_path: Path, value: float
 ) -> None:
@@ -474,8 +350,7 @@ def test_values_that_are_none_around_a_brain_are_its_background(
     assert record["nonfinite_voxels"] == np.sum(brain == 0)
     assert record["notes"] == [
         "1 voxels were NaN or infinite and were set to 0",
-        f"{np.sum(brain == 0) - 1} voxels around the brain were NaN or infinite and were set to "
-        "0, as background",
+        f"{np.sum(brain == 0) - 1} voxels around the brain were NaN or infinite and were set to 0",
     ]
 
 
@@ -491,23 +366,6 @@ def test_values_that_are_none_within_a_brain_are_refused(tmp_path: Path) -> None
     for data in (hole, specks, planes, cut):
         with pytest.raises(ScanError, match="that are not background are NaN or infinite"):
             loaded_from(tmp_path / "x_T1w.nii", data)
-
-
-@pytest.mark.parametrize(
-    ("content", "command"),
-    [
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
-        ("/annex/objects/MD5E-s1--0.nii.gz\n", "datalad get"),
-    ],
-)
-def test_a_pointer_to_an_image_is_named_with_what_fetches_it(
-    tmp_path: Path, content: str, command: str
-) -> None:
-    path = tmp_path / "sub-01_T1w.nii.gz"
-    path.write_text(content)
-    with pytest.raises(ScanError, match="content is not present") as refused:
-        load_t1w(path)
-    assert command in refused.value.remedy
 
 
 def test_an_image_is_known_again_in_another_file(tmp_path: Path) -> None:

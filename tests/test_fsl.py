@@ -93,7 +93,7 @@ def oblique(zooms: tuple[float, float, float], signs: tuple[int, int, int]) -> n
     return affine
 
 
-@pytest.mark.parametrize("moving_signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+@pytest.mark.parametrize("moving_signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 @pytest.mark.parametrize("reference_signs", [(1, 1, 1), (-1, 1, 1)])
 def test_flirt_matrix_becomes_the_same_transform(
     tmp_path: Path, moving_signs: tuple[int, int, int], reference_signs: tuple[int, int, int]
@@ -139,7 +139,10 @@ def test_useless_matrix_is_refused(tmp_path: Path, text: str) -> None:
         fsl_to_itk(tmp_path / "a.mat", "m.nii.gz", "r.nii.gz", tmp_path / "a.txt")
 
 
-def test_missing_program_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_are_there_are_found(fsl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_programs(["bet", "flirt"])
+    monkeypatch.delenv("FSLDIR")
+    check_programs(["flirt"])  # a program, which calls no other
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingProgramError, match="flirt") as raised:
         check_programs(["flirt"])
@@ -147,37 +150,25 @@ def test_missing_program_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch
     assert "--registration ants" in raised.value.remedy
 
 
-def test_programs_that_are_there_are_found(fsl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_programs(["bet", "flirt"])
-    monkeypatch.delenv("FSLDIR")
-    check_programs(["flirt"])  # a program, which calls no other
-
-
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("unset", "needs FSLDIR"), ("empty", "needs FSLDIR"), ("wrong", "/nowhere/bin/bet2"),
-        ("bet2", "bin/bet2: not there"), ("imtest", "bin/imtest: not there"),
-        ("remove_ext", "bin/remove_ext: not there"), ("fslval", "bin/fslval: not there"),
-        ("fslstats", "bin/fslstats: not there"), ("not executable", "bin/bet2: not there"),
-        ("dc", "Unix program dc"), ("space", "space or wildcard in FSLDIR"),
-        ("relative", "relative FSLDIR (fsl)"),
+        ("unset", "needs FSLDIR"), ("wrong", "/nowhere/bin/bet2"), ("imtest", "bin/imtest: not"),
+        ("not executable", "bin/bet2: not there"), ("dc", "calls dc: not there"),
+        ("space", "space or wildcard in FSLDIR"),
     ],
 )  # fmt: skip
 def test_all_that_bet_needs_is_checked(
     fsl: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
-    if fault in ("unset", "empty", "wrong"):
-        monkeypatch.setenv("FSLDIR", "" if fault == "empty" else "/nowhere")
-        if fault == "unset":
-            monkeypatch.delenv("FSLDIR")
+    if fault == "unset":
+        monkeypatch.delenv("FSLDIR")
+    elif fault == "wrong":
+        monkeypatch.setenv("FSLDIR", "/nowhere")
     elif fault == "not executable":
         (fsl / "bin" / "bet2").chmod(0o644)
     elif fault == "dc":
         monkeypatch.setenv("PATH", str(fsl / "bin"))
-    elif fault == "relative":
-        monkeypatch.chdir(fsl.parent)
-        monkeypatch.setenv("FSLDIR", fsl.name)
     elif fault == "space":
         fsl.rename(fsl.with_name("my fsl"))
         monkeypatch.setenv("FSLDIR", str(fsl.with_name("my fsl")))
@@ -214,9 +205,7 @@ def test_bet_runs_where_the_work_folder_has_spaces_and_may_warn(tmp_path: Path, 
         ("bet", "echo 'bash: warning: setlocale: LC_ALL: cannot change locale' >&2\n"
          "echo 'Cannot open volume x for reading!' >&2; echo; exit 3",
          "bet ended with code 3: 'Cannot open volume x for reading!'."),
-        ("bet", "exit 5", "bet ended with code 5, saying nothing."),
         ("bet", r"printf 'Zu wenig Platz \374brig\n' >&2; exit 1", "'Zu wenig Platz \ufffdbrig'."),
-        ("bet", "seq 400000 >&2; exit 1", "'1; 399999; 400000'."),
         # FSL's script ends with 0 whatever the programs in it do.
         ("bet2", "echo 'Cannot open volume x for reading!' >&2; exit 1",
          "bet ended with code 0 and without an output that can be read: "
@@ -240,19 +229,15 @@ def test_what_a_failing_program_said_is_the_cause(
 
 def test_a_failing_flirt_is_heard_too(tmp_path: Path, fsl: Path) -> None:
     head = ball(tmp_path / "t1w.nii", 12, size=40)
-    files = {"in_file": head, "reference": head}
-    replace(fsl / "bin" / "flirt", "echo 'No space left' >&2; exit 2")
-    _, failure = run_node(flirt_interface(), tmp_path / "a", **files)
-    assert failure is not None
-    assert "flirt ended with code 2: 'No space left'." in failure.cause
-    replace(fsl / "bin" / "flirt", "echo 'gave up'; : > t1w_flirt.mat")
-    _, failure = run_node(flirt_interface(), tmp_path / "b", **files)
-    assert failure is not None
-    assert "flirt ended with code 0 and without an output that can be read" in failure.cause
-    replace(fsl / "bin" / "flirt", "kill -9 $$")
-    _, failure = run_node(flirt_interface(), tmp_path / "c", **files)
-    assert failure is not None
-    assert failure.cause == "flirt was killed, most likely because memory ran out."
+    for n, (script, said) in enumerate((
+        ("echo 'No space left' >&2; exit 2", "flirt ended with code 2: 'No space left'."),
+        ("echo 'gave up'; : > t1w_flirt.mat", "flirt ended with code 0 and without an output"),
+        ("kill -9 $$", "flirt was killed, most likely because memory ran out."),
+    )):  # fmt: skip
+        replace(fsl / "bin" / "flirt", script)
+        _, failure = run_node(flirt_interface(), tmp_path / str(n), in_file=head, reference=head)
+        assert failure is not None
+        assert said in failure.cause
     assert "--nprocs" in failure.remedy
 
 
@@ -266,20 +251,13 @@ def test_words_are_few_however_much_was_said() -> None:
 
 
 def test_versions_are_read_without_starting_anything(
-    tmp_path: Path, fsl: Path, monkeypatch: pytest.MonkeyPatch
+    fsl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fsl_version() == "6.0.0"
+    monkeypatch.delenv("FSLDIR")  # then where flirt lies
     (fsl / "etc" / "fslversion").write_bytes(b"6.0.7.4:\xe9\nmore\n")
     assert fsl_version() == "6.0.7.4:\ufffd"
-    monkeypatch.delenv("FSLDIR")  # then where flirt lies
-    assert fsl_version() == "6.0.7.4:\ufffd"
     (fsl / "etc" / "fslversion").unlink()
-    assert fsl_version() == "unknown"
-    (fsl / "conda-meta").mkdir()
-    for name in ("fsl-flirt-2111.4-h1_0", "fsl-bet2-2111.8-h2_1", "fsl-base-2602.1-h3_0"):
-        (fsl / "conda-meta" / f"{name}.json").touch()
-    assert fsl_version() == "bet2 2111.8, flirt 2111.4"
-    monkeypatch.setenv("PATH", "/nowhere")
     assert fsl_version() == "unknown"
 
 
@@ -325,16 +303,11 @@ def test_bet_on_a_stripped_scan_is_warned_of(
 
 def test_commands_are_the_papers(tmp_path: Path, fsl: Path) -> None:
     """12 degrees of freedom, correlation ratio (FLIRT's defaults, science.md §1b)."""
-    for name in ("m", "r"):
-        image(tmp_path / f"{name}.nii.gz", (8, 8, 8), np.eye(4))
-    flirt = flirt_interface()
-    flirt.inputs.in_file = str(tmp_path / "m.nii.gz")
-    flirt.inputs.reference = str(tmp_path / "r.nii.gz")
-    command = flirt.cmdline.split()
-    assert command[command.index("-dof") + 1] == "12"
-    assert command[command.index("-cost") + 1] == "corratio"
-    bet = bet_interface()
-    bet.inputs.in_file = str(tmp_path / "m.nii.gz")
+    head = ball(tmp_path / "m.nii.gz", 2, size=8)
+    flirt, bet = flirt_interface(), bet_interface()
+    flirt.inputs.in_file = flirt.inputs.reference = bet.inputs.in_file = head
+    assert "-dof 12" in flirt.cmdline
+    assert "-cost corratio" in flirt.cmdline
     assert {"-m", "-R"} <= set(bet.cmdline.split())
 
 

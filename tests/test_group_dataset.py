@@ -21,9 +21,8 @@ from bids_harmony.bids import find_scans, list_scans
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.outputs import write_dataset_files
-from bids_harmony.qc.collect import find_records, listed_files, read_scans
-from bids_harmony.qc.consistency import image_notes
-from bids_harmony.qc.ratings import read_ratings
+from bids_harmony.qc.dataset import image_notes, read_scans
+from bids_harmony.qc.record import find_records, listed_files
 from bids_harmony.reports.participant import write_participant_report
 
 BUNDLE = {"name": "b", "version": "1", "sha256": "0", "reference_site": "A"}
@@ -117,11 +116,10 @@ def test_files_of_a_scan_are_told_by_all_their_entities() -> None:
         "sub-010/figures/sub-010_desc-norm_T1w.png",
     ]
     chunk = "sub-01/anat/sub-01_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz"
-    record: dict[str, Any] = {"outputs": [*names, chunk, 5, None]}
+    record: dict[str, Any] = {"outputs": [*names, chunk]}
     assert listed_files(record, "sub-01") == [names[0], names[1], names[3]]
     assert listed_files(record, "sub-01_acq-b") == [names[2]]
     assert listed_files(record, "sub-01_run-1_chunk-2") == [chunk]
-    assert listed_files({"outputs": "sub-01_desc-norm_T1w.png"}, "sub-01") == []
     assert listed_files({}, "sub-01") == []
 
 
@@ -174,12 +172,12 @@ def test_scans_that_were_never_done_are_named(
     told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
     first = "sub-01, sub-02_ses-2, sub-03, sub-10, sub-11, sub-12, sub-13, sub-14, sub-15, sub-16"
     for said in (
-        f"13 scans of 13 participants in the dataset have no record, and are in no table: {first} "
-        "and 3 more.",
-        "2 participants of the dataset have no T1w scan that can be used: sub-04 (its folder is "
+        "13 scans of 13 participants in the dataset without a record, and in no table: "
+        f"{first} and 3 more.",
+        "2 participants of the dataset without a T1w scan that can be used: sub-04 (its folder is "
         "empty (in a DataLad dataset, run `datalad get` on it)), sub-05 (part-phase is not a "
         "magnitude image).",
-        "1 scan with a record is no longer in the dataset, but still in the tables: sub-06.",
+        "1 scan with a record, no longer in the dataset, but still in the tables: sub-06.",
     ):
         assert f"Warning: {said}" in told
         assert f"<li>{said}</li>" in page
@@ -236,20 +234,22 @@ def test_the_same_image_twice_is_said(
 ) -> None:
     images = {"sub-01": "aa", "sub-02_ses-1": "aa", "sub-03_run-1": "bb", "sub-03_run-2": "bb",
               "sub-04": "cc", "sub-05": None, "sub-06": None}  # fmt: skip
-    dataset(bids, images)
+    dataset(bids, [*images, "sub-07", "sub-08"])
+    for i in (7, 8):  # of equal voxels in files of another compression
+        write_scan(
+            out, f"sub-0{i}", "A", {}, check={"voxels_sha256": "v"}, input_sha256=f"file {i}"
+        )
     for key, digest in images.items():
         known = {} if digest is None else {"input_sha256": digest}
         write_scan(out, key, "A", {}, **known)
     assert group(bids, out) == 0
     told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
-    for said in (
-        "The same image stands under different participants, and is counted for each: sub-01 and "
-        "sub-02_ses-1.",
-        "The same image stands more than once under one participant: sub-03_run-1 and "
-        "sub-03_run-2.",
-    ):
-        assert f"Warning: {said}" in told
-        assert f"<li>{said}</li>" in page
+    said = (
+        "The same image stands under several scans, and is counted for each: sub-01 and "
+        "sub-02_ses-1; sub-03_run-1 and sub-03_run-2; sub-07 and sub-08."
+    )
+    assert f"Warning: {said}" in told
+    assert f"<li>{said}</li>" in page
     rows = rows_of(out)
     assert rows["reasons"]["sub-01"] == "It is the same image as sub-02_ses-1"
     assert rows["reasons"]["sub-03_run-2"] == "It is the same image as sub-03_run-1"
@@ -266,19 +266,9 @@ def test_files_of_one_name_are_told_by_their_content(bids: Path, out: Path) -> N
         write_scan(out, f"sub-0{i}", "A", {}, processing=processing, inputs=inputs, **status)
     assert group(bids, out) == 0
     page = (out / "group_T1w.html").read_text()
-    assert f"registered to custom {'a' * 12}, 1 to custom {'b' * 12}." in page
-    assert f"--atlas-dir {'a' * 12}, 1 with" in page
+    assert f"template: custom {'a' * 12} 1, custom {'b' * 12} 1 of 2." in page
+    assert f"options: --on-guard-fail warn --atlas-dir {'a' * 12} 1, " in page
     assert "is counted for each: sub-00 and sub-01 and sub-02." in page
-
-
-def test_an_image_is_known_again_by_its_voxels(bids: Path, out: Path) -> None:
-    for i, voxels in enumerate(("v", "v", "w")):
-        write_scan(
-            out, f"sub-0{i}", "A", {}, check={"voxels_sha256": voxels}, input_sha256=f"file {i}"
-        )
-    assert group(bids, out) == 0
-    page = (out / "group_T1w.html").read_text()
-    assert "is counted for each: sub-00 and sub-01." in page
 
 
 def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
@@ -317,24 +307,24 @@ def test_scans_made_in_different_ways_are_counted(
     other: dict[str, Any] = {"processing": PROCESSING | {"version": "0.1"}}
     other["bundle"] = BUNDLE | {"name": "c"}
     write_scan(out, keys[10], "A", None, status="error", error={"cause": "Broken."}, **other)
-    odd: dict[str, Any] = {"mask": [], "processing": {"contract": [1], "tools": "x"}}
+    odd: dict[str, Any] = {"mask": {}, "processing": {}}
     write_scan(out, keys[11], "A", made_metrics(rng), bundle=BUNDLE, **odd)
     assert group(bids, out) == 0
     told, page = capsys.readouterr().out, (out / "group_T1w.html").read_text()
     for said in (
-        "1 of 10 scans was stripped with masks given with the data, 2 by bet, 7 by deepbet",
-        "3 of 10 scans were registered by flirt, 7 by ants",
-        "1 of 10 scans was registered to U, 9 to T",
-        "1 of 10 scans was resampled to 1 mm, 9 to 2 mm",
-        "1 of 10 scans was scaled with grey matter at 0.6 and a bias field of order 3, 9 with "
-        "grey matter at 0.55 and a bias field of order 3",
-        "1 of 10 scans was made with --on-guard-fail warn --sloppy, 9 with --on-guard-fail warn",
-        "1 of 10 scans was made by bids_harmony 1.1, 9 by bids_harmony 1.0",
-        "1 of 10 scans was made with antspyx 0.6.1, 9 with antspyx 0.5.4",
-        "1 of 11 scans was harmonized with no bundle, 10 with b 1",
+        "skull_strip: precomputed 1, bet 2, deepbet 7 of 10",
+        "registration: flirt 3, ants 7 of 10",
+        "template: U 1, T 9 of 10",
+        "resolution: 1 1, 2 9 of 10",
+        "normalization: grey matter at 0.6 and a bias field of order 3 1, grey matter at 0.55 and "
+        "a bias field of order 3 9 of 10",
+        "options: --on-guard-fail warn --sloppy 1, --on-guard-fail warn 9 of 10",
+        "software_version: 1.1 1, 1.0 9 of 10",
+        "tools (antspyx): 0.6.1 1, 0.5.4 9 of 10",
+        "bundle: none 1, b 1 10 of 11",
     ):
-        assert f"Warning: {said}.\n" in told
-        assert f"<li>{said}.</li>" in page
+        assert f"Warning: Scans differ in {said}.\n" in told
+        assert f"<li>Scans differ in {said}.</li>" in page
     assert "Scans that were made in different ways may differ for that alone." in told
     assert "deepbet 1.0" not in told
     assert "reference site A:\n10 scans." in page
@@ -343,15 +333,6 @@ def test_scans_made_in_different_ways_are_counted(
         "bet", "flirt", "2", "antspyx 0.5.4; deepbet 1.0",
     ]  # fmt: skip
     assert list(rows.loc["sub-11", ["skull_strip", "template", "tools"]]) == ["n/a"] * 3
-
-
-def test_a_rating_may_name_its_scan_by_what_was_made_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "r.tsv"
-    names = ["sub-01_acq-b_T1w.nii.gz", "sub-01_space-T_res-2_desc-preproc_T1w.nii.gz",
-             "sub-01_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz"]  # fmt: skip
-    path.write_text("scan\tverdict\n" + "".join(f"{name}\treject\n" for name in names))
-    ratings, _ = read_ratings([path])
-    assert set(ratings["scan"]) == {"sub-01_acq-b", "sub-01", "sub-01_run-1_chunk-2"}
 
 
 def test_the_description_names_the_tools_of_the_scans_that_are_there(
@@ -369,3 +350,14 @@ def test_the_description_names_the_tools_of_the_scans_that_are_there(
     assert [(maker["Name"], maker["Version"]) for maker in makers[1:]] == [
         ("antspyx", "0.5.4"), ("antspyx", "0.6"), ("deepbet", "1.0"),
     ]  # fmt: skip
+
+
+def test_a_record_of_odd_form_costs_its_own_scan_alone(bids: Path, out: Path) -> None:
+    for i, odd in enumerate(({}, {"scanner": [1]}, {"guard": "x"}, {"age": 10**400}, {"sex": 2})):
+        write_scan(out, f"sub-0{i}", "A", {"noise": [0.02]}, **odd)
+    assert group(bids, out) == 0
+    rows = rows_of(out)
+    assert list(rows["qc_status"]) == ["pass", "error", "error", "pass", "pass"]
+    assert list(rows["age"]) == ["40", "n/a", "n/a", "n/a", "40"]
+    assert list(rows["noise"]) == ["n/a"] * 5
+    assert "sub-02/anat/sub-02_desc-harmony_qc.json cannot be read" in rows["error"]["sub-02"]

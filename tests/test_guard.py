@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.affines import apply_affine
 from random_bundle import GUARD, write_random_bundle
 from scipy import ndimage
 
@@ -163,23 +164,16 @@ def test_real_scans_are_judged_alike(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_volumes_are_those_of_the_shapes() -> None:
-    mm = np.stack(np.meshgrid(
-        *[AFFINE[a, 3] + AFFINE[a, a] * np.arange(n) for a, n in enumerate(TEMPLATE.mask.shape)],
-        indexing="ij",
-    ))  # fmt: skip
-    r = np.sqrt(((mm - np.array([0, -14, 12])[:, None, None, None]) ** 2).sum(axis=0))
+    points = apply_affine(AFFINE, np.moveaxis(np.indices(TEMPLATE.mask.shape), 0, -1))
+    r = np.linalg.norm(points - (0, -14, 12), axis=-1)
     volume, mask = np.select([r < 14, r < 52, r < 60], [0.02, 1.0, 0.55], 0.0), r < 60
-    sphere = 4 / 3 * np.pi / 1000
-    for flip in (1, -1):  # of the first axis
-        affine = AFFINE.copy()
-        if flip < 0:
-            affine[0] = -affine[0]
-            affine[0, 3] = AFFINE[0, 3] + AFFINE[0, 0] * (mask.shape[0] - 1)
-        found = tissue_ml(volume[::flip], mask[::flip], affine, np.array([0.27, 0.77, 0.3]))
-        assert found == pytest.approx(
-            [sphere * 14**3, sphere * (60**3 - 52**3), sphere * (52**3 - 14**3), sphere * 14**3],
-            rel=0.05,
-        )
+    flipped = AFFINE @ np.diag([-1, 1, 1, 1])
+    flipped[0, 3] += AFFINE[0, 0] * (mask.shape[0] - 1)
+    balls = [4 / 3 * np.pi / 1000 * radius**3 for radius in (14, 52, 60)]
+    wanted = [balls[0], balls[2] - balls[1], balls[1] - balls[0], balls[0]]
+    for step, affine in ((1, AFFINE), (-1, flipped)):  # of the first axis
+        found = tissue_ml(volume[::step], mask[::step], affine, np.array([0.27, 0.77, 0.3]))
+        assert found == pytest.approx(wanted, rel=0.05)
 
 
 def test_limits_are_the_99th_percentile_of_known_errors() -> None:

@@ -1,4 +1,4 @@
-"""Intensity scaling and shading."""
+"""Intensity scaling and bias field."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import normalize, shading, tissue_centres, tissue_levels
+from bids_harmony.anat.intensity import bias_field, class_means, normalize, tissue_means
 from bids_harmony.contract import Contract
 from bids_harmony.errors import ScanError
 
 
 def brain(csf: float = 0.3, gm: float = 0.7, noise: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
-    """Return a ball: white core with a ventricle, folded grey rind, fluid shell; and its mask."""
+    """Return a ball: white core with a ventricle, folded grey rind, CSF shell; and its mask."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij"))
     r = np.sqrt((grid**2).sum(axis=0))
     angle = np.arctan2(grid[1], grid[0])
@@ -51,7 +51,7 @@ def test_loose_and_tight_masks_give_the_same_picture() -> None:
     assert np.abs(divided[0] - divided[1])[loose].mean() > 0.05
 
 
-def test_fluid_inside_the_brain_stays() -> None:
+def test_csf_inside_the_brain_stays() -> None:
     volume, mask = brain()
     _, used, _ = normalize(volume, mask, Contract(), 2.0)
     assert used[24, 24, 24]
@@ -59,18 +59,18 @@ def test_fluid_inside_the_brain_stays() -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(st.floats(0.1, 0.4), st.floats(0.65, 0.85), st.floats(0.1, 1e4))
-def test_tissue_levels_are_found_whatever_the_contrast(csf: float, gm: float, unit: float) -> None:
+def test_tissue_means_are_found_whatever_the_contrast(csf: float, gm: float, unit: float) -> None:
     volume, mask = brain(csf, gm)
-    levels = tissue_levels(volume * unit, mask, 2.0)
-    assert levels is not None
-    assert np.allclose(np.array(levels) / unit, [csf, gm, 1.0], atol=0.08)
+    means = tissue_means(volume * unit, mask, 2.0)
+    assert means is not None
+    assert np.allclose(np.array(means) / unit, [csf, gm, 1.0], atol=0.08)
     scaled, _, _ = normalize(volume * unit, mask, Contract(shading_order=0), 2.0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij"))
     radius = np.sqrt((grid**2).sum(axis=0))
     assert np.median(scaled[(radius > 0.66) & (radius < 0.72)]) == pytest.approx(0.55, abs=0.08)
 
 
-def test_shading_is_found_and_removed() -> None:
+def test_a_bias_field_is_found_and_removed() -> None:
     # Grey and white matter interleaved as in a folded brain: in a ball of shells a smooth field
     # could pass for the difference between them.
     volume, mask = brain()
@@ -81,24 +81,24 @@ def test_shading_is_found_and_removed() -> None:
     volume += 0.02 * np.random.default_rng(0).standard_normal(volume.shape)
     volume = np.where(mask, np.maximum(volume, 0.01), 0)
     truth = np.exp(0.3 * x - 0.2 * y**2)
-    found = shading(volume * truth, mask, 3)
+    found = bias_field(volume * truth, mask, 3)
     where = inner & (np.sqrt(x**2 + y**2 + z**2) < 0.7)
     ratio = np.log(found / truth)[where]
     assert ratio.std() < 0.25 * np.log(truth)[where].std()
-    assert np.array_equal(shading(volume, mask, 0), np.ones(volume.shape))
-    flat = shading(volume, mask, 3)[where]
+    assert np.array_equal(bias_field(volume, mask, 0), np.ones(volume.shape))
+    flat = bias_field(volume, mask, 3)[where]
     assert np.percentile(flat, 95) / np.percentile(flat, 5) < 1.08
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.15, 0.5), st.floats(0.6, 0.8), st.floats(0.1, 1e4))
-def test_class_centres_are_found_whatever_the_contrast(csf: float, gm: float, unit: float) -> None:
+def test_class_means_are_found_whatever_the_contrast(csf: float, gm: float, unit: float) -> None:
     rng = np.random.default_rng(1)
     parts = [(csf, 2000), (gm, 5000), (1.0, 6000)]
     values = np.concatenate([c + 0.02 * rng.standard_normal(n) for c, n in parts]) * unit
-    centres = tissue_centres(values) / unit
-    assert np.allclose(centres, [csf, gm, 1.0], atol=0.03)
-    assert np.allclose(centres, tissue_centres(rng.permutation(values)) / unit, rtol=1e-5)
+    means = class_means(values) / unit
+    assert np.allclose(means, [csf, gm, 1.0], atol=0.03)
+    assert np.allclose(means, class_means(rng.permutation(values)) / unit, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["empty", "flat"])

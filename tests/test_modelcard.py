@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports import shown
 from bids_harmony.reports.pages import METHODS, card_html, known_limits, model_card
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from bids_harmony.anat.template import load_template
 from bids_harmony.contract import Contract
-from bids_harmony.qc import verdict
-from bids_harmony.qc.histogram import brain_histogram
+from bids_harmony.qc import reference as references
 from bids_harmony.qc.record import failed_record, scan_record
+from bids_harmony.qc.reference import brain_histogram
 from bids_harmony.reports import drawing, figures
 from bids_harmony.reports.participant import (
     MAX_PICTURES,
@@ -60,7 +60,7 @@ def draw_all(brain, folder, key="scan"):
     data = np.asarray(image.dataobj)
     brighter = nib.Nifti1Image(np.where(template.mask, data * 1.1, 0), image.affine)
     mask = nib.Nifti1Image(template.mask.astype(np.uint8), image.affine)
-    reference = verdict.reference_statistics(
+    reference = references.reference_statistics(
         {"A": [{"brain_volume_ml": 1400.0 + i, "snr_wm": 10 + i / 10} for i in range(40)]}
     )
     out = {what: folder / f"{key}_desc-{what}_T1w.png" for what in figures.FIGURES}

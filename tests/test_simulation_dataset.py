@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_harmony.simulation.dataset import sidecar, simulate_dataset
+from bids_harmony.simulation.dataset import simulate_dataset
+from bids_harmony.simulation.describe import sidecar
 from bids_harmony.simulation.scanner import draw_scanner
 
 SMALL = {"n_sites": 2, "n_subjects": 2, "seed": 7, "resolution": 3.0}

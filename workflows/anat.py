@@ -45,8 +45,6 @@ def init_brain_mask_wf(
     ------
     t1w
         RAS T1w.
-    orientation
-        Axes of the scan as it is stored, for a mask computed earlier.
 
     Outputs
     -------
@@ -54,7 +52,7 @@ def init_brain_mask_wf(
         Brain mask on the scan's grid; which method and tool made it.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=["t1w", "orientation"]), name="inputnode")
+    inputnode = pe.Node(niu.IdentityInterface(fields=["t1w"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["mask", "record"]), name="outputnode")
     if mask is None and method != "bet":
         brain_mask = pe.Node(
@@ -88,7 +86,6 @@ def init_brain_mask_wf(
     ])  # fmt: skip
     if mask is not None:
         conform_mask.inputs.in_mask = mask
-        workflow.connect([(inputnode, conform_mask, [("orientation", "orientation")])])
     else:
         from bids_harmony.anat.fsl import bet_interface
 

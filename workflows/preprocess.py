@@ -119,10 +119,7 @@ def init_preprocess_wf(
     )
     workflow = pe.Workflow(name=scan.wf_name)
     workflow.connect([
-        (check, brain_mask_wf, [
-            ("out_file", "inputnode.t1w"),
-            ("orientation", "inputnode.orientation"),
-        ]),
+        (check, brain_mask_wf, [("out_file", "inputnode.t1w")]),
         (check, affine_wf, [("out_file", "inputnode.t1w")]),
         (brain_mask_wf, affine_wf, [("outputnode.mask", "inputnode.mask")]),
         (check, normalize, [("out_file", "in_file")]),

@@ -1,39 +1,47 @@
-"""Brain masks: deepbet, the outline of a scan that is already stripped, or one that is given."""
+"""Brain masks: deepbet, label fusion, the outline of a stripped scan, or one that is given."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from bids_harmony.anat.geometry import open_image, usable_affine, without_single_axes
+from bids_harmony.anat.affine import downsample, local_correlation, to_ants
+from bids_harmony.anat.check import check_file, load_image, load_t1w
 from bids_harmony.anat.intensity import largest_component
-from bids_harmony.errors import ScanError
+from bids_harmony.errors import ScanError, UsageError
 
-#: Litres a foreground may fill to be a brain alone; heads start near 2.5 L.
-BRAIN_LITRES = (0.6, 2.3)
+#: Litres a foreground may fill to be a brain alone (heads start near 2.5 L), and any mask.
+BRAIN_LITRES, MASK_LITRES = (0.6, 2.3), (0.3, 2.6)
 #: Voxels beside a stripped brain, as a share of the brain's.
 BESIDE = 0.1
+#: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
+STRIPPED_DICE = 0.85
 #: Values up to this are those of a mask, or of probabilities with interpolation's ringing.
 MAX_PROBABILITY = 1.5
 #: Share of a mask's voxels that lie near its highest value, unless the values are labels.
 NEAR_HIGHEST = 0.5
-#: More different values than a label map has.
-MAX_LABELS = 1000
-#: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
-STRIPPED_DICE = 0.85
-
-
-@cache
-def _deepbet() -> Any:
-    """Load deepbet's two networks once per process."""
-    from deepbet.bet import BrainExtraction
-
-    return BrainExtraction(no_gpu=True)
+#: Voxel sizes, in mm, at which atlases are ranked, warped and fused.
+COARSE_MM, SYN_MM, WORK_MM = 8.0, 4.0, 2.0
+#: Local weights compare patches of this standard deviation, in mm, and are their correlation to
+#: this power.
+PATCH_MM, SHARPNESS = 4.0, 4.0
+#: Iterations of the affine at 16 and 8 mm, and of SyN at 16, 8 and 4 mm.
+COARSE_STEPS = {
+    "aff_iterations": (200, 100), "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0),
+    "aff_random_sampling_rate": 0.2,
+}  # fmt: skip
+SYN_ITERATIONS = (40, 40, 20)
+#: What a mask's name may say beyond its image's; ``space-`` would be another grid.
+MASK_ENTITIES = ("atlas", "desc", "label", "res", "seg", "mask", "dseg")
 
 
 def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
@@ -73,21 +81,12 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
     return np.asarray(mask, dtype=bool)
 
 
-def foreground(img: nib.Nifti1Image) -> np.ndarray:
-    """Largest component of the voxels that differ from the scan's background value, filled.
+@cache
+def _deepbet() -> Any:
+    """Load deepbet's two networks once per process."""
+    from deepbet.bet import BrainExtraction
 
-    Stripped scans have a constant background, which need not be 0.
-    """
-    filled: np.ndarray = ndimage.binary_fill_holes(largest_component(_differs(img)))
-    return filled
-
-
-def _differs(img: nib.Nifti1Image) -> np.ndarray:
-    """Find the voxels that differ from the background, which is what most corners hold."""
-    data = np.asarray(img.dataobj)
-    corners = data[tuple(np.ix_(*[(0, n - 1) for n in data.shape]))]
-    different: np.ndarray = data != float(np.median(corners))
-    return different
+    return BrainExtraction(no_gpu=True)
 
 
 def is_stripped(img: nib.Nifti1Image) -> bool:
@@ -106,10 +105,26 @@ def is_stripped(img: nib.Nifti1Image) -> bool:
 def outlines_brain(img: nib.Nifti1Image) -> np.ndarray | None:
     """Return a scan's foreground where its volume is a brain's, with next to nothing beside it."""
     mask = foreground(img)
-    if np.sum(_differs(img) & ~mask) > BESIDE * mask.sum():
-        return None
-    litres = mask.sum() * float(np.prod(img.header.get_zooms()[:3])) / 1e6
-    return mask if BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1] else None
+    alone = np.sum(_differs(img) & ~mask) <= BESIDE * mask.sum()
+    return mask if alone and BRAIN_LITRES[0] <= _litres(mask, img) <= BRAIN_LITRES[1] else None
+
+
+def foreground(img: nib.Nifti1Image) -> np.ndarray:
+    """Largest component of the voxels that differ from the scan's background value, filled.
+
+    Stripped scans have a constant background, which need not be 0.
+    """
+    return np.asarray(ndimage.binary_fill_holes(largest_component(_differs(img))))
+
+
+def _differs(img: nib.Nifti1Image) -> np.ndarray:
+    """Find the voxels that differ from the background, which is what most corners hold."""
+    data = np.asarray(img.dataobj)
+    return np.asarray(data != float(np.median(data[np.ix_(*[(0, -1)] * 3)])))
+
+
+def _litres(mask: np.ndarray, img: nib.Nifti1Image) -> float:
+    return float(mask.sum() * np.prod(img.header.get_zooms()[:3]) / 1e6)
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -118,9 +133,23 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2.0 * int(np.logical_and(a, b).sum()) / total if total else 1.0
 
 
-def given_mask(
-    path: str | Path, img: nib.Nifti1Image, orientation: str
-) -> tuple[np.ndarray, dict[str, Any]]:
+def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
+    """Refuse a mask that cannot be a brain.
+
+    Raises
+    ------
+    ScanError
+        When its volume lies outside 0.3 to 2.6 litres.
+    """
+    litres = _litres(mask, img)
+    if not MASK_LITRES[0] <= litres <= MASK_LITRES[1]:
+        raise ScanError(
+            f"The brain mask holds {litres:.2f} litres, which no brain does.",
+            "Look at the scan, and try another --skull-strip method.",
+        )
+
+
+def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict[str, Any]]:
     """Bring a mask that was made elsewhere from its file onto the scan's RAS grid.
 
     Parameters
@@ -129,9 +158,6 @@ def given_mask(
         The mask's file.
     img : nibabel.Nifti1Image
         3-D RAS scan.
-    orientation : str
-        Axes of the scan as it is stored (``LAS``). A mask whose header is useless is taken to be
-        stored like the scan if it has its shape.
 
     Returns
     -------
@@ -147,33 +173,25 @@ def given_mask(
         When it is no mask, or does not cover the scan's space. What nibabel raises passes.
     """
     name = f"The brain mask {Path(path).name}"
-    mask = open_image(path)
-    try:
-        affine, _, notes = usable_affine(mask, name)
-        notes = [f"{name}: {note}" for note in notes]
-    except ScanError:
-        axes = nib.orientations.axcodes2ornt(orientation)
-        stored = img.as_reoriented(
-            nib.orientations.ornt_transform(nib.io_orientation(img.affine), axes)
-        )
-        if mask.shape[:3] != stored.shape:
-            raise
-        affine = stored.affine
-        notes = [
-            f"{name} has no usable orientation in its header; as its shape is the scan's, it was "
-            "taken to lie on the scan's own grid"
-        ]
-    data, record = as_mask(without_single_axes(mask), name)
+    given, notes = load_image(path)
+    data, record = as_mask(np.asarray(given.dataobj), name)
     if notes:
-        record["notes"] = [*notes, *record.get("notes", ())]
-    return conform_mask(nib.Nifti1Image(data.astype(np.uint8), affine), img), record
+        record["notes"] = [f"{name}: {note}" for note in notes] + record.get("notes", [])
+    given = nib.Nifti1Image(data.astype(np.float32), given.affine)
+    moved = resample_from_to(given, (img.shape[:3], img.affine), order=1)
+    mask = np.asarray(moved.dataobj) > 0.5
+    if _litres(mask, img) < 0.8 * _litres(data, given):
+        raise ScanError(
+            f"{name} does not lie in the scan's space.", "Give a mask in the T1w scan's own space."
+        )
+    return mask, record
 
 
 def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Turn a mask's values into brain or not.
 
     Probabilities count from 0.5, other scales (0 to 100, 0 to 255) from half of the highest
-    value. Whole numbers that are mostly not near the highest are labels, all of them brain.
+    value. Values that are mostly not near the highest are labels, all of them brain.
 
     Parameters
     ----------
@@ -193,75 +211,235 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     Raises
     ------
     ScanError
-        When it is not 3-D or its values are those of no mask.
+        When it is not 3-D.
     """
     if data.ndim != 3 or data.dtype.fields or np.iscomplexobj(data):
+        shape = " x ".join(map(str, data.shape))
         raise ScanError(
-            f"{name} is not a 3-D volume of numbers (its shape is "
-            f"{' x '.join(map(str, data.shape))}).",
+            f"{name} is not a 3-D volume of numbers (its shape is {shape}).",
             "Give one 3-D mask of 0 and 1.",
         )
     data = np.nan_to_num(data.astype(np.float32), nan=0, posinf=0, neginf=0)
     values = np.unique(data[data > 0])
     if np.allclose(values, 1, atol=1e-3):
         return data > 0.5, {}
-    highest, whole = values[-1], np.array_equal(values, values.round())
+    highest, cut = float(values[-1]), 0.0
     if highest <= MAX_PROBABILITY:
         cut = 0.5
     elif np.mean(data[data > 0] >= 0.9 * highest) >= NEAR_HIGHEST:
-        cut = float(highest) / 2
-    elif whole and len(values) <= MAX_LABELS:
-        cut = 0.0
-    else:
-        raise ScanError(
-            f"{name} holds {len(values)} different values up to {highest:g}, which is no mask.",
-            "Give a mask of 0 and 1, or of probabilities from 0 to 1.",
-        )
-    kind = "labels" if cut == 0 else "values other than 0 and 1"
+        cut = highest / 2
+    kind = "values other than 0 and 1" if cut else "labels"
     note = f"{name} holds {kind} up to {highest:g}; what lies above {cut:g} was taken as brain"
     return data > cut, {"threshold": cut, "notes": [note]}
 
 
-def conform_mask(mask_img: nib.Nifti1Image, img: nib.Nifti1Image) -> np.ndarray:
-    """Bring a mask of the same scan, made elsewhere, onto the scan's RAS grid.
+class Atlas(NamedTuple):
+    """A whole-head T1w image and its brain mask, in one space.
+
+    Attributes
+    ----------
+    name : str
+        File name without ``_T1w`` and extension.
+    image : pathlib.Path
+        The T1w image.
+    mask : pathlib.Path
+        A mask or a label map; labels above 0 are brain.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
+    """Find the atlases of a folder, in name order.
+
+    Two layouts are understood, at any depth: BIDS-like pairs (``X_T1w.nii.gz`` and a file
+    ``X[_...]_mask.nii.gz`` or ``X[_...]_dseg.nii.gz`` in the same folder or anywhere else below
+    ``atlas_dir``, such as ``derivatives/``), and plain pairs (``name.nii.gz`` and
+    ``name_mask.nii.gz``). Masks win over label maps, and a ``desc-brain`` mask over others.
+
+    Parameters
+    ----------
+    atlas_dir : path-like
+        The folder of ``--atlas-dir``.
 
     Raises
     ------
-    ScanError
-        When it is no mask, or does not cover the scan's space.
+    UsageError
+        When the folder holds no pair, or a file of one is not there.
     """
-    given, _ = as_mask(without_single_axes(mask_img), "The brain mask")
-    affine = usable_affine(mask_img, "The brain mask").affine
-    ras = nib.as_closest_canonical(nib.Nifti1Image(given.astype(np.uint8), affine))
-    data = np.asarray(ras.dataobj) > 0
-    if ras.shape == img.shape[:3] and np.allclose(ras.affine, img.affine, atol=1e-2):
-        return data
-    to_mask = np.linalg.inv(ras.affine) @ img.affine
-    moved = ndimage.affine_transform(
-        data.astype(np.float32), to_mask, output_shape=img.shape[:3], order=1
+    files = {path.name.split(".nii")[0]: path for path in sorted(Path(atlas_dir).rglob("*.nii*"))}
+    labels = sorted(
+        (stem for stem in files if stem.endswith(("_mask", "_dseg"))),
+        key=lambda stem: (stem.endswith("_dseg"), "_desc-brain_" not in stem, stem),
     )
-    mask: np.ndarray = moved > 0.5
-    if mask.sum() * np.prod(img.header.get_zooms()[:3]) < 0.8 * data.sum() * np.prod(
-        ras.header.get_zooms()[:3]
-    ):
-        raise ScanError(
-            "The brain mask does not lie in the scan's space.",
-            "Give a mask in the T1w scan's own space.",
+    atlases = []
+    for stem in sorted(files.keys() - set(labels)):
+        name = stem.removesuffix("_T1w")
+        if label := next((label for label in labels if _belongs(label, name)), None):
+            atlases.append(Atlas(name, files[stem], files[label]))
+    if not atlases:
+        raise UsageError(
+            f"No atlas was found in {atlas_dir}: {len(files)} NIfTI files were looked at, and "
+            "none has a brain mask of the same name.",
+            "Provide pairs such as sub-01_T1w.nii.gz with sub-01_desc-brain_mask.nii.gz (or a "
+            "_dseg label map, also under derivatives/), or head.nii.gz with head_mask.nii.gz.",
         )
-    return mask
+    for path in (path for atlas in atlases for path in (atlas.image, atlas.mask)):
+        try:
+            check_file(path)
+        except ScanError as error:
+            raise UsageError(f"In --atlas-dir, {error.cause}", error.remedy) from error
+    return sorted(atlases)
 
 
-def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
-    """Refuse a mask that cannot be a brain.
+def _belongs(label: str, name: str) -> bool:
+    """Tell whether a mask's name adds to an image's name only what masks add."""
+    added = label.removeprefix(f"{name}_").removeprefix("T1w_").split("_")
+    return label.startswith(f"{name}_") and all(
+        part.split("-")[0] in MASK_ENTITIES for part in added
+    )
+
+
+def multiatlas_mask(
+    img: nib.Nifti1Image,
+    atlases: Sequence[Atlas],
+    *,
+    n_best: int = 6,
+    seed: int = 42,
+    exclude: Collection[str] = (),
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Brain mask of a whole head by fusing the warped masks of similar atlases.
+
+    The paper's method ([33], MASS) on antspyx: every atlas is registered to the scan by a coarse
+    affine; the most similar ones are then warped by SyN, and their masks vote in each voxel with
+    the weight of their local likeness (locally weighted voting).
+
+    Parameters
+    ----------
+    img : nibabel.Nifti1Image
+        3-D RAS image with skull.
+    atlases : sequence of Atlas
+        From :func:`find_atlases`.
+    n_best : int
+        How many atlases vote.
+    seed : int
+        Seed of the registrations, which run in one thread: the same input gives the same mask.
+    exclude : collection of str
+        Keys of scans (``sub-01_ses-a``): atlases of the same subjects are left out, as an atlas
+        made from the scan itself would vote for its own mask.
+
+    Returns
+    -------
+    mask : numpy.ndarray
+        Boolean mask on the image's grid: one component without holes.
+    record : dict
+        ``n_atlases`` found, ``excluded``, ``used`` (name, similarity and Dice with the fused
+        mask of each voter, best first).
 
     Raises
     ------
     ScanError
-        When its volume lies outside 0.3 to 2.6 litres.
+        When no atlas is left.
     """
-    litres = float(mask.sum() * np.prod(img.header.get_zooms()[:3]) / 1e6)
-    if not 0.3 <= litres <= 2.6:
+    subjects = {key.split("_")[0] for key in exclude}
+    pool = [atlas for atlas in atlases if atlas.name.split("_")[0] not in subjects]
+    if not pool:
         raise ScanError(
-            f"The brain mask holds {litres:.2f} litres, which no brain does.",
-            "Look at the scan, and try another --skull-strip method.",
+            "Every atlas carries the scan's own name.",
+            "Add atlases of other people to --atlas-dir.",
         )
+    coarse, middle, fine = (_prepare(img, mm) for mm in (COARSE_MM, SYN_MM, WORK_MM))
+    ranked, voters = [], []
+    with tempfile.TemporaryDirectory(prefix="multiatlas") as scratch:
+        for n, atlas in enumerate(pool):
+            image, mask, affine = _register(
+                coarse, coarse, atlas, f"{scratch}/{n}_", seed, "Affine", **COARSE_STEPS
+            )
+            likeness = local_correlation(np.asarray(coarse.dataobj), image, 1.0)[mask > 0.25]
+            ranked.append((float(likeness.mean()) if likeness.size else -1.0, atlas, affine[0]))
+        ranked = sorted(ranked, key=lambda item: (-item[0], item[1].name))[:n_best]
+        for n, (_, atlas, start) in enumerate(ranked):
+            image, mask, _ = _register(
+                middle, fine, atlas, f"{scratch}/syn{n}_", seed, "SyNOnly",
+                initial_transform=start, reg_iterations=SYN_ITERATIONS,
+            )  # fmt: skip
+            voters.append((image, mask))
+    share = fuse(np.asarray(fine.dataobj), voters, PATCH_MM / WORK_MM)
+    native = resample_from_to(nib.Nifti1Image(share, fine.affine), img, order=1)
+    brain = ndimage.binary_fill_holes(largest_component(np.asarray(native.dataobj) > 0.5))
+    return np.asarray(brain), {
+        "n_atlases": len(atlases),
+        "excluded": len(atlases) - len(pool),
+        "used": [
+            {
+                "name": atlas.name,
+                "similarity": round(similarity, 4),
+                "dice": round(dice(vote > 0.5, share > 0.5), 4),
+            }
+            for (similarity, atlas, _), (_, vote) in zip(ranked, voters, strict=True)
+        ],
+    }
+
+
+def fuse(
+    target: np.ndarray, voters: Sequence[tuple[np.ndarray, np.ndarray]], sigma: float
+) -> np.ndarray:
+    """Let warped masks vote in each voxel with the weight of their image's local likeness.
+
+    Parameters
+    ----------
+    target : numpy.ndarray
+        The scan.
+    voters : sequence of (image, mask)
+        Warped atlases on the scan's grid, masks in [0, 1].
+    sigma : float
+        Standard deviation of the patches, in voxels.
+
+    Returns
+    -------
+    numpy.ndarray
+        Weighted mean of the masks, in [0, 1].
+    """
+    likeness = [local_correlation(target, image, sigma) for image, _ in voters]
+    weights = [np.clip(alike, 0.01, 1) ** SHARPNESS for alike in likeness]
+    return np.asarray(np.average([mask for _, mask in voters], axis=0, weights=weights))
+
+
+def _register(
+    fixed: nib.Nifti1Image,
+    grid: nib.Nifti1Image,
+    atlas: Atlas,
+    prefix: str,
+    seed: int,
+    transform: str,
+    **steps: Any,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Register an atlas to a scan; return its image and mask on a grid, and the transforms."""
+    head, label = load_t1w(atlas.image)[0], nib.as_closest_canonical(load_image(atlas.mask)[0])
+    mask, _ = as_mask(np.asarray(label.dataobj), f"The mask of the atlas {atlas.name}")
+    brain = nib.Nifti1Image(mask.astype(np.uint8), label.affine)
+    target, moving = (to_ants(img) for img in (fixed, _prepare(head, _zoom(fixed))))
+    import ants
+
+    ants.config.set_ants_deterministic(True, seed)
+    found = ants.registration(target, moving, transform, outprefix=prefix, **steps)
+    transforms = found["fwdtransforms"]
+    image, vote = (
+        ants.apply_transforms(to_ants(grid), to_ants(img), transforms).numpy()
+        for img in (_prepare(head, _zoom(grid)), downsample(brain, _zoom(grid)))
+    )
+    return image, vote, transforms
+
+
+def _zoom(img: nib.Nifti1Image) -> float:
+    return float(voxel_sizes(img.affine).min())
+
+
+def _prepare(img: nib.Nifti1Image, target_mm: float) -> nib.Nifti1Image:
+    """Bring a RAS image to coarser voxels, with values in [0, 1] and no bright outliers."""
+    coarse = downsample(img, target_mm)
+    data = np.asarray(coarse.dataobj)
+    low, high = np.percentile(data, (1, 99.5))
+    return nib.Nifti1Image(np.clip((data - low) / ((high - low) or 1), 0, 1), coarse.affine)

@@ -1,4 +1,4 @@
-"""Look at a T1w file before anything is computed from it."""
+"""Look at a scan's file before anything is computed from it, and bring the scan to RAS."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ import gzip
 import zlib
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel import affines
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy.spatial import ConvexHull, QhullError
+from scipy import ndimage
 
-from bids_harmony.anat.background import background_value, find_padding, lift, surrounding
-from bids_harmony.anat.geometry import (
-    REMEDY,
-    in_mm,
-    open_image,
-    usable_affine,
-    without_single_axes,
-)
+from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError
 from bids_harmony.text import pointer
 
-MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 8.0
-#: A brain is longer than this in every direction, and no field of view than the other.
-MIN_EXTENT_MM, MAX_EXTENT_MM = 80.0, 700.0
-MAX_VOXELS = 2**28
-MAX_NONFINITE = 0.01
-#: Beyond this a value is as good as infinite: sums of squares would overflow.
-MAX_VALUE = 1e15
-#: Bytes that may follow an image in its file: some programs write something there.
-MAX_SURPLUS = 2**24
-MAX_FILE = 8 * MAX_VOXELS + MAX_SURPLUS
-DIRECTIONS = {"R": "left to right", "A": "back to front", "S": "bottom to top"}
+#: What nibabel raises for files that it cannot read.
+READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError,
+               zlib.error)  # fmt: skip
+#: Voxel sizes of any image of a head, and how far from the origin positions keep their digits.
+MIN_ZOOM_MM, MAX_ZOOM_MM, MAX_ORIGIN_MM = 0.1, 12.0, 1e5
+#: A brain is longer than this in every direction.
+MIN_EXTENT_MM = 80.0
+#: A sform and a qform that differ more are remarked upon.
+MAX_SHIFT_MM = 1.0
+#: Volume of a voxel, as a share of the box with its edges' lengths, below which axes coincide.
+MIN_VOLUME = 0.1
+#: Share of the head's voxels that may be NaN, infinite, or so large that squares overflow.
+MAX_NONFINITE, MAX_VALUE = 0.01, 1e15
+#: Share of the voxels that padding holds at least, and that may be below 0 by ringing alone.
+MIN_PADDING, MAX_NEGATIVE = 0.001, 0.01
+#: Voxels of a scan, and bytes that may follow them in its file: some programs write there.
+MAX_VOXELS, MAX_SURPLUS = 2**28, 2**24
+REMEDY = "Correct the header's voxel size and affine (for example by converting it again)."
+CONVERT = "The file is damaged or not what it seems: convert or download it again."
+
+
+class Geometry(NamedTuple):
+    """The affine of an image, the qform and sform codes of its header, and what was wrong."""
+
+    affine: np.ndarray
+    codes: tuple[int | None, int | None]
+    notes: list[str]
 
 
 def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
@@ -65,150 +74,74 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     path = Path(path)
     name = path.name
     check_file(path)
-    try:
-        img = open_image(path)
-        shape = tuple(int(n) for n in img.shape)
-        if np.prod(shape, dtype=float) > MAX_VOXELS:
-            raise ScanError(
-                f"{name} claims {' x '.join(map(str, shape))} voxels.",
-                "Check how it was converted: no T1w scan is this large.",
-            )
-        _check_integrity(path, _claimed_bytes(img))
-        data = without_single_axes(img)
-    except ScanError:
-        raise
-    except (
-        ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
-    ) as error:  # fmt: skip
-        raise ScanError(
-            f"{name} cannot be read ({_first_line(error)}).",
-            "The file is damaged, incomplete or not a NIfTI image: convert or download it again.",
-        ) from error
-    if np.iscomplexobj(data) or data.dtype.fields:
-        raise ScanError(f"{name} is not a grey-scale image.", "Provide a magnitude T1w image.")
-    if data.ndim != 3 or min(data.shape) < 2:
-        raise ScanError(
-            f"{name} is not a 3-D volume (its shape is {' x '.join(map(str, shape))}).",
-            "Provide one 3-D T1w volume per file.",
-        )
-
+    img, data = _read(path)
     affine, codes, notes = usable_affine(img, name)
-    zooms = affines.voxel_sizes(affine)
-    extent = zooms * data.shape
-    possible = zooms.min() >= MIN_ZOOM_MM and zooms.max() <= MAX_ZOOM_MM
-    if not possible or extent.max() > MAX_EXTENT_MM:
-        raise ScanError(
-            f"{name} has an impossible geometry: voxels of {in_mm(zooms)} mm in a field of view "
-            f"of {in_mm(extent)} mm.",
-            REMEDY,
-        )
-    _check_coverage(np.ones(data.shape, dtype=bool), affine, name)
-
     data = data.astype(np.float32)
     # Of the values, so that an image is known again in a file that was compressed in another way.
     voxels = sha256(f"{data.shape}".encode() + data.tobytes()).hexdigest()
     bad = ~(np.abs(data) < MAX_VALUE)
     n_nonfinite = int(bad.sum())
-    outside = surrounding(bad) if n_nonfinite > MAX_NONFINITE * data.size else np.zeros_like(bad)
-    n_inside = n_nonfinite - int(outside.sum())
-    if n_inside > MAX_NONFINITE * (data.size - outside.sum()):
-        raise ScanError(
-            f"{n_inside / (data.size - outside.sum()):.1%} of the voxels of {name} that are not "
-            "background are NaN or infinite.",
-            "Find the processing step that made them, and provide the scan from before it.",
-        )
-    if n_nonfinite:
-        data[bad] = 0
-    if n_inside:
-        notes.append(f"{n_inside} voxels were NaN or infinite and were set to 0")
-    if outside.any():
-        notes.append(
-            f"{int(outside.sum())} voxels around the brain were NaN or infinite and were set to "
-            "0, as background"
-        )
-    padding, constants = find_padding(data, outside)
-    outside |= padding
-    for value in constants:
-        notes.append(
-            f"the value {value:g} outside the field of view was taken as padding and set to 0"
-        )
-    scanned = data[~outside]
+    background = _replace_nonfinite(data, bad, name, notes)
+    padding = find_padding(data, background)
+    notes += [f"the value {value:g} outside the field of view was taken as padding and set to 0"
+              for value in padding]  # fmt: skip
+    background |= np.isin(data, padding)
+    scanned = data[~background]
     if not scanned.size or scanned.max() == scanned.min():
         raise ScanError(
             f"All voxels of {name} have the same value.", "Convert or download the scan again."
         )
     # What follows takes 0 for the background, so that tissue must lie above it.
-    data, added = lift(data, outside)
+    data, added = lift(data, background)
     if added:
         notes.append(f"intensities below 0 were found; {added:.4g} was added to all")
     # Where the faces hold no constant (None), everything was scanned.
-    _check_coverage(data != background_value(data), affine, name)
+    _check_coverage(data != _background_value(data), affine, name)
 
     clean = nib.Nifti1Image(data, affine)
     clean.set_qform(affine, 1)
     clean.set_sform(affine, 1)
-    ras = nib.as_closest_canonical(clean)
     oblique = float(np.rad2deg(np.max(affines.obliquity(affine))))
     if oblique > 20:
         notes.append(f"the scan is oblique by {oblique:.0f} degrees")
-    record = {
+    return nib.as_closest_canonical(clean), {
         "shape": [int(n) for n in data.shape],
-        "voxel_size_mm": [round(float(z), 4) for z in zooms],
+        "voxel_size_mm": [round(float(z), 4) for z in affines.voxel_sizes(affine)],
         "orientation": "".join(nib.aff2axcodes(affine)),
         "obliquity_deg": round(oblique, 2),
         "qform_code": codes[0],
         "sform_code": codes[1],
         "nonfinite_voxels": n_nonfinite,
-        "padding": constants,
+        "padding": padding,
         "voxels_sha256": voxels,
         "notes": notes,
     }
-    return ras, record
 
 
-def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
-    """Refuse a slab.
+def load_image(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
+    """Open a 3-D image with its usable affine; trailing axes of one are dropped.
+
+    Parameters
+    ----------
+    path : path-like
+        Any format that nibabel knows.
+
+    Returns
+    -------
+    img : nibabel.Nifti1Image
+        Its data as they are stored.
+    notes : list of str
+        What was wrong with the header.
 
     Raises
     ------
     ScanError
-        When what was scanned is too thin for a brain in some direction.
+        When the header gives no usable affine. What nibabel raises passes.
     """
-    short = []
-    for axis, code in enumerate(nib.aff2axcodes(affine, (("R", "R"), ("A", "A"), ("S", "S")))):
-        along = np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis})))
-        length = (
-            (along[-1] + 1 - along[0]) * affines.voxel_sizes(affine)[axis] if along.size else 0
-        )
-        if length < MIN_EXTENT_MM:
-            short.append(f"{length:.0f} mm from {DIRECTIONS[code]}")
-    if not short and (length := _thickness(scanned, affine)) < MIN_EXTENT_MM:
-        short.append(f"{length:.0f} mm across an oblique slab")
-    if short:
-        raise ScanError(
-            f"{name} covers a part of the head only: {' and '.join(short)}, where at least "
-            f"{MIN_EXTENT_MM:.0f} mm are needed.",
-            "Provide a scan of the whole head.",
-        )
-
-
-def _thickness(scanned: np.ndarray, affine: np.ndarray) -> float:
-    """Length in mm of what was scanned in the direction, oblique or not, where it is shortest."""
-    columns = scanned.any(axis=2)
-    first = scanned.argmax(axis=2)[columns]
-    end = scanned.shape[2] - scanned[..., ::-1].argmax(axis=2)[columns]
-    where = np.argwhere(columns)
-    ends = np.vstack([np.column_stack([where, along]) for along in (first, end)])
-    try:
-        hull = ConvexHull(ends @ affine[:3, :3].T)
-    except QhullError:  # a flat set of voxels
-        return 0.0
-    a, b, c = hull.points[hull.simplices].transpose(1, 0, 2)
-    # The flat sides of a slab are among the largest of its hull.
-    largest = np.argsort(np.linalg.norm(np.cross(b - a, c - a), axis=1))[-500:]
-    sides = hull.equations[largest]
-    across = hull.points[hull.vertices] @ sides[:, :3].T + sides[:, 3]
-    return float(-across.min(axis=0).max())
+    img = nib.load(path)
+    affine, _, notes = usable_affine(img, Path(path).name)
+    data = img.dataobj if img.ndim == 3 else _without_single_axes(img)
+    return nib.Nifti1Image(data, affine, dtype=img.get_data_dtype()), notes
 
 
 def check_file(path: Path) -> None:
@@ -218,53 +151,228 @@ def check_file(path: Path) -> None:
     ------
     ScanError
     """
-    name = path.name
-    if not path.exists():
-        if path.is_symlink():
-            raise ScanError(
-                f"{name} is a broken link: its content is not present.",
-                "If the dataset is a DataLad or git-annex dataset, run `datalad get` on it.",
-            )
-        raise ScanError(f"{name} does not exist.", "Check the dataset.")
-    if not path.is_file():
-        # Reading a pipe would wait for ever.
-        raise ScanError(f"{name} cannot be read (it is not a file).", "Check the dataset.")
+    fault, remedy = "", "Check the dataset, and how it was converted."
     if why := pointer(path):
         cause, _, command = why.partition(": run ")
-        raise ScanError(f"{name} is no image: {cause}.", f"Run {command}, then the same again.")
-    if (size := path.stat().st_size) > MAX_FILE:
+        fault = f"is no image: {cause}"
+        remedy = f"Run {command}, then the same again." if command else remedy
+    elif not path.exists():
+        fault = "does not exist"
+    elif not path.is_file():  # reading a pipe would wait for ever
+        fault = "cannot be read (it is not a file)"
+    elif (size := path.stat().st_size) > 8 * MAX_VOXELS + MAX_SURPLUS:
+        fault = f"has {size / 1e9:.1f} GB, which no T1w scan has"
+    if fault:
+        raise ScanError(f"{path.name} {fault}.", remedy)
+
+
+def _read(path: Path) -> tuple[Any, np.ndarray]:
+    """Read an image to its end, and its data, a 3-D array of real numbers."""
+    try:
+        img = nib.load(path)
+        shape = " x ".join(map(str, img.shape))
+        n_voxels = np.prod(img.shape, dtype=float)
+        if n_voxels > MAX_VOXELS:
+            raise OverflowError(f"it claims {shape} voxels")
+        if path.suffix == ".gz":
+            _unpack(path, n_voxels * img.get_data_dtype().itemsize + MAX_SURPLUS)
+        data = _without_single_axes(img)
+    except READ_ERRORS as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ScanError(f"{path.name} cannot be read ({first}).", CONVERT) from error
+    if np.iscomplexobj(data) or data.dtype.fields or data.ndim != 3 or min(data.shape) < 2:
         raise ScanError(
-            f"{name} has {size / 1e9:.1f} GB, which no T1w scan has.",
-            "Check how it was converted.",
+            f"{path.name} is not a 3-D volume of grey values (its shape is {shape}, of "
+            f"{data.dtype.name}).",
+            "Provide one magnitude 3-D T1w volume per file.",
         )
+    return img, data
 
 
-def _claimed_bytes(img: Any) -> float:
-    """Bytes that the file of an image has by its header."""
-    itemsize = img.get_data_dtype().itemsize
-    return float(getattr(img.dataobj, "offset", 0) + itemsize * np.prod(img.shape, dtype=float))
+def _unpack(path: Path, limit: float) -> None:
+    """Read a gzip file to its end, where its checksum is: nibabel stops before."""
+    n_bytes = 0
+    with gzip.open(path) as file:
+        while part := file.read(2**20):
+            n_bytes += len(part)
+            if n_bytes > limit:
+                raise OverflowError("it unpacks to more than its header claims")
 
 
-def _check_integrity(path: Path, claimed: float) -> None:
-    """Read a gzip file to its end, where its checksum is: nibabel stops before.
+def _without_single_axes(img: Any) -> np.ndarray:
+    """Read an image's data without axes of one behind the third."""
+    data: np.ndarray = np.asanyarray(img.dataobj)
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    return data
+
+
+def usable_affine(img: Any, name: str) -> Geometry:
+    """Choose the affine of an image: its sform if that makes sense, otherwise its qform.
+
+    Parameters
+    ----------
+    img : nibabel image
+        As loaded.
+    name : str
+        The file's name, for messages.
 
     Raises
     ------
     ScanError
-        When the file goes on for much longer than its header claims.
+        When neither form is set or neither makes sense.
     """
-    if path.suffix == ".gz":
-        n_bytes = 0
-        with gzip.open(path) as file:
-            while part := file.read(2**20):
-                n_bytes += len(part)
-                if n_bytes > claimed + MAX_SURPLUS:
-                    raise ScanError(
-                        f"{path.name} unpacks to more than the {claimed / 1e6:.1f} MB of its "
-                        "header.",
-                        "The file is damaged or not what it seems: convert or download it again.",
-                    )
+    codes: tuple[int | None, int | None] = (None, None)
+    if not hasattr(img, "get_qform"):  # another format than NIfTI
+        forms = {"affine": np.asarray(img.affine, dtype=float)}
+    else:
+        codes = int(img.header["qform_code"]), int(img.header["sform_code"])
+        forms = {"sform": img.get_sform()} if codes[1] else {}
+        try:
+            forms |= {"qform": img.get_qform()} if codes[0] else {}
+        except (HeaderDataError, ValueError):  # its quaternion is not a rotation
+            forms["qform"] = np.full((4, 4), np.nan)
+    if not forms:
+        raise ScanError(
+            f"{name} has neither sform nor qform, so left and right cannot be told apart.",
+            "Convert it again from DICOM, or set its orientation (for example with fslorient).",
+        )
+    faults = {form: fault for form, matrix in forms.items() if (fault := _fault(matrix))}
+    usable = [form for form in forms if form not in faults]
+    if not usable:
+        why = ", and ".join(f"the {form} {fault}" for form, fault in faults.items())
+        raise ScanError(f"{name} has an impossible geometry: {why}.", REMEDY)
+    notes = [f"the {form} {fault}; the {usable[0]} was used" for form, fault in faults.items()]
+    if len(usable) == 2:
+        corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(img.shape[:3]) - 1)
+        ends = [affines.apply_affine(matrix, corners) for matrix in forms.values()]
+        if (shift := np.abs(ends[0] - ends[1]).max()) >= MAX_SHIFT_MM:
+            notes.append(f"sform and qform disagree by {shift:.1f} mm; the sform was used")
+    return Geometry(np.asarray(forms[usable[0]], dtype=float), codes, notes)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _fault(affine: np.ndarray) -> str:
+    """Say what makes a matrix useless as an affine; nothing if it is one."""
+    if not np.isfinite(affine).all():
+        return "is not a valid affine: it is not finite or not a rotation"
+    sizes = affines.voxel_sizes(affine)
+    if sizes.min() < MIN_ZOOM_MM or sizes.max() > MAX_ZOOM_MM:
+        return f"has voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
+    if abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
+        return "is not a valid affine: it is singular"
+    if (away := np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
+        return f"puts the scan {away / 1000:.3g} m away"
+    return ""
+
+
+def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
+    """Refuse a slab: what was scanned is too thin for a brain in some direction."""
+    where = [np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    n_voxels = [np.ptp(along) + 1 if along.size else 0 for along in where]
+    lengths = n_voxels * affines.voxel_sizes(affine)
+    if lengths.min() < MIN_EXTENT_MM:
+        covered = " x ".join(f"{length:.0f}" for length in lengths)
+        raise ScanError(
+            f"{name} covers a part of the head only: {covered} mm, where {MIN_EXTENT_MM:.0f} mm "
+            "are needed in every direction.",
+            "Provide a scan of the whole head.",
+        )
+
+
+def _replace_nonfinite(
+    data: np.ndarray, bad: np.ndarray, name: str, notes: list[str]
+) -> np.ndarray:
+    """Set bad voxels to 0 in place; return a mask of those that surround the head or brain."""
+    around = np.zeros_like(bad)
+    if bad.mean() > MAX_NONFINITE:
+        head = largest_component(~bad)
+        if head.mean() > MAX_NONFINITE and head.sum() > 0.9 * np.sum(~bad):
+            around = _at_border(bad)  # around one head, and not through it
+    n_inside = int(np.sum(bad & ~around))
+    if (share := n_inside / np.sum(~around)) > MAX_NONFINITE:
+        raise ScanError(
+            f"{share:.1%} of the voxels of {name} that are not background are NaN or infinite.",
+            "Find the processing step that made them, and provide the scan from before it.",
+        )
+    data[bad] = 0
+    if n_inside:
+        notes.append(f"{n_inside} voxels were NaN or infinite and were set to 0")
+    if around.any():
+        n = around.sum()
+        notes.append(f"{n} voxels around the brain were NaN or infinite and were set to 0")
+    return around
+
+
+def find_padding(data: np.ndarray, background: np.ndarray) -> list[float]:
+    """Find constants that were put where the field of view ends, such as -1000 or 65535.
+
+    Padding is a value in the volume's corners that many voxels hold and that lies farther from
+    all others than these lie apart. So is one below 0 in a scan that has no other values there.
+    The constant background of standardized scans is neither.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        3-D, finite.
+    background : numpy.ndarray
+        Boolean: voxels known as background, which have no say.
+    """
+    corners = np.ix_(*[(0, -1)] * 3)
+    constants = [
+        value
+        for value in np.unique(data[corners][~background[corners]])
+        if value != 0 and np.mean(data == value) >= MIN_PADDING
+    ]
+    rest = data[~(np.isin(data, constants) | background)]
+    if not constants or not rest.size:
+        return []
+    low, high = np.percentile(rest, (0.1, 99.9))
+    positive = np.mean(rest < 0) <= MAX_NEGATIVE
+    return [
+        float(value)
+        for value in constants
+        if (value < 0 and positive) or max(low - value, value - high) > high - low
+    ]
+
+
+def lift(data: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float]:
+    """Bring standardized intensities above 0, which is the background in all that follows.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        3-D, finite.
+    background : numpy.ndarray
+        Boolean: voxels that are background whatever they hold.
+
+    Returns
+    -------
+    lifted : numpy.ndarray
+        The background 0, nothing below it.
+    added : float
+        What was added to all intensities: 0 where next to none was below 0.
+    """
+    if np.mean(data[~background] < 0) <= MAX_NEGATIVE:
+        return np.where(background, 0, data), 0.0
+    value = _background_value(data)
+    surround = _at_border(data == value) & ~background
+    # A percentile, as single voxels may lie far below all others.
+    lowest = float(np.percentile(data[~(background | surround)], 0.1))
+    if value is not None and surround.any():
+        if value > lowest:  # standardized within the brain alone
+            background = background | surround
+        else:
+            lowest = value
+    return np.where(background, 0, np.maximum(data - lowest, 0)), -lowest
+
+
+def _background_value(data: np.ndarray) -> float | None:
+    """Find the value that most voxels on a volume's faces hold, if one does."""
+    faces = np.concatenate([data.take(i, axis).ravel() for axis in range(3) for i in (0, -1)])
+    values, counts = np.unique(faces, return_counts=True)
+    return float(values[counts.argmax()]) if counts.max() >= 0.5 * counts.sum() else None
+
+
+def _at_border(mask: np.ndarray) -> np.ndarray:
+    """Keep what is connected to the volume's faces."""
+    return np.asarray(~ndimage.binary_fill_holes(~mask))

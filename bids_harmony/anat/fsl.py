@@ -18,9 +18,8 @@ OPTIONS = {
     "bet": ("--skull-strip bet", "--skull-strip deepbet"),
     "flirt": ("--registration flirt", "--registration ants"),
 }
-#: What the script ``bet`` calls below FSLDIR, and with ``-R`` of Unix.
+#: What the script ``bet`` calls below FSLDIR.
 BET_CALLS = ("bet2", "imtest", "remove_ext", "fslval", "fslstats")
-BET_UNIX = ("dc",)
 
 
 def check_programs(names: Iterable[str]) -> None:
@@ -40,49 +39,36 @@ def check_programs(names: Iterable[str]) -> None:
         if lack := _lacks(name):
             asked, instead = OPTIONS[name]
             raise MissingProgramError(
-                f"{asked} needs FSL's program {name}, which {lack[0]}.",
-                f"{lack[1]}, or use {instead}.",
+                f"{asked} needs FSL's program {name}, which {lack}.",
+                f"Install FSL and source its setup (etc/fslconf/fsl.sh), or use {instead}.",
             )
 
 
-def _lacks(name: str) -> tuple[str, str] | None:
-    """Say what keeps a program from running, and what to do about it; None where it can run."""
-    install = "Install FSL (and source its setup)"
+def _lacks(name: str) -> str:
+    """Say what keeps a program from running; nothing where it can run."""
     if shutil.which(name) is None:
-        return "is not on the PATH", install
-    if name != "bet":
-        return None
+        return "is not on the PATH"
     folder = os.environ.get("FSLDIR", "")
+    if name != "bet":
+        return ""
     if not folder:
-        return "needs FSLDIR, and that is not set", "Source FSL's setup (etc/fslconf/fsl.sh)"
-    if not Path(folder).is_absolute():  # each scan's programs run in a folder of their own
-        return f"cannot run with a relative FSLDIR ({folder})", "Give FSLDIR its whole path"
+        return "needs FSLDIR, and that is not set"
     if re.search(r"[\s*?\[]", folder):
-        return f"breaks at a space or wildcard in FSLDIR ({folder})", "Install FSL elsewhere"
+        return f"breaks at a space or wildcard in FSLDIR ({folder})"
     calls = [str(Path(folder, "bin", call)) for call in BET_CALLS]
-    if absent := [call for call in calls if shutil.which(call) is None]:
-        return f"calls {', '.join(absent)}: not there", f"{install}, check FSLDIR"
-    if absent := [call for call in BET_UNIX if shutil.which(call) is None]:
-        return f"calls the Unix program {absent[0]}: not on the PATH", f"Install {absent[0]}"
-    return None
+    absent = [call for call in (*calls, "dc") if shutil.which(call) is None]
+    return f"calls {', '.join(absent)}: not there" if absent else ""
 
 
 def fsl_version() -> str:
-    """Read FSL's version from where it is installed, starting none of its programs.
-
-    Parts of FSL that were installed by conda alone have no version in common: theirs are given.
-    """
+    """Read FSL's version from where it is installed, starting none of its programs."""
     flirt = shutil.which("flirt")
-    folder = Path(
-        os.environ.get("FSLDIR") or (Path(flirt).resolve().parents[1] if flirt else "/nowhere")
-    )
+    beside = Path(flirt).resolve().parents[1] if flirt else "/nowhere"
     try:
-        lines = (folder / "etc" / "fslversion").read_text(errors="replace").split()
-    except OSError:
-        lines = []
-    found = (re.fullmatch(r"fsl-(bet2|flirt)-([^-]+)-[^-]+", path.stem)
-             for path in sorted((folder / "conda-meta").glob("fsl-*.json")))  # fmt: skip
-    return lines[0] if lines else ", ".join(f"{m[1]} {m[2]}" for m in found if m) or "unknown"
+        file = Path(os.environ.get("FSLDIR") or beside) / "etc" / "fslversion"
+        return file.read_text(errors="replace").split()[0]
+    except (OSError, IndexError):
+        return "unknown"
 
 
 def bet_interface() -> Any:
@@ -115,8 +101,8 @@ def _common() -> dict[str, Any]:
 
 def fsl_to_itk(
     matrix: str | Path, moving: str | Path, reference: str | Path, out_file: str | Path
-) -> Path:
-    """Convert FLIRT's matrix to an ITK text transform.
+) -> None:
+    """Convert FLIRT's matrix to an ITK text transform, from ``moving`` to ``reference``.
 
     FLIRT's matrix maps scaled voxel coordinates, flipped where an image is stored right to
     left; nitransforms knows both images' grids and undoes that.
@@ -130,11 +116,6 @@ def fsl_to_itk(
     out_file : path-like
         ITK text transform to write (``.txt``).
 
-    Returns
-    -------
-    pathlib.Path
-        ``out_file``. The transform takes images from ``moving`` to ``reference``.
-
     Raises
     ------
     ScanError
@@ -143,21 +124,14 @@ def fsl_to_itk(
     import nitransforms as nt
 
     try:
-        lines = Path(matrix).read_text(encoding="utf-8").splitlines()
-        values = np.array([row for line in lines if (row := line.split())], dtype=float)
-    except ValueError as error:
-        raise ScanError(
-            f"FLIRT's matrix cannot be read ({error}).", "Try --registration ants."
-        ) from error
-    if (
-        values.shape != (4, 4)
-        or not np.isfinite(values).all()
-        or abs(np.linalg.det(values)) < 1e-6
-    ):
+        values = np.loadtxt(matrix, ndmin=2)
+        invertible = values.shape == (4, 4) and abs(np.linalg.det(values)) >= 1e-6
+    except ValueError:
+        invertible = False
+    if not invertible:
         raise ScanError(
             "FLIRT did not find an invertible transform.",
             "Look at the brain mask, or try --registration ants.",
         )
     affine = nt.linear.load(str(matrix), fmt="fsl", reference=str(reference), moving=str(moving))
     affine.to_filename(str(out_file), fmt="itk")
-    return Path(out_file)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-from bids_harmony.anat.geometry import load_image
+from bids_harmony.anat.check import load_image
 from bids_harmony.errors import UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
@@ -17,8 +17,7 @@ DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
 DEEP_GREY_MM = ((-34.0, 34.0), (-36.0, 24.0), (-12.0, 22.0))
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """A template on one grid.
 
     Attributes
@@ -62,16 +61,12 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
 
         t1w = datasets.load_mni152_template(resolution=resolution)
         mask = datasets.load_mni152_brain_mask(resolution=resolution).get_fdata() > 0
-        tissues = {
-            "gm": datasets.load_mni152_gm_template(resolution=resolution),
-            "wm": datasets.load_mni152_wm_template(resolution=resolution),
-        }
-        return Template(
-            label=DEFAULT_TEMPLATE,
-            t1w=_masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine),
-            mask=mask,
-            tissues={k: v.get_fdata(dtype=np.float32) for k, v in tissues.items()},
+        gm, wm = (
+            load(resolution=resolution).get_fdata(dtype=np.float32)
+            for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
         )
+        brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
+        return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
     from nibabel.processing import resample_to_output
 
     try:
@@ -88,12 +83,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         )
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)
-    return Template(
-        label=template_label(path),
-        t1w=_masked(data, data > 0, img.affine),
-        mask=data > 0,
-        tissues={},
-    )
+    return Template(template_label(path), _masked(data, data > 0, img.affine), data > 0, {})
 
 
 def deep_grey(template: Template) -> np.ndarray | None:
@@ -110,12 +100,11 @@ def deep_grey(template: Template) -> np.ndarray | None:
     """
     if "gm" not in template.tissues:
         return None
-    weight, affine = template.tissues["gm"].astype(np.float32), template.t1w.affine
-    for axis, (low, high) in enumerate(DEEP_GREY_MM):
-        mm = affine[axis, 3] + affine[axis, axis] * np.arange(weight.shape[axis])
-        inside = (mm >= low) & (mm <= high)
-        weight *= inside.reshape([-1 if a == axis else 1 for a in range(3)])
-    return np.asarray(weight)
+    affine, grey = template.t1w.affine, template.tissues["gm"].astype(np.float32)
+    mm = [affine[a, 3] + affine[a, a] * np.arange(n) for a, n in enumerate(grey.shape)]
+    inside = [(low <= x) & (x <= high) for x, (low, high) in zip(mm, DEEP_GREY_MM, strict=True)]
+    box = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+    return np.where(box, grey, 0).astype(np.float32)
 
 
 def template_label(path: str | None) -> str:
@@ -128,9 +117,9 @@ def template_label(path: str | None) -> str:
     """
     if path is None:
         return DEFAULT_TEMPLATE
-    first = Path(path).name.split("_")[0]
-    label = first.removeprefix("tpl-").split(".")[0] if first.startswith("tpl-") else ""
-    return label if label.isalnum() else "custom"
+    first = Path(path).name.split("_")[0].split(".")[0]
+    label = first.removeprefix("tpl-")
+    return label if label != first and label.isalnum() else "custom"
 
 
 def _masked(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

@@ -17,7 +17,7 @@ from bids_harmony.evaluation.statistics import fit_line
 from bids_harmony.evaluation.tables import PRIMARY
 from bids_harmony.evaluation.unit import Study
 from bids_harmony.files import write_json, write_text
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports.drawing import scatter_figure, svg_text
 from bids_harmony.training.harmonizer import HARMONIZED
 

@@ -18,26 +18,17 @@ from bids_harmony.interfaces import base
 
 
 class CheckT1w(base.Step):
-    """Refuse an unusable scan, and conform a usable one to RAS.
-
-    ``in_file`` may be anything at all; ``orientation`` are the axes of the scan as it is stored.
-    """
+    """Refuse an unusable scan, and conform a usable one to RAS; ``in_file`` may be anything."""
 
     takes = base.fields(in_file=base.TEXT)
-    leaves = base.fields(
-        out_file=base.OPTIONAL_FILE, record=traits.Dict(), orientation=traits.Str()
-    )
+    leaves = base.fields(out_file=base.OPTIONAL_FILE, record=traits.Dict())
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Check the scan."""
         from bids_harmony.anat.check import load_t1w
 
         img, record = load_t1w(given.in_file)
-        return {
-            "out_file": base.save_image(img, folder / "t1w.nii"),
-            "record": record,
-            "orientation": record["orientation"],
-        }
+        return {"out_file": base.save_image(img, folder / "t1w.nii"), "record": record}
 
 
 class BrainMask(base.Step):
@@ -65,7 +56,7 @@ class BrainMask(base.Step):
         elif method == "deepbet":
             mask = brain.deepbet_mask(img)
         else:
-            from bids_harmony.anat.multiatlas import find_atlases, multiatlas_mask
+            from bids_harmony.anat.brain import find_atlases, multiatlas_mask
 
             mask, record = multiatlas_mask(
                 img,
@@ -92,7 +83,6 @@ class ConformMask(base.Step):
         in_mask=File(mandatory=True),  # perhaps not fetched yet
         method=base.TEXT,
         record=traits.Dict(value={}, usedefault=True),
-        orientation=traits.Str("RAS", usedefault=True),
     )
     leaves = BrainMask.leaves
 
@@ -102,7 +92,7 @@ class ConformMask(base.Step):
 
         img, path = nib.load(given.in_file), Path(given.in_mask)
         try:
-            mask, record = brain.given_mask(path, img, given.orientation)
+            mask, record = brain.given_mask(path, img)
         except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
             raise ScanError(
                 f"The brain mask {path.name} cannot be read ({why_unread(path, error)}).",
@@ -172,7 +162,8 @@ class FlirtToITK(base.Step):
         """Convert the matrix."""
         from bids_harmony.anat.fsl import fsl_to_itk
 
-        out = fsl_to_itk(given.in_matrix, given.moving, given.reference, folder / "affine.txt")
+        out = folder / "affine.txt"
+        fsl_to_itk(given.in_matrix, given.moving, given.reference, out)
         return {"out_xfm": str(out), "record": {"method": "flirt", **given.record}}
 
 
@@ -193,7 +184,7 @@ class Normalize(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Resample, mask and scale."""
-        from bids_harmony.anat.normalize import normalize_scan
+        from bids_harmony.anat.affine import normalize_scan
 
         result = normalize_scan(
             nib.load(given.in_file),
@@ -222,10 +213,10 @@ class RestoreOrientation(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Turn the image back."""
-        from bids_harmony.anat.geometry import open_image, usable_affine
+        from bids_harmony.anat.check import usable_affine
 
         original = Path(given.original)
-        stored = usable_affine(open_image(original), original.name).affine
+        stored = usable_affine(nib.load(original), original.name).affine
         out = base.like_stored(nib.load(given.in_file), stored)
         return {"out_file": base.save_image(out, folder / "original_axes.nii.gz")}
 
@@ -242,8 +233,8 @@ class MeasureScan(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Measure and describe."""
-        from bids_harmony.qc.limits import check_registration
         from bids_harmony.qc.metrics import scan_metrics
+        from bids_harmony.qc.reference import check_registration
         from bids_harmony.sites.descriptors import describe
 
         template, native = base.template_of(given), nib.load(given.t1w_ras)

@@ -60,7 +60,7 @@ class Guard(base.Step):
         from bids_harmony.anat.template import deep_grey, load_template
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.qc.guard import describe_change, guard_record, measure
-        from bids_harmony.qc.histogram import reference_distances
+        from bids_harmony.qc.reference import reference_distances
 
         bundle = load_bundle(Path(given.bundle))
         affine = nib.load(given.raw).affine

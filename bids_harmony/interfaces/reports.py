@@ -58,7 +58,7 @@ class ScanFigures(base.Step):
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Draw them; there is none of predictions without a brain age, or of metrics unknown."""
         from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.qc.histogram import brain_histogram
+        from bids_harmony.qc.reference import brain_histogram
         from bids_harmony.reports import figures
 
         bundle = load_bundle(Path(given.bundle))

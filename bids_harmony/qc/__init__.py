@@ -1,1 +1,1 @@
-"""Quality metrics of one scan."""
+"""Quality control: metrics of a scan, comparison with the reference, outliers, ratings."""

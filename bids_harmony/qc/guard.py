@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import Levels, tissue_levels
+from bids_harmony.anat.intensity import TissueMeans, tissue_means
 from bids_harmony.contract import Contract
 from bids_harmony.qc.metrics import rounded
-from bids_harmony.qc.verdict import Verdict, dictionary, readable
+from bids_harmony.qc.reference import Verdict, dictionary, readable
 
 TISSUES = ("csf", "gm", "wm", "ventricle")
 #: What the guard judges. All but the last are shares, spoken of in per cent.
@@ -69,23 +69,19 @@ def measure(
         ``data/qc_dictionary.json``.
     """
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
-    x, y = intensity_curve(before, after, mask)
-    limits = tissue_limits(before, mask, affine)
-    volumes = [
-        tissue_ml(before, mask, affine, limits),
-        tissue_ml(after, mask, affine, np.interp(limits, x, y)),
-    ]
-    values: dict[str, float | None] = {
-        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64))
+    borders = tissue_limits(before, mask, affine)
+    moved = np.interp(borders, *intensity_curve(before, after, mask))
+    old, new = tissue_ml(before, mask, affine, borders), tissue_ml(after, mask, affine, moved)
+    values = {
+        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64)),
+        **{f"raw_{t}_ml": ml for t, ml in zip(TISSUES, old, strict=True)},
+        **{f"harmonized_{t}_ml": ml for t, ml in zip(TISSUES, new, strict=True)},
     }
-    for kind, volume in zip(("raw", "harmonized"), volumes, strict=True):
-        values |= {f"{kind}_{t}_ml": v for t, v in zip(TISSUES, volume, strict=True)}
-    for tissue, ml, new in zip(TISSUES, *volumes, strict=True):
+    for tissue, was, is_now in zip(TISSUES, old, new, strict=True):
         least = LEAST_VENTRICLE_ML if tissue == "ventricle" else 1.0
-        values[f"harmonized_{tissue}_change"] = (new - ml) / max(ml, least)
-    values["harmonized_local_change"] = float(
-        np.abs(local_change(before, after, mask, affine)).max()
-    )
+        values[f"harmonized_{tissue}_change"] = (is_now - was) / max(was, least)
+    change = np.abs(local_change(before, after, mask, affine)).max()
+    values["harmonized_local_change"] = float(change)
     return {name: rounded(value) for name, value in values.items()}
 
 
@@ -119,8 +115,8 @@ def tissue_limits(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> n
     They lie between the volume's own tissue means, or, where it shows no three tissues, between
     those of the intensity scaling.
     """
-    found = tissue_levels(volume, mask, abs(float(affine[0, 0])))
-    csf, grey, white = found or Levels(0.0, Contract.grey, 1.0)
+    found = tissue_means(volume, mask, abs(float(affine[0, 0])))
+    csf, grey, white = found or TissueMeans(0.0, Contract.grey, 1.0)
     return np.array([(csf + grey) / 2, (grey + white) / 2, csf + VENTRICLE * (white - csf)])
 
 
@@ -205,23 +201,20 @@ def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str,
     Verdict
         ``fail`` when a measure is beyond twice its limit, ``warn`` when one is beyond it.
     """
-    status, reasons, flagged = "pass", [], []
+    reasons, failed = {}, False
     for name in MEASURES:
-        value = metrics.get(name)
-        if value is None or name not in limits:
+        value, limit = metrics.get(name), float(limits.get(name, {}).get("limit", np.inf))
+        if value is None or abs(value) <= limit:
             continue
-        limit = float(limits[name]["limit"])
-        if abs(value) <= limit:
-            continue
-        failed = abs(value) > FAIL_FACTOR * limit
-        status = "fail" if failed or status == "fail" else "warn"
-        far = f", more than {FAIL_FACTOR:g} times as far" if failed else ""
-        reasons.append(
-            f"{dictionary()[name]['LongName']} is {spoken(name, value)}; "
-            f"the limit is {spoken_limit(name, limit)}{far}"
+        far = abs(value) > FAIL_FACTOR * limit
+        failed |= far
+        reasons[name] = (
+            f"{dictionary()[name]['LongName']} is {spoken(name, value)}; the limit is "
+            f"{spoken_limit(name, limit)}"
+            + (f", more than {FAIL_FACTOR:g} times as far" if far else "")
         )
-        flagged.append(name)
-    return Verdict(status, tuple(reasons), tuple(flagged))
+    status = "fail" if failed else "warn" if reasons else "pass"
+    return Verdict(status, tuple(reasons.values()), tuple(reasons))
 
 
 def guard_record(
@@ -284,10 +277,7 @@ def describe_change(
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
     dark, bright, _ = tissue_limits(before, mask, affine)
     tissue = mask & (before >= dark)
-    places = {
-        "CSF": mask & (before < dark),
-        "grey matter": tissue & (before < bright),
-    }
+    places = {"CSF": mask & (before < dark), "grey matter": tissue & (before < bright)}
     if deep_grey is not None and deep_grey.shape == mask.shape:
         # Brighter than the cortex, darker than white matter.
         places["deep grey"] = tissue & (before < 0.95) & (deep_grey > 0.5)
@@ -300,16 +290,14 @@ def describe_change(
     # Against the scan under the same intensity mapping, where borders are.
     mapped = np.interp(before, *intensity_curve(before, after, mask)).astype(np.float32)
     core = ndimage.binary_erosion(mask, iterations=2)
-    steep = [_slopes(v)[core] for v in (mapped, after)]
-    at = steep[0] >= np.quantile(steep[0], 0.9) if core.any() else slice(0)
-    was = float(steep[0][at].sum())
-    sharper = float(steep[1][at].sum()) / was - 1 if was > 0 else 0.0
-    if abs(sharper) >= AS_SHARP:
-        word = "sharper" if sharper > 0 else "smoother"
-        return ", ".join([*said, f"borders {abs(sharper):.0%} {word}"])
-    return ", ".join([*(said or ["intensities"]), "sharpness unchanged"]).replace(
-        "intensities, sharpness", "intensities and sharpness"
-    )
+    was, now = (np.linalg.norm(np.gradient(v), axis=0)[core] for v in (mapped, after))
+    steep = was >= np.quantile(was, 0.9) if core.any() else slice(0)
+    sharper = float(now[steep].sum()) / (float(was[steep].sum()) or np.inf) - 1
+    if abs(sharper) >= AS_SHARP and sharper > -1:
+        said.append(f"borders {abs(sharper):.0%} {'sharper' if sharper > 0 else 'smoother'}")
+    elif said:
+        said.append("sharpness unchanged")
+    return ", ".join(said) or "intensities and sharpness unchanged"
 
 
 def spoken(name: str, value: float) -> str:
@@ -330,8 +318,3 @@ def spoken_limit(name: str, limit: float) -> str:
     '3.0 %'
     """
     return spoken(name, limit).removeprefix("+")
-
-
-def _slopes(volume: np.ndarray) -> np.ndarray:
-    """Size of the gradient, per voxel."""
-    return np.asarray(np.sqrt(sum(np.gradient(volume, axis=a) ** 2 for a in range(3))))

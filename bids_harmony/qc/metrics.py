@@ -1,15 +1,20 @@
-"""Image quality and registration measures of one scan (science.md §7, the cheap ones)."""
+"""Image quality and registration measures of one scan (science.md §7, the cheap ones).
+
+Tissues are told apart by intensity alone, a cheap relative of the segmentations behind MRIQC's
+measures: it serves to compare scans, not to measure atrophy.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+from scipy import linalg, ndimage
 
-from bids_harmony.qc.tissue import fit_tissues
+from bids_harmony.anat.intensity import class_means
 
 #: Significant digits kept, so that reruns agree to the byte whatever the maths library does.
 DIGITS = 5
@@ -26,6 +31,8 @@ HALVES_MM, HALVES_DEPTH_MM, HALVES_PERCENTILE = 6.0, 10.0, 99.5
 #: Share of the largest slice a slice must reach to be compared with its neighbours.
 MIN_SLICE = 0.3
 MIN_VOXELS = 1000
+#: Of the tissues' mixture: bins of the histogram, steps, rounds with the bias field, voxels used.
+BINS, EM_STEPS, BIAS_ROUNDS, MAX_SAMPLE = 256, 60, 2, 60_000
 INTENSITY_METRICS = (
     "snr_wm", "cnr", "cjv", "noise", "bias_range", "p97_p50", "sharpness", "slice_jump",
     "csf_fraction", "gm_fraction", "wm_fraction", "efc", "fber",
@@ -65,7 +72,7 @@ def scan_metrics(
     template_zoom : float
         Isotropic voxel size of the template grid in mm.
     scaled, scaled_mask : numpy.ndarray
-        The scan on the template grid with white matter at 1 and fluid at 0, and its foreground.
+        The scan on the template grid with white matter at 1 and CSF at 0, and its foreground.
     transform : path-like or numpy.ndarray
         ITK text transform from the scan to the template, or its 3 x 3 or 4 x 4 matrix.
 
@@ -84,7 +91,6 @@ def scan_metrics(
     values |= similarity_metrics(
         registered, registered_mask, template, template_mask, template_zoom
     )
-    values["centroid_offset_mm"] = _centroid_offset(registered_mask, template_mask, template_zoom)
     values["asymmetry"] = asymmetry(scaled, scaled_mask, template_zoom)
     values |= intensity_metrics(native, native_mask, zooms)
     return {name: rounded(value) for name, value in values.items()}
@@ -105,22 +111,15 @@ def affine_metrics(matrix: np.ndarray) -> dict[str, float | None]:
     than the template's along that axis, and the determinant is the ratio of the volumes.
     """
     matrix = np.asarray(matrix, dtype=float)[:3, :3]
-    u, stretch, vt = np.linalg.svd(matrix)
-    rotation = u @ vt
+    # The symmetric part holds scales and shears.
+    rotation, symmetric = linalg.polar(matrix)
     angle = math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1) / 2)))
-    # matrix = rotation @ symmetric; the symmetric part holds scales and shears.
-    symmetric = vt.T @ np.diag(stretch) @ vt
-    scales = np.diag(symmetric)
-    return {
-        "affine_scale_x": float(scales[0]),
-        "affine_scale_y": float(scales[1]),
-        "affine_scale_z": float(scales[2]),
-        "affine_shear_xy": float(symmetric[0, 1]),
-        "affine_shear_xz": float(symmetric[0, 2]),
-        "affine_shear_yz": float(symmetric[1, 2]),
+    scales = {f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")}
+    shears = {"xy": symmetric[0, 1], "xz": symmetric[0, 2], "yz": symmetric[1, 2]}
+    return scales | {f"affine_shear_{axes}": shear for axes, shear in shears.items()} | {
         "affine_determinant": float(np.linalg.det(matrix)),
         "affine_rotation_deg": math.degrees(angle),
-    }
+    }  # fmt: skip
 
 
 def similarity_metrics(
@@ -130,13 +129,13 @@ def similarity_metrics(
     template_mask: np.ndarray,
     zoom: float,
 ) -> dict[str, float | None]:
-    """Likeness of a registered brain and the template.
+    """Likeness of a registered brain and the template, and their distance.
 
     Both are taken where the two masks overlap. The correlation is that of details between 2 mm
     and 40 mm: gyri, ventricles and nuclei, without the outline, which a wrong pose can match,
     the bias field and the noise. Of eleven variants tried (whole images or masks' union, overlap
     or core, plain or smoothed, mutual information) it told good from failed registrations by
-    far the best; see :mod:`bids_harmony.qc.limits`.
+    far the best; see :data:`bids_harmony.qc.reference.REGISTRATION_LIMITS`.
 
     Parameters
     ----------
@@ -147,32 +146,34 @@ def similarity_metrics(
     zoom : float
         Voxel size of the template grid in mm.
     """
+    from skimage.metrics import normalized_mutual_information
+
     both = registered_mask & template_mask
-    n_both = int(both.sum())
-    total = int(registered_mask.sum()) + int(template_mask.sum())
+    n_both, total = int(both.sum()), int(registered_mask.sum()) + int(template_mask.sum())
     values: dict[str, float | None] = {
         "template_dice": 2.0 * n_both / total if total else 0.0,
         "template_ncc": None,
         "template_nmi": None,
+        "centroid_offset_mm": None,
     }
     if n_both < MIN_VOXELS:
         return values
-    top = float(np.percentile(registered[both], 98))
-    a, b = (
+    centres = [ndimage.center_of_mass(mask) for mask in (registered_mask, template_mask)]
+    values["centroid_offset_mm"] = float(np.linalg.norm(np.subtract(*centres)) * zoom)
+    clipped = np.clip(registered, 0, float(np.percentile(registered[both], 98)))
+    details = [
         _band(image, mask, zoom)[both].astype(np.float64)
-        for image, mask in (
-            (np.clip(registered, 0, top), registered_mask),
-            (template, template_mask),
-        )
-    )
-    a, b = a - a.mean(), b - b.mean()
+        for image, mask in ((clipped, registered_mask), (template, template_mask))
+    ]
+    a, b = (x - x.mean() for x in details)
     norm = math.sqrt(float((a * a).sum() * (b * b).sum()))
     values["template_ncc"] = float((a * b).sum()) / norm if norm > 0 else None
-    joint, _, _ = np.histogram2d(np.clip(registered[both], 0, top), template[both], bins=NMI_BINS)
-    joint /= joint.sum()
-    h_joint = _entropy(joint)
-    marginals = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
-    values["template_nmi"] = marginals / h_joint if h_joint > 0 else None
+    if np.ptp(clipped[both]) > 0:
+        values["template_nmi"] = float(
+            normalized_mutual_information(  # type: ignore[no-untyped-call]
+                clipped[both], template[both], bins=NMI_BINS
+            )
+        )
     return values
 
 
@@ -193,8 +194,8 @@ def _band(image: np.ndarray, mask: np.ndarray, zoom: float) -> np.ndarray:
 def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None:
     """Largest difference between the halves of a registered brain, beneath its cortex.
 
-    Lesions, cavities and one-sided shading raise it. The grid's first axis is taken to run from
-    left to right with the middle of the brain at its centre, as on every template grid.
+    Lesions, cavities and one-sided bias fields raise it. The grid's first axis is taken to run
+    from left to right with the middle of the brain at its centre, as on every template grid.
     """
     both = mask & mask[::-1]
     deep = ndimage.binary_erosion(both, iterations=max(1, round(HALVES_DEPTH_MM / zoom)))
@@ -209,9 +210,7 @@ def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None
 
 
 def intensity_metrics(
-    native: np.ndarray,
-    native_mask: np.ndarray,
-    zooms: Sequence[float],
+    native: np.ndarray, native_mask: np.ndarray, zooms: Sequence[float]
 ) -> dict[str, float | None]:
     """Contrast, noise, bias field, sharpness and artefact measures on the native grid."""
     values: dict[str, float | None] = dict.fromkeys(INTENSITY_METRICS)
@@ -279,13 +278,13 @@ def slice_jump(brain: np.ndarray, mask: np.ndarray) -> float | None:
     worst = 0.0
     image = brain * mask
     for axis in range(3):
-        others = tuple(i for i in range(3) if i != axis)
+        others = tuple({0, 1, 2} - {axis})
         area = mask.sum(axis=others).astype(np.float64)
         level = image.sum(axis=others, dtype=np.float64) / np.maximum(area, 1)
         large = area >= MIN_SLICE * area.max()
         use = large[1:-1] & large[:-2] & large[2:]
         jump = np.abs(level[1:-1] - (level[:-2] + level[2:]) / 2)[use]
-        worst = max(worst, float(jump.max()) if jump.size else 0.0)
+        worst = max(worst, float(jump.max(initial=0.0)))
     return worst / mean
 
 
@@ -299,45 +298,114 @@ def edges_and_noise(
     # Noise: second differences of neighbours cancel slopes; 1.4826 makes the median absolute
     # value a standard deviation and sqrt(6) undoes the weights (1, -2, 1). The smallest of the
     # axes is the one least filled with anatomy, within voxels that look like white matter.
-    half = (grey + white) / 2
-    likely_white = mask & (brain > half)
+    likely_white = mask & (brain > (grey + white) / 2)
     noises, squares = [], np.zeros_like(brain)
     for axis in range(3):
-        centre, before, after = (
-            _along(axis, s) for s in (slice(1, -1), slice(None, -2), slice(2, None))
+        # The axis in front, so that neighbours along it are slices; views, not copies.
+        image, white_there, square = (
+            np.moveaxis(x, axis, 0) for x in (brain, likely_white, squares)
         )
-        use = likely_white[centre] & likely_white[before] & likely_white[after]
-        second = (brain[before] + brain[after] - 2 * brain[centre])[use]
+        use = white_there[1:-1] & white_there[:-2] & white_there[2:]
+        second = (image[:-2] + image[2:] - 2 * image[1:-1])[use]
         if second.size >= MIN_VOXELS:
             noises.append(1.4826 * float(np.median(np.abs(second))) / math.sqrt(6))
-        squares[centre] += ((brain[after] - brain[before]) / (2 * zooms[axis])) ** 2
-    core = mask & ndimage.binary_erosion(mask, iterations=2)
-    slopes = np.sqrt(squares[core])
+        square[1:-1] += ((image[2:] - image[:-2]) / (2 * zooms[axis])) ** 2
+    slopes = np.sqrt(squares[mask & ndimage.binary_erosion(mask, iterations=2)])
+    enough = slopes.size >= MIN_VOXELS
     return {
         "noise": min(noises) / white if noises else None,
-        "sharpness": float(np.percentile(slopes, 90)) / (white - grey)
-        if slopes.size >= MIN_VOXELS
-        else None,
+        "sharpness": float(np.percentile(slopes, 90)) / (white - grey) if enough else None,
     }
 
 
-def _along(axis: int, part: slice) -> tuple[slice, ...]:
-    return tuple(part if i == axis else slice(None) for i in range(3))
+class Tissues(NamedTuple):
+    """Gaussian mixture of CSF, GM and WM intensities (in this order, darkest first).
+
+    Attributes
+    ----------
+    mean, sd, fraction : numpy.ndarray
+        Shape (3,). Mean and standard deviation in the image's units (bias removed), and the
+        share of the brain's voxels.
+    bias_range : float
+        Spread (99th minus 1st percentile) of the fitted field over the brain, relative to its
+        median: 0 for a field that is constant.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    fraction: np.ndarray
+    bias_range: float
 
 
-def _centroid_offset(mask: np.ndarray, template_mask: np.ndarray, zoom: float) -> float | None:
-    if not mask.any():
-        return None
-    shift = np.subtract(
-        [float(i.mean()) for i in np.nonzero(mask)],
-        [float(i.mean()) for i in np.nonzero(template_mask)],
-    )
-    return float(np.linalg.norm(shift) * zoom)
+def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
+    """Fit three intensity classes and a quadratic log bias field to a brain, alternately.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        3-D intensities.
+    mask : numpy.ndarray
+        Boolean brain mask of the same shape with at least 100 voxels.
+
+    Returns
+    -------
+    Tissues
+        The fit. It depends on the input only: no random numbers.
+    """
+    where = np.flatnonzero(mask)
+    where = where[:: max(1, where.size // MAX_SAMPLE)]
+    values = np.take(image, where).astype(np.float64)
+    index = np.stack(np.unravel_index(where, mask.shape), axis=1)
+    x, y, z = (2.0 * index / np.maximum(np.array(mask.shape) - 1, 1) - 1.0).T
+    terms = np.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    floor = max(float(np.percentile(values, 99)) * 1e-3, 1e-12)
+    logs = np.log(np.maximum(values, floor))
+    coefficients = np.zeros(terms.shape[1])
+    mean, sd, fraction = _mixture(values, class_means(values))
+    for _ in range(BIAS_ROUNDS):
+        # White matter alone should be even: grey matter and CSF differ from place to place by
+        # anatomy and by mixing, which the field would take up.
+        corrected = values / np.exp(terms @ coefficients)
+        weight = _posterior(corrected, mean, sd, fraction)[:, 2]
+        residual = logs - np.log(max(float(mean[2]), floor))
+        # einsum sums in one fixed order whatever the number of threads.
+        normal = np.einsum("ni,n,nj->ij", terms, weight, terms)
+        right = np.einsum("ni,n,n->i", terms, weight, residual)
+        coefficients = np.linalg.lstsq(normal, right, rcond=None)[0]
+        mean, sd, fraction = _mixture(values / np.exp(terms @ coefficients), mean)
+    low, middle, high = np.percentile(np.exp(terms @ coefficients), [1, 50, 99])
+    return Tissues(mean, sd, fraction, float((high - low) / middle))
 
 
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
+def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit three Gaussians to the histogram of values by expectation and maximization.
+
+    Returns mean, standard deviation and fraction, shape (3,) each, darkest class first.
+    """
+    low, high = np.percentile(values, [0.1, 99.9])
+    counts, edges = np.histogram(values, bins=BINS, range=(low, max(high, low + 1e-9)))
+    centres = (edges[1:] + edges[:-1]) / 2
+    smallest = edges[1] - edges[0]
+    mean = np.sort(start)
+    sd = np.full(3, max(float(values.std()) / 3, smallest))
+    fraction = np.full(3, 1 / 3)
+    for _ in range(EM_STEPS):
+        weight = _posterior(centres, mean, sd, fraction) * counts[:, None]
+        total = np.maximum(weight.sum(axis=0), 1e-9)
+        mean = (weight * centres[:, None]).sum(axis=0) / total
+        variance = (weight * (centres[:, None] - mean) ** 2).sum(axis=0) / total
+        sd = np.sqrt(np.maximum(variance, smallest**2))
+        fraction = total / total.sum()
+    order = np.argsort(mean)
+    return mean[order], sd[order], fraction[order]
+
+
+def _posterior(
+    values: np.ndarray, mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray
+) -> np.ndarray:
+    """Probability of each class, shape (n, 3)."""
+    density = fraction / sd * np.exp(-0.5 * ((values[:, None] - mean) / sd) ** 2)
+    return np.asarray(density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300))
 
 
 def rounded(value: float | None) -> float | None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import write_text
@@ -31,10 +30,11 @@ DISPUTED = "disputed"
 #: A scan's status once a rater has rejected it.
 REJECTED = "rejected"
 OLDEST = datetime.min.replace(tzinfo=UTC)
+#: What the path of a scan's file, or of one made of it, has beside the scan's key.
+NOT_KEY = re.compile(r"(?i)^.*[/\\]|_(T1w|desc-).*|\.(nii(\.gz)?|html|json)$|_(space|res)-[^_]*")
 
 
-@dataclass(frozen=True)
-class Rating:
+class Rating(NamedTuple):
     """The raters' common verdict on a scan: one of :data:`VERDICTS`, or :data:`DISPUTED`."""
 
     verdict: str
@@ -98,33 +98,28 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
             f"Give a table with the columns {', '.join(COLUMNS)}.",
         )
     problems += [f"{path} {note}." for note in notes + more]
-    if twice := [name for name in COLUMNS if header.count(name) > 1]:
-        raise UsageError(
-            f"The ratings {path} have several columns {' and '.join(twice)}.",
-            "Keep the one that counts.",
-        )
     rows = []
     for n, line in lines:
         cells = dict(zip(header, line, strict=False))
         row = {name: _cell(name, cells.get(name, "")) for name in COLUMNS}
-        # A scan may be named by its file.
-        name = row["scan"].replace("\\", "/").rpartition("/")[2]
-        row["scan"] = re.sub(r"(?i)(_(T1w|desc-).*|\.(nii(\.gz)?|html|json))$", "", name)
+        row["scan"] = NOT_KEY.sub("", row["scan"])
         row["verdict"] = row["verdict"].lower()
-        # Or by one that was made of it.
-        row["scan"] = re.sub(r"_(space|res)-[^_]*", "", row["scan"])
-        if not any(row.values()):
-            continue
-        where = f"{path}, line {n}"
-        if not row["scan"]:
-            problems.append(f"{where}: names no scan.")
-        elif row["verdict"] and row["verdict"] not in VERDICTS:
-            allowed = ", ".join(VERDICTS)
-            problems.append(f"{where}: the verdict '{row['verdict']}' is none of {allowed}.")
-        elif row["time"] and _when(row["time"]) == OLDEST:
-            problems.append(f"{where}: the time '{row['time']}' cannot be read and counts as old.")
-        rows.append(tuple(row.values()))
+        if any(row.values()):
+            rows.append(tuple(row.values()))
+            if fault := _fault(row):
+                problems.append(f"{path}, line {n}: {fault}.")
     return rows
+
+
+def _fault(row: Mapping[str, str]) -> str:
+    """Say what is wrong with a row; nothing where it counts."""
+    if not row["scan"]:
+        return "names no scan"
+    if row["verdict"] not in ("", *VERDICTS):
+        return f"the verdict '{row['verdict']}' is none of {', '.join(VERDICTS)}"
+    if row["time"] and _when(row["time"]) == OLDEST:
+        return f"the time '{row['time']}' cannot be read and counts as old"
+    return ""
 
 
 def _cell(name: str, text: str) -> str:
@@ -175,8 +170,8 @@ def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
     unknown = sorted(set(ratings["scan"]) - set(there) - {""})
     if not unknown:
         return ""
-    near = list(dict.fromkeys(key for name in unknown[:3] for key in look_alikes(name, there)))
-    meant = f" Did you mean {' or '.join(near[:3])}?" if near else ""
+    near = dict.fromkeys(key for name in unknown[:3] for key in look_alikes(name, there))
+    meant = f" Did you mean {' or '.join(list(near)[:3])}?" if near else ""
     n = f"{len(unknown)} rated scan{'s' * (len(unknown) > 1)}"
     shown = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
     return f"{n} without a record here: {shown}.{meant}"
@@ -201,14 +196,12 @@ def apply_ratings(
         else the status it had. A scan that could not be finished stays ``error``: there is
         nothing to accept.
     """
-    decided = {}
-    for scan, status in statuses.items():
-        verdict = ratings[scan].verdict if scan in ratings else ""
-        if verdict == "reject":
-            status = REJECTED
-        elif verdict == "accept" and status != "error":
-            status = "pass"
-        decided[scan] = status
+    decided = dict(statuses)
+    for scan in statuses.keys() & ratings.keys():
+        if ratings[scan].verdict == "reject":
+            decided[scan] = REJECTED
+        elif ratings[scan].verdict == "accept" and statuses[scan] != "error":
+            decided[scan] = "pass"
     return decided
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from bids_harmony.qc.verdict import dictionary, judge
+from bids_harmony.qc.reference import dictionary, judge
 
+QC_ENDING = "_desc-harmony_qc.json"
+PREDICTIONS_ENDING = "_desc-harmony_predictions.json"
 #: What preprocessing finds out, from which a scan is harmonized.
 PREPROCESSED = ("check", "mask", "affine", "scale", "metrics", "descriptors")
 #: What a record holds beside the facts, which are known before anything is computed.
@@ -16,6 +22,8 @@ ENDINGS = (
     "_desc-brain_mask.nii.gz", "_desc-preproc_T1w.nii.gz", "_mode-image_xfm.txt",
     "_desc-brainmask_T1w.png", "_desc-norm_T1w.png",
 )  # fmt: skip
+#: Parts of an output's name that its scan's does not have.
+ADDED = ("space-", "res-", "desc-", "from-", "to-", "mode-")
 
 
 def scan_record(
@@ -30,7 +38,6 @@ def scan_record(
     reference: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
-    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put together what is known of a scan that went its whole way.
 
@@ -59,8 +66,6 @@ def scan_record(
         :func:`bids_harmony.qc.guard.guard_record` of a scan that was harmonized.
     outputs : sequence of str
         Files written for the scan, relative to the output folder.
-    warnings : sequence of str
-        What was found on the way, beside the warnings in ``facts``.
 
     Returns
     -------
@@ -73,8 +78,7 @@ def scan_record(
     """
     verdict = judge(metrics, reference)
     reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
-    affine = affine or {}
-    notes = [str(note) for step in (check, mask, affine) for note in step.get("notes", ())]
+    steps = (check, mask, affine or {})
     return {
         **facts,
         "status": "warn" if reasons else "pass",
@@ -84,12 +88,15 @@ def scan_record(
         "metrics": dict(metrics),
         "check": dict(check),
         "mask": dict(mask),
-        "affine": dict(affine),
+        "affine": dict(affine or {}),
         "scale": dict(scale),
         "descriptors": dict(descriptors or {}),
         "outputs": sorted(outputs),
         "input_sha256": (facts.get("inputs") or {}).get("T1w"),
-        "warnings": [*facts.get("warnings", ()), *notes, *warnings],
+        "warnings": [
+            *facts.get("warnings", ()),
+            *(str(note) for step in steps for note in step.get("notes", ())),
+        ],
     }
 
 
@@ -106,15 +113,12 @@ def preprocessed(record: Mapping[str, Any]) -> dict[str, Any]:
     dict
         :data:`PREPROCESSED`, and ``outputs``, those of preprocessing alone.
     """
-    known = dictionary()
-    found = {name: record[name] for name in PREPROCESSED}
-    found["metrics"] = {
-        name: value
-        for name, value in record["metrics"].items()
-        if known.get(name, {}).get("Group") != "Harmonization"
+    later = {name for name, facts in dictionary().items() if facts["Group"] == "Harmonization"}
+    metrics = {name: value for name, value in record["metrics"].items() if name not in later}
+    return {name: record[name] for name in PREPROCESSED} | {
+        "metrics": metrics,
+        "outputs": [path for path in record["outputs"] if path.endswith(ENDINGS)],
     }
-    found["outputs"] = [path for path in record["outputs"] if path.endswith(ENDINGS)]
-    return found
 
 
 def failed_record(
@@ -145,3 +149,95 @@ def failed_record(
         "error": {"cause": cause, "remedy": remedy, "crash_file": crash_file},
         "warnings": list(facts.get("warnings", ())),
     }
+
+
+def find_records(out: Path) -> list[Path]:
+    """List the records of all scans, failed ones too, in the order of their names.
+
+    Only the folders that may hold records are opened: of ten thousand participants a search of
+    every subfolder takes many times as long.
+    """
+    return sorted(path for subject in _folders(out, "sub-") for path in subject_records(subject))
+
+
+def subject_records(subject: Path) -> list[Path]:
+    """List the records in one participant's folder of the output folder."""
+    found = []
+    for folder in (subject, *_folders(subject, "ses-")):
+        with suppress(OSError):
+            entries = os.scandir(folder / "anat")
+            found += [Path(entry) for entry in entries if entry.name.endswith(QC_ENDING)]
+    return found
+
+
+def _folders(parent: Path, prefix: str) -> list[Path]:
+    try:
+        entries = list(os.scandir(parent))
+    except OSError:
+        return []
+    return [Path(entry) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+
+
+def is_of(name: str, key: str) -> bool:
+    """Tell whether a file's name has exactly a scan's entities, beside those of derivatives."""
+    parts = name.split("_")[:-1]
+    return sorted(part for part in parts if not part.startswith(ADDED)) == sorted(key.split("_"))
+
+
+def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
+    """List a scan's files, pictures too, as its record does: what else lies there is not its own.
+
+    Parameters
+    ----------
+    record : mapping
+        The scan's record; that of a failed scan lists what is still to be seen, if anything.
+    key : str
+        The scan. A file whose name has other entities is left out, and so is that of a scan
+        whose name begins alike.
+
+    Returns
+    -------
+    list of str
+        Paths relative to the output folder.
+    """
+    return [path for path in record.get("outputs") or () if is_of(path.rpartition("/")[2], key)]
+
+
+def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Read a finished scan's predictions where its record lists them.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The record's file.
+    record : mapping
+        What it says.
+
+    Returns
+    -------
+    predictions : dict
+        Empty for a failed scan, and for one that was made without a bundle.
+    problem : str or None
+        Why there are none although there should be.
+    """
+    key = path.name.removesuffix(QC_ENDING)
+    file = path.with_name(key + PREDICTIONS_ENDING)
+    if record.get("status") == "error":
+        return {}, None
+    if not any(name.endswith(f"/{file.name}") for name in listed_files(record, key)):
+        problem = f"{path.name} names a bundle but lists no predictions"
+        return {}, problem if record.get("bundle") else None
+    try:
+        values = json.loads(file.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        return {}, f"The predictions {file.name} cannot be read ({why})"
+    return values, None
+
+
+def image_digest(record: Mapping[str, Any]) -> Any:
+    """Digest of a scan's voxels, or of its file where the record of a failed scan has no other."""
+    file = record.get("input_sha256") or (record.get("inputs") or {}).get("T1w")
+    return (record.get("check") or {}).get("voxels_sha256") or file

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.qc import verdict
+from bids_harmony.qc import reference as references
 from bids_harmony.reports import drawing
 
 if TYPE_CHECKING:
@@ -238,30 +238,30 @@ def metrics_figure(
     metrics : mapping
         Metric name to value.
     reference : mapping
-        As :func:`bids_harmony.qc.verdict.reference_statistics` returns it.
+        As :func:`bids_harmony.qc.reference.reference_statistics` returns it.
     out_file : pathlib.Path
         PNG to write; where no metric has a reference, none is.
     """
     rows = {
         name: (value, summary)
-        for name in verdict.dictionary()
+        for name in references.dictionary()
         if (value := metrics.get(name)) is not None
         and (summary := reference.get("all", {}).get(name)) is not None
-        and summary["n"] >= verdict.MIN_REFERENCE
+        and summary["n"] >= references.MIN_REFERENCE
     }
     if not rows:
         return
-    flagged = verdict.judge(metrics, reference).flagged
+    flagged = references.judge(metrics, reference).flagged
     figure = drawing.new_figure(0.04 + 0.0235 * len(rows))
     axes = figure.subplots()
     axes.set(xlim=(-2.4, 3.0), ylim=(len(rows) - 0.4, -0.9))
     axes.axvspan(-1, 1, color="0.93", lw=0)
     axes.axvline(0, color="0.75", lw=0.8)
     for row, (name, (value, summary)) in enumerate(rows.items()):
-        median, (low, high) = summary["median"], verdict.reference_range(summary)
+        median, (low, high) = summary["median"], references.reference_range(summary)
         half = (high - median if value >= median else median - low) or 1.0
-        said, *ends = map(verdict.readable, (value, low, high))
-        text = f"{said}{verdict.spoken_unit(name)}   ({' to '.join(ends)})"
+        said, *ends = map(references.readable, (value, low, high))
+        text = f"{said}{references.spoken_unit(name)}   ({' to '.join(ends)})"
         place = np.clip((value - median) / half, -2.2, 2.2)
         marker, colour, weight = (
             ("D", drawing.VERMILION, "bold") if name in flagged else ("o", drawing.BLUE, "normal")
@@ -269,7 +269,7 @@ def metrics_figure(
         ink = colour if name in flagged else "0.2"
         axes.plot(place, row, marker, color=colour, ms=5)
         axes.text(3.0, row, text, ha="right", va="center", fontsize=7.5, color=ink, weight=weight)
-    names = [verdict.dictionary()[name]["LongName"] for name in rows]
+    names = [references.dictionary()[name]["LongName"] for name in rows]
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
     axes.set_xticks([-1, 0, 1], ["lower end", "median", "upper end"], fontsize=7.5)
     axes.xaxis.tick_top()

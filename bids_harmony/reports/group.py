@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bids_harmony.files import write_text
-from bids_harmony.qc.collect import prediction_columns
+from bids_harmony.qc.dataset import prediction_columns
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.figures import FIGURES
 from bids_harmony.reports.group_figures import dataset_pictures
@@ -22,7 +22,7 @@ from bids_harmony.reports.group_tables import age_rows, kept, probability_tables
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 #: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.
 TEXTS = ("participant_id", "session_id", "site", "sex", "diagnosis", "manufacturer", "model",

@@ -21,14 +21,14 @@ from nibabel.filebasedimages import ImageFileError
 from scipy.stats import wasserstein_distance
 
 from bids_harmony.contract import Contract
-from bids_harmony.qc.histogram import N_BINS, TOP
+from bids_harmony.qc.reference import N_BINS, TOP
 from bids_harmony.reports import drawing
 from bids_harmony.reports.group_tables import kept
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
 #: Intensities halfway between CSF and grey, and between grey and white matter.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.qc.collect import STATUSES
+from bids_harmony.qc.dataset import STATUSES
 
 if TYPE_CHECKING:
-    from bids_harmony.qc.collect import Group
+    from bids_harmony.qc.dataset import Group
 
 N_BOOTSTRAP, N_PARTS, SEED = 2000, 20, 42
 #: Persons below which drawing them again says nothing, and below which a correlation does.

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import gaussian_kde
 
 from bids_harmony.qc.guard import MEASURES, spoken_limit
-from bids_harmony.qc.verdict import dictionary
+from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports import drawing, render
 from bids_harmony.sites.mapping import spoken
 

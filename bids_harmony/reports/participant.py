@@ -13,9 +13,9 @@ from typing import Any
 
 from bids_harmony.files import write_text
 from bids_harmony.outputs import load_record
-from bids_harmony.qc.collect import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.qc.guard import MEASURES, spoken
-from bids_harmony.qc.verdict import dictionary, readable
+from bids_harmony.qc.record import QC_ENDING, listed_files, read_predictions, subject_records
+from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.drawing import data_uri
 from bids_harmony.reports.figures import FIGURES

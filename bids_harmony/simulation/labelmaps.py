@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from bids_harmony.anat.geometry import load_image
+from bids_harmony.anat.check import load_image
 from bids_harmony.errors import UsageError
 from bids_harmony.simulation.atlas import (
     ORIGIN,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bids_harmony.anat.intensity import tissue_centres
+from bids_harmony.anat.intensity import class_means
 
 #: Intensities between which the logarithm of the tone curve's slope is drawn.
 KNOTS = 9
@@ -246,7 +246,7 @@ def _levels(values: Tensor, original: Tensor, mask: Tensor) -> Tensor:
         for _ in range(2):
             tissue = inside[inside > fluid + 0.35 * (white - fluid)]
             if tissue.size > 1:
-                grey, white = (float(c) for c in tissue_centres(tissue, 2))
+                grey, white = (float(c) for c in class_means(tissue, 2))
         found.append([fluid, max(grey, fluid + 0.05), max(white, fluid + 0.1)])
     return torch.tensor(found).to(values)
 

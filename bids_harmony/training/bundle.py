@@ -120,7 +120,7 @@ def train_bundle(
     import torch
 
     from bids_harmony.bids_filters import select_scans
-    from bids_harmony.qc.verdict import reference_statistics
+    from bids_harmony.qc.reference import reference_statistics
     from bids_harmony.reports.pages import card_html, model_card
     from bids_harmony.sites.code import Appearance
     from bids_harmony.training.cache import open_training_set
@@ -536,7 +536,7 @@ def _rounded(value: float) -> float | None:
 
 
 def _histogram(data: TrainingSet, scans: np.ndarray) -> dict[str, list[float]]:
-    from bids_harmony.qc.histogram import brain_histogram, mean_histogram
+    from bids_harmony.qc.reference import brain_histogram, mean_histogram
 
     return mean_histogram([brain_histogram(*data.stack(int(i))) for i in scans[:MAX_HISTOGRAM]])
 

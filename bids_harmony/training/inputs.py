@@ -14,7 +14,7 @@ from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.qc import ratings
-from bids_harmony.qc.consistency import image_digest
+from bids_harmony.qc.record import image_digest
 from bids_harmony.training.config import TrainOptions, TrainScan
 
 if TYPE_CHECKING:

@@ -1,0 +1,505 @@
+"""The dataset as the ``group`` level sees it: one table, and what does not go together in it.
+
+Everything comes from the records that the participant level writes beside each scan, so it
+does not matter which jobs wrote them, or where. Nothing is dropped: notes stand at the top of the
+group's report and in its log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_harmony.bids import counted
+from bids_harmony.qc.record import QC_ENDING, image_digest, listed_files, read_predictions
+from bids_harmony.qc.reference import dictionary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATUSES = ("pass", "warn", "fail", "error")
+#: Columns and the sidecar fields they show.
+SCANNER = {
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturersModelName",
+    "field_strength": "MagneticFieldStrength",
+    "repetition_time": "RepetitionTime",
+    "echo_time": "EchoTime",
+    "inversion_time": "InversionTime",
+    "flip_angle": "FlipAngle",
+    "sequence": "PulseSequenceType",
+}
+#: Columns before the metrics, and those that say how a scan was made; every table has them.
+FACTS = (
+    "scan", "participant_id", "session_id", "person", "site", "age", "sex", "diagnosis", *SCANNER,
+    "voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "qc_status", "error",
+)  # fmt: skip
+PROCESSING = (
+    "skull_strip", "registration", "template", "resolution", "normalization", "options",
+    "software_version", "tools", "bundle",
+)  # fmt: skip
+TEXTS = frozenset(
+    {"scan", "participant_id", "session_id", "person", "site", "sex", "diagnosis", "manufacturer",
+     "model", "sequence", "qc_status", "error", "harmonization_status", "input_sha256",
+     *PROCESSING} - {"resolution"}
+)  # fmt: skip
+VOLUMES = {
+    "preproc": "_desc-preproc_T1w.nii.gz",
+    "harmonized": "_desc-harmonized_T1w.nii.gz",
+    "mask": "_desc-brain_mask.nii.gz",
+}
+#: Names that a note gives one by one.
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One reason for looking at a scan.
+
+    Attributes
+    ----------
+    metric : str
+        Column of the table, or ``multivariate``, ``guard``, ``status``, ``predictions``.
+    text : str
+        In plain words: the value, the site's range, and how far off.
+    size : float
+        How far beyond the limit, where 1 is at the limit; for ranking.
+    """
+
+    metric: str
+    text: str
+    size: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A dataset's scans and what is remarkable about them.
+
+    Attributes
+    ----------
+    scans : pandas.DataFrame
+        One row per scan, failed ones too, with the columns of ``group_T1w.tsv``. Numbers are
+        floats with NaN where missing, texts are str or None.
+    metrics : tuple of str
+        Those columns that are QC metrics.
+    targets : tuple of str
+        What was predicted: columns ``<target>_raw`` and ``<target>_harmonized``.
+    flags : dict of str to tuple of Flag
+        By scan, worst first; a scan without any is absent.
+    ratings : pandas.DataFrame
+        Every row of the rating files: scan, rater, time, verdict, comment (str).
+    dictionary : dict
+        What each column means (the JSON beside the table).
+    figures : dict of str to tuple of str
+        By scan, its pictures' paths relative to the output folder.
+    volumes : dict of str to dict of str to str
+        By scan, ``preproc``, ``harmonized`` and ``mask`` on the template grid, where they were
+        written: paths relative to the output folder.
+    bundle : dict or None
+        ``name``, ``version``, ``sha256`` and ``reference_site`` of the bundle most scans were
+        made with, ``n_scans`` made with it and ``n_scans_other`` with others, ``training_data``
+        by target, and ``simulated``: the targets whose labels were. None where no scan had one.
+    notes : tuple of str
+        What the user should know about the dataset as a whole.
+    absent : tuple of (str, str)
+        Scans and participants that only the dataset or only the records know, and why.
+    line : tuple of float or None
+        Slope and intercept (years) of predicted on true age at the bundle's reference site.
+    """
+
+    scans: pd.DataFrame
+    metrics: tuple[str, ...]
+    targets: tuple[str, ...]
+    flags: dict[str, tuple[Flag, ...]]
+    ratings: pd.DataFrame
+    dictionary: dict[str, Any]
+    figures: dict[str, tuple[str, ...]]
+    volumes: dict[str, dict[str, str]]
+    bundle: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+    absent: tuple[tuple[str, str], ...] = ()
+    line: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """What one scan's JSONs say.
+
+    Attributes
+    ----------
+    values : dict
+        By column of the table.
+    metrics : tuple of str
+        Those columns that are metrics.
+    targets : dict of str to str
+        What was predicted, and on what the predictor was trained.
+    reasons, guard_reasons : tuple of str
+        What the participant level remarked upon, and the part that concerns harmonization.
+    figures, volumes
+        As in :class:`Group`.
+    bundle : dict
+        The bundle's identity, empty without one.
+    problem : str or None
+        What of the scan could not be read although it was finished.
+    """
+
+    values: dict[str, Any]
+    metrics: tuple[str, ...] = ()
+    targets: dict[str, str] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    guard_reasons: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    volumes: dict[str, str] = field(default_factory=dict)
+    bundle: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def scan(self) -> str:
+        """The scan's key."""
+        return str(self.values["scan"])
+
+
+def read_scans(paths: Iterable[Path], out: Path) -> list[ScanRow]:
+    """Read the records of some scans; one that cannot be read becomes a failed scan.
+
+    Parameters
+    ----------
+    paths : iterable of pathlib.Path
+        Of :func:`bids_harmony.qc.record.find_records`.
+    out : pathlib.Path
+        The output folder.
+
+    Returns
+    -------
+    list of ScanRow
+        In the same order, one for each path.
+    """
+    return [_read_scan(path, out) for path in paths]
+
+
+def _read_scan(path: Path, out: Path) -> ScanRow:
+    key = path.name.removesuffix(QC_ENDING)
+    entities = dict(part.split("-", 1) for part in key.split("_") if "-" in part)
+    names = {
+        "scan": key,
+        "participant_id": f"sub-{entities.get('sub', '')}",
+        "session_id": f"ses-{entities['ses']}" if "ses" in entities else None,
+        "person": entities.get("sub"),
+        "site": "unknown",
+    }
+    try:
+        record = json.loads(path.read_bytes())
+        if record["status"] not in STATUSES:
+            raise ValueError("it is not a scan's record")
+        return _row(names, path, record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        cause = f"The record {path.relative_to(out).as_posix()} cannot be read ({error})."
+        return ScanRow(names | {"qc_status": "error", "error": cause})
+
+
+def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> ScanRow:
+    """Take a scan's row from its record and predictions."""
+    failed = record["status"] == "error"
+    scanner, guard, bundle = (record.get(part) or {} for part in ("scanner", "guard", "bundle"))
+    sizes = (record.get("check") or {}).get("voxel_size_mm", ())
+    # A scan that failed to be harmonized keeps what preprocessing found, to go on from.
+    metrics = {} if failed else record.get("metrics") or {}
+    predictions, problem = read_predictions(path, record)
+    predicted = {
+        name: entry
+        for name, entry in predictions.items()
+        if isinstance(entry, dict) and "training_data" in entry
+    }
+    facts = {name: record.get(name) for name in ("person", "site", "age", "sex", "diagnosis")}
+    values = {
+        **names,
+        **{name: value for name, value in facts.items() if value is not None},
+        **{column: scanner.get(name) for column, name in SCANNER.items()},
+        **{f"voxel_{axis}_mm": size for axis, size in zip("xyz", sizes, strict=False)},
+        "qc_status": record["status"],
+        "error": record["error"]["cause"] if failed else None,
+        **metrics,
+        "harmonization_status": guard.get("status"),
+        "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
+        **_processing(record),
+    }
+    for target, entry in predicted.items():
+        values |= _predicted(target, entry)
+    outputs = listed_files(record, names["scan"])
+    return ScanRow(
+        values,
+        metrics=tuple(metrics),
+        targets={name: str(entry["training_data"]) for name, entry in predicted.items()},
+        reasons=tuple(record.get("reasons") or ()),
+        guard_reasons=tuple(guard.get("reasons") or ()),
+        figures=tuple(sorted(path for path in outputs if "/figures/" in path)),
+        volumes={} if failed else _volumes(outputs),
+        bundle=bundle,
+        problem=problem,
+    )
+
+
+def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Read from a scan's record how it was made; what it does not say is None."""
+    processing, mask = record.get("processing") or {}, record.get("mask") or {}
+    contract, digests = processing.get("contract") or {}, record.get("inputs") or {}
+    asked = processing.get("registration")
+    # Of two files of one name the content tells.
+    template = (processing.get("template"), (digests.get("template") or "")[:12])
+    scaling = (("grey", "grey matter at"), ("shading_order", "a bias field of order"))
+    scaled = [f"{words} {contract[name]}" for name, words in scaling if name in contract]
+    chosen = {**(record.get("harmonization") or {}), **processing}
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if chosen[name] is True else f" {chosen[name]}")
+        for name in ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
+        if chosen.get(name) not in (None, False)
+    ]
+    if atlases := digests.get("atlases"):
+        options.append(f"--atlas-dir {atlases[:12]}")
+    tools = sorted((processing.get("tools") or {}).items())
+    return {
+        "skull_strip": "stripped" if mask.get("detected") else mask.get("method"),
+        "registration": contract.get("registration") if asked == "auto" else asked,
+        "template": " ".join(part for part in template if part) or None,
+        "resolution": contract.get("resolution"),
+        "normalization": " and ".join(scaled) or None,
+        "options": " ".join(options) or None,
+        "software_version": processing.get("version"),
+        "tools": "; ".join(f"{name} {version}" for name, version in tools) or None,
+        "input_sha256": record.get("input_sha256") or digests.get("T1w"),
+        "image": image_digest(record),
+    }
+
+
+def _predicted(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of what was predicted, raw and harmonized."""
+    values = {f"{target}_{kind}": entry.get(kind) for kind in ("raw", "harmonized")}
+    # Where the harmonized scan was set aside, the raw one's is used, without an interval.
+    used = "raw" if entry.get("harmonized") is None else "harmonized"
+    if used == "harmonized" and (ends := entry.get("interval_90")):
+        values[f"{target}_harmonized_low"], values[f"{target}_harmonized_high"] = ends
+    if f"gap_{used}" in entry:
+        values["brain_age_gap"] = entry[f"gap_{used}"]
+    return values
+
+
+def _volumes(outputs: Iterable[str]) -> dict[str, str]:
+    """Images on the template grid; those on the scan's own grid name no space."""
+    return {
+        name: path
+        for path in outputs
+        for name, ending in VOLUMES.items()
+        if path.endswith(ending) and "_space-" in path and "_space-T1w" not in path
+    }
+
+
+def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
+    """Put scans into one table.
+
+    Parameters
+    ----------
+    rows : sequence of ScanRow
+        Of :func:`read_scans`.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row per scan: facts, metrics, harmonization status, predictions, bundle.
+    metrics : tuple of str
+        Columns that are QC metrics, in the order of the dictionary, unknown ones after them.
+    targets : tuple of str
+        What was predicted.
+    """
+    import pandas as pd
+
+    seen = {name for row in rows for name in row.metrics}
+    known = [name for name in dictionary() if name in seen]
+    metrics = (*known, *sorted(seen - set(known) - set(FACTS)))
+    targets = tuple(sorted({name for row in rows for name in row.targets}))
+    columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
+               *PROCESSING, "input_sha256"]  # fmt: skip
+    table = {}
+    for column in columns:
+        convert, dtype = (_text, object) if column in TEXTS else (_number, float)
+        cells = [convert(row.values.get(column)) for row in rows]
+        table[column] = pd.Series(cells, dtype=dtype, index=range(len(rows)))
+    return pd.DataFrame(table), metrics, targets
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(value: Any) -> float:
+    """Take a finite number as it is; anything else is missing (NaN)."""
+    try:
+        return (
+            float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+        )
+    except OverflowError:
+        return math.nan
+
+
+def prediction_columns(targets: Iterable[str]) -> list[str]:
+    """Columns of the predictions: raw beside harmonized, then what belongs to brain age."""
+    columns = []
+    for target in targets:
+        columns += [f"{target}_raw", f"{target}_harmonized"]
+        if target == "brain_age":
+            columns += [f"{target}_harmonized_low", f"{target}_harmonized_high", f"{target}_gap"]
+    return columns
+
+
+def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
+    """Describe the bundle most scans were made with; see :class:`Group`."""
+    # A scan that failed was made with none, though its record names the one it was to be.
+    finished = [row for row in rows if row.bundle and row.values["qc_status"] != "error"]
+    used = Counter(
+        json.dumps(row.bundle, sort_keys=True) for row in finished or rows if row.bundle
+    )
+    if not used:
+        return None
+    (bundle, n_scans), *_ = used.most_common(1)
+    trained = {name: data for row in rows for name, data in row.targets.items()}
+    return {
+        **json.loads(bundle),
+        "n_scans": n_scans,
+        "n_scans_other": used.total() - n_scans,
+        "training_data": dict(sorted(trained.items())),
+        "simulated": sorted(name for name in trained if "simulated" in trained[name].lower()),
+    }
+
+
+def column_dictionary(
+    columns: Sequence[str], bundle: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Describe the columns of the group's tables.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Columns of the table.
+    bundle : mapping, optional
+        Of :func:`bundle_of`.
+
+    Returns
+    -------
+    dict
+        By column, as BIDS describes them; what a predictor was trained on stands with its
+        numbers.
+    """
+    from bids_harmony.outputs import scans_dictionary
+
+    trained = (bundle or {}).get("training_data", {})
+    predicted = scans_dictionary(trained)
+    for target, data in trained.items():
+        for column in (f"{target}_raw", f"{target}_harmonized"):
+            meaning = f"{predicted[column]['Description']}. Predictor trained on: {data}"
+            predicted[column] = {**predicted[column], "Description": meaning}
+    own = json.loads((files("bids_harmony.data") / "group_dictionary.json").read_text("utf-8"))
+    known = {**predicted, **dictionary(), **own}
+    return {name: known.get(name, {"Description": f"QC metric {name}"}) for name in columns}
+
+
+def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
+    """Find the scans whose raw images have equal voxels: those of each image, sorted."""
+    by_image: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if isinstance(digest := row.values.get("image"), str):
+            by_image[digest].append(row.scan)
+    return sorted(tuple(sorted(scans)) for scans in by_image.values() if len(scans) > 1)
+
+
+def image_notes(rows: Sequence[ScanRow]) -> list[str]:
+    """Say which images stand under several scans."""
+    same = [named(scans, " and ") for scans in same_images(rows)]
+    if not same:
+        return []
+    return [
+        f"The same image stands under several scans, and is counted for each: {named(same, '; ')}."
+    ]
+
+
+def processing_notes(table: pd.DataFrame) -> list[str]:
+    """Say, with counts, in what the finished scans of a table were made differently.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of :func:`scan_table`. Scans whose record does not say are left out of the count.
+    """
+    finished = table[table["qc_status"] != "error"]
+    columns = {name: finished[name].dropna().tolist() for name in PROCESSING if name != "tools"}
+    if columns["bundle"]:
+        columns["bundle"] = finished["bundle"].fillna("none").tolist()
+    for tool in (tool for cell in finished["tools"].dropna() for tool in cell.split("; ")):
+        name, _, version = tool.rpartition(" ")
+        columns.setdefault(f"tools ({name})", []).append(version)
+    notes = []
+    for name, values in columns.items():
+        counts = Counter(f"{value:g}" if isinstance(value, float) else value for value in values)
+        if len(counts) > 1:
+            few_first = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+            said = named(f"{value} {n}" for value, n in few_first)
+            notes.append(f"Scans differ in {name}: {said} of {len(values)}.")
+    if notes:
+        notes.append("Scans that were made in different ways may differ for that alone.")
+    return notes
+
+
+def absent_scans(
+    keys: Iterable[str], there: Sequence[str], without: Iterable[tuple[str, str]]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Compare the scans that have a record with those of the dataset.
+
+    Parameters
+    ----------
+    keys : iterable of str
+        Scans that have a record.
+    there : sequence of str
+        Scans of the dataset.
+    without : iterable of (str, str)
+        Participants of the dataset without a scan, and why.
+
+    Returns
+    -------
+    absent : list of (str, str)
+        What is in the dataset or among the records only, and what that means.
+    notes : list of str
+        The same with counts, for those to whom the first names are enough.
+    """
+    recorded, in_dataset, empty = set(keys), set(there), list(without)
+    never = [key for key in there if key not in recorded]
+    gone = sorted(recorded - in_dataset)
+    people = counted(len({key.split("_")[0] for key in never}), "participant")
+    notes = {
+        f"{counted(len(never), 'scan')} of {people} in the dataset without a record, and in no "
+        "table": never,
+        f"{counted(len(empty), 'participant')} of the dataset without a T1w scan that can be "
+        "used": [f"{name} ({why})" for name, why in empty],
+        f"{counted(len(gone), 'scan')} with a record, no longer in the dataset, but still in the "
+        "tables": gone,
+    }
+    absent = [
+        *((key, "no record: not processed, or its record was removed") for key in never),
+        *empty,
+        *((key, "it has a record, but is no longer in the dataset") for key in gone),
+    ]
+    return absent, [f"{note}: {named(names)}." for note, names in notes.items() if names]
+
+
+def named(names: Iterable[str], mark: str = ", ", n: int | None = None) -> str:
+    """Give the first names, and count the rest of all ``n``.
+
+    >>> named("abcdefghijkl")
+    'a, b, c, d, e, f, g, h, i, j and 2 more'
+    """
+    names = list(names)
+    more = (len(names) if n is None else n) - len(names[:NAMED])
+    return mark.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
