@@ -14,14 +14,13 @@ from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.training import grey_matter
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.grey_matter import (
     grey_matter_networks,
     maps_between_acquisitions,
     ridge,
 )
 from bids_harmony.training.members import Ensemble, Job
-from bids_harmony.training.predictor import FAST
+from bids_harmony.training.predictor import FAST, Examples
 
 
 def test_maps_show_grey_matter_and_not_its_side() -> None:

@@ -17,21 +17,26 @@ from training_heads import AFFINE, head
 from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.apply import predict_scan, predict_slices, predict_value
 from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
-from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.figures import area_under_curve, figures
 from bids_harmony.training.predictor import (
     ARTICLE,
     FAST,
+    Examples,
     Patience,
     PredictorConfig,
     network_options,
     predict_stack,
     train_predictor,
 )
-from bids_harmony.training.predictors import Predictor, train_predictors
+from bids_harmony.training.predictors import (
+    Predictor,
+    age_bias,
+    empirical_half_width,
+    fit_line,
+    train_predictors,
+)
 from bids_harmony.training.targets import find_target
 
 SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4, acquisitions=1)

@@ -13,18 +13,18 @@ import pytest
 
 from bids_harmony.errors import HarmonyError
 from bids_harmony.processes import _ended_together, side_by_side
-from bids_harmony.training.fabric import StopSignal
 
 
 def keep_when_told(begun: Path, kept: Path) -> None:
     """Work until a signal comes, then keep what there is, as a unit does."""
-    with StopSignal() as stop:
-        begun.touch()
-        for _ in range(6000):
-            time.sleep(0.1)
-            if stop.received:
-                kept.touch()
-                raise KeyboardInterrupt
+
+    def keep(number: int, frame: object) -> None:
+        kept.touch()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, keep)
+    begun.touch()
+    time.sleep(600)
 
 
 def work(names: list[Path]) -> None:

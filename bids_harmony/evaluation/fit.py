@@ -35,11 +35,11 @@ from bids_harmony.training.cache import locked
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import one_device
 from bids_harmony.training.harmonizer import calibrated, mean_quantiles, ways_to_calibrate
 from bids_harmony.training.predictor import PredictorConfig, recipe_of
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
 from bids_harmony.training.splits import TEST, TRAIN
+from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target, find_target
 
 Say = Callable[[str], None]

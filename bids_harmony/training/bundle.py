@@ -126,7 +126,6 @@ def train_bundle(
     from bids_harmony.training.cache import open_training_set
     from bids_harmony.training.cyclegan import train_maps
     from bids_harmony.training.data import scan_table
-    from bids_harmony.training.fabric import one_device
     from bids_harmony.training.predictor import recipe_of
     from bids_harmony.training.predictors import train_predictors
     from bids_harmony.training.splits import (
@@ -136,6 +135,7 @@ def train_bundle(
         split_subjects,
         splits_record,
     )
+    from bids_harmony.training.storage import one_device
 
     options = options.shortened()
     scans = usable_scans(scans, say)

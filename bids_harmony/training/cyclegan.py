@@ -27,10 +27,16 @@ from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
 from bids_harmony.training.harmonizer import Predict, filled_ages, quick_age
 from bids_harmony.training.maps import errors
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.storage import (
+    as_stored,
+    digest_of,
+    has_bf16,
+    load_checkpoint,
+    one_device,
+    save_checkpoint,
+)
 
 STEPS = 40
 #: Steps, before those, in which the discriminators alone learn: what the paired map leaves is
@@ -101,6 +107,7 @@ def train_cyclegan(
     seed: int,
     resolution: int,
     say: Callable[[str], None],
+    device: str = "cpu",
     quick: bool = False,
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
@@ -125,7 +132,7 @@ def train_cyclegan(
         As :data:`RATES`.
     steps, ahead : int
         How long all networks learn, and the discriminators alone before.
-    seed, resolution, say, quick
+    seed, resolution, say, device, quick
         As of :func:`bids_harmony.training.maps.train_map`.
 
     Returns
@@ -152,7 +159,7 @@ def train_cyclegan(
     # One discriminator knows the reference, the other any site by its code; both know age and sex.
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     made_up = maps.make_up_sites(data, scans, work_dir, n_sites, seed, resolution, say)
     pairs = maps.Pairs(data, scans, appearance, made_up)
     unpaired = Unpaired(data, scans, sources, appearance)
@@ -170,19 +177,19 @@ def train_cyclegan(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n = has_bf16("cpu"), ahead + steps
+    bf16, n = has_bf16(device), ahead + steps
     for step in counted_off(range(n), n, "training the map on real sites", say, "steps"):
-        x, y, code, of_x, of_y = unpaired.draw(rng)
+        x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         seen, both = inside(x_mask * y_mask), step >= ahead
-        with torch.set_grad_enabled(both), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.set_grad_enabled(both), torch.autocast(device, torch.bfloat16, enabled=bf16):
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
         site_x, site_y = torch.cat([of_x, code], dim=1), torch.cat([of_y, code], dim=1)
 
         # 1. The maps: each discriminator has to take what is mapped for its own, nothing may be
         # lost on the way there and back, and what is known stays known.
         if both:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 x_again, y_again = backward(mapped, x_mask, code), forward(made, y_mask, code)
                 fooled = at_reference(mapped, seen, of_x), at_site(made, seen, site_y)
             # On the reference's side the backward map makes pairs of which the truth is known.
@@ -203,7 +210,7 @@ def train_cyclegan(
 
         # 2. The discriminators: what is mapped is 0, what is real 1.
         discriminators_step.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             scores = [
                 (at_reference(mapped.detach(), seen, of_x), 0), (at_reference(y, seen, of_y), 1),
                 (at_site(made.detach(), seen, site_y), 0), (at_site(x, seen, site_x), 1),
@@ -213,6 +220,7 @@ def train_cyclegan(
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
+    forward.cpu()
     save_checkpoint(path, forward.state_dict())
     return as_stored(forward)
 
@@ -264,7 +272,7 @@ def train_maps(
         )
     settings: dict[str, Any] = {
         "seed": options.seed, "resolution": options.contract.resolution,
-        "quick": options.fast_dev_run, "say": say,
+        "device": one_device(options.device), "quick": options.fast_dev_run, "say": say,
     }  # fmt: skip
     found[NETWORK] = network = maps.train_map(data, scans, appearance, work_dir, **settings)
     if options.map == CYCLEGAN:

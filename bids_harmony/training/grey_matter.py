@@ -18,10 +18,9 @@ from bids_harmony.sites.code import Appearance, site_code
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.acquisition import Acquisition
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, load_checkpoint, save_checkpoint
 from bids_harmony.training.maps import acquire
 from bids_harmony.training.members import Ensemble, Job
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.storage import as_stored, digest_of, load_checkpoint, save_checkpoint
 
 #: Side of the map's cells.
 CELL_MM = 4.0

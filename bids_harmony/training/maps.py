@@ -22,8 +22,13 @@ from bids_harmony.sites.descriptors import describe, vector
 from bids_harmony.training.acquisition import Acquisition, apply
 from bids_harmony.training.cache import Volumes, new_array
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.storage import (
+    as_stored,
+    digest_of,
+    has_bf16,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
 N_SITES, PER_SITE, STRENGTH = 100, 6, (0.2, 1.1)
@@ -72,6 +77,7 @@ def train_map(
     seed: int,
     resolution: int,
     say: Callable[[str], None],
+    device: str = "cpu",
     quick: bool = False,
 ) -> MapNetwork:
     """Train the network that follows a site's intensity mapping.
@@ -95,6 +101,8 @@ def train_map(
         Of the template grid in mm.
     say : callable
         Takes a line of progress.
+    device : str
+        torch device.
     quick : bool
         A few steps of a small network on a few acquisitions, to see that it runs.
     """
@@ -112,8 +120,8 @@ def train_map(
     pairs = Pairs(data, scans, appearance, made_up)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16 = has_bf16("cpu")
+    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    bf16 = has_bf16(device)
     for _ in counted_off(range(steps), steps, "training the map", say, "steps"):
         for _ in range(BATCH):
             error = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
@@ -122,6 +130,7 @@ def train_map(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+    network.cpu()
     save_checkpoint(path, network.state_dict())
     return as_stored(network)
 
@@ -175,10 +184,11 @@ def paired_loss(
 ) -> Tensor:
     """Run the network on an example of :class:`Pairs`, as it is or flipped, and measure it."""
     mapped, code, original = example
-    x, y = network_inputs(mapped, original, rng)
+    device = next(network.parameters()).device
+    x, y = (drawn.to(device) for drawn in network_inputs(mapped, original, rng))
     mask = ((x > 0) & (y > 0)).float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out = network(x, (x > 0).float(), torch.from_numpy(code)[None])
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        out = network(x, (x > 0).float(), torch.from_numpy(code)[None].to(device))
     return loss(out.float(), x, y, mask)
 
 

@@ -16,10 +16,13 @@ from torch import nn
 from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.examples import Examples
-from bids_harmony.training.fabric import digest_of, load_checkpoint, save_checkpoint
-from bids_harmony.training.predictor import PredictorConfig, predict_stack, train_predictor
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.predictor import (
+    Examples,
+    PredictorConfig,
+    predict_stack,
+    train_predictor,
+)
+from bids_harmony.training.storage import as_stored, digest_of, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Job:
     config : PredictorConfig
         Size and optimisation.
     folder : pathlib.Path
-        Where finished networks and checkpoints are kept.
+        Where finished networks are kept.
     device : str
         torch device.
     say : callable
@@ -171,7 +174,7 @@ def _train(ensemble: Ensemble, fold: int, path: Path, job: Job) -> None:
     member = train_predictor(
         ensemble.examples, np.flatnonzero(ensemble.folds != fold), ensemble.validation,
         ensemble.network, job.config, binary=ensemble.binary, seed=ensemble.seed + fold,
-        say=job.say, device=job.device, checkpoint=path.with_suffix(".checkpoint"),
+        say=job.say, device=job.device,
     )  # fmt: skip
     save_checkpoint(path, member.state_dict())
 

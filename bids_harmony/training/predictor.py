@@ -9,10 +9,10 @@ one scanner's; numbers are predicted by the mean of slices and of a map of grey 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,11 @@ from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.errors import HarmonyError
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import predictor_input, scaled_height
+from bids_harmony.models.slices import middle_slices, predictor_input, scaled_height
 from bids_harmony.training.augment import Augmentation, augment
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.examples import Examples
-from bids_harmony.training.fabric import has_bf16
-from bids_harmony.training.keeper import Keeper
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.storage import has_bf16
 
 #: The paper's rules: epochs without progress until the rate falls, and until training ends, and
 #: epochs in a row over which the validation loss may rise (preprint §4.2).
@@ -107,6 +106,68 @@ def recipe_of(options: TrainOptions) -> PredictorConfig:
     )
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Middle slices of scans with one target value per scan, read when they are drawn.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        All scans.
+    scans : numpy.ndarray
+        (n,) numbers of the scans.
+    targets : numpy.ndarray
+        (n,) values, or 0/1.
+    numbers : numpy.ndarray
+        Numbers of the middle slices.
+    changed : dict of int to numpy.ndarray
+        Slices (slices, rows, columns) that take the place of a scan's own, by place in ``scans``.
+    """
+
+    data: TrainingSet
+    scans: np.ndarray
+    targets: np.ndarray
+    numbers: np.ndarray
+    changed: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        data: TrainingSet,
+        scans: np.ndarray,
+        targets: np.ndarray,
+        slice_mm: tuple[float, float],
+        changed: dict[int, np.ndarray] | None = None,
+    ) -> Examples:
+        """Take the slices whose heights lie in ``slice_mm``."""
+        numbers = middle_slices(len(data.heights), data.affine, slice_mm)
+        return cls(data, scans, np.asarray(targets, dtype=float), numbers, changed or {})
+
+    @property
+    def persons(self) -> np.ndarray:
+        """Person of each of the scans."""
+        return np.asarray(self.data.persons[self.scans])
+
+    @property
+    def heights(self) -> np.ndarray:
+        """Heights of the middle slices in mm."""
+        return np.asarray(self.data.heights[self.numbers])
+
+    def draw(self, which: np.ndarray, slices: np.ndarray) -> Tensor:
+        """Read slices: (n, 1, rows, columns), by place in ``scans`` and among the middle ones."""
+        images = self.data.slices(self.scans[which], self.numbers[slices])[:, None]
+        for i, (scan, number) in enumerate(zip(which, slices, strict=True)):
+            if int(scan) in self.changed:
+                images[i, 0] = self.changed[int(scan)][number]
+        return torch.from_numpy(images)
+
+    def stack(self, which: int) -> np.ndarray:
+        """Read all middle slices of a scan, float32 (slices, rows, columns)."""
+        if which in self.changed:
+            return self.changed[which].astype(np.float32)
+        return np.asarray(self.data.stack(int(self.scans[which]))[0][self.numbers])
+
+
 def network_options(examples: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
     """Choose the options of :class:`SliceNetwork` for a set of examples."""
     options: dict[str, Any] = {
@@ -131,7 +192,6 @@ def train_predictor(
     seed: int,
     say: Callable[[str], None],
     device: str = "cpu",
-    checkpoint: Path | None = None,
 ) -> SliceNetwork:
     """Train one network.
 
@@ -155,9 +215,6 @@ def train_predictor(
         Takes a line of progress.
     device : str
         torch device.
-    checkpoint : pathlib.Path, optional
-        Where the training is kept, and from where it goes on to the same weights; it is removed
-        at the end.
 
     Returns
     -------
@@ -168,25 +225,14 @@ def train_predictor(
     ------
     HarmonyError
         When the loss is no longer a number.
-    KeyboardInterrupt
-        When a signal asked to stop.
     """
     torch.manual_seed(seed)
-    network = SliceNetwork(**options).to(device)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
-    step = _Step(examples, network, optimiser, config, binary, seed, device)
-    train = _train_patiently if config.patient else _train_one_cycle
-    with Keeper(checkpoint, step) as keeper:
-        state = keeper.load()
-        if state:
-            step.first = step.count
-            say(f"predictor goes on after step {step.count}")
-        train(step, among, validation, say, keeper, state)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return set_layout(network.cpu().eval(), torch.contiguous_format)
+    step = _Step(examples, SliceNetwork(**options).to(device), config, binary, seed, device)
+    if config.patient:
+        _train_patiently(step, among, validation, say)
+    else:
+        _train_one_cycle(step, among, say)
+    return set_layout(step.network.cpu().eval(), torch.contiguous_format)
 
 
 class _Step:
@@ -196,14 +242,15 @@ class _Step:
         self,
         examples: Examples,
         network: SliceNetwork,
-        optimiser: torch.optim.Optimizer,
         config: PredictorConfig,
         binary: bool,
         seed: int,
         device: str,
     ) -> None:
-        self.examples, self.optimiser = examples, optimiser
-        self.config, self.binary, self.device = config, binary, device
+        self.examples, self.config, self.binary, self.device = examples, config, binary, device
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
         half = has_bf16(device)
         self.half = torch.autocast(device, torch.bfloat16, enabled=half)
         # In single precision a CPU takes two thirds of the time with channels last.
@@ -213,13 +260,12 @@ class _Step:
         self.rng = np.random.default_rng(seed)
         self.targets = torch.from_numpy(examples.targets.astype(np.float32))
         self.heights = torch.from_numpy(scaled_height(examples.heights))
-        self.count = self.first = 0
-        self.begun = time.monotonic()
+        self.count, self.begun = 0, time.monotonic()
 
     def take(self, which: np.ndarray, slices: np.ndarray, rate: float) -> float:
         """Learn from slices, given by place of scan and of slice; return the loss."""
         for group in self.optimiser.param_groups:
-            group["lr"] = float(rate)  # a plain one, as checkpoints hold no numpy
+            group["lr"] = rate
         x = self.examples.draw(which, slices)
         if self.config.augmentation is not None:
             x = augment(x, self.config.augmentation, self.chance)
@@ -251,72 +297,53 @@ class _Step:
         return F.smooth_l1_loss(value / unit, target / unit)
 
     def rate(self) -> float:
-        """Slices per second since this process began."""
-        spent = max(time.monotonic() - self.begun, 1e-9)
-        return (self.count - self.first) * self.config.batch / spent
+        """Slices per second."""
+        return self.count * self.config.batch / max(time.monotonic() - self.begun, 1e-9)
 
 
-def _train_one_cycle(
-    step: _Step,
-    among: np.ndarray,
-    _: Examples | None,
-    say: Callable[[str], None],
-    keeper: Keeper,
-    state: dict[str, Any],
-) -> None:
+def _train_one_cycle(step: _Step, among: np.ndarray, say: Callable[[str], None]) -> None:
     """One cycle of the rate: up over the first tenth, down along a half cosine."""
-    config, steps = step.config, step.config.steps
+    config, steps, losses = step.config, step.config.steps, []
     weight = _even(step.examples.targets[among])
-    total = state.get("total", 0.0)
-    for number in range(step.count, steps):
+    for number in range(steps):
         done = number / steps
         rise = min(1.0, (done + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (done - 0.1) / 0.9)))
         which = step.rng.choice(among, config.batch, p=weight)
         slices = step.rng.integers(len(step.examples.numbers), size=config.batch)
-        total += step.take(which, slices, config.learning_rate * rise * (fall + 1e-3))
-        if (number + 1) % SAY_EVERY == 0 or number + 1 == steps:
+        losses.append(step.take(which, slices, config.learning_rate * rise * (fall + 1e-3)))
+        if step.count % SAY_EVERY == 0 or step.count == steps:
             left = (steps - step.count) * config.batch / step.rate()
             say(
-                f"predictor step {step.count} of {steps}: loss "
-                f"{total / (step.count % SAY_EVERY or SAY_EVERY):.4f}; "
+                f"predictor step {step.count} of {steps}: loss {np.mean(losses):.4f}; "
                 f"{step.rate():.0f} slices/s, {left:.0f} s left"
             )
-            total = 0.0
-        keeper.keep(total=total)
+            losses = []
 
 
 def _train_patiently(
-    step: _Step,
-    among: np.ndarray,
-    validation: Examples | None,
-    say: Callable[[str], None],
-    keeper: Keeper,
-    state: dict[str, Any],
+    step: _Step, among: np.ndarray, validation: Examples | None, say: Callable[[str], None]
 ) -> None:
     """Follow the paper's schedule over epochs of all slices; keep the best validation epoch."""
-    patience = Patience(step.config.learning_rate)
-    vars(patience).update(state.get("patience", {}))
-    best = state.get("best", np.inf)
-    kept = state.get("kept") or {k: v.clone() for k, v in step.network.state_dict().items()}
+    patience, best = Patience(step.config.learning_rate), np.inf
+    kept = copy.deepcopy(step.network.state_dict())
     while not patience.done and step.count < step.config.steps:
         step.network.train()
-        losses = []
-        for which, slices in _epoch(step, among):
-            if step.count < step.config.steps:
-                losses.append(step.take(which, slices, patience.rate))
-                keeper.end_if_asked()  # it goes on from the end of the last epoch kept
+        losses = [
+            step.take(which, slices, patience.rate)
+            for which, slices in _epoch(step, among)
+            if step.count < step.config.steps
+        ]
         judged = _validation_loss(step, validation)
         patience.note(float(np.mean(losses)), judged)
         if judged is None or judged < best:
             best = np.inf if judged is None else judged
-            kept = {k: v.clone() for k, v in step.network.state_dict().items()}
+            kept = copy.deepcopy(step.network.state_dict())
         text = "" if judged is None else f", validation {judged:.4f}"
         say(
             f"predictor epoch {patience.epochs} (step {step.count}): loss "
             f"{np.mean(losses):.4f}{text}; rate {patience.rate:g}, {step.rate():.0f} slices/s"
         )
-        keeper.keep(patience=vars(patience), best=best, kept=kept)
     step.network.load_state_dict(kept)
 
 

@@ -17,14 +17,12 @@ from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.members import Ensemble, Job, train_members
-from bids_harmony.training.predictor import PredictorConfig, network_options
+from bids_harmony.training.predictor import Examples, PredictorConfig, network_options
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
@@ -32,6 +30,8 @@ from bids_harmony.training.targets import SIMULATED, Target, find_targets
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
 SIMULATED_NAME = "schizophrenia_probability"
+#: A network is never stretched beyond this, either way.
+MOST_STRETCH = 2.0
 INTERVAL = (
     "empirical: holds 90 % of the errors on reference persons of networks that had not seen them; "
     "what is predicted is the ensembles' mean, and no coverage is guaranteed"
@@ -256,6 +256,70 @@ def _describe(
     if target.name == "brain_age":
         entry["age_bias"] = age_bias(unseen, values)
     return entry
+
+
+def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept that bring predictions nearest to the truth, by least squares.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) of scans the network had not seen.
+
+    Returns
+    -------
+    slope, intercept : float
+        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); where there is nothing to fit, the
+        predictions are left as they are.
+    """
+    if len(truth) < 3 or np.ptp(predicted) == 0:
+        return 1.0, 0.0
+    slope = float(np.clip(np.polyfit(predicted, truth, 1)[0], 1 / MOST_STRETCH, MOST_STRETCH))
+    return slope, float(truth.mean() - slope * predicted.mean())
+
+
+def empirical_half_width(
+    errors: np.ndarray, persons: np.ndarray | None = None, level: float = 0.9
+) -> float:
+    """Half-width of an empirical interval: a quantile of absolute errors on unseen scans.
+
+    Parameters
+    ----------
+    errors : numpy.ndarray
+        (scans,) predicted minus true values.
+    persons : numpy.ndarray, optional
+        (scans,) whose scan it is: the scans of a person count as one together. Each scan is
+        another person's when None.
+    level : float
+        Share of persons whose errors lie within. Of n persons the ceil((n + 1) level)-th smallest
+        error is taken, the largest where n is too small for the level.
+    """
+    labels = np.arange(len(errors)) if persons is None else persons
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(errors), kind="stable")
+    share = np.cumsum(1 / counts[inverse][order])
+    place = int(np.searchsorted(share, (len(counts) + 1) * level - 1e-9))
+    return float(np.abs(errors)[order[min(place, len(order) - 1)]])
+
+
+def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
+    """Fit how the gap depends on age: gap = intercept + slope * age (de Lange, Beheshti).
+
+    Parameters
+    ----------
+    predicted, age : numpy.ndarray
+        (scans,) years, of scans the network had not seen.
+
+    Returns
+    -------
+    dict
+        ``slope``, ``intercept`` (years) and ``n``.
+    """
+    if len(age) < 3 or np.ptp(age) == 0:
+        return {"slope": 0.0, "intercept": 0.0, "n": len(age)}
+    slope, intercept = np.polyfit(age, predicted - age, 1)
+    return {"slope": round(float(slope), 4), "intercept": round(float(intercept), 3),
+            "n": len(age)}  # fmt: skip
 
 
 def plan_folds(
