@@ -247,7 +247,7 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
     import nibabel as nib
     import numpy as np
 
-    from bids_harmony.models.apply import brain_age
+    from bids_harmony.api import brain_age
 
     img = nib.load(t1w)
     site_map = bundle.site_map(code, spare=spare)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from bids_harmony.bids import find_scans
 from bids_harmony.config import RunConfig
-from bids_harmony.training.config import TrainScan
-from bids_harmony.training.inputs import find_training_scans
+from bids_harmony.training.inputs import TrainScan, find_training_scans
 
 
 def read_scans(work: Path) -> list[TrainScan]:

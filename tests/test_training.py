@@ -21,10 +21,10 @@ from bids_harmony.sites.calibration import SiteScan, calibrate
 from bids_harmony.sites.descriptors import describe
 from bids_harmony.training.augment import Augmentation, augment
 from bids_harmony.training.bundle import accept, train_bundle
-from bids_harmony.training.cache import open_training_set
-from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.harmonizer import acceptance, match_histogram
+from bids_harmony.training.inputs import TrainScan
 
 
 @pytest.fixture(scope="module")

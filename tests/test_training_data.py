@@ -22,10 +22,9 @@ from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
 from bids_harmony.fit_filter import select_scans
 from bids_harmony.training.bundle import train_bundle
-from bids_harmony.training.cache import open_training_set
-from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.data import TrainingSet, scan_table
-from bids_harmony.training.inputs import find_training_scans, without_rejected
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
+from bids_harmony.training.inputs import TrainScan, find_training_scans, without_rejected
 
 
 @pytest.fixture(scope="module")

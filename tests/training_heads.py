@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_harmony.training.config import TrainScan
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.inputs import TrainScan
 
 SHAPE = (40, 44, 30)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -27,15 +27,19 @@ from bids_harmony.evaluation.prepare import (
 )
 from bids_harmony.evaluation.units import Unit, split_of, subject_folds
 from bids_harmony.fit_filter import select_scans
-from bids_harmony.models.apply import predict_value
 from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.slices import predict_value
 from bids_harmony.sites.code import Appearance
-from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
-from bids_harmony.training.cache import locked
+from bids_harmony.training.bundle import age_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.harmonizer import calibrated, mean_quantiles, ways_to_calibrate
+from bids_harmony.training.data import TrainingSet, locked
+from bids_harmony.training.harmonizer import (
+    MAX_HISTOGRAM,
+    calibrated,
+    mean_quantiles,
+    ways_to_calibrate,
+)
 from bids_harmony.training.predictor import PredictorConfig, recipe_of
 from bids_harmony.training.predictors import Predictor, plan_folds, train_predictors
 from bids_harmony.training.splits import TEST, TRAIN

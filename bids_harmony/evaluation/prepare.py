@@ -28,8 +28,7 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import ScanError
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import crop
-from bids_harmony.training.cache import Volumes, new_array
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED as HARMONIZED
 from bids_harmony.training.harmonizer import KNOWN_AGES as KNOWN_AGES
 from bids_harmony.training.harmonizer import MAPPED as MAPPED

@@ -44,22 +44,16 @@ class Harmonize(SimpleInterface):
     output_spec = _HarmonizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.models.apply import harmonize_volume
-        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.api import harmonize, load_bundle
         from bids_harmony.sites.calibration import Calibration
 
         set_threads(self.inputs.num_threads)
-        img = nib.load(self.inputs.in_file)
-        volume = np.asarray(img.dataobj)
-        data = harmonize_volume(
-            load_bundle(Path(self.inputs.bundle)),
-            volume,
-            volume > 0,
-            img.affine,
+        out = harmonize(
+            nib.load(self.inputs.in_file),
+            load_bundle(self.inputs.bundle),
             Calibration.from_dict(self.inputs.calibration),
             device=self.inputs.device,
         )
-        out = nib.Nifti1Image(data, img.affine, img.header)
         self._results["out_file"] = save_image(out, runtime, "harmonized.nii.gz")
         return runtime
 
@@ -87,18 +81,15 @@ class Predict(SimpleInterface):
     output_spec = _PredictOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.models.apply import predict_scan
-        from bids_harmony.models.bundle import load_bundle
+        from bids_harmony.api import load_bundle, predict
         from bids_harmony.sites.calibration import Calibration
 
         set_threads(self.inputs.num_threads)
-        raw = nib.load(self.inputs.raw)
         left_out = self.inputs.on_guard_fail == "raw" and self.inputs.guard["status"] == "fail"
-        predictions = predict_scan(
-            load_bundle(Path(self.inputs.bundle)),
-            np.asarray(raw.dataobj),
-            None if left_out else np.asarray(nib.load(self.inputs.harmonized).dataobj),
-            raw.affine,
+        predictions = predict(
+            nib.load(self.inputs.raw),
+            load_bundle(self.inputs.bundle),
+            harmonized=None if left_out else nib.load(self.inputs.harmonized),
             age=self.inputs.age if isdefined(self.inputs.age) else None,
             site=self.inputs.site,
             calibration=Calibration.from_dict(self.inputs.calibration),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids_columns import named_person
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
 
@@ -123,55 +121,3 @@ class TrainOptions:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class TrainScan:
-    """One preprocessed scan with what training may know of its subject.
-
-    Attributes
-    ----------
-    subject, site : str
-        Labels.
-    t1w, mask : pathlib.Path
-        Preprocessed volume and brain mask on the template grid.
-    age : float or None
-        In years.
-    metrics : dict
-        QC metrics of the scan, empty when there are none.
-    sex, diagnosis : str or None
-        ``M`` or ``F``; as the dataset writes it.
-    columns : dict of str to str
-        Cells of the dataset's tables, by column; those that say nothing are left out.
-    qc_status : str or None
-        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
-    made : Contract or None
-        How it was preprocessed, as its QC record says.
-    sha256 : str or None
-        Digest of the raw image's voxels, or of its file, as its QC record says.
-    raw, transform : pathlib.Path or None
-        Raw image, and its transform to the template.
-    descriptors : dict or None
-        Of :func:`bids_harmony.sites.descriptors.describe`, as its QC record says.
-    """
-
-    subject: str
-    site: str
-    t1w: Path
-    mask: Path
-    age: float | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    sex: str | None = None
-    diagnosis: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    qc_status: str | None = None
-    made: Contract | None = None
-    sha256: str | None = None
-    raw: Path | None = None
-    transform: Path | None = None
-    descriptors: dict[str, Any] | None = None
-
-    @property
-    def person(self) -> str | None:
-        """Whom the dataset's tables name as the person behind the label, if they do."""
-        return named_person(self.columns)

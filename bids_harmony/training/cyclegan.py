@@ -1,8 +1,8 @@
 """Fine-tune the map network on real sites, whose scans have no counterpart at the reference.
 
-The conditional CycleGAN: a forward map to the reference, a backward map to any site, both told the
-site's code, and a discriminator for each. Scans whose truth is known keep the forward map honest.
-``train_cyclegan`` reads from top to bottom: examples, losses, the loop.
+The conditional CycleGAN: a forward map to the reference, a backward map to any site, both
+conditioned on the site's code, and a discriminator for each. Scans whose truth is known keep the
+forward map honest. ``train_cyclegan`` reads from top to bottom: the loop, examples, losses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
-from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.harmonizer import Predict, filled_ages, quick_age
+from bids_harmony.training.harmonizer import filled_ages, quick_age
 from bids_harmony.training.maps import errors
 from bids_harmony.training.storage import (
+    Losses,
     as_stored,
     digest_of,
     has_bf16,
@@ -50,7 +51,7 @@ BETAS = (0.5, 0.99)
 ALIKE = 5
 #: Voxels at the surface that discriminators do not see: there, sites differ by their brain masks.
 RIM = 2
-#: How much stronger than a volume a discriminator sees its finest details.
+#: Gain of the finest details in what discriminators see.
 FINE = 20.0
 
 
@@ -62,13 +63,14 @@ class Weights(NamedTuple):
     paired: float = 1.0
 
 
+WEIGHTS = Weights()
+
+
 class Source(NamedTuple):
     """Scans of one site that is not the reference.
 
     Attributes
     ----------
-    data : TrainingSet
-        That holds them.
     scans : numpy.ndarray
         Their numbers.
     ages : numpy.ndarray
@@ -76,20 +78,8 @@ class Source(NamedTuple):
         (:func:`bids_harmony.sites.calibration.estimate_ages`).
     """
 
-    data: TrainingSet
     scans: np.ndarray
     ages: np.ndarray
-
-    def draw_code(self, person: str, appearance: Appearance, rng: np.random.Generator) -> SiteCode:
-        """Calibrate on some of the other persons, so that no site has a single code."""
-        persons = self.data.persons[self.scans]
-        others = np.unique(persons[persons != person])
-        others = others if len(others) else np.unique(persons)
-        n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
-        used = np.isin(persons, rng.choice(others, n, replace=False))
-        return site_code(
-            self.data.descriptors[self.scans[used]], self.ages[used], persons[used], appearance
-        )
 
 
 def train_cyclegan(
@@ -100,7 +90,7 @@ def train_cyclegan(
     appearance: Appearance,
     work_dir: Path,
     *,
-    weights: Weights | None = None,
+    weights: Weights = WEIGHTS,
     rates: tuple[float, float, float] = RATES,
     steps: int = STEPS,
     ahead: int = AHEAD,
@@ -125,9 +115,9 @@ def train_cyclegan(
     appearance : Appearance
         Of the reference.
     work_dir : pathlib.Path
-        What was made up, and the finished network, are kept there.
+        What was made up, and the finished network, are cached there.
     weights : Weights
-        Of the losses; the usual ones when None.
+        Of the losses.
     rates : tuple of float
         As :data:`RATES`.
     steps, ahead : int
@@ -140,14 +130,15 @@ def train_cyclegan(
     MapNetwork
         The forward map.
     """
-    weights, n_sites = weights or Weights(), maps.QUICK[1] if quick else maps.N_SITES
+    n_sites = maps.QUICK[1] if quick else maps.N_SITES
     steps, ahead = (2, 2) if quick else (steps, ahead)
     what = [
         *weights, steps, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box,
         n_sites, maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
     ]  # fmt: skip
-    known = _known(data, scans, data.ages[scans]), *(_known(*source) for source in sources)
-    digest = digest_of(what, b"".join(known) + paired.content())
+    learnt_from = [Source(scans, data.ages[scans]), *sources]
+    known = b"".join(_known(data, *source) for source in learnt_from)
+    digest = digest_of(what, known + paired.content())
     path = work_dir / f"cyclegan-{digest}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
     if (state := load_checkpoint(path)) is not None:
@@ -160,27 +151,33 @@ def train_cyclegan(
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    made_up = maps.make_up_sites(data, scans, work_dir, n_sites, seed, resolution, say)
-    pairs = maps.Pairs(data, scans, appearance, made_up)
+    pairs = maps.make_pairs(data, scans, appearance, work_dir, n_sites, seed, resolution, say)
     unpaired = Unpaired(data, scans, sources, appearance)
 
-    of_maps = [
-        {"params": each.parameters(), "lr": rate}
-        for each, rate in zip((forward, backward), rates[:2], strict=True)
-    ]
-    of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
-    maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
+    maps_step = torch.optim.AdamW(
+        [
+            {"params": network.parameters(), "lr": rate}
+            for network, rate in zip((forward, backward), rates[:2], strict=True)
+        ],
+        betas=BETAS, weight_decay=1e-4,
+    )  # fmt: skip
     discriminators_step = torch.optim.AdamW(
-        of_discriminators, lr=rates[2], betas=BETAS, weight_decay=1e-4
-    )
+        [*at_reference.parameters(), *at_site.parameters()],
+        lr=rates[2], betas=BETAS, weight_decay=1e-4,
+    )  # fmt: skip
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n = has_bf16(device), ahead + steps
-    for step in counted_off(range(n), n, "training the map on real sites", say, "steps"):
+    bf16, n, losses = has_bf16(device), ahead + steps, Losses("map")
+    progress = counted_off(
+        range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
+        "steps",
+    )  # fmt: skip
+    for step in progress:
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
+        found: dict[str, float] = {}
         seen, both = inside(x_mask * y_mask), step >= ahead
         with torch.set_grad_enabled(both), torch.autocast(device, torch.bfloat16, enabled=bf16):
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
@@ -196,13 +193,15 @@ def train_cyclegan(
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            error = weights.adversarial * unlike + weights.cycle * lost
-            error.backward()  # type: ignore[no-untyped-call]
+            loss = weights.adversarial * unlike + weights.cycle * lost
+            loss.backward()  # type: ignore[no-untyped-call]
+            found |= {"adversarial": unlike.item(), "cycle": lost.item()}
             if weights.paired:
                 # Among these are reference scans as they are, with a code of chance alone.
-                lost = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                error = weights.paired * lost
-                error.backward()  # type: ignore[no-untyped-call]
+                known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
+                loss = weights.paired * known_loss
+                loss.backward()  # type: ignore[no-untyped-call]
+                found["paired"] = known_loss.item()
             for network in (forward, backward):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             maps_step.step()
@@ -215,8 +214,9 @@ def train_cyclegan(
                 (at_reference(mapped.detach(), seen, of_x), 0), (at_reference(y, seen, of_y), 1),
                 (at_site(made.detach(), seen, site_y), 0), (at_site(x, seen, site_x), 1),
             ]  # fmt: skip
-        error = _sum(missed(score, real, seen) for score, real in scores)
-        error.backward()  # type: ignore[no-untyped-call]
+        loss = _sum(missed(score, real, seen) for score, real in scores)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.add(**found, discriminator=loss.item())
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
@@ -280,34 +280,14 @@ def train_maps(
         if ensembles is not None:
             slice_mm = options.contract.slice_mm
             predict = quick_age(data, ensembles, slice_mm, appearance, network)
-        sources = sources_of(data, others, appearance, predict)
+        sources = []
+        for site in np.unique(data.sites[others]):
+            here = data.site_scans(site, others)
+            ages = filled_ages(data, here, data.ages[here], appearance, predict)
+            sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
         found[CYCLEGAN] = train_cyclegan(
             network, data, scans, sources, appearance, work_dir, **settings
         )
-    return found
-
-
-def sources_of(
-    data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
-) -> list[Source]:
-    """Part scans into sites; ages that are unknown are estimated.
-
-    Parameters
-    ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of those of other sites to learn from.
-    appearance : Appearance
-        Of the reference.
-    predict : callable or None
-        Estimates ages (:func:`bids_harmony.training.harmonizer.quick_age`).
-    """
-    found = []
-    for site in np.unique(data.sites[scans]).tolist():
-        here = scans[data.sites[scans] == site]
-        ages = filled_ages(data, here, data.ages[here], appearance, predict)
-        found.append(Source(data, here[~np.isnan(ages)], ages[~np.isnan(ages)]))
     return found
 
 
@@ -318,39 +298,42 @@ def _known(data: TrainingSet, scans: np.ndarray, ages: np.ndarray) -> bytes:
     return json.dumps(about).encode() + data.content(scans)
 
 
+@dataclass(frozen=True)
 class Unpaired:
     """Scans of real sites after their sites' mappings, each beside a reference scan.
 
-    Parameters
-    ----------
-    data, scans, sources, appearance
-        As of :func:`train_cyclegan`.
+    The attributes are the parameters of :func:`train_cyclegan`.
     """
 
-    def __init__(
-        self,
-        data: TrainingSet,
-        scans: np.ndarray,
-        sources: Sequence[Source],
-        appearance: Appearance,
-    ) -> None:
-        self.data, self.scans, self.sources = data, scans, sources
-        self.appearance = appearance
+    data: TrainingSet
+    scans: np.ndarray
+    sources: Sequence[Source]
+    appearance: Appearance
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
+        data = self.data
         source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
-        code = source.draw_code(source.data.persons[scan], self.appearance, rng)
-        mapping = IntensityMapping.of(code, self.appearance)
-        site = mapping(crop(source.data.volume(scan)[0], self.data.box).astype(np.float32))
-        age, sex = float(source.ages[k]), str(source.data.sexes[scan])
+        code = self.draw_code(source, data.persons[scan], rng)
+        site = IntensityMapping.of(code, self.appearance)(data.stack(scan)[0])
+        age, sex = float(source.ages[k]), str(data.sexes[scan])
         like = int(rng.choice(self.alike(age, sex)))
-        x, y = maps.network_inputs(site, self.data.stack(like)[0], rng)
-        told = torch.from_numpy(code_input(code.shift, code.n, self.appearance))[None]
-        of_y = self.person(float(self.data.ages[like]), str(self.data.sexes[like]))
-        return x, y, told, self.person(age, sex), of_y
+        x, y = maps.network_inputs(site, data.stack(like)[0], rng)
+        code_values = torch.from_numpy(code_input(code.shift, code.n, self.appearance))[None]
+        of_y = self.person(float(data.ages[like]), str(data.sexes[like]))
+        return x, y, code_values, self.person(age, sex), of_y
+
+    def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
+        """Calibrate on some of the other persons, so that no site has a single code."""
+        persons = self.data.persons[source.scans]
+        others = np.unique(persons[persons != person])
+        others = others if len(others) else np.unique(persons)
+        n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
+        used = np.isin(persons, rng.choice(others, n, replace=False))
+        descriptors = self.data.descriptors[source.scans[used]]
+        return site_code(descriptors, source.ages[used], persons[used], self.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
@@ -372,33 +355,33 @@ class Unpaired:
 
 
 class Discriminator(nn.Module):
-    """Scores patches of volumes by how real they look, given what it is told.
+    """Scores patches of volumes by how real they look, given a condition.
 
     Parameters
     ----------
-    n_told : int
-        Numbers that it is told with each volume.
+    n_conditions : int
+        Numbers of the condition, given with each volume.
     channels : sequence of int
         Widths of its layers.
     """
 
-    def __init__(self, n_told: int, channels: Sequence[int] = (16, 32, 48)) -> None:
+    def __init__(self, n_conditions: int, channels: Sequence[int] = (16, 32, 48)) -> None:
         super().__init__()
         a, b, c = channels
         self.first = nn.Conv3d(2, a, 4, stride=2, padding=1)
         self.second = nn.Conv3d(a, b, 4, stride=2, padding=1)
         self.third = nn.Conv3d(b, c, 3, padding=1)
-        self.told = nn.Linear(n_told, c)
+        self.condition = nn.Linear(n_conditions, c)
         self.last = nn.Conv3d(c, 1, 1)
 
-    def forward(self, x: Tensor, mask: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """Score (n, 1, slices, rows, columns) volumes inside masks; at a quarter of the size."""
         x = x.float() * mask
         around = F.avg_pool3d(x, 3, 1, 1) / F.avg_pool3d(mask, 3, 1, 1).clamp(min=0.01)
         h = torch.cat([2 * (x - MIDDLE), FINE * (x - around)], dim=1) * mask
         for layer in (self.first, self.second):
             h = F.leaky_relu(layer(h), 0.2)
-        h = self.third(h) + self.told(told)[:, :, None, None, None]
+        h = self.third(h) + self.condition(condition)[:, :, None, None, None]
         out: Tensor = self.last(F.leaky_relu(h, 0.2))
         return out
 

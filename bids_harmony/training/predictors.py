@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import crop, uncrop
+from bids_harmony.models.slices import crop, predict_value
+from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
-from bids_harmony.training.members import Ensemble, Job, train_members
-from bids_harmony.training.predictor import Examples, PredictorConfig, network_options
+from bids_harmony.training.predictor import (
+    Examples,
+    PredictorConfig,
+    network_options,
+    train_predictor,
+)
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
+from bids_harmony.training.storage import as_stored, digest_of, load_checkpoint, save_checkpoint
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
+Say = Callable[[str], None]
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
@@ -68,13 +78,68 @@ class Predictor:
 
     @property
     def ensembles(self) -> list[list[nn.Module]]:
-        """The ensembles, as :func:`bids_harmony.models.apply.predict_slices` takes them."""
+        """The ensembles, as :func:`bids_harmony.models.slices.predict_slices` takes them."""
         return list(self.networks.values())
 
     @property
     def binary(self) -> bool:
         """Whether the networks give logits."""
         return bool(self.target["output"] == "logit")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks for one target, each trained on the scans of all folds but its own.
+
+    Attributes
+    ----------
+    name : str
+        The target's name.
+    examples : Examples
+        Scans and targets.
+    validation : Examples or None
+        Scans that the paper's schedule watches.
+    folds : numpy.ndarray
+        (examples,) number of each scan's fold.
+    options : dict
+        Of the networks.
+    binary : bool
+        Whether they give logits.
+    n_networks : int
+        How many there are; a scan of a higher fold is seen by all.
+    seed : int
+        Of the first network; the others take the next ones.
+    """
+
+    name: str
+    examples: Examples
+    validation: Examples | None
+    folds: np.ndarray
+    options: dict[str, Any]
+    binary: bool
+    n_networks: int
+    seed: int
+
+    def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
+        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
+        data, slice_mm = self.examples.data, self.examples.slice_mm
+        found = np.full(len(self.folds), np.nan)
+        for i in np.flatnonzero(self.folds < len(networks)):
+            volume = data.volume(self.examples.scans[i])[0]
+            ensemble = [[networks[self.folds[i]]]]
+            found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
+        return found
+
+    def paths(self, config: PredictorConfig, folder: Path) -> list[Path]:
+        """Name each network's file by all that decides its weights."""
+        recipe = {k: v for k, v in config.to_dict().items() if k != "acquisitions"}
+        what = [recipe, self.options, self.binary]
+        content = self.examples.content() + (self.validation.content() if self.validation else b"")
+        digests = [
+            digest_of([*what, self.seed + k], content + (self.folds != k).tobytes())
+            for k in range(self.n_networks)
+        ]
+        return [folder / f"{self.name}-{k}-{digest}.pt" for k, digest in enumerate(digests)]
 
 
 def train_predictors(
@@ -88,12 +153,12 @@ def train_predictors(
     *,
     device: str = "cpu",
     nprocs: int = 1,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, Predictor]:
     """Train every target's ensemble on the reference site.
 
-    A network that is finished is kept in ``work_dir``, so that the same call continues where it
-    was cut short and ends with the same weights.
+    Finished networks are cached in ``work_dir``, so that the same call continues where it was
+    cut short and ends with the same weights.
 
     Parameters
     ----------
@@ -111,7 +176,7 @@ def train_predictors(
     config : PredictorConfig
         Size and optimisation.
     work_dir : pathlib.Path
-        Where finished networks are kept.
+        Where finished networks are cached.
     device : str
         torch device.
     nprocs : int
@@ -129,21 +194,81 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    job = Job(options, config, work_dir / "predictors", device, say)
+    folder = work_dir / "predictors"
     columns = [column for column in options.targets if column != SIMULATED]
     targets = find_targets(data, columns, reference, fit)
-    planned = {target.name: _plan(data, split, fit, reference, target, job) for target in targets}
+    ensembles = [_plan(data, split, fit, reference, t, options, config) for t in targets]
     if SIMULATED in options.targets:
-        planned[SIMULATED_NAME] = _plan_simulated(data, split, reference, job)
-    members = train_members(planned, job, nprocs)
+        ensembles.append(_plan_simulated(data, split, reference, options, config, say))
+    networks = train_networks(ensembles, config, folder, device, nprocs, say)
     predictors = {
-        target.name: _finish(target, planned[target.name], members[target.name], job)
-        for target in targets
+        target.name: _finish(target, ensemble, fitted, options, config, folder, say)
+        for target, ensemble, fitted in zip(targets, ensembles, networks, strict=False)
     }
     if SIMULATED in options.targets:
-        made_up = SIMULATED_NAME
-        predictors[made_up] = _finish_simulated(planned[made_up], members[made_up], job)
+        found = _finish_simulated(ensembles[-1], networks[-1], options.seed, say)
+        predictors[SIMULATED_NAME] = found
     return predictors
+
+
+def train_networks(
+    ensembles: Sequence[Ensemble],
+    config: PredictorConfig,
+    folder: Path,
+    device: str,
+    nprocs: int,
+    say: Say,
+) -> list[list[SliceNetwork]]:
+    """Train the networks of all ensembles, or take those that an earlier run has finished.
+
+    The parameters are those of :func:`train_predictors`; the weights are as a bundle has them.
+    """
+    paths = [ensemble.paths(config, folder) for ensemble in ensembles]
+    calls = []
+    for ensemble, of_folds in zip(ensembles, paths, strict=True):
+        for fold, path in enumerate(of_folds):
+            if path.is_file():
+                say(f"{ensemble.name}-{fold} was trained before: {path}")
+            else:
+                calls.append((ensemble, fold, path, config, device))
+    if min(nprocs, len(calls)) > 1 and device == "cpu":
+        alone = [
+            (*call, partial(prefixed, say, f"[{call[0].name} {call[1] + 1}] ")) for call in calls
+        ]
+        deque(side_by_side(_train_on_one_thread, alone, nprocs), maxlen=0)
+    else:
+        for call in calls:
+            _train(*call, say)
+    return [
+        [_load(ensemble.options, path) for path in of_folds]
+        for ensemble, of_folds in zip(ensembles, paths, strict=True)
+    ]
+
+
+def _train_on_one_thread(*call: Any) -> None:
+    torch.set_num_threads(1)
+    _train(*call)
+
+
+def _train(
+    ensemble: Ensemble, fold: int, path: Path, config: PredictorConfig, device: str, say: Say
+) -> None:
+    """Train one network and save it."""
+    say(f"{ensemble.name}, network {fold + 1} of {ensemble.n_networks}")
+    network = train_predictor(
+        ensemble.examples, np.flatnonzero(ensemble.folds != fold), ensemble.validation,
+        ensemble.options, config, binary=ensemble.binary, seed=ensemble.seed + fold,
+        say=say, device=device,
+    )  # fmt: skip
+    save_checkpoint(path, network.state_dict())
+
+
+def _load(options: dict[str, Any], path: Path) -> SliceNetwork:
+    state = load_checkpoint(path)
+    assert state is not None  # it was there, or has been trained
+    network = SliceNetwork(**options)
+    network.load_state_dict(state)
+    return as_stored(network)
 
 
 def _plan(
@@ -152,37 +277,46 @@ def _plan(
     fit: np.ndarray,
     reference: str,
     target: Target,
-    job: Job,
+    options: TrainOptions,
+    config: PredictorConfig,
 ) -> Ensemble:
     """Say what an ensemble is trained on, each network without one fold."""
-    options, slice_mm = job.options, job.options.contract.slice_mm
-    scans, watched, folds = plan_folds(data, split, fit, reference, target, options, job.config)
-    examples = Examples.of(data, scans, target.values[scans], slice_mm)
-    return Ensemble(
-        target.name,
-        examples,
-        Examples.of(data, watched, target.values[watched], slice_mm),
-        folds,
-        network_options(examples, job.config, target.binary),
-        target.binary,
-        options.folds,
-        options.seed,
+    scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
+    examples, validation = (
+        Examples(data, some, target.values[some], options.contract.slice_mm)
+        for some in (scans, watched)
     )
+    network = network_options(examples, config, target.binary)
+    return Ensemble(
+        target.name, examples, validation, folds, network, target.binary, options.folds,
+        options.seed,
+    )  # fmt: skip
 
 
 def _finish(
-    target: Target, ensemble: Ensemble, members: list[SliceNetwork], job: Job
+    target: Target,
+    ensemble: Ensemble,
+    fitted: list[SliceNetwork],
+    options: TrainOptions,
+    config: PredictorConfig,
+    folder: Path,
+    say: Say,
 ) -> Predictor:
     """Calibrate a target's ensembles on their folds."""
     truth, persons = ensemble.examples.targets, ensemble.examples.persons
-    networks: dict[str, list[nn.Module]] = {target.name: [*members]}
+    networks: dict[str, list[nn.Module]] = {target.name: [*fitted]}
     entries: dict[str, dict[str, Any]] = {
-        target.name: {"kind": "slice", "options": ensemble.network}
+        target.name: {"kind": "slice", "options": ensemble.options}
     }
-    if job.config.acquisitions and not target.binary:
-        options, fitted = grey_matter_networks(ensemble, job)
-        networks[f"{target.name}_grey_matter"] = [*fitted]
-        entries[f"{target.name}_grey_matter"] = {"kind": "grey_matter", "options": options}
+    if config.acquisitions and not target.binary:
+        name = f"{target.name}_grey_matter"
+        grey_options, grey_networks = grey_matter_networks(
+            ensemble.examples, ensemble.folds, acquisitions=config.acquisitions,
+            seed=ensemble.seed, resolution=options.contract.resolution,
+            path=folder / name, say=say,
+        )  # fmt: skip
+        networks[name] = [*grey_networks]
+        entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
         for k, (name, each) in enumerate(networks.items()):
@@ -190,8 +324,8 @@ def _finish(
                 each, entries[name]["options"], predicted[k], truth, ensemble.folds
             )
     unseen = np.mean(predicted, axis=0)
-    found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed), persons)
-    job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
+    found = figures(unseen, truth, target.binary, np.random.default_rng(options.seed), persons)
+    say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -203,8 +337,8 @@ def _finish(
 
 
 def _calibrate(
-    members: Sequence[Any],
-    network: dict[str, Any],
+    networks: Sequence[Any],
+    options: dict[str, Any],
     unseen: np.ndarray,
     truth: np.ndarray,
     folds: np.ndarray,
@@ -221,11 +355,11 @@ def _calibrate(
         slope, intercept = fit_line(unseen[folds != fold], truth[folds != fold])
         stretched[folds == fold] = slope * unseen[folds == fold] + intercept
     slope, intercept = fit_line(unseen, truth)
-    mean, scale = slope * network["mean"] + intercept, slope * network["scale"]
-    network = network | {"mean": round(mean, 3), "scale": round(scale, 3)}
-    for member in members:
-        member.mean, member.scale = network["mean"], network["scale"]
-    return stretched, network
+    mean, scale = slope * options["mean"] + intercept, slope * options["scale"]
+    options = options | {"mean": round(mean, 3), "scale": round(scale, 3)}
+    for network in networks:
+        network.mean, network.scale = options["mean"], options["scale"]
+    return stretched, options
 
 
 def _describe(
@@ -372,13 +506,19 @@ def plan_folds(
     return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
 
 
-def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: Job) -> Ensemble:
+def _plan_simulated(
+    data: TrainingSet,
+    split: np.ndarray,
+    reference: str,
+    options: TrainOptions,
+    config: PredictorConfig,
+    say: Say,
+) -> Ensemble:
     """Say what is made of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
     like the simulation's patients, and every output says so.
     """
-    options = job.options
     scans = np.flatnonzero(data.sites == reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
     held = split[scans] == TEST
@@ -389,33 +529,37 @@ def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: J
         order = np.flatnonzero(group)[np.argsort(data.ages[scans][group], kind="stable")]
         ill += list(dict.fromkeys(persons[order].tolist()))[1::2]
     labels = np.isin(persons, ill).astype(float)
-    plain = Examples.of(data, scans, labels, options.contract.slice_mm)
-    chance = np.random.default_rng(options.seed + 1000)
-    changed = {}
-    for place, (scan, label) in enumerate(zip(scans, labels, strict=True)):
-        strength = float(chance.uniform(*STRENGTH)) if label else 0.0
-        moved = _with_effect(data, int(scan), strength, options.seed + int(scan))
-        changed[place] = moved[plain.numbers]
-    examples = replace(plain, changed=changed)
-    job.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
-    network = network_options(examples, job.config, binary=True)
-    return Ensemble(
-        SIMULATED_NAME, examples, None, np.where(held, 0, 1), network, True, 1, options.seed + 1000
-    )
+    examples = Examples(data, scans, labels, options.contract.slice_mm)
+    rng, changed = np.random.default_rng(options.seed + 1000), {}
+    for scan, label in zip(scans.tolist(), labels, strict=True):
+        strength = float(rng.uniform(*STRENGTH)) if label else 0.0
+        volume, mask = data.volume(scan)
+        seed = options.seed + scan
+        volume, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
+        # Other slices are never read, and so take no memory.
+        changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
+        changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
+    examples = replace(examples, data=replace(data, volumes=changed))
+    say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    network = network_options(examples, config, binary=True)
+    folds, seed = np.where(held, 0, 1), options.seed + 1000
+    return Ensemble(SIMULATED_NAME, examples, None, folds, network, True, 1, seed)
 
 
-def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job) -> Predictor:
+def _finish_simulated(
+    ensemble: Ensemble, networks: list[SliceNetwork], seed: int, say: Say
+) -> Predictor:
     """Tell how the network trained on simulated labels does on the scans held out."""
     held = ensemble.folds == 0
     found: dict[str, Any] = {"n": 0}
     if held.any():
-        score, truth = ensemble.unseen(members)[held], ensemble.examples.targets[held]
+        score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
-        found = figures(score, truth, True, np.random.default_rng(job.options.seed), persons)
-    job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+        found = figures(score, truth, True, np.random.default_rng(seed), persons)
+    say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
-        {SIMULATED_NAME: [*members]},
-        {SIMULATED_NAME: {"kind": "slice", "options": ensemble.network}},
+        {SIMULATED_NAME: [*networks]},
+        {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},
         {
             "output": "logit",
             "training_data": "simulated",
@@ -423,10 +567,3 @@ def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job)
         },
         {"held_out_simulated": {**found, "labels": "simulated"}},
     )
-
-
-def _with_effect(data: TrainingSet, scan: int, strength: float, seed: int) -> np.ndarray:
-    stack, inside = data.stack(scan)
-    volume, mask = (uncrop(part, data.box, data.shape) for part in (stack, inside))
-    changed, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
-    return crop(changed, data.box).astype(np.float16)

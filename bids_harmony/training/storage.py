@@ -1,19 +1,26 @@
-"""Where networks train, and how their weights are kept."""
+"""What all trainings share: the device, the losses, and the weights of finished networks."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import math
+from collections import deque
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
 Network = TypeVar("Network", bound=nn.Module)
+#: Losses of so many steps are averaged. The map's ``paired`` loss is 2 for a network that changes
+#: nothing; training ends where its average is above this.
+RECENT, DIVERGED = 50, 4.0
 
 
 def one_device(asked: str) -> str:
@@ -26,6 +33,47 @@ def has_bf16(device: str) -> bool:
     if one_device(device) == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class Losses:
+    """The last losses of a training, by name; as text, the means of the last steps.
+
+    Parameters
+    ----------
+    what : str
+        What is trained, for messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.step = what, 0
+        self.recent: dict[str, deque[float]] = {}
+
+    def add(self, **losses: float) -> None:
+        """Take the losses of a step.
+
+        Raises
+        ------
+        HarmonyError
+            When one is no number, or the training diverges.
+        """
+        self.step += 1
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise HarmonyError(
+                    f"The {self.what}'s loss is not a number at step {self.step}.",
+                    "Look for damaged scans or absurd values of the target.",
+                )
+            recent = self.recent.setdefault(name, deque(maxlen=RECENT))
+            recent.append(loss)
+            if name == "paired" and len(recent) == RECENT and np.mean(recent) > DIVERGED:
+                raise HarmonyError(
+                    f"The {self.what}'s training diverges: at step {self.step} its loss is "
+                    f"{np.mean(recent):.1f}, and 2 without any network.",
+                    "Give another --random-seed, or --map intensity-mapping.",
+                )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
 
 
 def as_stored(network: Network) -> Network:
@@ -47,15 +95,7 @@ def digest_of(what: Any, content: bytes) -> str:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole: beside its place, then renamed.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file; an older one is replaced.
-    state : dict
-        Tensors, numbers, strings, and lists and dictionaries of them.
-    """
+    """Write a checkpoint of tensors and plain values whole: beside its place, then renamed."""
     content = io.BytesIO()
     torch.save(state, content)
     write_bytes(path, content.getbuffer())
