@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,21 +28,19 @@ from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.harmonizer import filled_ages, quick_age
-from bids_harmony.training.maps import errors
+from bids_harmony.training.maps import Reference, Say, errors
 from bids_harmony.training.storage import (
     Losses,
-    as_stored,
     digest_of,
     has_bf16,
-    load_checkpoint,
+    load_network,
     one_device,
-    save_checkpoint,
+    save_network,
 )
 
-STEPS = 40
-#: Steps, before those, in which the discriminators alone learn: what the paired map leaves is
-#: faint.
-AHEAD = 80
+#: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
+#: steps in which all networks do.
+STEPS = 80, 40
 #: Learning rates of the forward map, the backward map and the discriminators; they fall to 0.
 RATES = (1e-3, 2e-3, 1e-3)
 #: First and second moment's memory: a short one, since what is to be learnt moves.
@@ -84,21 +82,15 @@ class Source(NamedTuple):
 
 def train_cyclegan(
     paired: MapNetwork,
-    data: TrainingSet,
-    scans: np.ndarray,
+    reference: Reference,
     sources: Sequence[Source],
-    appearance: Appearance,
+    options: TrainOptions,
     work_dir: Path,
+    say: Say,
     *,
     weights: Weights = WEIGHTS,
     rates: tuple[float, float, float] = RATES,
-    steps: int = STEPS,
-    ahead: int = AHEAD,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
-    device: str = "cpu",
-    quick: bool = False,
+    steps: tuple[int, int] = STEPS,
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
@@ -106,44 +98,37 @@ def train_cyclegan(
     ----------
     paired : MapNetwork
         Of :func:`bids_harmony.training.maps.train_map`; it stays as it is.
-    data : TrainingSet
-        That holds the reference's scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans to learn from.
+    reference : Reference
+        What it learnt from.
     sources : sequence of Source
         Real sites.
-    appearance : Appearance
-        Of the reference.
-    work_dir : pathlib.Path
-        What was made up, and the finished network, are cached there.
+    options, work_dir, say
+        As of :func:`bids_harmony.training.maps.train_map`.
     weights : Weights
         Of the losses.
     rates : tuple of float
         As :data:`RATES`.
-    steps, ahead : int
-        How long all networks learn, and the discriminators alone before.
-    seed, resolution, say, device, quick
-        As of :func:`bids_harmony.training.maps.train_map`.
+    steps : tuple of int
+        As :data:`STEPS`.
 
     Returns
     -------
     MapNetwork
         The forward map.
     """
-    n_sites = maps.QUICK[1] if quick else maps.N_SITES
-    steps, ahead = (2, 2) if quick else (steps, ahead)
+    data, seed, device = reference.data, options.seed, one_device(options.device)
+    n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
+    ahead, together = (2, 2) if options.fast_dev_run else steps
     what = [
-        *weights, steps, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box,
-        n_sites, maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
+        *weights, together, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
+        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
     ]  # fmt: skip
-    learnt_from = [Source(scans, data.ages[scans]), *sources]
+    learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
     known = b"".join(_known(data, *source) for source in learnt_from)
-    digest = digest_of(what, known + paired.content())
-    path = work_dir / f"cyclegan-{digest}.pt"
+    path = work_dir / f"cyclegan-{digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
-    if (state := load_checkpoint(path)) is not None:
-        forward.load_state_dict(state)
-        return as_stored(forward)
+    if finished := load_network(path, forward):
+        return finished
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     backward = MapNetwork(paired.channels)
@@ -151,25 +136,22 @@ def train_cyclegan(
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    pairs = maps.make_pairs(data, scans, appearance, work_dir, n_sites, seed, resolution, say)
-    unpaired = Unpaired(data, scans, sources, appearance)
-
-    maps_step = torch.optim.AdamW(
-        [
-            {"params": network.parameters(), "lr": rate}
-            for network, rate in zip((forward, backward), rates[:2], strict=True)
-        ],
-        betas=BETAS, weight_decay=1e-4,
-    )  # fmt: skip
+    pairs = maps.make_pairs(reference, n_sites, options, work_dir, say)
+    unpaired = Unpaired(reference, sources)
+    of_maps = [
+        {"params": network.parameters(), "lr": rate}
+        for network, rate in zip((forward, backward), rates, strict=False)
+    ]
+    of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
+    maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
     discriminators_step = torch.optim.AdamW(
-        [*at_reference.parameters(), *at_site.parameters()],
-        lr=rates[2], betas=BETAS, weight_decay=1e-4,
-    )  # fmt: skip
+        of_discriminators, lr=rates[2], betas=BETAS, weight_decay=1e-4
+    )
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n, losses = has_bf16(device), ahead + steps, Losses("map")
+    bf16, n, losses = has_bf16(device), ahead + together, Losses("map")
     progress = counted_off(
         range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
         "steps",
@@ -220,9 +202,7 @@ def train_cyclegan(
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
-    forward.cpu()
-    save_checkpoint(path, forward.state_dict())
-    return as_stored(forward)
+    return save_network(path, forward)
 
 
 def train_maps(
@@ -233,7 +213,7 @@ def train_maps(
     ensembles: Sequence[Sequence[nn.Module]] | None,
     options: TrainOptions,
     work_dir: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, MapNetwork | None]:
     """Train what follows a site's intensity mapping, as ``options.map`` says.
 
@@ -270,11 +250,8 @@ def train_maps(
             "--map cyclegan learns from scans of other sites, and there are none to fit on.",
             "Leave it out, or add scans of other sites.",
         )
-    settings: dict[str, Any] = {
-        "seed": options.seed, "resolution": options.contract.resolution,
-        "device": one_device(options.device), "quick": options.fast_dev_run, "say": say,
-    }  # fmt: skip
-    found[NETWORK] = network = maps.train_map(data, scans, appearance, work_dir, **settings)
+    reference = Reference(data, scans, appearance)
+    found[NETWORK] = network = maps.train_map(reference, options, work_dir, say)
     if options.map == CYCLEGAN:
         predict = None
         if ensembles is not None:
@@ -285,9 +262,7 @@ def train_maps(
             here = data.site_scans(site, others)
             ages = filled_ages(data, here, data.ages[here], appearance, predict)
             sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
-        found[CYCLEGAN] = train_cyclegan(
-            network, data, scans, sources, appearance, work_dir, **settings
-        )
+        found[CYCLEGAN] = train_cyclegan(network, reference, sources, options, work_dir, say)
     return found
 
 
@@ -302,38 +277,37 @@ def _known(data: TrainingSet, scans: np.ndarray, ages: np.ndarray) -> bytes:
 class Unpaired:
     """Scans of real sites after their sites' mappings, each beside a reference scan.
 
-    The attributes are the parameters of :func:`train_cyclegan`.
+    The attributes are parameters of :func:`train_cyclegan`.
     """
 
-    data: TrainingSet
-    scans: np.ndarray
+    reference: Reference
     sources: Sequence[Source]
-    appearance: Appearance
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
-        data = self.data
+        data, appearance = self.reference.data, self.reference.appearance
         source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
         code = self.draw_code(source, data.persons[scan], rng)
-        site = IntensityMapping.of(code, self.appearance)(data.stack(scan)[0])
+        site = IntensityMapping.of(code, appearance)(data.stack(scan)[0])
         age, sex = float(source.ages[k]), str(data.sexes[scan])
         like = int(rng.choice(self.alike(age, sex)))
         x, y = maps.network_inputs(site, data.stack(like)[0], rng)
-        code_values = torch.from_numpy(code_input(code.shift, code.n, self.appearance))[None]
+        condition = torch.from_numpy(code_input(code.shift, code.n, appearance))[None]
         of_y = self.person(float(data.ages[like]), str(data.sexes[like]))
-        return x, y, code_values, self.person(age, sex), of_y
+        return x, y, condition, self.person(age, sex), of_y
 
     def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
         """Calibrate on some of the other persons, so that no site has a single code."""
-        persons = self.data.persons[source.scans]
+        data = self.reference.data
+        persons = data.persons[source.scans]
         others = np.unique(persons[persons != person])
         others = others if len(others) else np.unique(persons)
         n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
         used = np.isin(persons, rng.choice(others, n, replace=False))
-        descriptors = self.data.descriptors[source.scans[used]]
-        return site_code(descriptors, source.ages[used], persons[used], self.appearance)
+        values = data.descriptors[source.scans[used]]
+        return site_code(values, source.ages[used], persons[used], self.reference.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
@@ -341,16 +315,17 @@ class Unpaired:
         Discriminators could else tell sites by the ages of their persons, and the maps would
         change these.
         """
-        same = self.scans[self.data.sexes[self.scans] == sex] if sex else self.scans
-        same = same if len(same) >= ALIKE else self.scans
-        distance = np.abs(self.data.ages[same] - age)
+        data, scans = self.reference.data, self.reference.scans
+        same = scans[data.sexes[scans] == sex] if sex else scans
+        same = same if len(same) >= ALIKE else scans
+        distance = np.abs(data.ages[same] - age)
         if not np.isfinite(distance).any():
             return same
         return np.asarray(same[np.argsort(distance, kind="stable")[:ALIKE]])
 
     def person(self, age: float, sex: str) -> Tensor:
         """Scale age and sex for a discriminator: (1, 2)."""
-        years = 0.0 if np.isnan(age) else (age - self.appearance.mean_age) / 20
+        years = 0.0 if np.isnan(age) else (age - self.reference.appearance.mean_age) / 20
         return torch.tensor([[years, {"M": 1.0, "F": -1.0}.get(sex, 0.0)]], dtype=torch.float32)
 
 

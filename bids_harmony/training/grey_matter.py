@@ -7,12 +7,13 @@ same acquisition say, so that the differences are those that harmonization leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.models.slices import crop
@@ -21,7 +22,7 @@ from bids_harmony.sites.mapping import IntensityMapping
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.predictor import Examples, target_scale
-from bids_harmony.training.storage import as_stored, digest_of, load_checkpoint, save_checkpoint
+from bids_harmony.training.storage import digest_of, load_network, save_network
 
 #: Side of the map's cells.
 CELL_MM = 4.0
@@ -42,7 +43,7 @@ def grey_matter_networks(
     resolution: int,
     path: Path,
     say: Callable[[str], None],
-) -> tuple[dict[str, Any], list[GreyMatterNetwork]]:
+) -> tuple[dict[str, Any], list[nn.Module]]:
     """Fit a network without each fold, or take those that an earlier run has fitted.
 
     Parameters
@@ -78,28 +79,24 @@ def grey_matter_networks(
     what = [acquisitions, options, seed, PENALTY, STEADY, PER_SITE, WRONG]
     content = data.content(examples.scans) + examples.content() + folds.tobytes()
     path = path.with_name(f"{path.name}-{digest_of(what, content)}.pt")
-    states = load_checkpoint(path)
-    if states is None:
+    networks = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
+    if load_network(path, networks) is None:
         say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
-        states = _fit(examples, folds, options, acquisitions, seed, resolution)
-        save_checkpoint(path, states)
-    networks = []
-    for state in states.values():
-        network = GreyMatterNetwork(**options)
-        network.load_state_dict(state)
-        networks.append(as_stored(network))
-    return options, networks
+        _fit(networks, examples, folds, options, acquisitions, seed, resolution)
+        save_network(path, networks)
+    return options, [*networks]
 
 
 def _fit(
+    networks: Iterable[Any],
     examples: Examples,
     folds: np.ndarray,
     options: dict[str, Any],
     acquisitions: int,
     seed: int,
     resolution: int,
-) -> dict[str, Any]:
-    """Fit the weights without each fold: state dictionaries by fold."""
+) -> None:
+    """Fit the weights of each network without its fold."""
     data, scans, cell = examples.data, examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
     deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
@@ -111,17 +108,13 @@ def _fit(
         for fold in range(folds.max() + 1)
     ]
     unit = (examples.targets - options["mean"]) / options["scale"]
-    states = {}
-    for fold in range(len(differences)):
+    for fold, network in enumerate(networks):
         seen = folds != fold
         others = np.concatenate([rows for k, rows in enumerate(differences) if k != fold])
         centre, level = maps[seen].mean(axis=0), unit[seen].mean()
         weights = ridge(maps[seen] - centre, unit[seen] - level, others)
-        states[str(fold)] = {
-            "linear.weight": torch.from_numpy(weights).float()[None],
-            "linear.bias": torch.tensor([level - centre @ weights]).float(),
-        }
-    return states
+        network.linear.weight.data = torch.from_numpy(weights).float()[None]
+        network.linear.bias.data = torch.tensor([level - centre @ weights]).float()
 
 
 def ridge(seen: np.ndarray, targets: np.ndarray, differences: np.ndarray) -> np.ndarray:

@@ -19,14 +19,15 @@ from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
 from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import Acquisition, acquire
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.storage import (
     Losses,
-    as_stored,
     digest_of,
     has_bf16,
-    load_checkpoint,
-    save_checkpoint,
+    load_network,
+    one_device,
+    save_network,
 )
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
@@ -41,22 +42,31 @@ UNTOUCHED = 0.08
 PERSONS = (3, 40)
 #: Intensities at which the mapping of a made-up site is read, and voxels it takes to read one.
 KNOTS, STEP, FEW = np.arange(0.05, 1.2, 0.05), 0.025, 50
+Say = Callable[[str], None]
 #: A smaller error than this is none.
 NOTHING = 0.004
 
 
-def train_map(
-    data: TrainingSet,
-    scans: np.ndarray,
-    appearance: Appearance,
-    work_dir: Path,
-    *,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
-    device: str = "cpu",
-    quick: bool = False,
-) -> MapNetwork:
+@dataclass(frozen=True)
+class Reference:
+    """The scans of the reference site that a map learns from.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        All scans.
+    scans : numpy.ndarray
+        Numbers of those of the reference to learn from.
+    appearance : Appearance
+        Of the reference.
+    """
+
+    data: TrainingSet
+    scans: np.ndarray
+    appearance: Appearance
+
+
+def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: Say) -> MapNetwork:
     """Train the network that follows a site's intensity mapping.
 
     The network is not to mend the mapping: in training each made-up site has the mapping that its
@@ -64,36 +74,27 @@ def train_map(
 
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans to learn from.
-    appearance : Appearance
-        Of the reference.
+    reference : Reference
+        What to learn from.
+    options : TrainOptions
+        Seed, device and resolution; with ``fast_dev_run``, a few steps of a small network.
     work_dir : pathlib.Path
         What was made up, and the finished network, are cached there.
-    seed : int
-        Random seed.
-    resolution : int
-        Of the template grid in mm.
     say : callable
         Takes a line of progress.
-    device : str
-        torch device.
-    quick : bool
-        A few steps of a small network on a few acquisitions, to see that it runs.
     """
+    quick, seed, device = options.fast_dev_run, options.seed, one_device(options.device)
     steps, n_sites = QUICK if quick else (STEPS, N_SITES)
     what = [steps, n_sites, PER_SITE, STRENGTH, BATCH, RATE, UNTOUCHED, PERSONS, seed]
-    about = replace(appearance, line=None).to_dict()
-    path = work_dir / f"map-{digest_of([what, about], data.content(scans))}.pt"
+    about = replace(reference.appearance, line=None).to_dict()
+    digest = digest_of([what, about], reference.data.content(reference.scans))
+    path = work_dir / f"map-{digest}.pt"
     torch.manual_seed(seed)
     network = MapNetwork(channels=(4, 4, 4)) if quick else MapNetwork()
+    if found := load_network(path, network):
+        return found
     rng = np.random.default_rng(seed)
-    if (state := load_checkpoint(path)) is not None:
-        network.load_state_dict(state)
-        return as_stored(network)
-    pairs = make_pairs(data, scans, appearance, work_dir, n_sites, seed, resolution, say)
+    pairs = make_pairs(reference, n_sites, options, work_dir, say)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -112,9 +113,7 @@ def train_map(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    network.cpu()
-    save_checkpoint(path, network.state_dict())
-    return as_stored(network)
+    return save_network(path, network)
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,8 @@ class Pairs:
 
     Attributes
     ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans.
-    appearance : Appearance
-        Of the reference.
+    reference : Reference
+        What they are made of.
     acquired : Volumes
         (n, slices, rows, columns) reference scans under made-up acquisitions, :data:`PER_SITE` of
         each site; background 0.
@@ -140,9 +135,7 @@ class Pairs:
         (sites, knots) intensities of the originals where the acquired ones are :data:`KNOTS`.
     """
 
-    data: TrainingSet
-    scans: np.ndarray
-    appearance: Appearance
+    reference: Reference
     acquired: Volumes
     originals: np.ndarray
     shifts: np.ndarray
@@ -151,23 +144,25 @@ class Pairs:
     @cached_property
     def own(self) -> np.ndarray:
         """How each reference scan differs from what is expected at its age, by chance alone."""
-        ages = self.data.ages[self.scans]
-        ages = np.where(np.isnan(ages), self.appearance.mean_age, ages)
-        return np.asarray(self.data.descriptors[self.scans] - self.appearance.expected(ages))
+        data, scans = self.reference.data, self.reference.scans
+        appearance = self.reference.appearance
+        ages = np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
+        return np.asarray(data.descriptors[scans] - appearance.expected(ages))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give a mapped volume, the site's code, and the original."""
+        data = self.reference.data
         persons = rng.choice(len(self.own), int(rng.integers(*PERSONS)))
         shift = self.own[persons].mean(axis=0)
         if rng.random() < UNTOUCHED:
-            mapped = original = self.data.stack(int(rng.choice(self.scans)))[0]
+            mapped = original = data.stack(int(rng.choice(self.reference.scans)))[0]
         else:
             row = int(rng.integers(len(self.originals)))
             site = row // PER_SITE
             shift = shift + self.shifts[site]
-            original = self.data.stack(int(self.originals[row]))[0]
+            original = data.stack(int(self.originals[row]))[0]
             mapped = follow(self.curves[site], np.asarray(self.acquired[row], np.float32))
-        return mapped, code_input(shift, len(persons), self.appearance), original
+        return mapped, code_input(shift, len(persons), self.reference.appearance), original
 
 
 def paired_loss(
@@ -210,24 +205,19 @@ def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def make_pairs(
-    data: TrainingSet,
-    scans: np.ndarray,
-    appearance: Appearance,
-    work_dir: Path,
-    n_sites: int,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
+    reference: Reference, n_sites: int, options: TrainOptions, work_dir: Path, say: Say
 ) -> Pairs:
     """Acquire reference scans anew at made-up sites, once: they are cached in ``work_dir``.
 
     The parameters are those of :func:`train_map`.
     """
+    data, scans, seed = reference.data, reference.scans, options.seed
     what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
     path = work_dir / f"acquired-{digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
-        deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
+        deep_grey = data.deep_grey(options.contract.resolution)
+        deep = torch.from_numpy(crop(deep_grey, data.box))[None, None]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         shape = (n_sites * PER_SITE, len(data.heights), *data.size)
         originals, shifts, curves = [], [], []
@@ -248,7 +238,7 @@ def make_pairs(
                 curves.append(read_curve(stacks))
         np.savez(about, originals=originals, shifts=np.array(shifts), curves=np.array(curves))
     with np.load(about) as cached:
-        return Pairs(data, scans, appearance, Volumes(path), **cached)
+        return Pairs(reference, Volumes(path), **cached)
 
 
 def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

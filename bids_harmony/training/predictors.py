@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from bids_harmony.training.predictor import (
     train_predictor,
 )
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
-from bids_harmony.training.storage import as_stored, digest_of, load_checkpoint, save_checkpoint
+from bids_harmony.training.storage import digest_of, load_network, save_network
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 Say = Callable[[str], None]
@@ -100,25 +100,59 @@ class Ensemble:
     validation : Examples or None
         Scans that the paper's schedule watches.
     folds : numpy.ndarray
-        (examples,) number of each scan's fold.
-    options : dict
-        Of the networks.
+        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
+    n_networks : int
+        How many there are.
     binary : bool
         Whether they give logits.
-    n_networks : int
-        How many there are; a scan of a higher fold is seen by all.
     seed : int
         Of the first network; the others take the next ones.
+    config : PredictorConfig
+        Size and optimisation.
+    folder : pathlib.Path
+        Where finished networks are cached.
     """
 
     name: str
     examples: Examples
     validation: Examples | None
     folds: np.ndarray
-    options: dict[str, Any]
-    binary: bool
     n_networks: int
+    binary: bool
     seed: int
+    config: PredictorConfig
+    folder: Path
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Options of the networks."""
+        return network_options(self.examples, self.config, self.binary)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """File of each network, named by all that decides its weights."""
+        recipe = {k: v for k, v in self.config.to_dict().items() if k != "acquisitions"}
+        content = self.examples.content() + (self.validation.content() if self.validation else b"")
+        found = []
+        for fold in range(self.n_networks):
+            what = [recipe, self.options, self.binary, self.seed + fold]
+            digest = digest_of(what, content + (self.folds != fold).tobytes())
+            found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
+        return found
+
+    def train(self, fold: int, device: str, say: Say) -> None:
+        """Train the network of a fold and save it."""
+        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
+        network = train_predictor(
+            self.examples, np.flatnonzero(self.folds != fold), self.validation, self.options,
+            self.config, binary=self.binary, seed=self.seed + fold, say=say, device=device,
+        )  # fmt: skip
+        save_network(self.paths[fold], network)
+
+    def load(self) -> list[nn.Module]:
+        """Load the finished networks, with the weights as a bundle has them."""
+        loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
+        return [network for network in loaded if network is not None]
 
     def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
         """Predict each scan by the network that was trained without it: (examples,), or NaN."""
@@ -129,17 +163,6 @@ class Ensemble:
             ensemble = [[networks[self.folds[i]]]]
             found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
         return found
-
-    def paths(self, config: PredictorConfig, folder: Path) -> list[Path]:
-        """Name each network's file by all that decides its weights."""
-        recipe = {k: v for k, v in config.to_dict().items() if k != "acquisitions"}
-        what = [recipe, self.options, self.binary]
-        content = self.examples.content() + (self.validation.content() if self.validation else b"")
-        digests = [
-            digest_of([*what, self.seed + k], content + (self.folds != k).tobytes())
-            for k in range(self.n_networks)
-        ]
-        return [folder / f"{self.name}-{k}-{digest}.pt" for k, digest in enumerate(digests)]
 
 
 def train_predictors(
@@ -194,128 +217,72 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    folder = work_dir / "predictors"
+    folder, slice_mm = work_dir / "predictors", options.contract.slice_mm
     columns = [column for column in options.targets if column != SIMULATED]
     targets = find_targets(data, columns, reference, fit)
-    ensembles = [_plan(data, split, fit, reference, t, options, config) for t in targets]
+    ensembles = []
+    for target in targets:
+        scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
+        examples, validation = (
+            Examples(data, some, target.values[some], slice_mm) for some in (scans, watched)
+        )
+        ensembles.append(
+            Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
+                     options.seed, config, folder)
+        )  # fmt: skip
     if SIMULATED in options.targets:
-        ensembles.append(_plan_simulated(data, split, reference, options, config, say))
-    networks = train_networks(ensembles, config, folder, device, nprocs, say)
+        examples, held = simulated_patients(data, split, reference, options, say)
+        ensembles.append(
+            Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
+                     options.seed + 1000, config, folder)
+        )  # fmt: skip
+    train_networks(ensembles, device, nprocs, say)
     predictors = {
-        target.name: _finish(target, ensemble, fitted, options, config, folder, say)
-        for target, ensemble, fitted in zip(targets, ensembles, networks, strict=False)
+        target.name: _finish(target, ensemble, options, say)
+        for target, ensemble in zip(targets, ensembles, strict=False)
     }
     if SIMULATED in options.targets:
-        found = _finish_simulated(ensembles[-1], networks[-1], options.seed, say)
-        predictors[SIMULATED_NAME] = found
+        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], options.seed, say)
     return predictors
 
 
-def train_networks(
-    ensembles: Sequence[Ensemble],
-    config: PredictorConfig,
-    folder: Path,
-    device: str,
-    nprocs: int,
-    say: Say,
-) -> list[list[SliceNetwork]]:
-    """Train the networks of all ensembles, or take those that an earlier run has finished.
+def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
+    """Train the networks of all ensembles but those that an earlier run has finished.
 
-    The parameters are those of :func:`train_predictors`; the weights are as a bundle has them.
+    The parameters are those of :func:`train_predictors`.
     """
-    paths = [ensemble.paths(config, folder) for ensemble in ensembles]
-    calls = []
-    for ensemble, of_folds in zip(ensembles, paths, strict=True):
-        for fold, path in enumerate(of_folds):
+    calls: list[tuple[Any, ...]] = []
+    for ensemble in ensembles:
+        for fold, path in enumerate(ensemble.paths):
             if path.is_file():
                 say(f"{ensemble.name}-{fold} was trained before: {path}")
             else:
-                calls.append((ensemble, fold, path, config, device))
+                prefix = f"[{ensemble.name} {fold + 1}] "
+                calls.append((ensemble, fold, device, partial(prefixed, say, prefix)))
     if min(nprocs, len(calls)) > 1 and device == "cpu":
-        alone = [
-            (*call, partial(prefixed, say, f"[{call[0].name} {call[1] + 1}] ")) for call in calls
-        ]
-        deque(side_by_side(_train_on_one_thread, alone, nprocs), maxlen=0)
+        deque(side_by_side(_train_on_one_thread, calls, nprocs), maxlen=0)
     else:
-        for call in calls:
-            _train(*call, say)
-    return [
-        [_load(ensemble.options, path) for path in of_folds]
-        for ensemble, of_folds in zip(ensembles, paths, strict=True)
-    ]
+        for ensemble, fold, _, _ in calls:
+            ensemble.train(fold, device, say)
 
 
-def _train_on_one_thread(*call: Any) -> None:
+def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -> None:
     torch.set_num_threads(1)
-    _train(*call)
+    ensemble.train(fold, device, say)
 
 
-def _train(
-    ensemble: Ensemble, fold: int, path: Path, config: PredictorConfig, device: str, say: Say
-) -> None:
-    """Train one network and save it."""
-    say(f"{ensemble.name}, network {fold + 1} of {ensemble.n_networks}")
-    network = train_predictor(
-        ensemble.examples, np.flatnonzero(ensemble.folds != fold), ensemble.validation,
-        ensemble.options, config, binary=ensemble.binary, seed=ensemble.seed + fold,
-        say=say, device=device,
-    )  # fmt: skip
-    save_checkpoint(path, network.state_dict())
-
-
-def _load(options: dict[str, Any], path: Path) -> SliceNetwork:
-    state = load_checkpoint(path)
-    assert state is not None  # it was there, or has been trained
-    network = SliceNetwork(**options)
-    network.load_state_dict(state)
-    return as_stored(network)
-
-
-def _plan(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    target: Target,
-    options: TrainOptions,
-    config: PredictorConfig,
-) -> Ensemble:
-    """Say what an ensemble is trained on, each network without one fold."""
-    scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
-    examples, validation = (
-        Examples(data, some, target.values[some], options.contract.slice_mm)
-        for some in (scans, watched)
-    )
-    network = network_options(examples, config, target.binary)
-    return Ensemble(
-        target.name, examples, validation, folds, network, target.binary, options.folds,
-        options.seed,
-    )  # fmt: skip
-
-
-def _finish(
-    target: Target,
-    ensemble: Ensemble,
-    fitted: list[SliceNetwork],
-    options: TrainOptions,
-    config: PredictorConfig,
-    folder: Path,
-    say: Say,
-) -> Predictor:
+def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say) -> Predictor:
     """Calibrate a target's ensembles on their folds."""
-    truth, persons = ensemble.examples.targets, ensemble.examples.persons
-    networks: dict[str, list[nn.Module]] = {target.name: [*fitted]}
-    entries: dict[str, dict[str, Any]] = {
-        target.name: {"kind": "slice", "options": ensemble.options}
-    }
-    if config.acquisitions and not target.binary:
-        name = f"{target.name}_grey_matter"
-        grey_options, grey_networks = grey_matter_networks(
-            ensemble.examples, ensemble.folds, acquisitions=config.acquisitions,
+    name, truth, persons = target.name, ensemble.examples.targets, ensemble.examples.persons
+    networks = {name: ensemble.load()}
+    entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
+    if ensemble.config.acquisitions and not target.binary:
+        name = f"{name}_grey_matter"
+        grey_options, networks[name] = grey_matter_networks(
+            ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
             seed=ensemble.seed, resolution=options.contract.resolution,
-            path=folder / name, say=say,
+            path=ensemble.folder / name, say=say,
         )  # fmt: skip
-        networks[name] = [*grey_networks]
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
@@ -506,18 +473,20 @@ def plan_folds(
     return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
 
 
-def _plan_simulated(
-    data: TrainingSet,
-    split: np.ndarray,
-    reference: str,
-    options: TrainOptions,
-    config: PredictorConfig,
-    say: Say,
-) -> Ensemble:
-    """Say what is made of reference scans to train on: every other has a simulated effect.
+def simulated_patients(
+    data: TrainingSet, split: np.ndarray, reference: str, options: TrainOptions, say: Say
+) -> tuple[Examples, np.ndarray]:
+    """Make patients of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
     like the simulation's patients, and every output says so.
+
+    Returns
+    -------
+    examples : Examples
+        Labels 0 and 1.
+    held : numpy.ndarray
+        (examples,) whether a scan is held out.
     """
     scans = np.flatnonzero(data.sites == reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
@@ -539,18 +508,13 @@ def _plan_simulated(
         # Other slices are never read, and so take no memory.
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
-    examples = replace(examples, data=replace(data, volumes=changed))
     say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
-    network = network_options(examples, config, binary=True)
-    folds, seed = np.where(held, 0, 1), options.seed + 1000
-    return Ensemble(SIMULATED_NAME, examples, None, folds, network, True, 1, seed)
+    return replace(examples, data=replace(data, volumes=changed)), held
 
 
-def _finish_simulated(
-    ensemble: Ensemble, networks: list[SliceNetwork], seed: int, say: Say
-) -> Predictor:
+def _finish_simulated(ensemble: Ensemble, seed: int, say: Say) -> Predictor:
     """Tell how the network trained on simulated labels does on the scans held out."""
-    held = ensemble.folds == 0
+    held, networks = ensemble.folds == 0, ensemble.load()
     found: dict[str, Any] = {"n": 0}
     if held.any():
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
@@ -558,7 +522,7 @@ def _finish_simulated(
         found = figures(score, truth, True, np.random.default_rng(seed), persons)
     say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
-        {SIMULATED_NAME: [*networks]},
+        {SIMULATED_NAME: networks},
         {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},
         {
             "output": "logit",

@@ -94,15 +94,22 @@ def digest_of(what: Any, content: bytes) -> str:
     return hashlib.sha256(said + content).hexdigest()[:16]
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values whole: beside its place, then renamed."""
+def save_network(path: Path, network: Network) -> Network:
+    """Write a trained network's weights whole: beside their place, then renamed.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same network on the CPU, as :func:`as_stored`.
+    """
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save(network.cpu().state_dict(), content)
     write_bytes(path, content.getbuffer())
+    return as_stored(network)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint onto the CPU; None where there is none.
+def load_network(path: Path, network: Network) -> Network | None:
+    """Fill a network with the weights that an earlier run has written; None where there are none.
 
     Nothing but tensors and plain values is read, never code.
     """
@@ -110,5 +117,5 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return as_stored(network)
