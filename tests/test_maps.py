@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
+from training_data import from_arrays
 
+from bids_harmony.contract import Contract
+from bids_harmony.errors import HarmonyError
 from bids_harmony.models.mapnetwork import (
     CODE_SIZE,
     N_BANDS,
@@ -22,10 +25,11 @@ from bids_harmony.models.mapnetwork import (
 )
 from bids_harmony.sites.code import Appearance, SiteCode
 from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.training import maps
-from bids_harmony.training.acquisition import Acquisition
+from bids_harmony.training import maps, storage
+from bids_harmony.training.acquisition import Acquisition, acquire
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.maps import KNOTS, acquire, follow, read_curve, train_map
+from bids_harmony.training.maps import KNOTS, Reference, follow, read_curve, train_map
 
 BOX = ((2, 26), (1, 33))
 SIZE = len(LEVELS) + N_TEXTURE
@@ -135,15 +139,17 @@ def brains(n: int) -> TrainingSet:
     table = pd.DataFrame({
         "subject": [f"{k:02}" for k in range(n)], "site": "REF", "age": np.linspace(20, 70, n),
     })  # fmt: skip
-    return TrainingSet.from_arrays(images, masks, table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
+    return from_arrays(images, masks, table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
 
 
-def trained(data: TrainingSet, folder: Path) -> MapNetwork:
+def trained(data: TrainingSet, folder: Path, said: list[str] | None = None) -> MapNetwork:
     learnt = np.arange(len(data) - 2)
     appearance = Appearance.fit(
         data.descriptors[learnt], data.ages[learnt], data.persons[learnt], None
     )
-    return train_map(data, learnt, appearance, folder, seed=0, resolution=4, say=lambda text: None)
+    options = TrainOptions(seed=0, device="cpu", contract=Contract(resolution=4))
+    reference = Reference(data, learnt, appearance)
+    return train_map(reference, options, folder, (said if said is not None else []).append)
 
 
 def test_what_a_site_blurs_is_sharpened_again(
@@ -153,13 +159,12 @@ def test_what_a_site_blurs_is_sharpened_again(
     monkeypatch.setattr(Acquisition, "draw", lambda *_: blurred)
     for name, value in (("N_SITES", 2), ("STEPS", 40), ("UNTOUCHED", 0.1)):
         monkeypatch.setattr(maps, name, value)
-    data = brains(10)
-    network = trained(data, tmp_path)
+    data, said = brains(10), []
+    network = trained(data, tmp_path, said)
+    assert "40 of 40 steps" in said[-1]
+    assert 0 < float(said[-1].rpartition("paired loss ")[2]) < 2
 
-    learnt = np.arange(8)
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], None
-    )
+    appearance = Appearance.fit(data.descriptors[:8], data.ages[:8], data.persons[:8], None)
     deep = torch.zeros((1, 1, *data.volumes[0].shape))
     generator = torch.Generator().manual_seed(1)
     anew = [acquire(data, scan, blurred, generator, deep) for scan in range(10)]
@@ -190,9 +195,21 @@ def test_a_finished_network_is_taken_from_the_work_folder_and_seeds_repeat(
 
     one = weights(tmp_path / "a")
     again = weights(tmp_path / "b")
-    monkeypatch.setattr(maps, "make_up_sites", lambda *_: pytest.fail("made up again"))
+    monkeypatch.setattr(maps, "make_pairs", lambda *_: pytest.fail("made up again"))
     kept = weights(tmp_path / "a")
     assert any(v.abs().max() > 0 for k, v in one.items() if k.startswith("overall"))
     for name, value in one.items():
         assert torch.equal(value, again[name])
         assert torch.equal(value, kept[name])
+
+
+@pytest.mark.parametrize(("rate", "words"), [(3.0, "training diverges"), (1e30, "not a number")])
+def test_a_training_that_diverges_ends(
+    rate: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", rate)):
+        monkeypatch.setattr(maps, name, value)
+    monkeypatch.setattr(storage, "RECENT", 5)
+    with pytest.raises(HarmonyError, match=words):
+        trained(brains(6), tmp_path)
+    assert not list(tmp_path.glob("map-*"))

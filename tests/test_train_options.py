@@ -84,5 +84,3 @@ def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:
     assert "registration flirt" in lines[0]
     assert common_contract(scans[3:], default, lines.append) == default
     assert len(lines) == 1
-    assert common_contract(scans, default, lines.append, "old") == default
-    assert "2 of 7 scans were preprocessed in other ways than the bundle old" in lines[1]

@@ -26,8 +26,8 @@ def from_arrays(
     affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
     box, shape = box or ((0, rows), (0, columns)), shape or (rows, columns, n_slices)
     table, n = table.reset_index(drop=True), len(images)
-    unknown = {"subject": [f"{i:04d}" for i in range(n)], "age": np.nan, "sex": None,
-               "diagnosis": None, "qc_status": None, "metrics": [{} for _ in range(n)]}  # fmt: skip
+    unknown = dict.fromkeys(("sex", "diagnosis", "qc_status"))
+    unknown |= {"subject": [f"{i:04d}" for i in range(n)], "age": np.nan, "metrics": [{}] * n}
     table = table.assign(**{name: v for name, v in unknown.items() if name not in table})
     whole = (
         (uncrop(np.where(m, v, 0), box, shape), uncrop(m, box, shape))

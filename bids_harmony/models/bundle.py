@@ -323,10 +323,10 @@ def write_bundle(
     out : pathlib.Path
         Folder of the bundle; an older bundle there is replaced.
     info : dict
-        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names its
-        loaded' ``files``.
+        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names the
+        ``files`` of its ensemble.
     networks : dict
-        For each entry of ``info["networks"]``, its loaded.
+        For each entry of ``info["networks"]``, its ensemble.
     tables : mapping
         Further files by name: JSON such as ``qc_reference.json``, or text.
 
@@ -342,11 +342,11 @@ def write_bundle(
     try:
         files: dict[str, bytes] = {}
         for name, config in info["networks"].items():
-            for file, member in zip(config["files"], networks[name], strict=True):
+            for file, network in zip(config["files"], networks[name], strict=True):
                 files[file] = save(
                     {
                         key: (value.half() if value.is_floating_point() else value).contiguous()
-                        for key, value in member.state_dict().items()
+                        for key, value in network.state_dict().items()
                     }
                 )
         for name, table in tables.items():

@@ -47,10 +47,6 @@ KINDS = {
     "all but blur": ("tone", "deep_grey", "bias", "noise", "rim"),
     "intensity mapping": ("tone",),
     "deep grey": ("deep_grey",),
-    "bias field": ("bias",),
-    "sharpness": ("blur", "sharpen"),
-    "noise": ("noise",),
-    "brain mask": ("rim",),
 }
 #: Scans that a site's code is estimated from for known truth, all of other persons.
 GROUP = 8
