@@ -38,8 +38,7 @@ from bids_harmony.models.slices import (
 )
 from bids_harmony.sites import calibration as sites
 from bids_harmony.sites.calibration import Calibration, SiteScan
-from bids_harmony.sites.code import SiteCode
-from bids_harmony.sites.descriptors import describe
+from bids_harmony.sites.code import SiteCode, describe
 
 __all__ = ["Bundle", "Calibration", "calibrate", "harmonize", "load_bundle", "predict"]
 

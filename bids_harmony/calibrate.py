@@ -23,8 +23,7 @@ from bids_harmony.sites.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.sites.mapping import spoken
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, spoken
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig

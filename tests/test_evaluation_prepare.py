@@ -14,7 +14,7 @@ from training_data import balls, from_arrays
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.evaluation.combat import combat, sites_to_fit
 from bids_harmony.evaluation.prepare import mapping, matching, plain, prepare
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import IntensityMapping
 from bids_harmony.training.data import TrainingSet
 
 

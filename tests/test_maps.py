@@ -23,8 +23,7 @@ from bids_harmony.models.mapnetwork import (
     bands,
     code_input,
 )
-from bids_harmony.sites.code import Appearance, SiteCode
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
 from bids_harmony.training import maps, storage
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.config import TrainOptions

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony.models.slices import Box, slice_heights, uncrop
-from bids_harmony.sites.descriptors import describe, vector
+from bids_harmony.sites.code import describe, vector
 from bids_harmony.training.data import TrainingSet
 
 

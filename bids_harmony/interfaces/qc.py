@@ -85,7 +85,7 @@ class Describe(SimpleInterface):
     output_spec = _DescribeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from bids_harmony.sites.descriptors import describe
+        from bids_harmony.sites.code import describe
 
         img = nib.load(self.inputs.in_file)
         self._results["descriptors"] = describe(

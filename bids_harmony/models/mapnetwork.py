@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.models.networks import repeatable
 from bids_harmony.models.slices import Box, crop, uncrop
-from bids_harmony.sites.code import Appearance, SiteCode
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, IntensityMapping, SiteCode
 
 #: Every fifth quantile of the code, its texture, and what its number of persons leaves unsure.
 COARSE = 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bids_harmony.reports.drawing import BLUE, ORANGE, REFERENCE, new_figure, plain_axes, save_png
-from bids_harmony.sites.mapping import spoken
+from bids_harmony.sites.code import spoken
 
 if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle

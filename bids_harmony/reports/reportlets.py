@@ -11,7 +11,7 @@ from typing import Any
 from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.verdict import dictionary, readable
 from bids_harmony.reports.methods import mask_kind, registration_kind
-from bids_harmony.sites.mapping import spoken as spoken_changes
+from bids_harmony.sites.code import spoken as spoken_changes
 
 NOT_TARGETS = frozenset({"bundle", "in_training", "calibration"})
 TARGET_NAMES = {

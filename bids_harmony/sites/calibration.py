@@ -14,9 +14,14 @@ import numpy as np
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread, write_json
-from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.sites.descriptors import LEVELS, vector
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import (
+    LEVELS,
+    Appearance,
+    IntensityMapping,
+    SiteCode,
+    site_code,
+    vector,
+)
 
 if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
@@ -61,7 +66,7 @@ class SiteScan:
     diagnosis : str or None
         As the dataset writes it.
     descriptors : dict
-        Of :func:`bids_harmony.sites.descriptors.describe`.
+        Of :func:`bids_harmony.sites.code.describe`.
     t1w : pathlib.Path or nibabel.spatialimages.SpatialImage
         The preprocessed scan, read only where its age has to be estimated.
     """

@@ -24,8 +24,7 @@ from bids_harmony.evaluation.persons import drawn_persons
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.models.slices import uncrop
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
-from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.sites.descriptors import describe, vector
+from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, vector
 from bids_harmony.training.data import TrainingSet
 
 #: Intensities between which the logarithm of the intensity mapping's slope is drawn.

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
-from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet

@@ -26,7 +26,7 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError, NoInputError, ScanError
 from bids_harmony.files import write_json
 from bids_harmony.models.slices import Box, crop, slice_heights, uncrop
-from bids_harmony.sites.descriptors import describe, vector
+from bids_harmony.sites.code import describe, vector
 from bids_harmony.training.inputs import TrainScan
 
 FORMAT = 4

@@ -17,8 +17,7 @@ from torch import nn
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.models.slices import crop
-from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.predictor import Examples, target_scale

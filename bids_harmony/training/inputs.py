@@ -54,7 +54,7 @@ class TrainScan:
     raw, transform : pathlib.Path or None
         Raw image, and its transform to the template.
     descriptors : dict or None
-        Of :func:`bids_harmony.sites.descriptors.describe`, as its QC record says.
+        Of :func:`bids_harmony.sites.code.describe`, as its QC record says.
     """
 
     subject: str
