@@ -14,10 +14,9 @@ from training_data import from_arrays
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.training import maps
+from bids_harmony.training import cyclegan, maps
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import (
-    RATES,
     RIM,
     Discriminator,
     Source,
@@ -25,7 +24,6 @@ from bids_harmony.training.cyclegan import (
     Weights,
     inside,
     missed,
-    train_cyclegan,
     train_maps,
 )
 from bids_harmony.training.data import TrainingSet
@@ -79,18 +77,19 @@ def reference_of(data: TrainingSet) -> Reference:
 def trained(
     data: TrainingSet,
     work_dir: Path,
-    weights: Weights,
-    steps: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
     said: list[str] | None = None,
-    rates: tuple[float, float, float] = RATES,
+    **constants: object,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = MapNetwork(channels=(8, 8, 8), embedding=8).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     options = TrainOptions(seed=0, device="cpu")
-    found = train_cyclegan(
+    for name, value in ({"STEPS": (1, 1), "WEIGHTS": Weights()} | constants).items():
+        monkeypatch.setattr(cyclegan, name, value)
+    found = cyclegan.train_cyclegan(
         network, reference_of(data), [Source(SITE, data.ages[SITE])], options, work_dir,
-        (said if said is not None else []).append, weights=weights, steps=steps, rates=rates,
+        (said if said is not None else []).append,
     )  # fmt: skip
     assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
     return found.state_dict()
@@ -111,19 +110,23 @@ def distance(state: dict[str, torch.Tensor] | None, data: TrainingSet) -> float:
     return float(np.mean(off))
 
 
-def test_unpaired_scans_teach_the_map_to_smooth(data: TrainingSet, tmp_path: Path) -> None:
+def test_unpaired_scans_teach_the_map_to_smooth(
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Nothing but the discriminators tells the map what the reference's scans look like.
-    found = trained(data, tmp_path, Weights(1.0, 5.0, 0.0), (20, 30), rates=(4e-3, 2e-3, 2e-3))
+    found = trained(
+        data, tmp_path, monkeypatch,
+        WEIGHTS=Weights(1.0, 5.0, 0.0), STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
+    )  # fmt: skip
     assert distance(found, data) < 0.85 * distance(None, data)
 
 
 def test_seeds_reproduce_and_a_finished_network_is_cached(
-    data: TrainingSet, tmp_path: Path
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     one, other, third = (
-        trained(data, tmp_path / folder, Weights(), (1, 1), said)
-        for folder in ("one", "other", "one")
+        trained(data, tmp_path / folder, monkeypatch, said) for folder in ("one", "other", "one")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(torch.equal(one[name], third[name]) for name in one)
@@ -132,8 +135,8 @@ def test_seeds_reproduce_and_a_finished_network_is_cached(
     for name in ("discriminator", "adversarial", "cycle", "paired"):
         assert f"{name} loss" in told[0]
     # What a network depends on names it.
-    trained(both(2), tmp_path / "one", Weights(), (1, 1), said)
-    trained(data, tmp_path / "one", Weights(adversarial=0.5), (1, 1), said)
+    trained(both(2), tmp_path / "one", monkeypatch)
+    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=Weights(adversarial=0.5))
     assert len(list((tmp_path / "one").glob("cyclegan-*.pt"))) == 3
 
 

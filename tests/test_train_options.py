@@ -19,7 +19,6 @@ from bids_harmony.training.targets import find_target, find_targets
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"predictor": "slow"}, "--predictor is 'slow'"),
         ({"folds": 1}, "--folds is 1. It must be at least 2"),
         ({"predictor_steps": 0}, "--predictor-steps is 0"),
         ({"holdout": 2.0}, "--holdout 2"),

@@ -100,7 +100,7 @@ class Bundle:
         return self._read("guard.json")
 
     def appearance(self) -> Appearance:
-        """Read ``appearance.json``: how the reference's scans look, at each age."""
+        """Read ``appearance.json``: the appearance of the reference's scans at each age."""
         return Appearance.from_dict(self._read("appearance.json") or {})
 
     def _read(self, name: str) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""The network that mends what no intensity mapping can: sharpness, noise, shading, deep grey.
+"""The network that mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
 
-It is told the site's code and sees the scan. For each place it says how much of each frequency
+It is conditioned on the site's code and sees the scan. For each place it says how much of each frequency
 band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
 """
 
@@ -239,8 +239,8 @@ class SiteMap:
         cls, code: SiteCode, appearance: Appearance, network: MapNetwork | None, box: Box
     ) -> SiteMap:
         """Make the map of a site."""
-        told = code_input(code.shift, code.n, appearance)
-        return cls(IntensityMapping.of(code, appearance), told, network, box)
+        condition = code_input(code.shift, code.n, appearance)
+        return cls(IntensityMapping.of(code, appearance), condition, network, box)
 
     def digest(self) -> str:
         """Name the map by all that its result depends on."""

@@ -91,7 +91,7 @@ def _texture(volume: np.ndarray, inner: np.ndarray) -> list[float]:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How scans of the reference site look, and how that depends on age.
+    """Appearance of the reference site's scans, and how it depends on age.
 
     Attributes
     ----------
@@ -218,9 +218,9 @@ def site_code(
     """
     off = _by_person(descriptors - appearance.expected(ages), persons)
     n = len(off)
-    kept = SITE_RATIO / (SITE_RATIO + 1 / n)
-    sd = appearance.person_sd * np.sqrt(kept / n)
-    return SiteCode(kept * off.mean(axis=0), sd, float(_by_person(ages, persons).mean()), n)
+    shrink = SITE_RATIO / (SITE_RATIO + 1 / n)
+    sd = appearance.person_sd * np.sqrt(shrink / n)
+    return SiteCode(shrink * off.mean(axis=0), sd, float(_by_person(ages, persons).mean()), n)
 
 
 def _by_person(values: np.ndarray, persons: Sequence[str] | np.ndarray) -> np.ndarray:

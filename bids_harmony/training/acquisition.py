@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -76,7 +76,7 @@ class Acquisition:
         Standard deviation of white noise.
     rim : float
         Below 0, voxels at the surface that are darker than this (with its sign changed) are taken
-        off, as by a mask that hugs the cortex; above 0, CSF so bright is kept in the sulci.
+        off, as by a mask that hugs the cortex; above 0, CSF so bright stays in the sulci.
     """
 
     tone: tuple[float, ...] = (0.0,) * KNOTS
@@ -105,7 +105,7 @@ class Acquisition:
         bias *= uniform(0, 2) * BIAS_SD / np.sqrt((bias**2).sum() / 2)
         sharpness = uniform(-1, 1)
         blur = [max(-sharpness, 0.0) * BLUR] * 3
-        if uniform(0, 1) < 0.5:  # voxels that are longer one way
+        if uniform(0, 1) < 0.5:  # anisotropic voxels
             blur[int(uniform(0, 3)) % 3] += uniform(0, COARSE)
         return cls(
             tone=tuple(strength * TONE_SD * tone),
@@ -119,8 +119,6 @@ class Acquisition:
 
     def only(self, *kinds: str) -> Acquisition:
         """Keep some of the effects, by the names of their attributes."""
-        if unknown := set(kinds) - {field.name for field in fields(self)}:
-            raise ValueError(f"An acquisition has no {sorted(unknown)}.")
         return replace(Acquisition(), **{kind: getattr(self, kind) for kind in kinds})
 
 

@@ -86,7 +86,7 @@ def train_bundle(
     licences: Sequence[str] = (),
     say: Say = tell,
 ) -> Bundle:
-    """Train predictors on the reference site, learn how its scans look, and write the bundle.
+    """Train predictors on the reference site, learn the appearance of its scans, and write the bundle.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def train_bundle(
         device=one_device(options.device), nprocs=options.threads, say=say,
     )  # fmt: skip
 
-    # 3. How scans of the reference look at each age.
+    # 3. Appearance of the reference at each age.
     learnt = np.flatnonzero((data.sites == reference) & (split != TEST) & fit)
     line = age_line(predictors)
     appearance = Appearance.fit(

@@ -12,7 +12,6 @@ from bids_harmony.errors import UsageError
 RECIPES = ("fast", "article")
 #: Kinds of map: the curve alone, a network after it, and that fine-tuned on unpaired real scans.
 CURVE, NETWORK, CYCLEGAN = MAPS = ("intensity-mapping", "network", "cyclegan")
-CHOICES = {"predictor": RECIPES, "map": MAPS}
 #: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
 MINIMA = {"predictor_steps": 1, "folds": 2}
 
@@ -43,7 +42,7 @@ class TrainOptions:
     predictor_steps : int or None
         Of each predictor network; None: as the recipe says.
     holdout : float
-        Fraction of the subjects of each site kept out of everything for the figures in
+        Fraction of the subjects of each site held out of everything for the figures in
         ``bundle.json``.
     validation : float
         Fraction on which the guard's limits are set; the article's predictors watch it to know
@@ -85,11 +84,6 @@ class TrainOptions:
     contract: Contract = field(default_factory=Contract)
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if (chosen := getattr(self, name)) not in choices:
-                raise UsageError(
-                    f"{_flag(name)} is '{chosen}'.", f"Choose one of {', '.join(choices)}."
-                )
         for name, least in MINIMA.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{_flag(name)} is {value}.", f"It must be at least {least}.")

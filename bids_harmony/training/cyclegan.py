@@ -86,10 +86,6 @@ def train_cyclegan(
     options: TrainOptions,
     work_dir: Path,
     say: Say,
-    *,
-    weights: Weights = WEIGHTS,
-    rates: tuple[float, float, float] = RATES,
-    steps: tuple[int, int] = STEPS,
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
@@ -103,12 +99,6 @@ def train_cyclegan(
         Real sites.
     options, work_dir, say
         As of :func:`bids_harmony.training.maps.train_map`.
-    weights : Weights
-        Of the losses.
-    rates : tuple of float
-        As :data:`RATES`.
-    steps : tuple of int
-        As :data:`STEPS`.
 
     Returns
     -------
@@ -117,9 +107,9 @@ def train_cyclegan(
     """
     data, seed, device = reference.data, options.seed, one_device(options.device)
     n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
-    ahead, together = (2, 2) if options.fast_dev_run else steps
+    ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
-        *weights, together, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
+        *WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
         maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
     ]  # fmt: skip
     learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
@@ -139,12 +129,12 @@ def train_cyclegan(
     unpaired = Unpaired(reference, sources)
     of_maps = [
         {"params": network.parameters(), "lr": rate}
-        for network, rate in zip((forward, backward), rates, strict=False)
+        for network, rate in zip((forward, backward), RATES, strict=False)
     ]
     of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
     maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
     discriminators_step = torch.optim.AdamW(
-        of_discriminators, lr=rates[2], betas=BETAS, weight_decay=1e-4
+        of_discriminators, lr=RATES[2], betas=BETAS, weight_decay=1e-4
     )
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
@@ -164,7 +154,7 @@ def train_cyclegan(
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
         site_x, site_y = torch.cat([of_x, code], dim=1), torch.cat([of_y, code], dim=1)
 
-        # 1. The maps: each discriminator has to take what is mapped for its own, nothing may be
+        # 1. The generators: each discriminator has to take what is mapped for its own, nothing may be
         # lost on the way there and back, and what is known stays known.
         if both:
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -174,13 +164,13 @@ def train_cyclegan(
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            loss = weights.adversarial * unlike + weights.cycle * lost
+            loss = WEIGHTS.adversarial * unlike + WEIGHTS.cycle * lost
             loss.backward()  # type: ignore[no-untyped-call]
             found |= {"adversarial": unlike.item(), "cycle": lost.item()}
-            if weights.paired:
-                # Among these are reference scans as they are, with a code of chance alone.
+            if WEIGHTS.paired:
+                # Among these are reference scans as they are, with a code that is sampling noise.
                 known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                loss = weights.paired * known_loss
+                loss = WEIGHTS.paired * known_loss
                 loss.backward()  # type: ignore[no-untyped-call]
                 found["paired"] = known_loss.item()
             for network in (forward, backward):
@@ -311,7 +301,7 @@ class Unpaired:
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
 
-        Discriminators could else tell sites by the ages of their persons, and the maps would
+        Discriminators could else tell sites by the ages of their persons, and the generators would
         change these.
         """
         data, scans = self.reference.data, self.reference.scans

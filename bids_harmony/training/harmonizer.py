@@ -14,7 +14,7 @@ from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import make_folds
 
-#: Ways of harmonizing: by the curve alone, without the use of any age, and with known ages.
+#: Methods of harmonizing: by the curve alone, without the use of any age, and with known ages.
 MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
 #: Quantiles that histograms are matched at, and reference scans, at most, that they come from.
 N_QUANTILES, MAX_HISTOGRAM = 256, 200
@@ -59,7 +59,7 @@ def ways_to_calibrate(
     appearance: Appearance,
     network: MapNetwork | None,
 ) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
-    """Name the ways of harmonizing that are compared.
+    """Name the methods of harmonizing that are compared.
 
     Parameters
     ----------
@@ -71,17 +71,17 @@ def ways_to_calibrate(
     Returns
     -------
     dict
-        By way, what estimates ages (None: those that are known) and the network that follows the
-        curve. Without a network the curve alone is harmonization, and no way of its own.
+        By method, what estimates ages (None: those that are known) and the network that follows the
+        curve. Without a network the curve alone is harmonization, and no method of its own.
     """
-    ways: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
+    methods: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
     ages = spared = None
     if ensembles is not None:
         predict = ages = quick_age(data, ensembles, slice_mm, appearance, network)
         spared = lambda scan, code, spare: predict(scan, code, True)  # noqa: E731
     if network is not None:
-        ways[MAPPED] = (spared, None)
-    return ways | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
+        methods[MAPPED] = (spared, None)
+    return methods | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
 
 
 def calibrated(

@@ -187,7 +187,7 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> C
     chosen = counts.most_common(1)[0][0] if counts else wanted
     if others := counts.total() - counts[chosen]:
         say(
-            f"Warning: {others} of {len(scans)} scans were preprocessed in other ways than most "
+            f"Warning: {others} of {len(scans)} scans were preprocessed differently from most "
             f"(skull strip {chosen.skull_strip}, registration {chosen.registration}); preprocess "
             "them again in the same way."
         )

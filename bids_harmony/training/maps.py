@@ -143,7 +143,7 @@ class Pairs:
 
     @cached_property
     def own(self) -> np.ndarray:
-        """How each reference scan differs from what is expected at its age, by chance alone."""
+        """How each reference scan differs from what is expected at its age: sampling noise."""
         data, scans = self.reference.data, self.reference.scans
         appearance = self.reference.appearance
         ages = np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
