@@ -1,7 +1,7 @@
 """The network that mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
 
-It is conditioned on the site's code and sees the scan. For each place it says how much of each frequency
-band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
+It is conditioned on the site's code and sees the scan. For each place it says how much of each
+frequency band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def train_bundle(
     licences: Sequence[str] = (),
     say: Say = tell,
 ) -> Bundle:
-    """Train predictors on the reference site, learn the appearance of its scans, and write the bundle.
+    """Train predictors and the map on the reference site, and write the bundle.
 
     Parameters
     ----------

@@ -154,8 +154,8 @@ def train_cyclegan(
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
         site_x, site_y = torch.cat([of_x, code], dim=1), torch.cat([of_y, code], dim=1)
 
-        # 1. The generators: each discriminator has to take what is mapped for its own, nothing may be
-        # lost on the way there and back, and what is known stays known.
+        # 1. The generators: each discriminator has to take what is mapped for its own, nothing may
+        # be lost on the way there and back, and what is known stays known.
         if both:
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 x_again, y_again = backward(mapped, x_mask, code), forward(made, y_mask, code)

@@ -71,8 +71,8 @@ def ways_to_calibrate(
     Returns
     -------
     dict
-        By method, what estimates ages (None: those that are known) and the network that follows the
-        curve. Without a network the curve alone is harmonization, and no method of its own.
+        By method, what estimates ages (None: those that are known) and the network that follows
+        the curve. Without a network the curve alone is harmonization, and no method of its own.
     """
     methods: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
     ages = spared = None
