@@ -1,4 +1,4 @@
-"""The map network: what it may change, what it is told, and that it learns."""
+"""The map network: what it may change, what it depends on, and that it learns."""
 
 from __future__ import annotations
 
@@ -58,27 +58,18 @@ def moved_network() -> MapNetwork:
     return network.eval()
 
 
-def test_an_untrained_network_changes_nothing(volume: np.ndarray) -> None:
-    out = apply_network(MapNetwork().eval(), volume, np.ones(CODE_SIZE, np.float32), BOX)
-    assert np.array_equal(out, volume)
-
-
-def test_the_background_stays_and_the_brain_stays_above_it(volume: np.ndarray) -> None:
-    out = apply_network(moved_network(), volume, np.ones(CODE_SIZE, np.float32), BOX)
+def test_the_network_moves_the_brain_alone_as_the_code_says(volume: np.ndarray) -> None:
+    ones, zeros = np.ones(CODE_SIZE, np.float32), np.zeros(CODE_SIZE, np.float32)
+    assert np.array_equal(apply_network(MapNetwork().eval(), volume, ones, BOX), volume)
+    out = apply_network(moved_network(), volume, ones, BOX)
     assert out.shape == volume.shape
     assert not np.allclose(out, volume)
+    assert not np.allclose(out, apply_network(moved_network(), volume, zeros, BOX))
     assert ((out > 0) == (volume > 0)).all()
     # What lies outside the box is not seen, and stays.
     outside = np.ones(volume.shape, bool)
     outside[2:26, 1:33] = False
     assert np.array_equal(out[outside], volume[outside])
-
-
-def test_what_the_network_does_hangs_on_the_code(volume: np.ndarray) -> None:
-    network = moved_network()
-    codes = [np.zeros(CODE_SIZE, np.float32), np.ones(CODE_SIZE, np.float32)]
-    one, other = (apply_network(network, volume, code, BOX) for code in codes)
-    assert not np.allclose(one, other)
 
 
 def test_a_site_s_map_is_the_curve_and_then_the_network(
@@ -88,19 +79,14 @@ def test_a_site_s_map_is_the_curve_and_then_the_network(
     alone = SiteMap.of(code, appearance, None, BOX)
     both = SiteMap.of(code, appearance, moved_network(), BOX)
     assert np.array_equal(alone(volume), alone.curve(volume))
-    told = code_input(code.shift, code.n, appearance)
-    expected = apply_network(moved_network(), alone(volume), told, BOX)
+    condition = code_input(code.shift, code.n, appearance)
+    expected = apply_network(moved_network(), alone(volume), condition, BOX)
     assert np.array_equal(both(volume), expected)
-
-
-def test_the_code_is_scaled_and_bounded(appearance: Appearance) -> None:
-    shift = np.full(SIZE, 0.02)
-    shift[-1] = 100.0
-    told = code_input(shift, 8, appearance)
-    assert told.shape == (CODE_SIZE,)
-    assert told[0] == pytest.approx(0.25)
-    assert told[-2] == 4.0
-    assert told[-1] == pytest.approx(0.25)
+    # The code is scaled, and bounded.
+    shift = np.append(np.full(SIZE - 1, 0.02), 100.0)
+    condition = code_input(shift, 8, appearance)
+    assert condition.shape == (CODE_SIZE,)
+    assert condition[[0, -2, -1]] == pytest.approx([0.25, 4.0, 0.25])
 
 
 def test_bands_do_not_look_beyond_the_mask() -> None:

@@ -80,7 +80,7 @@ class TrainingSet:
     ----------
     volumes : Volumes, or another mapping of scan numbers to arrays
         (slices, rows, columns) float16 intensities of each scan (CSF 0, white matter 1), NaN
-        outside the brain. Read it through :meth:`stack` and :meth:`volume`.
+        outside the brain. Read it through :meth:`slices`, :meth:`stack` and :meth:`volume`.
     table : pandas.DataFrame
         One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
         ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (a
@@ -151,6 +151,14 @@ class TrainingSet:
     def zoom_mm(self) -> float:
         """Voxel size of the template grid."""
         return float(abs(self.affine[0, 0]))
+
+    def slices(
+        self, scans: np.ndarray | Sequence[int], numbers: np.ndarray | Sequence[int]
+    ) -> np.ndarray:
+        """Read one slice of each of some scans: float32 (n, rows, columns), background 0."""
+        pairs = zip(scans, numbers, strict=True)
+        drawn = np.array([self.volumes[int(scan)][int(number)] for scan, number in pairs])
+        return np.nan_to_num(drawn.astype(np.float32))
 
     def stack(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
         """Read all slices of a scan.
