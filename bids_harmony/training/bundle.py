@@ -67,11 +67,7 @@ def run_train(config: RunConfig) -> int:
     licence = str(description.get("License", ""))
     out = config.output_dir / "models" / config.train.model_name
     bundle = train_bundle(
-        scans,
-        out,
-        options,
-        work_dir=config.work_dir,
-        licences=[licence] if licence else [],
+        scans, out, options, work_dir=config.work_dir, licences=[licence] if licence else []
     )
     tell(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK

@@ -169,11 +169,7 @@ def measure(
 
 
 def site_metrics(
-    rows: pd.DataFrame,
-    data: TrainingSet,
-    predictors: dict[str, Predictor],
-    seed: int,
-    say: Say,
+    rows: pd.DataFrame, data: TrainingSet, predictors: dict[str, Predictor], seed: int, say: Say
 ) -> dict[str, Any]:
     """Turn predictions into the figures that :func:`measure` returns."""
     metrics: dict[str, Any] = {}

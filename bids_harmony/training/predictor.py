@@ -338,10 +338,7 @@ def _train_one_cycle(training: _Training, among: np.ndarray, say: Callable[[str]
 
 
 def _train_patiently(
-    training: _Training,
-    among: np.ndarray,
-    validation: Examples | None,
-    say: Callable[[str], None],
+    training: _Training, among: np.ndarray, validation: Examples | None, say: Callable[[str], None]
 ) -> None:
     """Follow the paper's schedule over epochs of all slices; keep the best validation epoch.
 
