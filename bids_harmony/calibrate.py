@@ -24,8 +24,7 @@ from bids_harmony.sites.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.sites.mapping import spoken
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, spoken
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -239,7 +238,7 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
     import nibabel as nib
     import numpy as np
 
-    from bids_harmony.models.apply import brain_age
+    from bids_harmony.api import brain_age
 
     img = nib.load(t1w)
     site_map = bundle.site_map(code, spare=spare)

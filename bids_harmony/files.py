@@ -16,14 +16,17 @@ from bids_harmony.text import pointer
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; parallel jobs that write the same file do no harm."""
+    # A path may hold bytes that are no UTF-8.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically; parallel jobs that write the same file do no harm."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        # A path may hold bytes that are no UTF-8.
-        with os.fdopen(
-            handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
-        ) as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
         # mkstemp makes files that only their owner can read.
         umask = os.umask(0)
         os.umask(umask)

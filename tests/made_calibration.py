@@ -8,7 +8,7 @@ import numpy as np
 
 from bids_harmony.models.bundle import Bundle
 from bids_harmony.sites.calibration import Calibration, SiteScan, calibrate
-from bids_harmony.sites.descriptors import LEVELS
+from bids_harmony.sites.code import LEVELS
 
 
 def made_calibration(

@@ -17,7 +17,7 @@ from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
 from bids_harmony.qc.record import ENDINGS
 from bids_harmony.run import prepare
-from bids_harmony.sites.descriptors import LEVELS
+from bids_harmony.sites.code import LEVELS
 
 
 def made_up_sites(

@@ -13,8 +13,7 @@ from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
 from bids_harmony.qc.reference import brain_histogram
-from bids_harmony.sites.code import Appearance
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance
 
 BOX = [[9, 89], [11, 107]]
 #: As if known truth had been missed by three per cent, and nowhere by more than 0.1.

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
+from training_data import from_arrays
 
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.training import maps
+from bids_harmony.training import cyclegan, maps
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import (
-    RATES,
     RIM,
     Discriminator,
     Source,
@@ -24,10 +24,10 @@ from bids_harmony.training.cyclegan import (
     Weights,
     inside,
     missed,
-    train_cyclegan,
     train_maps,
 )
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.maps import Reference
 
 N, SIZE = 12, (16, 24, 24)
 BRAIN = (slice(1, 15), slice(2, 22), slice(2, 22))
@@ -45,10 +45,18 @@ def volumes(seed: int, noise: float) -> np.ndarray:
     return out
 
 
-def scans(images: np.ndarray, site: str) -> TrainingSet:
-    ages = np.linspace(20, 80, N)
-    table = pd.DataFrame({"site": site, "age": ages, "sex": ["M", "F"] * (N // 2)})
-    return TrainingSet.from_arrays(images, images > 0, table, affine=np.diag([2.0, 2, 2, 1]))
+REFERENCE, SITE = np.arange(N), np.arange(N, 2 * N)
+
+
+def both(noisy_seed: int = 1) -> TrainingSet:
+    """Return N scans of the reference, and then N noisy ones."""
+    images = np.concatenate([volumes(0, LITTLE), volumes(noisy_seed, MUCH)])
+    table = pd.DataFrame({
+        "site": ["reference"] * N + ["noisy"] * N,
+        "age": [*np.linspace(20, 80, N)] * 2,
+        "sex": ["M", "F"] * N,
+    })  # fmt: skip
+    return from_arrays(images, images > 0, table, affine=np.diag([2.0, 2, 2, 1]))
 
 
 @pytest.fixture(autouse=True)
@@ -57,104 +65,98 @@ def few_sites(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference() -> TrainingSet:
-    return scans(volumes(0, LITTLE), "reference")
+def data() -> TrainingSet:
+    return both()
 
 
-@pytest.fixture(scope="module")
-def noisy() -> TrainingSet:
-    return scans(volumes(1, MUCH), "noisy")
-
-
-@pytest.fixture(scope="module")
-def appearance(reference: TrainingSet) -> Appearance:
-    return Appearance.fit(reference.descriptors, reference.ages, reference.persons, None)
+def reference_of(data: TrainingSet) -> Reference:
+    learnt = data.descriptors[:N], data.ages[:N], data.persons[:N]
+    return Reference(data, REFERENCE, Appearance.fit(*learnt, None))
 
 
 def trained(
-    reference: TrainingSet,
-    site: TrainingSet,
-    appearance: Appearance,
+    data: TrainingSet,
     work_dir: Path,
-    weights: Weights,
-    steps: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
     said: list[str] | None = None,
-    rates: tuple[float, float, float] = RATES,
+    **constants: object,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = MapNetwork(channels=(8, 8, 8), embedding=8).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = train_cyclegan(
-        network, reference, np.arange(N), [Source(site, np.arange(N), site.ages)], appearance,
-        work_dir, weights=weights, ahead=steps[0], steps=steps[1], rates=rates, seed=0,
-        resolution=2, say=(said if said is not None else []).append,
+    options = TrainOptions(seed=0, device="cpu")
+    for name, value in ({"STEPS": (1, 1), "WEIGHTS": Weights()} | constants).items():
+        monkeypatch.setattr(cyclegan, name, value)
+    found = cyclegan.train_cyclegan(
+        network, reference_of(data), [Source(SITE, data.ages[SITE])], options, work_dir,
+        (said if said is not None else []).append,
     )  # fmt: skip
     assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
     return found.state_dict()
 
 
-def distance(
-    state: dict[str, torch.Tensor] | None, site: TrainingSet, appearance: Appearance
-) -> float:
+def distance(state: dict[str, torch.Tensor] | None, data: TrainingSet) -> float:
     """How far the site's scans, mapped, scatter about the same persons at the reference."""
-    network = None
+    network, appearance = None, reference_of(data).appearance
     if state is not None:
         network = MapNetwork(channels=(8, 8, 8), embedding=8).eval()
         network.load_state_dict(state)
-    code = site_code(site.descriptors, site.ages, site.persons, appearance)
-    site_map = SiteMap.of(code, appearance, network, site.box)
+    code = site_code(data.descriptors[SITE], data.ages[SITE], data.persons[SITE], appearance)
+    site_map = SiteMap.of(code, appearance, network, data.box)
     truth = volumes(1, LITTLE).transpose(0, 2, 3, 1)
-    off = [(site_map(site.volume(i)[0]) - truth[i])[truth[i] > 0].std() for i in range(N)]
+    off = [
+        (site_map(data.volume(i)[0]) - t)[t > 0].std() for i, t in zip(SITE, truth, strict=True)
+    ]
     return float(np.mean(off))
 
 
 def test_unpaired_scans_teach_the_map_to_smooth(
-    reference: TrainingSet, noisy: TrainingSet, appearance: Appearance, tmp_path: Path
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing but the discriminators tells the map what the reference's scans look like.
     found = trained(
-        reference, noisy, appearance, tmp_path, Weights(1.0, 5.0, 0.0), (20, 30),
-        rates=(4e-3, 2e-3, 2e-3),
+        data, tmp_path, monkeypatch,
+        WEIGHTS=Weights(1.0, 5.0, 0.0), STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
     )  # fmt: skip
-    assert distance(found, noisy, appearance) < 0.85 * distance(None, noisy, appearance)
+    assert distance(found, data) < 0.85 * distance(None, data)
 
 
-def test_seeds_reproduce_and_a_finished_network_is_kept(
-    reference: TrainingSet, noisy: TrainingSet, appearance: Appearance, tmp_path: Path
+def test_seeds_reproduce_and_a_finished_network_is_cached(
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     one, other, third = (
-        trained(reference, noisy, appearance, tmp_path / folder, Weights(), (1, 1), said)
-        for folder in ("one", "other", "one")
+        trained(data, tmp_path / folder, monkeypatch, said) for folder in ("one", "other", "one")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(torch.equal(one[name], third[name]) for name in one)
-    assert sum("training the map on real sites: 2 of 2" in line for line in said) == 2
-    # What a network hangs on names it.
-    few = scans(volumes(2, MUCH), "noisy")
-    trained(reference, few, appearance, tmp_path / "one", Weights(), (1, 1), said)
-    trained(reference, noisy, appearance, tmp_path / "one", Weights(adversarial=0.5), (1, 1), said)
+    told = [line for line in said if "training the map on real sites: 2 of 2" in line]
+    assert len(told) == 2
+    for name in ("discriminator", "adversarial", "cycle", "paired"):
+        assert f"{name} loss" in told[0]
+    # What a network depends on names it.
+    trained(both(2), tmp_path / "one", monkeypatch)
+    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=Weights(adversarial=0.5))
     assert len(list((tmp_path / "one").glob("cyclegan-*.pt"))) == 3
 
 
-def test_a_scan_is_set_beside_persons_like_it(
-    reference: TrainingSet, noisy: TrainingSet, appearance: Appearance
-) -> None:
-    unpaired = Unpaired(reference, np.arange(N), [], appearance)
+def test_a_scan_is_set_beside_persons_like_it(data: TrainingSet) -> None:
+    unpaired = Unpaired(reference_of(data), [])
     found = unpaired.alike(35.0, "F")
-    assert set(reference.sexes[found]) == {"F"}
-    assert 80 not in reference.ages[found]
+    assert set(data.sexes[found]) == {"F"}
+    assert 80 not in data.ages[found]
     assert len(unpaired.alike(float("nan"), "")) == N
     assert unpaired.person(float("nan"), "").tolist() == [[0, 0]]
 
 
-def test_codes_leave_out_the_person(noisy: TrainingSet, appearance: Appearance) -> None:
-    source, rng = Source(noisy, np.arange(N), noisy.ages), np.random.default_rng(0)
-    codes = [source.draw_code(noisy.persons[0], appearance, rng) for _ in range(20)]
+def test_codes_leave_out_the_person(data: TrainingSet) -> None:
+    unpaired, rng = Unpaired(reference_of(data), []), np.random.default_rng(0)
+    site, person = Source(SITE, data.ages[SITE]), data.persons[SITE[0]]
+    codes = [unpaired.draw_code(site, person, rng) for _ in range(20)]
     assert {code.n for code in codes} <= set(range(N // 2, N))
     assert len({float(code.shift[0]) for code in codes}) > 10
-    alone = Source(noisy, np.arange(1), noisy.ages[:1])
-    assert alone.draw_code(noisy.persons[0], appearance, rng).n == 1
+    alone = Source(SITE[:1], data.ages[SITE[:1]])
+    assert unpaired.draw_code(alone, person, rng).n == 1
 
 
 def test_discriminators_see_the_brain_alone_and_no_surface() -> None:
@@ -173,11 +175,11 @@ def test_discriminators_see_the_brain_alone_and_no_surface() -> None:
 
 
 def test_without_another_site_it_is_refused_before_anything_is_trained(
-    reference: TrainingSet, appearance: Appearance, tmp_path: Path
+    data: TrainingSet, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="other sites"):
         train_maps(
-            reference, np.arange(N), np.arange(0), appearance, None,
+            data, REFERENCE, np.arange(0), reference_of(data).appearance, None,
             TrainOptions(map="cyclegan"), tmp_path, lambda line: None,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -12,10 +12,9 @@ from bids_harmony.contract import Contract
 from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.evaluation.experiments import plan_units
 from bids_harmony.evaluation.unit import Study, fit_predictors, measure_unit, prepare_unit
-from bids_harmony.models.slices import middle_slices
+from bids_harmony.models.slices import predict_value
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.figures import class_figures
-from bids_harmony.training.predictor import predict_stack
 from bids_harmony.training.targets import find_target
 
 
@@ -39,12 +38,11 @@ def test_permuted_labels_give_chance_though_networks_overfit_them(tmp_path: Path
         tested += [row for row in measure_unit(study, unit, prepared)["predictions"]
                    if row["way"] == "tissue_scaling" and row["site"] == "REF"]  # fmt: skip
         predictors, _ = fit_predictors(study, unit, data, prepared.split)
-        (ensemble,) = predictors[target.name].ensembles
-        numbers = middle_slices(len(data.heights), data.affine, options.contract.slice_mm)
+        (members,) = predictors[target.name].ensembles
         for scan in np.flatnonzero((prepared.split != "test") & (data.sites == "REF")):
-            values = predict_stack(ensemble, data.stack(int(scan))[0][numbers],
-                                   data.heights[numbers])  # fmt: skip
-            known.append((float(np.median(values)), target.values[scan]))
+            value = predict_value([members], data.volume(int(scan))[0], data.affine, data.box,
+                                  options.contract.slice_mm)  # fmt: skip
+            known.append((value, target.values[scan]))
     assert sorted(row["scan"] for row in tested) == list(range(40))
     learnt = class_figures(*np.array(known).T)["auc"]
     found = class_figures(*np.array([(r["predicted"], r["truth"]) for r in tested]).T)["auc"]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from training_data import balls
+from training_data import balls, from_arrays
 
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.evaluation.methods import (
@@ -21,7 +21,7 @@ from bids_harmony.evaluation.methods import (
     unharmonized,
 )
 from bids_harmony.models.mapnetwork import SiteMap
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import IntensityMapping
 from bids_harmony.training.data import TrainingSet
 
 
@@ -43,7 +43,7 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
     nib.save(nib.Nifti1Image(raw, affine), tmp_path / "raw.nii.gz")
     nib.save(nib.Nifti1Image(brain.astype(np.uint8), affine), tmp_path / "mask.nii.gz")
     write_affine(np.eye(4), tmp_path / "xfm.txt")
-    one = TrainingSet.from_arrays(
+    one = from_arrays(
         np.where(used, 0.5, 0).transpose(2, 1, 0)[None], used.transpose(2, 1, 0)[None],
         pd.DataFrame({"subject": ["01"], "site": ["A"]}), affine=affine, shape=shape,
         box=((0, shape[1]), (0, shape[0])),

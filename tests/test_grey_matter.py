@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from training_data import from_arrays
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.training import grey_matter
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.grey_matter import (
     grey_matter_networks,
     maps_between_acquisitions,
     ridge,
 )
-from bids_harmony.training.members import Ensemble, Job
-from bids_harmony.training.predictor import FAST
+from bids_harmony.training.predictor import FAST, Examples
+from bids_harmony.training.predictors import Ensemble
 
 
 def test_maps_show_grey_matter_and_not_its_side() -> None:
@@ -30,6 +29,9 @@ def test_maps_show_grey_matter_and_not_its_side() -> None:
     found = grey_matter_map(x, 2).reshape(5, 3, 5)
     assert found.argmax() == found[2, 0, 2].reshape(-1).argmax() + 2 * 15 + 2
     assert torch.equal(grey_matter_map(x.flip(2), 2), grey_matter_map(x, 2))
+    network = GreyMatterNetwork([8, 16, 16], 4, mean=50.0, scale=10.0).eval()
+    bias = float(network.linear.bias.detach())
+    assert network(torch.zeros(2, 8, 16, 16)).tolist() == pytest.approx([50 + 10 * bias] * 2)
     for other in (0.0, 0.2, 1.0):  # background, CSF and white matter
         assert grey_matter_map(torch.full((1, 4, 4, 4), other), 2).max() < 1e-6
 
@@ -49,14 +51,10 @@ def test_weights_minimize_what_they_should(monkeypatch: pytest.MonkeyPatch) -> N
     assert plain == pytest.approx(
         np.linalg.solve(seen.T @ seen + c * np.eye(12), seen.T @ targets)
     )
-
-
-def test_weights_hold_still_along_what_acquisitions_change() -> None:
-    rng = np.random.default_rng(0)
-    age = rng.standard_normal(40)
-    scanner = np.zeros((1, 6))
-    scanner[0, 0] = 1.0
-    seen = 0.3 * rng.standard_normal((40, 6)) + age[:, None]  # every point tells the age
+    # They hold still along what acquisitions change, though every point tells the age.
+    age, scanner = rng.standard_normal(40), np.eye(6)[:1]
+    seen = 0.3 * rng.standard_normal((40, 6)) + age[:, None]
+    monkeypatch.undo()
     plain, steady = (ridge(seen, age, part) for part in (np.empty((0, 6)), scanner))
     assert plain[0] > 0.05
     assert abs(steady[0]) < plain[0] / 20
@@ -72,38 +70,35 @@ def shells(n: int, darker: np.ndarray | float = 0.0) -> TrainingSet:
     noisy *= 1 - np.reshape(darker, (-1, 1, 1, 1))
     masks = np.broadcast_to(radius < 0.9, noisy.shape)
     table = pd.DataFrame({"subject": [str(i) for i in range(n)], "site": "REF", "age": ages})
-    return TrainingSet.from_arrays(noisy, masks, table)
+    return from_arrays(noisy, masks, table)
 
 
 def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) -> None:
-    data = shells(20)
-    scans = np.arange(20)
-    examples = Examples.of(data, scans, data.ages, (-20.0, 20.0))
-    folds = scans % 4
-    ensemble = Ensemble("brain_age", examples, None, folds, {}, False, 4, 0)
-    lines: list[str] = []
-    config = replace(FAST, acquisitions=2)
-    job = Job(TrainOptions(), config, tmp_path, "cpu", lines.append)
-    options, networks = grey_matter_networks(ensemble, job)
-    assert len(networks) == 4
-    assert options["cell"] == 4
-    unseen = ensemble.unseen(networks)
-    assert np.corrcoef(unseen, data.ages)[0, 1] > 0.9
-    weights = networks[0].state_dict()["linear.weight"]
-    assert torch.equal(weights, weights.half().float())  # as a bundle stores them
+    folds, lines = np.arange(20) % 4, []
+
+    def fitted(data: TrainingSet, folder: Path) -> tuple[Examples, list[Any]]:
+        examples = Examples(data, np.arange(20), data.ages, (-20.0, 20.0))
+        options, networks = grey_matter_networks(
+            examples, folds, acquisitions=2, seed=0, resolution=2, path=folder / "age_grey_matter",
+            say=lines.append,
+        )  # fmt: skip
+        assert (len(networks), options["cell"]) == (4, 4)
+        return examples, networks
+
+    examples, networks = fitted(shells(20), tmp_path)
+    ensemble = Ensemble("brain_age", examples, None, folds, 4, False, 0, FAST, tmp_path)
+    assert np.corrcoef(ensemble.unseen(networks), examples.targets)[0, 1] > 0.9
+    weights = [network.linear.weight for network in networks]
+    assert torch.equal(weights[0], weights[0].half().float())  # as a bundle stores them
     # A later run takes what this one has fitted.
+    assert lines == ["age_grey_matter, networks on maps of grey matter"]
+    again = fitted(shells(20), tmp_path)[1]
     assert len(lines) == 1
-    _, again = grey_matter_networks(ensemble, job)
-    assert len(lines) == 1
-    assert torch.equal(again[0].state_dict()["linear.weight"], weights)
+    assert torch.equal(again[0].linear.weight, weights[0])
     # The first network has not seen the first fold: another image there changes nothing for it.
-    other = shells(20, np.where(folds == 0, 0.1, 0.0))
-    examples = Examples.of(other, scans, data.ages, (-20.0, 20.0))
-    changed = Ensemble("brain_age", examples, None, folds, {}, False, 4, 0)
-    job = Job(TrainOptions(), config, tmp_path / "other", "cpu", lines.append)
-    _, networks = grey_matter_networks(changed, job)
-    assert torch.equal(networks[0].state_dict()["linear.weight"], weights)
-    assert not torch.equal(networks[1].state_dict()["linear.weight"], again[1].linear.weight)
+    other = fitted(shells(20, np.where(folds == 0, 0.1, 0.0)), tmp_path / "other")[1]
+    assert torch.equal(other[0].linear.weight, weights[0])
+    assert not torch.equal(other[1].linear.weight, weights[1])
 
 
 def test_made_up_sites_leave_differences_that_harmonization_makes_small() -> None:
@@ -118,10 +113,3 @@ def test_made_up_sites_leave_differences_that_harmonization_makes_small() -> Non
     assert 0 < np.abs(found).max() < 0.5
     alone = maps_between_acquisitions(data, np.arange(1), maps[:1], deep, 4, 3, 0)
     assert alone.shape == (0, maps.shape[1])  # nobody is there to calibrate on
-
-
-def test_network_is_centred_on_its_targets() -> None:
-    network = GreyMatterNetwork([8, 16, 16], 4, mean=50.0, scale=10.0).eval()
-    empty = torch.zeros(2, 8, 16, 16)
-    bias = float(network.linear.bias.detach())
-    assert network(empty).tolist() == pytest.approx([50 + 10 * bias] * 2)

@@ -1,4 +1,4 @@
-"""The map network: what it may change, what it is told, and that it learns."""
+"""The map network: what it may change, what it depends on, and that it learns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
+from training_data import from_arrays
 
+from bids_harmony.contract import Contract
+from bids_harmony.errors import HarmonyError
 from bids_harmony.models.mapnetwork import (
     CODE_SIZE,
     N_BANDS,
@@ -20,12 +23,12 @@ from bids_harmony.models.mapnetwork import (
     bands,
     code_input,
 )
-from bids_harmony.sites.code import Appearance, SiteCode
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.training import maps
-from bids_harmony.training.acquisition import Acquisition
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
+from bids_harmony.training import maps, storage
+from bids_harmony.training.acquisition import Acquisition, acquire
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.maps import KNOTS, acquire, follow, read_curve, train_map
+from bids_harmony.training.maps import KNOTS, Reference, follow, read_curve, train_map
 
 BOX = ((2, 26), (1, 33))
 SIZE = len(LEVELS) + N_TEXTURE
@@ -55,27 +58,18 @@ def moved_network() -> MapNetwork:
     return network.eval()
 
 
-def test_an_untrained_network_changes_nothing(volume: np.ndarray) -> None:
-    out = apply_network(MapNetwork().eval(), volume, np.ones(CODE_SIZE, np.float32), BOX)
-    assert np.array_equal(out, volume)
-
-
-def test_the_background_stays_and_the_brain_stays_above_it(volume: np.ndarray) -> None:
-    out = apply_network(moved_network(), volume, np.ones(CODE_SIZE, np.float32), BOX)
+def test_the_network_moves_the_brain_alone_as_the_code_says(volume: np.ndarray) -> None:
+    ones, zeros = np.ones(CODE_SIZE, np.float32), np.zeros(CODE_SIZE, np.float32)
+    assert np.array_equal(apply_network(MapNetwork().eval(), volume, ones, BOX), volume)
+    out = apply_network(moved_network(), volume, ones, BOX)
     assert out.shape == volume.shape
     assert not np.allclose(out, volume)
+    assert not np.allclose(out, apply_network(moved_network(), volume, zeros, BOX))
     assert ((out > 0) == (volume > 0)).all()
     # What lies outside the box is not seen, and stays.
     outside = np.ones(volume.shape, bool)
     outside[2:26, 1:33] = False
     assert np.array_equal(out[outside], volume[outside])
-
-
-def test_what_the_network_does_hangs_on_the_code(volume: np.ndarray) -> None:
-    network = moved_network()
-    codes = [np.zeros(CODE_SIZE, np.float32), np.ones(CODE_SIZE, np.float32)]
-    one, other = (apply_network(network, volume, code, BOX) for code in codes)
-    assert not np.allclose(one, other)
 
 
 def test_a_site_s_map_is_the_curve_and_then_the_network(
@@ -85,19 +79,14 @@ def test_a_site_s_map_is_the_curve_and_then_the_network(
     alone = SiteMap.of(code, appearance, None, BOX)
     both = SiteMap.of(code, appearance, moved_network(), BOX)
     assert np.array_equal(alone(volume), alone.curve(volume))
-    told = code_input(code.shift, code.n, appearance)
-    expected = apply_network(moved_network(), alone(volume), told, BOX)
+    condition = code_input(code.shift, code.n, appearance)
+    expected = apply_network(moved_network(), alone(volume), condition, BOX)
     assert np.array_equal(both(volume), expected)
-
-
-def test_the_code_is_scaled_and_bounded(appearance: Appearance) -> None:
-    shift = np.full(SIZE, 0.02)
-    shift[-1] = 100.0
-    told = code_input(shift, 8, appearance)
-    assert told.shape == (CODE_SIZE,)
-    assert told[0] == pytest.approx(0.25)
-    assert told[-2] == 4.0
-    assert told[-1] == pytest.approx(0.25)
+    # The code is scaled, and bounded.
+    shift = np.append(np.full(SIZE - 1, 0.02), 100.0)
+    condition = code_input(shift, 8, appearance)
+    assert condition.shape == (CODE_SIZE,)
+    assert condition[[0, -2, -1]] == pytest.approx([0.25, 4.0, 0.25])
 
 
 def test_bands_do_not_look_beyond_the_mask() -> None:
@@ -135,15 +124,17 @@ def brains(n: int) -> TrainingSet:
     table = pd.DataFrame({
         "subject": [f"{k:02}" for k in range(n)], "site": "REF", "age": np.linspace(20, 70, n),
     })  # fmt: skip
-    return TrainingSet.from_arrays(images, masks, table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
+    return from_arrays(images, masks, table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
 
 
-def trained(data: TrainingSet, folder: Path) -> MapNetwork:
+def trained(data: TrainingSet, folder: Path, said: list[str] | None = None) -> MapNetwork:
     learnt = np.arange(len(data) - 2)
     appearance = Appearance.fit(
         data.descriptors[learnt], data.ages[learnt], data.persons[learnt], None
     )
-    return train_map(data, learnt, appearance, folder, seed=0, resolution=4, say=lambda text: None)
+    options = TrainOptions(seed=0, device="cpu", contract=Contract(resolution=4))
+    reference = Reference(data, learnt, appearance)
+    return train_map(reference, options, folder, (said if said is not None else []).append)
 
 
 def test_what_a_site_blurs_is_sharpened_again(
@@ -153,13 +144,12 @@ def test_what_a_site_blurs_is_sharpened_again(
     monkeypatch.setattr(Acquisition, "draw", lambda *_: blurred)
     for name, value in (("N_SITES", 2), ("STEPS", 40), ("UNTOUCHED", 0.1)):
         monkeypatch.setattr(maps, name, value)
-    data = brains(10)
-    network = trained(data, tmp_path)
+    data, said = brains(10), []
+    network = trained(data, tmp_path, said)
+    assert "40 of 40 steps" in said[-1]
+    assert 0 < float(said[-1].rpartition("paired loss ")[2]) < 2
 
-    learnt = np.arange(8)
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], None
-    )
+    appearance = Appearance.fit(data.descriptors[:8], data.ages[:8], data.persons[:8], None)
     deep = torch.zeros((1, 1, *data.volumes[0].shape))
     generator = torch.Generator().manual_seed(1)
     anew = [acquire(data, scan, blurred, generator, deep) for scan in range(10)]
@@ -190,9 +180,21 @@ def test_a_finished_network_is_taken_from_the_work_folder_and_seeds_repeat(
 
     one = weights(tmp_path / "a")
     again = weights(tmp_path / "b")
-    monkeypatch.setattr(maps, "make_up_sites", lambda *_: pytest.fail("made up again"))
+    monkeypatch.setattr(maps, "make_pairs", lambda *_: pytest.fail("made up again"))
     kept = weights(tmp_path / "a")
     assert any(v.abs().max() > 0 for k, v in one.items() if k.startswith("overall"))
     for name, value in one.items():
         assert torch.equal(value, again[name])
         assert torch.equal(value, kept[name])
+
+
+@pytest.mark.parametrize(("rate", "words"), [(3.0, "training diverges"), (1e30, "not a number")])
+def test_a_training_that_diverges_ends(
+    rate: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", rate)):
+        monkeypatch.setattr(maps, name, value)
+    monkeypatch.setattr(storage, "RECENT", 5)
+    with pytest.raises(HarmonyError, match=words):
+        trained(brains(6), tmp_path)
+    assert not list(tmp_path.glob("map-*"))

@@ -9,13 +9,12 @@ import pytest
 from training_heads import people, table
 
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.training.calibration import empirical_half_width
-from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, scan_table
 from bids_harmony.training.figures import figures
-from bids_harmony.training.inputs import without_copies, without_rejected
+from bids_harmony.training.inputs import TrainScan, without_copies, without_rejected
 from bids_harmony.training.predictor import PREDICTORS
-from bids_harmony.training.predictors import plan_folds
+from bids_harmony.training.predictors import empirical_half_width, plan_folds
 from bids_harmony.training.splits import make_folds, split_subjects
 from bids_harmony.training.targets import Target
 

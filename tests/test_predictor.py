@@ -7,31 +7,38 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from random_bundle import write_random_bundle
+from training_data import from_arrays
 from training_heads import AFFINE, head
 
+from bids_harmony.api import predict
 from bids_harmony.errors import HarmonyError, UsageError
-from bids_harmony.models.apply import predict_scan, predict_slices, predict_value
+from bids_harmony.models.slices import predict_slices, predict_value
 from bids_harmony.outputs import scans_dictionary, scans_row, write_scans_tables
-from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.figures import area_under_curve, figures
 from bids_harmony.training.predictor import (
     ARTICLE,
     FAST,
-    Patience,
+    Examples,
     PredictorConfig,
+    is_over,
     network_options,
-    predict_stack,
     train_predictor,
 )
-from bids_harmony.training.predictors import Predictor, train_predictors
+from bids_harmony.training.predictors import (
+    Predictor,
+    age_bias,
+    empirical_half_width,
+    fit_line,
+    train_predictors,
+)
 from bids_harmony.training.targets import find_target
 
 SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4, acquisitions=1)
@@ -58,7 +65,7 @@ def data() -> TrainingSet:
             "coded": [i % 2 for i in range(20)],
         }
     )
-    return TrainingSet.from_arrays(
+    return from_arrays(
         images, masks, table, affine=AFFINE, box=((4, 36), (6, 38)), shape=(40, 44, 30)
     )
 
@@ -68,11 +75,15 @@ def split_of(data: TrainingSet) -> np.ndarray:
 
 
 def train(
-    data: TrainingSet, work_dir: Path, targets: tuple[str, ...], config: PredictorConfig = SMALL
+    data: TrainingSet,
+    work_dir: Path,
+    targets: tuple[str, ...],
+    config: PredictorConfig = SMALL,
+    fit: np.ndarray | None = None,
 ) -> tuple[dict[str, Predictor], list[str]]:
     lines: list[str] = []
     options = TrainOptions(targets=targets, folds=2)
-    fit = np.ones(len(data), bool)
+    fit = np.ones(len(data), bool) if fit is None else fit
     found = train_predictors(
         data, split_of(data), fit, "REF", options, config, work_dir, say=lines.append
     )
@@ -89,62 +100,38 @@ def test_columns_become_targets(data: TrainingSet) -> None:
     assert (age.name, age.binary) == ("brain_age", False)
     assert find_target(data, "iq", "REF").name == "iq"
     diagnosis = find_target(data, "diagnosis", "REF")
-    assert diagnosis.name == "diagnosis_probability"
-    assert diagnosis.classes == ("control", "patient")
+    assert (diagnosis.name, diagnosis.classes) == ("diagnosis_probability", ("control", "patient"))
     assert diagnosis.values[:4].tolist() == [1, 0, 0, 1]
     coded = find_target(data, "coded", "REF")
-    assert coded.classes == ("0", "1")
-    assert coded.values[:2].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("column", "words"),
-    [("height", "no column height"), ("kind", "4 different values"), ("metrics", "no column")],
-)
-def test_columns_that_are_no_target_are_refused(
-    data: TrainingSet, column: str, words: str
-) -> None:
-    with pytest.raises(UsageError, match=words):
-        find_target(data, column, "REF")
-
-
-def test_unknown_values_are_not_trained_on(data: TrainingSet) -> None:
+    assert (coded.classes, coded.values[:2].tolist()) == (("0", "1"), [0, 1])
     table = data.table.copy()
     table.loc[:2, "diagnosis"] = None
-    target = find_target(replace(data, table=table), "diagnosis", "REF")
-    assert np.isnan(target.values[:3]).all()
-    assert np.isfinite(target.values[3:]).all()
+    unknown = find_target(replace(data, table=table), "diagnosis", "REF").values
+    assert np.isnan(unknown).tolist() == [True] * 3 + [False] * 17
+    refused = {"height": "no column", "kind": "4 different values", "metrics": "no column"}
+    for column, words in refused.items():
+        with pytest.raises(UsageError, match=words):
+            find_target(data, column, "REF")
 
 
 def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_path: Path) -> None:
-    found, _ = train(data, tmp_path, ("age", "iq", "diagnosis"))
+    fit = (data.table["diagnosis"] == "control").to_numpy()  # which leaves classes alone
+    found, _ = train(data, tmp_path, ("age", "iq", "diagnosis"), fit=fit)
     assert list(found) == ["brain_age", "iq", "diagnosis_probability"]
+    usable = (data.sites == "REF") & (split_of(data) != "test")
     age = found["brain_age"]
-    n_train = int(((data.sites == "REF") & (split_of(data) != "test")).sum())
-    assert age.target["interval"]["n"] == n_train == 14
+    assert age.target["interval"]["n"] == age.metrics["folds"]["n"] == (usable & fit).sum()
     assert set(age.target["age_bias"]) == {"slope", "intercept", "n"}
-    assert age.metrics["folds"]["n"] == n_train
     assert {name: len(each) for name, each in age.networks.items()} == {
         "brain_age": 2, "brain_age_grey_matter": 2,
     }  # fmt: skip
-    assert list(found["diagnosis_probability"].networks) == ["diagnosis_probability"]
     assert "age_bias" not in found["iq"].target
-    diagnosis = found["diagnosis_probability"].target
-    assert diagnosis["classes"] == ["control", "patient"]
-    assert diagnosis["output"] == "logit"
-    assert sum(diagnosis["counts"]) == n_train
-    assert "auc" in found["diagnosis_probability"].metrics["folds"]
-
-
-def test_filter_keeps_numbers_and_leaves_classes_alone(data: TrainingSet, tmp_path: Path) -> None:
-    fit = (data.table["diagnosis"] == "control").to_numpy()
-    options = TrainOptions(targets=("age", "diagnosis"), folds=2)
-    found = train_predictors(
-        data, split_of(data), fit, "REF", options, SMALL, tmp_path, say=lambda _: None
-    )
-    train_ref = (data.sites == "REF") & (split_of(data) != "test")
-    assert found["brain_age"].target["interval"]["n"] == (train_ref & fit).sum()
-    assert sum(found["diagnosis_probability"].target["counts"]) == train_ref.sum()
+    diagnosis = found["diagnosis_probability"]
+    assert list(diagnosis.networks) == ["diagnosis_probability"]
+    assert diagnosis.target["classes"] == ["control", "patient"]
+    assert diagnosis.target["output"] == "logit"
+    assert sum(diagnosis.target["counts"]) == usable.sum() == 14
+    assert "auc" in diagnosis.metrics["folds"]
 
 
 def test_finished_networks_are_kept_and_the_rest_is_the_same(
@@ -153,7 +140,7 @@ def test_finished_networks_are_kept_and_the_rest_is_the_same(
     whole, lines = train(data, tmp_path, ("age",))
     assert not any("trained before" in line for line in lines)
     files = sorted((tmp_path / "predictors").iterdir())
-    assert [file.name[:11] for file in files] == ["brain_age-0", "brain_age-1", "brain_age-g"]
+    assert [file.name[:11] for file in files] == ["brain_age-0", "brain_age-1", "brain_age_g"]
     files[1].unlink()  # as if the run had been killed in the second network
     again, lines = train(data, tmp_path, ("age",))
     assert sum("trained before" in line for line in lines) == 1
@@ -172,6 +159,12 @@ def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(
     age = train(data, tmp_path, ("age",))[0]["brain_age"]
     slices, grey = age.ensembles
     assert [entry["kind"] for entry in age.entries.values()] == ["slice", "grey_matter"]
+    for name, networks in age.networks.items():  # the stretch is part of them
+        options = age.entries[name]["options"]
+        assert all((n.mean, n.scale) == (options["mean"], options["scale"]) for n in networks)
+        assert options["scale"] != pytest.approx(
+            data.ages[:16][split_of(data)[:16] != "test"].std()
+        )
     volume = data.volume(15)[0]
     parts = [volume, data.affine, data.box, SLICE_MM]
     whole = torch.from_numpy(data.stack(15)[0])[None]
@@ -198,7 +191,7 @@ def test_networks_trained_at_once_are_the_same(
     )
     said = capfd.readouterr().out
     for prefix in ("[brain_age 1] ", "[brain_age 2] ", "[schizophrenia_probability 1] "):
-        assert f"\n{prefix}predictor step" in said
+        assert f"\n{prefix}training a predictor: 4 of 4 steps" in said
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -208,63 +201,53 @@ def test_networks_trained_at_once_are_the_same(
     for name, predictor in alone.items():
         assert torch.equal(weights(found[name]), weights(predictor))
         assert found[name].metrics == predictor.metrics
+    simulated = found["schizophrenia_probability"]
+    assert simulated.target["training_data"] == "simulated"
+    assert simulated.truth is None
+    assert simulated.metrics["held_out_simulated"]["labels"] == "simulated"
 
 
-def test_simulated_head_says_so(data: TrainingSet, tmp_path: Path) -> None:
-    found, _ = train(data, tmp_path, ("simulated-schizophrenia",))
-    predictor = found["schizophrenia_probability"]
-    assert predictor.target["training_data"] == "simulated"
-    assert predictor.truth is None
-    assert predictor.metrics["held_out_simulated"]["labels"] == "simulated"
+def test_the_paper_s_schedule_ends() -> None:
+    falling = [1.0 - 0.1 * k for k in range(4)]
+    assert not is_over([], [])
+    # Still for ten epochs.
+    assert [is_over(falling + [0.7] * k, []) for k in (9, 10)] == [False, True]
+    assert not is_over([*falling, *[0.7] * 9, 0.69], [])
+    losses = [1 / k for k in range(1, 21)]
+    assert [is_over(losses[:k], losses[::-1][:k]) for k in (5, 6)] == [False, True]
+    assert not any(is_over(losses[:k], [float(i % 5) for i in range(k)]) for k in range(21))
 
 
-def test_the_paper_s_schedule() -> None:
-    patience = Patience(3e-4)
-    for _ in range(3):
-        patience.note(1.0 - 0.1 * patience.epochs, None)
-    rates = []
-    while not patience.done:
-        patience.note(0.8, None)
-        rates.append(patience.rate)
-    # Still for five epochs: a tenth. For ten: the end.
-    assert len(rates) == 10
-    assert rates[:4] == [3e-4] * 4
-    assert rates[4:] == pytest.approx([3e-5] * 6)
-    rising = Patience(3e-4)
-    for epoch in range(6):
-        rising.note(1.0 / (epoch + 1), 1.0 + epoch)
-        assert rising.done == (epoch == 5)
-    saw = Patience(3e-4)
-    for epoch in range(20):
-        saw.note(1.0 / (epoch + 1), float(epoch % 5))
-    assert not saw.done
-
-
-def test_article_recipe_runs_over_whole_epochs_and_keeps_the_best(data: TrainingSet) -> None:
+def test_article_recipe_runs_over_whole_epochs_keeps_the_best_and_lowers_the_rate(
+    data: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = np.flatnonzero(data.sites == "REF")
-    examples = Examples.of(data, ref[::2], data.ages[ref[::2]], SLICE_MM)
-    watched = Examples.of(data, ref[1:4:2], data.ages[ref[1:4:2]], SLICE_MM)
+    examples = Examples(data, ref[::2], data.ages[ref[::2]], SLICE_MM)
+    watched = Examples(data, ref[1:4:2], data.ages[ref[1:4:2]], SLICE_MM)
     config = replace(ARTICLE, channels=(4, 4, 4, 4, 4), hidden=8, batch=16, steps=30)
-    options = network_options(examples, config, binary=False)
+    monkeypatch.setattr("bids_harmony.training.predictor.STILL", 0.9)
+    monkeypatch.setattr("bids_harmony.training.predictor.SLOW_AFTER", 2)
     lines: list[str] = []
     network = train_predictor(
-        examples, np.arange(8), watched, options, config,
+        examples, np.arange(8), watched, network_options(examples, config, binary=False), config,
         binary=False, seed=0, say=lines.append,
     )  # fmt: skip
     per_epoch = -(-8 * len(examples.numbers) // 16)
     assert f"epoch 1 (step {per_epoch})" in lines[0]
     assert "(step 30)" in lines[-1]
+    rates = [float(line.split("rate ")[1]) for line in lines]
+    assert rates[:3] == pytest.approx([3e-4, 3e-4, 3e-5])
     losses = [float(line.split("validation ")[1].split(";")[0]) for line in lines]
-    values = [np.median(predict_stack([network], watched.stack(i), watched.heights))
-              for i in range(2)]  # fmt: skip
-    assert np.isfinite(values).all()
-    assert min(losses) <= losses[-1]
+    stacks = [data.volume(scan)[0] for scan in watched.scans]
+    off = [predict_slices([[network]], stack, data.affine, data.box, SLICE_MM) - age
+           for stack, age in zip(stacks, watched.targets, strict=True)]  # fmt: skip
+    assert np.mean((np.array(off) / network.scale) ** 2) == pytest.approx(min(losses), abs=1e-3)
 
 
 def test_a_loss_that_is_no_number_stops_training(data: TrainingSet) -> None:
     targets = data.ages.copy()
     targets[3] = np.inf
-    examples = Examples.of(data, np.arange(8), targets[:8], SLICE_MM)
+    examples = Examples(data, np.arange(8), targets[:8], SLICE_MM)
     options = {"channels": [4] * 5, "shape": [32, 32], "hidden": 8, "mean": 40.0, "scale": 10.0}
     config = replace(ARTICLE, channels=(4,) * 5, hidden=8, batch=64)
     with pytest.raises(HarmonyError, match="not a number at step"):
@@ -280,7 +263,7 @@ def test_slice_network_learns_what_the_slices_show(
     data: TrainingSet, recipe: PredictorConfig
 ) -> None:
     ref = np.flatnonzero(data.sites == "REF")
-    examples = Examples.of(data, ref, data.ages[ref], SLICE_MM)
+    examples = Examples(data, ref, data.ages[ref], SLICE_MM)
     config = replace(
         recipe, channels=(8, 8, 8, 8, 8), hidden=32, learning_rate=5e-3, steps=120, batch=32
     )
@@ -290,12 +273,12 @@ def test_slice_network_learns_what_the_slices_show(
         say=lambda _: None,
     )  # fmt: skip
     test = np.arange(1, 16, 2)
-    got = [np.median(predict_stack([network], examples.stack(int(i)), examples.heights))
+    got = [predict_value([[network]], data.volume(ref[i])[0], data.affine, data.box, SLICE_MM)
            for i in test]  # fmt: skip
     assert np.corrcoef(got, examples.targets[test])[0, 1] > 0.8
 
 
-def test_empirical_interval_covers_new_draws() -> None:
+def test_lines_and_intervals_of_predictions_on_ages() -> None:
     rng = np.random.default_rng(0)
     covered = [
         np.mean(np.abs(rng.standard_normal(500)) <= empirical_half_width(rng.standard_normal(40)))
@@ -303,13 +286,14 @@ def test_empirical_interval_covers_new_draws() -> None:
     ]
     assert np.mean(covered) == pytest.approx(0.91, abs=0.02)
     assert empirical_half_width(np.array([1.0, -3.0, 2.0])) == 3.0
-
-
-def test_age_bias_is_the_line_of_the_gap_on_age() -> None:
     age = np.linspace(20, 80, 30)
-    found = age_bias(0.8 * age + 11, age)
-    assert found == {"slope": -0.2, "intercept": 11.0, "n": 30}
+    assert age_bias(0.8 * age + 11, age) == {"slope": -0.2, "intercept": 11.0, "n": 30}
     assert age_bias(age[:2], age[:2])["slope"] == 0
+    # A line undoes shrinking, within bounds.
+    assert fit_line(50 + 0.8 * (age - 50), age) == pytest.approx((1.25, -12.5))
+    assert fit_line(50 + 0.1 * (age - 50), age)[0] == 2
+    assert fit_line(-age, age)[0] == 0.5
+    assert fit_line(np.full(30, 50.0), age) == (1.0, 0.0)
 
 
 def test_figures_have_intervals_that_hold_the_value() -> None:
@@ -325,10 +309,7 @@ def test_figures_have_intervals_that_hold_the_value() -> None:
     classes = figures(logits, (age > 50).astype(float), True, rng)
     assert classes["auc"] == classes["balanced_accuracy"] == 1
     assert figures(logits, np.ones(30), True, rng)["auc_95"] is None
-
-
-def test_area_under_curve_counts_ties_half() -> None:
-    assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+    assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == 0.875
 
 
 def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
@@ -345,12 +326,13 @@ def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
     grid = np.array([[2.0, 0, 0, -98], [0, 2, 0, -134], [0, 0, 2, -72], [0, 0, 0, 1]])
     volume = np.zeros((99, 117, 95), np.float32)
     volume[30:70, 30:80, 20:70] = 1.0
-    found = predict_scan(bundle, volume, None, grid, age=30.0, correct_age_bias=True)
+    raw = nib.Nifti1Image(volume, grid)
+    found = predict(raw, bundle, age=30.0, correct_age_bias=True)
     entry = found["brain_age"]
     # 9 - 0.2 * 30: three years of the gap are age's alone.
     assert entry["gap_corrected_raw"] == pytest.approx(entry["gap_raw"] - 3.0, abs=0.011)
     assert entry["gap_corrected_harmonized"] is None
-    assert "gap_corrected_raw" not in predict_scan(bundle, volume, None, grid, age=30.0)["iq"]
+    assert "gap_corrected_raw" not in predict(raw, bundle, age=30.0)["iq"]
     assert "interval_90" in found["iq"]
     assert "gap_raw" not in found["iq"]
     assert found["diagnosis_probability"]["probability_of"] == "patient"
@@ -369,23 +351,3 @@ def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:
     write_scans_tables(tmp_path, "01")
     header = (tmp_path / "sub-01" / "sub-01_scans.tsv").read_text().splitlines()[0].split("\t")
     assert header == list(scans_dictionary(info["targets"]))
-
-
-def test_a_line_undoes_shrinking_within_bounds() -> None:
-    truth = np.linspace(20, 80, 30)
-    slope, intercept = fit_line(50 + 0.8 * (truth - 50), truth)
-    assert slope == pytest.approx(1.25)
-    assert intercept == pytest.approx(-12.5)
-    assert fit_line(50 + 0.1 * (truth - 50), truth)[0] == 2
-    assert fit_line(-truth, truth)[0] == 0.5
-    assert fit_line(np.full(30, 50.0), truth) == (1.0, 0.0)
-
-
-def test_the_stretch_is_part_of_the_networks(data: TrainingSet, tmp_path: Path) -> None:
-    age = train(data, tmp_path, ("age",))[0]["brain_age"]
-    for name, members in age.networks.items():
-        options = age.entries[name]["options"]
-        assert all((m.mean, m.scale) == (options["mean"], options["scale"]) for m in members)
-    scans = np.flatnonzero((data.sites == "REF") & (split_of(data) != "test"))
-    # Before the stretch, networks are centred on the targets they learn from.
-    assert options["scale"] != round(float(data.ages[scans].std()), 3)

@@ -13,7 +13,6 @@ import pytest
 
 from bids_harmony.errors import HarmonyError, ScanError
 from bids_harmony.processes import KilledError, in_processes, side_by_side
-from bids_harmony.training.fabric import StopSignal
 
 
 def work(what: str, path: Path | None = None) -> str:
@@ -32,12 +31,13 @@ def work(what: str, path: Path | None = None) -> str:
         with subprocess.Popen(["sh", "-c", "trap '' TERM INT; exec sleep 60"]) as program:
             path.write_text(str(program.pid))
     if what == "checkpoint":
-        with StopSignal() as stop:
-            path.touch()
-            while not stop.received:
-                time.sleep(0.05)
-            path.with_suffix(".checkpoint").touch()
-            raise KeyboardInterrupt
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+        path.touch()
+        while not told:
+            time.sleep(0.05)
+        path.with_suffix(".checkpoint").touch()
+        raise KeyboardInterrupt
     return what
 
 

@@ -11,15 +11,14 @@ from training_heads import people, table
 
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
-from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.inputs import common_contract, made_under
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.inputs import TrainScan, common_contract, made_under
 from bids_harmony.training.targets import find_target, find_targets
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"predictor": "slow"}, "--predictor is 'slow'"),
         ({"folds": 1}, "--folds is 1. It must be at least 2"),
         ({"predictor_steps": 0}, "--predictor-steps is 0"),
         ({"holdout": 2.0}, "--holdout 2"),
@@ -84,5 +83,3 @@ def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:
     assert "registration flirt" in lines[0]
     assert common_contract(scans[3:], default, lines.append) == default
     assert len(lines) == 1
-    assert common_contract(scans, default, lines.append, "old") == default
-    assert "2 of 7 scans were preprocessed in other ways than the bundle old" in lines[1]

@@ -13,18 +13,17 @@ import pytest
 import torch
 from training_heads import AFFINE, write_scans
 
+from bids_harmony.api import calibrate, harmonize, predict
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.models.apply import harmonize_volume, predict_scan
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.sites.calibration import SiteScan, calibrate
-from bids_harmony.sites.descriptors import describe
-from bids_harmony.training.augment import Augmentation, augment
-from bids_harmony.training.bundle import accept, train_bundle
-from bids_harmony.training.cache import open_training_set
-from bids_harmony.training.config import TrainOptions, TrainScan
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.harmonizer import acceptance, match_histogram
+from bids_harmony.training.bundle import train_bundle
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet, open_training_set
+from bids_harmony.training.harmonizer import match_histogram
+from bids_harmony.training.inputs import TrainScan
+from bids_harmony.training.measure import accept, acceptance
+from bids_harmony.training.predictor import Augmentation, augment
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,14 @@ def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: TrainingSet) -> None:
-    x = torch.from_numpy(data.slices(range(8), [15] * 8)[:, None])
-    chance = torch.Generator().manual_seed(0)
-    y = augment(x, Augmentation(plain=0.0), chance)
+    x = torch.from_numpy(np.array([data.stack(i)[0][15] for i in range(8)]))[:, None]
+    generator = torch.Generator().manual_seed(0)
+    y = augment(x, Augmentation(plain=0.0), generator)
     assert y.shape == x.shape
     assert float(y.min()) == 0
     assert float((y == 0).float().mean()) > 0.2
     assert not torch.allclose(x, y)
-    z = augment(x, Augmentation(plain=1.0), chance)
+    z = augment(x, Augmentation(plain=1.0), generator)
     assert torch.equal(torch.sort(z.flatten(1))[0], torch.sort(x.flatten(1))[0])
 
 
@@ -153,22 +152,16 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     assert 'src="' not in page
 
     # A is calibrated from its own scans, and moves towards the reference.
-    appearance = bundle.appearance()
-    assert appearance.n == info["sites"]["REF"]["n"]
-    volume = np.asarray(nib.load(scans[20].t1w).dataobj)
-    mask = np.asarray(nib.load(scans[20].mask).dataobj) > 0
-    described = []
-    for scan in (scan for scan in scans if scan.site == "A"):
-        image, inside = (np.asarray(nib.load(path).dataobj) for path in (scan.t1w, scan.mask))
-        found = describe(image, inside > 0, 4.0)
-        described.append(
-            SiteScan(scan.subject, scan.subject, "A", scan.age, None, found, scan.t1w)
-        )
-    calibration = calibrate(described, bundle, predict=None, template="custom")
-    mapped = harmonize_volume(bundle, volume, mask, AFFINE, calibration)
+    assert bundle.appearance().n == info["sites"]["REF"]["n"]
+    of_a = [scan for scan in scans if scan.site == "A"]
+    images, masks = ([nib.load(path) for path in paths]
+                     for paths in zip(*((s.t1w, s.mask) for s in of_a), strict=True))  # fmt: skip
+    calibration = calibrate(images, bundle, masks=masks, ages=[s.age for s in of_a], site="A")
+    mapped = harmonize(images[4], bundle, calibration)
+    volume = np.asarray(images[4].dataobj)
     grey = (volume > 0.5) & (volume < 0.72)
-    assert mapped[grey].mean() == pytest.approx(0.75, abs=0.03)
-    result = predict_scan(bundle, volume, mapped, AFFINE, site="A", calibration=calibration)
+    assert np.asarray(mapped.dataobj)[grey].mean() == pytest.approx(0.75, abs=0.03)
+    result = predict(images[4], bundle, harmonized=mapped, site="A", calibration=calibration)
     assert np.isfinite(result["brain_age"]["harmonized"])
     assert result["in_training"]["site"] is True
     assert result["calibration"]["sha256"] == calibration.sha256
@@ -209,6 +202,8 @@ def test_a_test_scan_changes_neither_appearance_nor_weights(tmp_path: Path) -> N
         ({"targets": ("height",)}, UsageError, "height"),
         ({"reference_site": "A"}, UsageError, "site A has 8"),
         ({"reference_site": "Nowhere"}, UsageError, "Nowhere has 0"),
+        ({"fit_filter": "age > 60"}, UsageError, "REF has 3 scans to fit on"),
+        ({"fit_filter": "height > 3"}, UsageError, "cannot be understood"),
     ],
 )
 def test_training_that_makes_no_sense_is_refused(

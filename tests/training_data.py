@@ -1,11 +1,44 @@
-"""A small training set with a known difference between sites."""
+"""Small training sets in memory."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pandas as pd
 
+from bids_harmony.models.slices import Box, slice_heights, uncrop
+from bids_harmony.sites.code import describe, vector
 from bids_harmony.training.data import TrainingSet
+
+
+def from_arrays(
+    images: np.ndarray,
+    masks: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    affine: np.ndarray | None = None,
+    box: Box | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> TrainingSet:
+    """Make a set of (scans, slices, rows, columns) arrays; what the table lacks is unknown."""
+    n_slices, rows, columns = images.shape[1:]
+    affine = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
+    box, shape = box or ((0, rows), (0, columns)), shape or (rows, columns, n_slices)
+    table, n = table.reset_index(drop=True), len(images)
+    unknown = dict.fromkeys(("sex", "diagnosis", "qc_status"))
+    unknown |= {"subject": [f"{i:04d}" for i in range(n)], "age": np.nan, "metrics": [{}] * n}
+    table = table.assign(**{name: v for name, v in unknown.items() if name not in table})
+    whole = (
+        (uncrop(np.where(m, v, 0), box, shape), uncrop(m, box, shape))
+        for v, m in zip(images, np.asarray(masks, bool), strict=True)
+    )
+    table["descriptors"] = [vector(describe(v, m, abs(affine[0, 0]))).tolist() for v, m in whole]
+    volumes = np.where(masks, images, np.nan).astype(np.float16)
+    digests = tuple(hashlib.sha256(volume.tobytes()).hexdigest() for volume in volumes)
+    return TrainingSet(
+        volumes, table, slice_heights(n_slices, affine), box, shape, affine, digests
+    )
 
 
 def balls(
@@ -27,6 +60,6 @@ def balls(
             noisy = volume + 0.02 * rng.standard_normal(shape)
             images.append(np.where(mask, np.clip(noisy, 0, 2), 0))
             rows.append({"subject": str(i), "site": site, "age": age, "sex": "MF"[i % 2]})
-    return TrainingSet.from_arrays(
+    return from_arrays(
         np.array(images), np.broadcast_to(mask, (len(images), *shape)), pd.DataFrame(rows)
     )

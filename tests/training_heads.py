@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from training_data import from_arrays
 
-from bids_harmony.training.config import TrainScan
 from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.inputs import TrainScan
 
 SHAPE = (40, 44, 30)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -48,7 +49,7 @@ def people(table: pd.DataFrame, n_slices: int = 12) -> TrainingSet:
     masks = np.zeros((len(table), n_slices, 4, 4), dtype=bool)
     masks[:, 2:10] = True
     images = np.broadcast_to(np.arange(n_slices)[:, None, None] / 10, masks.shape)
-    return TrainingSet.from_arrays(images, masks, table)
+    return from_arrays(images, masks, table)
 
 
 def table(sites: dict[str, list[float]], sex: str | None = None) -> pd.DataFrame:

@@ -31,8 +31,7 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import ScanError
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import crop
-from bids_harmony.training.cache import Volumes, new_array
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram
 
 NONE, SCALED, MATCHED, COMBAT = "none", "tissue_scaling", "histogram_matching", "combat"

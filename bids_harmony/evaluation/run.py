@@ -28,9 +28,8 @@ from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.describe import GENERATOR
 from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.bundle import choose_reference
-from bids_harmony.training.cache import open_training_set
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.inputs import read_scans, usable_scans
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets

@@ -17,21 +17,21 @@ from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions, methods
 from bids_harmony.evaluation.experiments import Unit, split_of, subject_folds
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
-from bids_harmony.models.apply import predict_value
 from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import TISSUES, measure
 from bids_harmony.qc.metrics import edges_and_noise
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training import harmonizer
-from bids_harmony.training.bundle import MAX_HISTOGRAM, age_line
-from bids_harmony.training.cache import locked
+from bids_harmony.training.bundle import age_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import one_device
+from bids_harmony.training.data import TrainingSet, locked
+from bids_harmony.training.harmonizer import MAX_HISTOGRAM
 from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
 from bids_harmony.training.splits import TEST, TRAIN
+from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target
 
 #: Volumes that biology is looked for in.

@@ -235,7 +235,7 @@ class MeasureScan(base.Step):
         """Measure and describe."""
         from bids_harmony.qc.metrics import scan_metrics
         from bids_harmony.qc.reference import check_registration
-        from bids_harmony.sites.descriptors import describe
+        from bids_harmony.sites.code import describe
 
         template, native = base.template_of(given), nib.load(given.t1w_ras)
         zoom = float(template.t1w.header.get_zooms()[0])

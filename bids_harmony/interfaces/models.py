@@ -30,22 +30,17 @@ class Harmonize(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Harmonize the scan."""
-        from bids_harmony.models.apply import harmonize_volume
+        from bids_harmony.api import harmonize
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
         base.set_threads(given.num_threads)
-        img = nib.load(given.in_file)
-        volume = np.asarray(img.dataobj)
-        data = harmonize_volume(
-            load_bundle(Path(given.bundle)),
-            volume,
-            volume > 0,
-            img.affine,
+        out = harmonize(
+            nib.load(given.in_file),
+            load_bundle(given.bundle),
             Calibration.from_dict(given.calibration),
             device=given.device,
         )
-        out = nib.Nifti1Image(data, img.affine, img.header)
         return {"out_file": base.save_image(out, folder / "harmonized.nii.gz")}
 
 
@@ -94,17 +89,16 @@ class Predict(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Predict."""
-        from bids_harmony.models.apply import predict_scan
+        from bids_harmony.api import predict
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
         base.set_threads(given.num_threads)
         left_out = given.on_guard_fail == "raw" and given.guard["status"] == "fail"
-        predictions = predict_scan(
-            load_bundle(Path(given.bundle)),
-            base.array(given.raw),
-            None if left_out else base.array(given.harmonized),
-            nib.load(given.raw).affine,
+        predictions = predict(
+            nib.load(given.raw),
+            load_bundle(given.bundle),
+            harmonized=None if left_out else nib.load(given.harmonized),
             age=base.given_or(given.age),
             site=given.site,
             calibration=Calibration.from_dict(given.calibration),

@@ -41,7 +41,7 @@ KEYS = frozenset(
 )  # fmt: skip
 #: Bytes that no honest file of a bundle exceeds: a larger one is not read.
 MAX_FILE, MAX_DESCRIPTION = 2**30, 2**24
-MAKE_AGAIN = "Copy the bundle again from where it was made, or train a new one."
+AGAIN = "Copy the bundle again from where it was made, or train a new one."
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,22 @@ class Bundle:
 
     def qc_reference(self) -> dict[str, Any]:
         """Read the reference statistics of QC metrics and the reference histograms, by site."""
-        if "qc_reference.json" not in self.info["files"]:
-            return {"metrics": {}, "histograms": {}}
-        content: dict[str, Any] = json.loads(
-            (self.path / "qc_reference.json").read_text(encoding="utf-8")
-        )
-        return content
+        return self._read("qc_reference.json") or {"metrics": {}, "histograms": {}}
 
     def guard(self) -> dict[str, Any] | None:
         """Read ``guard.json``, the ``limits`` of the anatomy guard; None without one."""
-        if "guard.json" not in self.info["files"]:
-            return None
-        content: dict[str, Any] = json.loads(
-            (self.path / "guard.json").read_text(encoding="utf-8")
-        )
-        return content
+        return self._read("guard.json")
 
     def appearance(self) -> Appearance:
-        """Read ``appearance.json``: how the reference's scans look, at each age."""
-        content = json.loads((self.path / "appearance.json").read_text(encoding="utf-8"))
-        return Appearance.from_dict(content)
+        """Read ``appearance.json``: the appearance of the reference's scans at each age."""
+        return Appearance.from_dict(self._read("appearance.json") or {})
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Read one of the bundle's JSON files; None where it has no such file."""
+        if name not in self.info["files"]:
+            return None
+        content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return content
 
     def identity(self) -> dict[str, str]:
         """Name, version and digest, for outputs that carry a number of this bundle's."""
@@ -136,8 +132,7 @@ class Bundle:
         """Return the network that follows the intensity mapping; None where there is none."""
         if not self.has_map_network:
             return None
-        network = self.networks(device)["map"][0]
-        return cast("MapNetwork", network)
+        return cast("MapNetwork", self.networks(device)["map"][0])
 
     def site_map(self, code: SiteCode, device: str = "cpu", *, spare: bool = False) -> SiteMap:
         """Make the map of a site of this code; without its network where that is to be spared."""
@@ -147,12 +142,12 @@ class Bundle:
         return SiteMap.of(code, self.appearance(), network, self.box)
 
 
-def load_bundle(path: Path | None = None) -> Bundle:
+def load_bundle(path: Path | str | None = None) -> Bundle:
     """Check a bundle's files and read its description.
 
     Parameters
     ----------
-    path : pathlib.Path, optional
+    path : pathlib.Path or str, optional
         Folder of the bundle; the one shipped with the package when None.
 
     Returns
@@ -182,21 +177,15 @@ def load_bundle(path: Path | None = None) -> Bundle:
             f"The bundle {folder} holds files its bundle.json does not know: {sorted(extra)}.",
             "Remove them, or copy the bundle again from where it was made.",
         )
-    if odd := [name for name in info["networks"] if not name.isprintable()]:
-        raise BundleError(f"The bundle {folder} has a network named {odd[0]!r}.", MAKE_AGAIN)
     for name, digest in info["files"].items():
         file = folder / name
         if Path(name).name != name or "\\" in name or name == ".." or not name.isprintable():
-            raise BundleError(
-                f"The bundle {folder} names a file outside itself: {name!r}.", MAKE_AGAIN
-            )
+            raise BundleError(f"The bundle {folder} names a file outside itself: {name!r}.", AGAIN)
         if not file.is_file():
-            raise BundleError(f"The bundle {folder} lacks its file {name}.", MAKE_AGAIN)
+            raise BundleError(f"The bundle {folder} lacks its file {name}.", AGAIN)
         _check_size(file, MAX_FILE)
         if sha256_of(file) != digest:
-            raise BundleError(
-                f"The file {name} of the bundle {folder} has been altered.", MAKE_AGAIN
-            )
+            raise BundleError(f"The file {name} of the bundle {folder} has been altered.", AGAIN)
     return Bundle(folder.resolve(), hashlib.sha256(raw).hexdigest(), info, contract)
 
 
@@ -205,8 +194,32 @@ def _check_size(file: Path, most: int) -> None:
         raise BundleError(
             f"The file {file} claims {size / 1e9:.1f} GB, and {most / 1e9:.2g} GB is the most "
             "that a bundle's may have.",
-            MAKE_AGAIN,
+            AGAIN,
         )
+
+
+def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
+    """Read ``bundle.json``, and refuse what this version does not read."""
+    try:
+        info = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        text = f"The bundle.json of {folder} is not valid JSON ({error})."
+        raise BundleError(text, AGAIN) from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise BundleError(
+            f"The bundle {folder} is of a format this version does not read.",
+            f"Use a bundle of format {FORMAT}.",
+        )
+    objects = ("files", "networks", "targets", "contract", "sites")
+    if wrong := KEYS ^ set(info):
+        text = f"has missing or unknown entries: {sorted(wrong)}"
+    elif bad := [key for key in objects if not isinstance(info[key], dict)]:
+        text = f"has entries of the wrong kind: {bad}"
+    elif odd := [name for name in info["networks"] if not name.isprintable()]:
+        text = f"has a network named {odd[0]!r}"
+    else:
+        return info
+    raise BundleError(f"The bundle.json of {folder} {text}.", AGAIN)
 
 
 def check_weights(bundle: Bundle) -> None:
@@ -234,31 +247,6 @@ def _load_and_forget(bundle: Bundle) -> None:
     bundle.networks()
 
 
-def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"The bundle.json of {folder} is not valid JSON ({error}).", MAKE_AGAIN
-        ) from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise BundleError(
-            f"The bundle {folder} is of a format this version does not read.",
-            f"Use a bundle of format {FORMAT}.",
-        )
-    if wrong := KEYS ^ set(info):
-        raise BundleError(
-            f"The bundle.json of {folder} has missing or unknown entries: {sorted(wrong)}.",
-            MAKE_AGAIN,
-        )
-    kinds = {"files": dict, "networks": dict, "targets": dict, "contract": dict, "sites": dict}
-    if bad := [key for key, kind in kinds.items() if not isinstance(info[key], kind)]:
-        raise BundleError(
-            f"The bundle.json of {folder} has entries of the wrong kind: {bad}.", MAKE_AGAIN
-        )
-    return info
-
-
 @cache
 def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.Module]]:
     """Build every network of a bundle and fill it with its stored weights.
@@ -272,20 +260,20 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
     networks: dict[str, list[nn.Module]] = {}
     for name, config in info["networks"].items():
         try:
-            members = []
+            loaded = []
             for file in config["files"]:
                 data = (folder / file).read_bytes()
                 if hashlib.sha256(data).hexdigest() != info["files"][file]:
                     raise ValueError(f"the digest of {file} is wrong")
-                members.append(build_network(config, load(data)).to(device))
+                loaded.append(build_network(config, load(data)).to(device))
         except (
             SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError,
         ) as error:  # fmt: skip
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BundleError(
-                f"The weights of {name} in the bundle {folder} do not fit ({reason}).", MAKE_AGAIN
+                f"The weights of {name} in the bundle {folder} do not fit ({reason}).", AGAIN
             ) from error
-        networks[name] = members
+        networks[name] = loaded
     return networks
 
 
@@ -335,10 +323,10 @@ def write_bundle(
     out : pathlib.Path
         Folder of the bundle; an older bundle there is replaced.
     info : dict
-        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names its
-        members' ``files``.
+        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names the
+        ``files`` of its ensemble.
     networks : dict
-        For each entry of ``info["networks"]``, its members.
+        For each entry of ``info["networks"]``, its ensemble.
     tables : mapping
         Further files by name: JSON such as ``qc_reference.json``, or text.
 
@@ -354,11 +342,11 @@ def write_bundle(
     try:
         files: dict[str, bytes] = {}
         for name, config in info["networks"].items():
-            for file, member in zip(config["files"], networks[name], strict=True):
+            for file, network in zip(config["files"], networks[name], strict=True):
                 files[file] = save(
                     {
                         key: (value.half() if value.is_floating_point() else value).contiguous()
-                        for key, value in member.state_dict().items()
+                        for key, value in network.state_dict().items()
                     }
                 )
         for name, table in tables.items():

@@ -1,7 +1,7 @@
-"""The network that mends what no intensity mapping can: sharpness, noise, shading, deep grey.
+"""The network that mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
 
-It is told the site's code and sees the scan. For each place it says how much of each frequency
-band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
+It is conditioned on the site's code and sees the scan. For each place it says how much of each
+frequency band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.models.networks import repeatable
 from bids_harmony.models.slices import Box, crop, uncrop
-from bids_harmony.sites.code import Appearance, SiteCode
-from bids_harmony.sites.descriptors import LEVELS, N_TEXTURE
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, IntensityMapping, SiteCode
 
 #: Every fifth quantile of the code, its texture, and what its number of persons leaves unsure.
 COARSE = 5
@@ -241,8 +239,8 @@ class SiteMap:
         cls, code: SiteCode, appearance: Appearance, network: MapNetwork | None, box: Box
     ) -> SiteMap:
         """Make the map of a site."""
-        told = code_input(code.shift, code.n, appearance)
-        return cls(IntensityMapping.of(code, appearance), told, network, box)
+        condition = code_input(code.shift, code.n, appearance)
+        return cls(IntensityMapping.of(code, appearance), condition, network, box)
 
     def digest(self) -> str:
         """Name the map by all that its result depends on."""

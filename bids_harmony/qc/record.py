@@ -59,7 +59,7 @@ def scan_record(
         Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
         :func:`bids_harmony.qc.guard.measure` where there is a bundle.
     descriptors : mapping, optional
-        Of :func:`bids_harmony.sites.descriptors.describe`.
+        Of :func:`bids_harmony.sites.code.describe`.
     reference : mapping, optional
         The bundle's ``qc_reference.json``.
     guard : mapping, optional

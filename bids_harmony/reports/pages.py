@@ -12,7 +12,7 @@ from scipy.stats import gaussian_kde
 from bids_harmony.qc.guard import MEASURES, spoken_limit
 from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports import drawing, render
-from bids_harmony.sites.mapping import spoken
+from bids_harmony.sites.code import spoken
 
 if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle

@@ -19,7 +19,7 @@ from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.drawing import data_uri
 from bids_harmony.reports.figures import FIGURES
-from bids_harmony.sites.mapping import spoken as spoken_changes
+from bids_harmony.sites.code import spoken as spoken_changes
 
 #: Base64 text of all pictures of a report; with the rest, the file stays below 10 MB.
 MAX_PICTURES = 8_500_000

@@ -1,1 +1,1 @@
-"""How a site's scans look: descriptors of a scan, the site code, calibration."""
+"""The acquisition of a site: descriptors of a scan, the site code, calibration."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,14 @@ import numpy as np
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread, write_json
-from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.sites.descriptors import LEVELS, vector
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import (
+    LEVELS,
+    Appearance,
+    IntensityMapping,
+    SiteCode,
+    site_code,
+    vector,
+)
 
 if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
@@ -39,9 +44,9 @@ APART = 4.5
 LEAST_GROUP = 3
 MAKE_AGAIN = "Make it again with the calibrate level."
 
-#: Predict a person's brain age from the preprocessed scan in a file, mapped as a site's code says
-#: (:func:`estimate_ages`).
-Predict = Callable[[Path, SiteCode, bool], float]
+#: Predict a person's brain age from a preprocessed scan (:attr:`SiteScan.t1w`), mapped as a site's
+#: code says (:func:`estimate_ages`).
+Predict = Callable[[Any, SiteCode, bool], float]
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class SiteScan:
     diagnosis : str or None
         As the dataset writes it.
     descriptors : dict
-        Of :func:`bids_harmony.sites.descriptors.describe`.
-    t1w : pathlib.Path
+        Of :func:`bids_harmony.sites.code.describe`.
+    t1w : pathlib.Path or nibabel.spatialimages.SpatialImage
         The preprocessed scan, read only where its age has to be estimated.
     """
 
@@ -72,7 +77,7 @@ class SiteScan:
     age: float | None
     diagnosis: str | None
     descriptors: Mapping[str, Any]
-    t1w: Path
+    t1w: Any
 
 
 @dataclass(frozen=True)
@@ -143,16 +148,11 @@ class Calibration:
         """Read :meth:`to_dict`'s content."""
         code, curve = values["code"], values["mapping"]
         n = int(values["n_persons"])
-        arrays = [np.array(v, float) for v in (code["shift"], code["sd"], curve["x"], curve["y"])]
-        shift, sd, x, y = arrays
-        if not (
-            n > 0
-            and all(a.ndim == 1 and len(a) and np.isfinite(a).all() for a in arrays)
-            and len(x) == len(y)
-            and len(shift) == len(sd)
-            and (np.diff(x) > 0).all()
-            and (np.diff(y) > 0).all()
-        ):
+        shift, sd = np.array([code["shift"], code["sd"]], float)
+        x, y = np.array([curve["x"], curve["y"]], float)
+        if not (n > 0 and x.size and np.isfinite([*shift, *sd, *x, *y]).all()):
+            raise ValueError("its numbers are not finite")
+        if (np.diff([x, y]) <= 0).any():
             raise ValueError("its curve does not ascend")
         return cls(
             str(values["site"]), dict(values["bundle"]), str(values["template"]),
@@ -230,34 +230,26 @@ def calibrate(
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans], float)
     persons = np.array([scan.person for scan in scans])
     known = ~np.isnan(ages)
-
-    def of_number(i: int, code: SiteCode, spare: bool) -> float:
-        assert predict is not None
-        return predict(scans[i].t1w, code, spare)
-
-    ages = estimate_ages(values, ages, persons, appearance, predict and of_number)
+    source = "known" if known.all() else "mixed" if known.any() else "estimated"
+    by_number = predict and (lambda i, *how: predict(scans[i].t1w, *how))
+    ages = estimate_ages(values, ages, persons, appearance, by_number)
     used = ~np.isnan(ages)
     values, ages, persons = values[used], ages[used], persons[used]
     code = site_code(values, ages, persons, appearance)
-    source = "known" if known.all() else "mixed" if known.any() else "estimated"
-    calibration = Calibration(
+    years = {"mean": code.age, "min": float(ages.min()), "max": float(ages.max())}
+    return Calibration(
         site=site,
         bundle=bundle.identity(),
         template=template,
         code=code,
         mapping=IntensityMapping.of(code, appearance),
-        n_scans=int(used.sum()),
-        ages={
-            "source": source,
-            "mean": round(code.age, 1),
-            "min": round(float(ages.min()), 1),
-            "max": round(float(ages.max()), 1),
-        },
+        n_scans=len(ages),
+        ages={"source": source} | {name: round(age, 1) for name, age in years.items()},
         fit_filter=fit_filter,
         made_by=made_by,
+        warnings=tuple(_warnings(site, code.n, values, ages, appearance)),
         sources=sources_digest(scans, bundle, template, fit_filter),
     )
-    return replace(calibration, warnings=tuple(_warnings(calibration, values, ages, appearance)))
 
 
 def sources_digest(
@@ -344,17 +336,17 @@ def _spread(n: int, most: int) -> np.ndarray:
 
 
 def _warnings(
-    calibration: Calibration, values: np.ndarray, ages: np.ndarray, appearance: Appearance
+    site: str, n_persons: int, values: np.ndarray, ages: np.ndarray, appearance: Appearance
 ) -> list[str]:
-    site, code = calibration.site, calibration.code
+    """Say what to keep in mind of a calibration."""
     found = []
-    if code.n == 1:
+    if n_persons == 1:
         found.append(
             f"The site {site} is calibrated from one person: what is the scanner's and what the "
             "person's cannot be told apart."
         )
-    elif code.n < FEW:
-        found.append(f"The site {site} is calibrated from {code.n} persons only.")
+    elif n_persons < FEW:
+        found.append(f"The site {site} is calibrated from {n_persons} persons only.")
     low, high = appearance.ages
     if outside := int(((ages < low) | (ages > high)).sum()):
         found.append(

@@ -1,8 +1,10 @@
 """The site code: how a site's scans differ from the reference's at the same ages.
 
-A scan alone cannot tell its scanner from its person; twenty scans can. So each descriptor is
-compared with what it is expected to be at the reference at the person's age, and the differences
-are pooled over the site (site-effects.md §3, §4).
+A scan alone cannot tell its scanner from its person; twenty scans can. So each scan is described
+by plain numbers, which are compared with what they are expected to be at the reference at the
+person's age; the differences are pooled over the site, and make one intensity mapping for all its
+scans (site-effects.md §3, §4). Reads from top to bottom: descriptors of a scan, the reference's
+appearance, the code of a site, its mapping.
 """
 
 from __future__ import annotations
@@ -12,17 +14,84 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from bids_harmony.sites.descriptors import LEVELS
-
+#: Depth under the surface of the brain mask, in mm, of the voxels that are compared. Nearer to the
+#: surface sites differ by their brain masks and the CSF that these keep; deeper lie mostly the
+#: ventricles (site-effects.md §3).
+DEEP_MM = (14.0, 22.0)
+#: Probabilities of the intensity quantiles.
+LEVELS = tuple(round(0.01 + 0.02 * k, 2) for k in range(50))
+#: Texture is measured in voxels at least so deep, in mm.
+INNER_MM = 6.0
+#: Values of the texture: sharpness along each axis, and noise.
+N_TEXTURE = 4
+#: Intensities that are white matter beyond doubt.
+WHITE = (0.92, 1.12)
 #: Variance of sites relative to that of persons, where too few sites are there to tell: at the
 #: sites at hand grey matter differs by four to five times its spread between persons.
 SITE_RATIO = 16.0
+#: Reference intensity of deep grey matter; that of other grey matter is the contract's.
+DEEP_GREY = 0.84
+#: Least rise of the curve, so that it keeps all differences within a scan.
+LEAST_STEP = 1e-4
+
+
+def describe(volume: np.ndarray, brain_mask: np.ndarray, zoom_mm: float) -> dict[str, Any]:
+    """Describe how a scan's intensities are distributed.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray
+        3-D volume on the template grid as :func:`bids_harmony.anat.intensity.normalize` makes
+        it (CSF 0, white matter 1, background 0).
+    brain_mask : numpy.ndarray
+        Boolean mask of the whole brain, with the CSF at its surface.
+    zoom_mm : float
+        Isotropic voxel size.
+
+    Returns
+    -------
+    dict
+        ``quantiles``: intensities at the probabilities :data:`LEVELS` of the voxels that lie
+        :data:`DEEP_MM` under the surface of the filled mask. ``texture``: along each axis, the
+        logarithm of how far neighbours differ over how far voxels two apart do, which blurring
+        lowers and noise raises; and the logarithm of the roughness of white matter.
+    """
+    filled = np.pad(ndimage.binary_fill_holes(brain_mask), 1)
+    depth = ndimage.distance_transform_edt(filled)[1:-1, 1:-1, 1:-1] * zoom_mm
+    # In a brain that is cut off or far too small, the deepest there is.
+    deep = (depth >= min(DEEP_MM[0], 0.5 * float(depth.max()))) & (depth <= DEEP_MM[1])
+    return {
+        "quantiles": np.quantile(volume[deep], LEVELS).round(4).tolist(),
+        "texture": [
+            round(v, 4) for v in _texture(volume, depth >= min(INNER_MM, depth.max() / 2))
+        ],
+    }
+
+
+def vector(descriptors: Mapping[str, Any]) -> np.ndarray:
+    """Put what :func:`describe` found into one row: quantiles, then texture."""
+    return np.array([*descriptors["quantiles"], *descriptors["texture"]], dtype=float)
+
+
+def _texture(volume: np.ndarray, inner: np.ndarray) -> list[float]:
+    found, roughness = [], 6 * volume
+    for axis in range(3):
+        before, after = np.roll(volume, 1, axis), np.roll(volume, -1, axis)
+        near = np.abs(after - volume)[inner].mean(dtype=np.float64)
+        far = np.abs(after - before)[inner].mean(dtype=np.float64)
+        found.append(float(np.log(max(near, 1e-6) / max(far, 1e-6))))
+        roughness = roughness - before - after
+    white = ndimage.binary_erosion(inner & (volume > WHITE[0]) & (volume < WHITE[1]))
+    where = white if white.any() else inner
+    found.append(float(np.log(np.abs(roughness[where]).mean(dtype=np.float64) / 6 + 1e-3)))
+    return found
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """How scans of the reference site look, and how that depends on age.
+    """Appearance of the reference site's scans, and how it depends on age.
 
     Attributes
     ----------
@@ -133,7 +202,7 @@ def site_code(
     Parameters
     ----------
     descriptors : numpy.ndarray
-        (scans, descriptors): :func:`bids_harmony.sites.descriptors.vector` of each.
+        (scans, descriptors): :func:`bids_harmony.sites.code.vector` of each.
     ages : numpy.ndarray
         (scans,) in years, known or estimated.
     persons : sequence of str
@@ -149,9 +218,9 @@ def site_code(
     """
     off = _by_person(descriptors - appearance.expected(ages), persons)
     n = len(off)
-    kept = SITE_RATIO / (SITE_RATIO + 1 / n)
-    sd = appearance.person_sd * np.sqrt(kept / n)
-    return SiteCode(kept * off.mean(axis=0), sd, float(_by_person(ages, persons).mean()), n)
+    shrink = SITE_RATIO / (SITE_RATIO + 1 / n)
+    sd = appearance.person_sd * np.sqrt(shrink / n)
+    return SiteCode(shrink * off.mean(axis=0), sd, float(_by_person(ages, persons).mean()), n)
 
 
 def _by_person(values: np.ndarray, persons: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -161,3 +230,68 @@ def _by_person(values: np.ndarray, persons: Sequence[str] | np.ndarray) -> np.nd
     np.add.at(sums, which, values)
     counts = np.bincount(which).reshape(-1, *[1] * (values.ndim - 1))
     return np.asarray(sums / counts)
+
+
+@dataclass(frozen=True, eq=False)
+class IntensityMapping:
+    """A monotone curve from a site's intensities to the reference's.
+
+    Attributes
+    ----------
+    x, y : numpy.ndarray
+        Intensities at the site and at the reference, both ascending. Below the first the curve
+        runs straight to 0, so that the background stays 0; beyond the last it keeps its distance.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def of(cls, code: SiteCode, appearance: Appearance) -> IntensityMapping:
+        """Make the curve that takes the site's quantiles to the reference's at the same ages."""
+        n = len(LEVELS)
+        y = appearance.expected(np.array([code.age]))[0][:n]
+        return cls(_ascending(y + code.shift[:n]), _ascending(y))
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        """Map a volume; float32, 0 where it was 0."""
+        far = 10.0
+        x = np.concatenate([[0.0], self.x, [self.x[-1] + far]])
+        y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
+        return np.asarray(np.interp(volume, x, y), dtype=np.float32)
+
+    def changes(self, grey: float) -> dict[str, float]:
+        """Say what is added to the site's intensities where the reference has grey matter.
+
+        Parameters
+        ----------
+        grey : float
+            Intensity of grey matter in the bundle's contract.
+        """
+        tissues = {"grey matter": grey, "deep grey matter": DEEP_GREY}
+        return {
+            name: round(float(level - np.interp(level, self.y, self.x)), 4)
+            for name, level in tissues.items()
+        }
+
+
+def spoken(changes: Mapping[str, float]) -> str:
+    """Put :meth:`bids_harmony.sites.calibration.Calibration.changes` into words.
+
+    >>> spoken({"grey matter": 0.071, "deep grey matter": -0.002, "sharpness": -0.04})
+    'grey matter 0.07 brighter, deep grey matter unchanged, borders smoother'
+    """
+    words = []
+    for name, change in changes.items():
+        if abs(change) < (0.01 if name == "sharpness" else 0.005):
+            words.append(f"{name} unchanged")
+        elif name == "sharpness":
+            words.append(f"borders {'sharper' if change > 0 else 'smoother'}")
+        else:
+            words.append(f"{name} {abs(change):.2f} {'brighter' if change > 0 else 'darker'}")
+    return ", ".join(words)
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    steps = np.arange(len(values)) * LEAST_STEP
+    return np.asarray(np.maximum.accumulate(np.maximum(values, LEAST_STEP) - steps) + steps)

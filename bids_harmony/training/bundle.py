@@ -1,36 +1,43 @@
 """The ``train`` level: from preprocessed derivatives to a model bundle.
 
-``train_bundle`` reads from top to bottom: data, predictors, appearance of the reference, figures
-on scans that nothing was fitted to, bundle.
+``train_bundle`` reads from top to bottom: data, predictors, appearance of the reference, map,
+figures on scans that nothing was fitted to, bundle.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import torch
 
 from bids_harmony import __version__
 from bids_harmony.bids import counted
-from bids_harmony.console import counted_off
+from bids_harmony.bids_filters import select_scans
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.models.bundle import Bundle, write_bundle
+from bids_harmony.qc.reference import brain_histogram, mean_histogram, reference_statistics
+from bids_harmony.reports.pages import card_html, model_card
+from bids_harmony.sites.code import Appearance
 from bids_harmony.text import read_json_or_empty
-from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions, TrainScan
-from bids_harmony.training.inputs import read_scans, usable_scans
+from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions
+from bids_harmony.training.cyclegan import train_maps
+from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
+from bids_harmony.training.harmonizer import MAX_HISTOGRAM
+from bids_harmony.training.inputs import TrainScan, read_scans, usable_scans
+from bids_harmony.training.measure import accept, known_truth_figures, measure, removed
+from bids_harmony.training.predictor import recipe_of
+from bids_harmony.training.predictors import Predictor, train_predictors
+from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects, splits_record
+from bids_harmony.training.storage import one_device
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
-    from bids_harmony.models.mapnetwork import MapNetwork
-    from bids_harmony.sites.code import Appearance
-    from bids_harmony.training.data import TrainingSet
-    from bids_harmony.training.predictors import Predictor
 
 #: Below this a held-out part, folds and an age range cannot be had.
 MIN_REFERENCE = 12
@@ -38,19 +45,6 @@ INTENDED_USE = (
     "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
     "scan looks to a network trained on few scans of one scanner; they are no diagnosis."
 )
-#: Reference scans, at most, whose mean histogram is stored.
-MAX_HISTOGRAM = 200
-#: Ends the name of a site where scans are measured that may not calibrate it.
-LEFT_OUT = ", not in --fit-filter"
-#: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
-#: sharpens, and what a coarser acquisition does to volumes is not the map's.
-JUDGED = "all but blur"
-#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each.
-MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
-#: The guard's come from acquisitions half as strong as real sites': tenth parts of ventricles that
-#: appear have to fail.
-GUARD_STRENGTH = 0.5
-
 Say = Callable[[str], None]
 
 
@@ -72,11 +66,7 @@ def run_train(config: RunConfig) -> int:
     licence = str(description.get("License", ""))
     out = config.output_dir / "models" / config.train.model_name
     bundle = train_bundle(
-        scans,
-        out,
-        options,
-        work_dir=config.work_dir,
-        licences=[licence] if licence else [],
+        scans, out, options, work_dir=config.work_dir, licences=[licence] if licence else []
     )
     tell(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK
@@ -91,7 +81,7 @@ def train_bundle(
     licences: Sequence[str] = (),
     say: Say = tell,
 ) -> Bundle:
-    """Train predictors on the reference site, learn how its scans look, and write the bundle.
+    """Train predictors and the map on the reference site, and write the bundle.
 
     Parameters
     ----------
@@ -117,26 +107,6 @@ def train_bundle(
         When two participants share an image, there are too few scans of the reference, a target
         is unknown, or ``fit_filter`` cannot be understood.
     """
-    import torch
-
-    from bids_harmony.bids_filters import select_scans
-    from bids_harmony.qc.reference import reference_statistics
-    from bids_harmony.reports.pages import card_html, model_card
-    from bids_harmony.sites.code import Appearance
-    from bids_harmony.training.cache import open_training_set
-    from bids_harmony.training.cyclegan import train_maps
-    from bids_harmony.training.data import scan_table
-    from bids_harmony.training.fabric import one_device
-    from bids_harmony.training.predictor import recipe_of
-    from bids_harmony.training.predictors import train_predictors
-    from bids_harmony.training.splits import (
-        TEST,
-        TRAIN,
-        VALIDATION,
-        split_subjects,
-        splits_record,
-    )
-
     options = options.shortened()
     scans = usable_scans(scans, say)
     # Before anything is read: what makes no sense is refused at once.
@@ -158,19 +128,11 @@ def train_bundle(
 
     # 2. Predictors, on the reference site alone.
     predictors = train_predictors(
-        data,
-        split,
-        fit,
-        reference,
-        options,
-        recipe_of(options),
-        work_dir,
-        device=one_device(options.device),
-        nprocs=options.threads,
-        say=say,
-    )
+        data, split, fit, reference, options, recipe_of(options), work_dir,
+        device=one_device(options.device), nprocs=options.threads, say=say,
+    )  # fmt: skip
 
-    # 3. How scans of the reference look at each age.
+    # 3. Appearance of the reference at each age.
     learnt = np.flatnonzero((data.sites == reference) & (split != TEST) & fit)
     line = age_line(predictors)
     appearance = Appearance.fit(
@@ -203,20 +165,17 @@ def train_bundle(
     if used is not None:
         networks["map"] = [used]
         entries["map"] = {"kind": "map", "options": {"channels": list(used.channels)}}
+    for name, each in networks.items():
+        entries[name]["files"] = [f"{name}-{k + 1}.safetensors" for k in range(len(each))]
+    sites = np.unique(data.sites).tolist()
     info = {
         "name": options.model_name,
         "version": __version__,
         "reference_site": reference,
-        "sites": {str(s): _describe_site(data, split, fit, str(s)) for s in np.unique(data.sites)},
+        "sites": {site: _describe_site(data, split, fit, site) for site in sites},
         "contract": options.contract.to_dict(),
         "box": [list(side) for side in data.box],
-        "networks": {
-            name: {
-                **entries[name],
-                "files": [f"{name}-{k + 1}.safetensors" for k in range(len(members))],
-            }
-            for name, members in networks.items()
-        },
+        "networks": entries,
         "map": {
             "kind": kind,
             "acceptance": accepted,
@@ -231,23 +190,21 @@ def train_bundle(
         "licences": list(licences),
         "intended_use": INTENDED_USE,
     }
+    of_site = {s: data.table["metrics"][(data.sites == s) & (split != TEST)] for s in sites}
+    histogram = mean_histogram(
+        [brain_histogram(*data.stack(scan)) for scan in learnt[:MAX_HISTOGRAM]]
+    )
     card = model_card(info, guard)
     tables: dict[str, dict[str, Any] | str] = {
         "appearance.json": appearance.to_dict(),
         "qc_reference.json": {
-            "metrics": reference_statistics(
-                {
-                    str(site): data.table["metrics"][(data.sites == site) & (split != TEST)]
-                    for site in np.unique(data.sites)
-                }
-            ),
-            "histograms": {reference: _histogram(data, learnt)},
+            "metrics": reference_statistics(of_site), "histograms": {reference: histogram},
         },
         "splits.json": splits_record(data, split),
         **({} if guard is None else {"guard.json": guard}),
         "model_card.json": card,
         "model_card.html": card_html(card),
-    }
+    }  # fmt: skip
     return write_bundle(out, info, networks, tables)
 
 
@@ -277,276 +234,16 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
     return reference
 
 
-def accept(
-    kind: str, measured: Callable[[str], dict[str, Any]], say: Say
-) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
-    """Leave out a network that fails where the intensity mapping alone passes.
-
-    Parameters
-    ----------
-    kind : str
-        Of the map that is to be accepted.
-    measured : callable
-        Gives :func:`measure`'s figures with a map of some kind.
-    say : callable
-        Takes a line.
-
-    Returns
-    -------
-    kind : str
-        Of the map to be used.
-    metrics, accepted : dict
-        Its figures, and what :func:`bids_harmony.training.harmonizer.acceptance` says of it.
-    left_out : dict or None
-        ``kind``, ``acceptance`` and ``sites``, the figures of brain age, of a map that failed.
-    """
-    from bids_harmony.training.harmonizer import MAPPED, acceptance
-
-    metrics = measured(kind)
-    sites = brain_ages(metrics)
-    accepted = acceptance(sites)
-    if kind == CURVE or accepted["passed"] is not False or not acceptance(sites, MAPPED)["passed"]:
-        return kind, metrics, accepted, None
-    say(f"Warning: {accepted['text']} The bundle has the intensity mapping alone.")
-    metrics = measured(CURVE)
-    left_out = {"kind": kind, "acceptance": accepted, "sites": sites}
-    return CURVE, metrics, acceptance(brain_ages(metrics)), left_out
-
-
-def brain_ages(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Take figures of brain age by site and way, but for scans that may not calibrate."""
-    sites = metrics.get("brain_age", {}).get("sites", {})
-    return {site: ways for site, ways in sites.items() if not site.endswith(LEFT_OUT)}
-
-
 def age_line(predictors: dict[str, Predictor]) -> tuple[float, float] | None:
     """Slope and intercept of the reference's cross-validated brain age on age."""
     bias = predictors["brain_age"].target["age_bias"] if "brain_age" in predictors else None
     return None if bias is None else (1 + bias["slope"], bias["intercept"])
 
 
-def measure(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    seen: np.ndarray,
-    reference: str,
-    predictors: dict[str, Predictor],
-    appearance: Appearance,
-    options: TrainOptions,
-    say: Say,
-    network: MapNetwork | None,
-) -> dict[str, Any]:
-    """Measure predictions at every site, with and without harmonization.
-
-    Test scans of the reference, and all scans of other sites but those of persons that the
-    reference has, or that the map has ``seen``: nothing was fitted to any of them, and each is
-    mapped as other persons of its site say
-    (:func:`bids_harmony.training.harmonizer.cross_calibrated`).
-
-    Returns
-    -------
-    dict
-        By target ``folds``, figures of networks on the reference scans that they had not seen,
-        and ``sites``: by site and way of preparing the scans the figures of
-        :func:`bids_harmony.training.figures.figures` and, for brain age, those of
-        :func:`bids_harmony.evaluation.statistics.site_offset`. The ways are ``none``;
-        ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
-        where it has one, and ``harmonized``, both without the use of any age; and
-        ``harmonized_known_ages``.
-    """
-    from bids_harmony.models.apply import predict_value
-    from bids_harmony.models.mapnetwork import SiteMap
-    from bids_harmony.training.harmonizer import (
-        cross_calibrated,
-        match_histogram,
-        mean_quantiles,
-        ways_to_calibrate,
-    )
-    from bids_harmony.training.splits import TEST
-
-    at_home = data.sites == reference
-    learnt = np.flatnonzero(at_home & (split != TEST))
-    known = np.concatenate([data.persons[learnt], data.persons[seen]])
-    foreign = ~at_home & ~np.isin(data.persons, known)
-    tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
-    quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
-    slice_mm = options.contract.slice_mm
-
-    def predict(name: str, volume: np.ndarray) -> float:
-        ensembles = predictors[name].ensembles
-        return predict_value(ensembles, volume, data.affine, data.box, slice_mm)
-
-    ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
-    estimates = ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
-    rows = []
-    for site in np.unique(data.sites[tested]).tolist():
-        here = tested[data.sites[tested] == site]
-        among = learnt if site == reference else here
-        among = among[fit[among]] if fit[among].any() else among
-        ways = {
-            way: (
-                cross_calibrated(data, here, among, appearance, ages, options.folds, options.seed),
-                net,
-            )
-            for way, (ages, net) in estimates.items()
-        }
-        for scan in counted_off(here.tolist(), len(here), f"measuring {site}", say):
-            volume, mask = data.volume(scan)
-            images = {
-                "none": volume,
-                "histogram_matching": match_histogram(volume, mask, quantiles),
-            }
-            images |= {
-                way: SiteMap.of(of_scan[scan], appearance, net, data.box)(volume)
-                for way, (of_scan, net) in ways.items()
-                if scan in of_scan
-            }
-            rows += [
-                {
-                    "site": site if fit[scan] else f"{site}{LEFT_OUT}",
-                    "way": way, "scan": scan, "target": name,
-                    "predicted": predict(name, image),
-                }
-                for way, image in images.items() for name in predictors
-            ]  # fmt: skip
-    return site_metrics(pd.DataFrame(rows), data, predictors, options.seed, say)
-
-
-def known_truth_figures(
-    data: TrainingSet,
-    split: np.ndarray,
-    learnt: np.ndarray,
-    appearance: Appearance,
-    networks: Mapping[str, MapNetwork | None],
-    options: TrainOptions,
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Set the guard's limits, and measure how much of made-up acquisitions each map removes.
-
-    Returns
-    -------
-    guards : dict of str to dict
-        By map, ``limits`` and ``n``; none with fewer reference persons than a group takes.
-    figures : dict of str to list of dict
-        By map, rows of :func:`bids_harmony.training.truth.summarize`.
-    """
-    from bids_harmony.qc.guard import limits
-    from bids_harmony.training import truth
-    from bids_harmony.training.splits import VALIDATION
-
-    # Validation scans where there are enough; the map was fitted to the others' mean alone.
-    few = truth.GROUP + PER_SITE
-    chosen = learnt[split[learnt] == VALIDATION]
-    chosen = chosen if len(np.unique(data.persons[chosen])) >= few else learnt
-    if len(np.unique(data.persons[chosen])) < few:
-        return {}, {name: [] for name in networks}
-    deep = data.deep_grey(options.contract.resolution)
-    scans = [
-        truth.Scan(
-            data.volume(i)[0], data.brain_mask(i), float(data.ages[i]), str(data.persons[i])
-        )
-        for i in chosen[:MAX_KNOWN].tolist()
-    ]
-    infer = truth.calibrated_maps(appearance, float(abs(data.affine[0, 0])), networks, data.box)
-    settings: dict[str, Any] = {
-        "sites": 1 if options.fast_dev_run else N_ACQUISITIONS,
-        "per_site": PER_SITE,
-        "seed": options.seed,
-    }
-    rows = truth.known_truth(
-        scans, infer, data.affine, deep, kinds=("all", JUDGED, "intensity mapping"), **settings
-    )
-    judged = truth.known_truth(
-        scans, infer, data.affine, deep, kinds=(JUDGED,), strength=GUARD_STRENGTH, **settings
-    )
-    return (
-        {
-            str(name): {"limits": limits(_records(part)), "n": len(part)}
-            for name, part in judged.groupby("map")
-        },
-        {
-            str(name): _records(truth.summarize(part, options.seed).round(4))
-            for name, part in rows.groupby("map")
-        },
-    )
-
-
-def removed(figures: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the distance to the original that a map removes; 0 where it was not measured."""
-    shares = [
-        row["value"] for row in figures if row["kind"] == "all" and row["figure"] == "removed"
-    ]
-    return float(shares[0]) if shares else 0.0
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def site_metrics(
-    rows: pd.DataFrame,
-    data: TrainingSet,
-    predictors: dict[str, Predictor],
-    seed: int,
-    say: Say,
-) -> dict[str, Any]:
-    """Turn predictions into the figures that :func:`measure` returns."""
-    from bids_harmony.evaluation.statistics import coverage, site_offset
-    from bids_harmony.training.figures import N_BOOTSTRAP, figures
-
-    metrics: dict[str, Any] = {}
-    for name, predictor in predictors.items():
-        metrics[name] = dict(predictor.metrics)
-        if predictor.truth is None or rows.empty:
-            continue
-        sites: dict[str, Any] = {}
-        found = rows[rows["target"] == name].assign(seed=0)
-        found["truth"] = predictor.truth[found["scan"]]
-        found["person"] = data.persons[found["scan"]]
-        found = found[np.isfinite(found["truth"])]
-        for (site, way), part in found.groupby(["site", "way"], sort=False):
-            row = figures(
-                part["predicted"].to_numpy(), part["truth"].to_numpy(), predictor.binary,
-                np.random.default_rng(seed), part["person"].to_numpy(),
-            )  # fmt: skip
-            if (interval := predictor.target.get("interval")) is not None:
-                inside = (part["predicted"] - part["truth"]).abs() <= interval["half_width"]
-                found_in = coverage(inside.to_numpy(), part["person"].to_numpy())
-                row["coverage"], *row["coverage_95"] = (round(v, 3) for v in found_in)
-            if predictor.unseen is not None and not predictor.binary:
-                offset = site_offset(part, predictor.unseen, N_BOOTSTRAP, seed)
-                for figure in ("offset", "scatter"):
-                    row[figure] = _rounded(offset[figure])
-                    ends = [_rounded(offset[f"{figure}_{end}"]) for end in ("low", "high")]
-                    row[f"{figure}_95"] = None if None in ends else ends
-                row["in_reference_range"] = _rounded(offset["in_reference_range"])
-            sites.setdefault(str(site), {})[str(way)] = row
-            text = ", ".join(f"{k} {v}" for k, v in row.items() if not k.endswith("_95"))
-            say(f"{name}, {site}, {way}: {text}")
-        metrics[name]["sites"] = sites
-        metrics[name]["predictions"] = [
-            [str(r.site), str(r.way), round(r.truth, 2), round(r.predicted, 2)]
-            for r in found.itertuples()
-        ]
-    return metrics
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 3) if np.isfinite(value) else None
-
-
-def _histogram(data: TrainingSet, scans: np.ndarray) -> dict[str, list[float]]:
-    from bids_harmony.qc.reference import brain_histogram, mean_histogram
-
-    return mean_histogram([brain_histogram(*data.stack(int(i))) for i in scans[:MAX_HISTOGRAM]])
-
-
 def _describe_site(
     data: TrainingSet, split: np.ndarray, fit: np.ndarray, site: str
 ) -> dict[str, Any]:
     """Count the scans that a site gave, and those held out of everything."""
-    from bids_harmony.training.splits import TEST, VALIDATION
-
     here = data.sites == site
     used = here & fit & (split != TEST)
     known = data.ages[used][~np.isnan(data.ages[used])]

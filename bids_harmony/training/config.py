@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids_tables import named_person
 from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
 
 RECIPES = ("fast", "article")
 #: Kinds of map: the curve alone, a network after it, and that fine-tuned on unpaired real scans.
 CURVE, NETWORK, CYCLEGAN = MAPS = ("intensity-mapping", "network", "cyclegan")
-CHOICES = {"predictor": RECIPES, "map": MAPS}
 #: Below two folds no scan is unseen by a network, and intervals cannot be calibrated.
 MINIMA = {"predictor_steps": 1, "folds": 2}
 
@@ -45,7 +42,7 @@ class TrainOptions:
     predictor_steps : int or None
         Of each predictor network; None: as the recipe says.
     holdout : float
-        Fraction of the subjects of each site kept out of everything for the figures in
+        Fraction of the subjects of each site held out of everything for the figures in
         ``bundle.json``.
     validation : float
         Fraction on which the guard's limits are set; the article's predictors watch it to know
@@ -87,11 +84,6 @@ class TrainOptions:
     contract: Contract = field(default_factory=Contract)
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if (chosen := getattr(self, name)) not in choices:
-                raise UsageError(
-                    f"{_flag(name)} is '{chosen}'.", f"Choose one of {', '.join(choices)}."
-                )
         for name, least in MINIMA.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{_flag(name)} is {value}.", f"It must be at least {least}.")
@@ -123,55 +115,3 @@ class TrainOptions:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class TrainScan:
-    """One preprocessed scan with what training may know of its subject.
-
-    Attributes
-    ----------
-    subject, site : str
-        Labels.
-    t1w, mask : pathlib.Path
-        Preprocessed volume and brain mask on the template grid.
-    age : float or None
-        In years.
-    metrics : dict
-        QC metrics of the scan, empty when there are none.
-    sex, diagnosis : str or None
-        ``M`` or ``F``; as the dataset writes it.
-    columns : dict of str to str
-        Cells of the dataset's tables, by column; those that say nothing are left out.
-    qc_status : str or None
-        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
-    made : Contract or None
-        How it was preprocessed, as its QC record says.
-    sha256 : str or None
-        Digest of the raw image's voxels, or of its file, as its QC record says.
-    raw, transform : pathlib.Path or None
-        Raw image, and its transform to the template.
-    descriptors : dict or None
-        Of :func:`bids_harmony.sites.descriptors.describe`, as its QC record says.
-    """
-
-    subject: str
-    site: str
-    t1w: Path
-    mask: Path
-    age: float | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    sex: str | None = None
-    diagnosis: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    qc_status: str | None = None
-    made: Contract | None = None
-    sha256: str | None = None
-    raw: Path | None = None
-    transform: Path | None = None
-    descriptors: dict[str, Any] | None = None
-
-    @property
-    def person(self) -> str | None:
-        """Whom the dataset's tables name as the person behind the label, if they do."""
-        return named_person(self.columns)

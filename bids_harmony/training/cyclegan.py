@@ -1,17 +1,18 @@
 """Fine-tune the map network on real sites, whose scans have no counterpart at the reference.
 
-The conditional CycleGAN: a forward map to the reference, a backward map to any site, both told the
-site's code, and a discriminator for each. Scans whose truth is known keep the forward map honest.
-``train_cyclegan`` reads from top to bottom: examples, losses, the loop.
+The conditional CycleGAN: a forward map to the reference, a backward map to any site, both
+conditioned on the site's code, and a discriminator for each. Scans whose truth is known keep the
+forward map honest. ``train_cyclegan`` reads from top to bottom: the loop, examples, losses.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +22,24 @@ from torch import Tensor, nn
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
-from bids_harmony.models.slices import crop
-from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.sites.mapping import IntensityMapping
+from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
-from bids_harmony.training.harmonizer import Predict, filled_ages, quick_age
-from bids_harmony.training.maps import errors
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.harmonizer import filled_ages, quick_age
+from bids_harmony.training.maps import Reference, Say, errors
+from bids_harmony.training.storage import (
+    Losses,
+    digest_of,
+    has_bf16,
+    load_network,
+    one_device,
+    save_network,
+)
 
-STEPS = 40
-#: Steps, before those, in which the discriminators alone learn: what the paired map leaves is
-#: faint.
-AHEAD = 80
+#: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
+#: steps in which all networks do.
+STEPS = 80, 40
 #: Learning rates of the forward map, the backward map and the discriminators; they fall to 0.
 RATES = (1e-3, 2e-3, 1e-3)
 #: First and second moment's memory: a short one, since what is to be learnt moves.
@@ -44,7 +48,7 @@ BETAS = (0.5, 0.99)
 ALIKE = 5
 #: Voxels at the surface that discriminators do not see: there, sites differ by their brain masks.
 RIM = 2
-#: How much stronger than a volume a discriminator sees its finest details.
+#: Gain of the finest details in what discriminators see.
 FINE = 20.0
 
 
@@ -56,13 +60,14 @@ class Weights(NamedTuple):
     paired: float = 1.0
 
 
+WEIGHTS = Weights()
+
+
 class Source(NamedTuple):
     """Scans of one site that is not the reference.
 
     Attributes
     ----------
-    data : TrainingSet
-        That holds them.
     scans : numpy.ndarray
         Their numbers.
     ages : numpy.ndarray
@@ -70,38 +75,17 @@ class Source(NamedTuple):
         (:func:`bids_harmony.sites.calibration.estimate_ages`).
     """
 
-    data: TrainingSet
     scans: np.ndarray
     ages: np.ndarray
-
-    def draw_code(self, person: str, appearance: Appearance, rng: np.random.Generator) -> SiteCode:
-        """Calibrate on some of the other persons, so that no site has a single code."""
-        persons = self.data.persons[self.scans]
-        others = np.unique(persons[persons != person])
-        others = others if len(others) else np.unique(persons)
-        n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
-        used = np.isin(persons, rng.choice(others, n, replace=False))
-        return site_code(
-            self.data.descriptors[self.scans[used]], self.ages[used], persons[used], appearance
-        )
 
 
 def train_cyclegan(
     paired: MapNetwork,
-    data: TrainingSet,
-    scans: np.ndarray,
+    reference: Reference,
     sources: Sequence[Source],
-    appearance: Appearance,
+    options: TrainOptions,
     work_dir: Path,
-    *,
-    weights: Weights | None = None,
-    rates: tuple[float, float, float] = RATES,
-    steps: int = STEPS,
-    ahead: int = AHEAD,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
-    quick: bool = False,
+    say: Say,
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
@@ -109,23 +93,11 @@ def train_cyclegan(
     ----------
     paired : MapNetwork
         Of :func:`bids_harmony.training.maps.train_map`; it stays as it is.
-    data : TrainingSet
-        That holds the reference's scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans to learn from.
+    reference : Reference
+        What it learnt from.
     sources : sequence of Source
         Real sites.
-    appearance : Appearance
-        Of the reference.
-    work_dir : pathlib.Path
-        What was made up, and the finished network, are kept there.
-    weights : Weights
-        Of the losses; the usual ones when None.
-    rates : tuple of float
-        As :data:`RATES`.
-    steps, ahead : int
-        How long all networks learn, and the discriminators alone before.
-    seed, resolution, say, quick
+    options, work_dir, say
         As of :func:`bids_harmony.training.maps.train_map`.
 
     Returns
@@ -133,69 +105,74 @@ def train_cyclegan(
     MapNetwork
         The forward map.
     """
-    weights, n_sites = weights or Weights(), maps.QUICK[1] if quick else maps.N_SITES
-    steps, ahead = (2, 2) if quick else (steps, ahead)
+    data, seed, device = reference.data, options.seed, one_device(options.device)
+    n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
+    ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
-        *weights, steps, ahead, *rates, *BETAS, ALIKE, RIM, FINE, seed, data.box,
-        n_sites, maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
+        *WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
+        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
     ]  # fmt: skip
-    known = _known(data, scans, data.ages[scans]), *(_known(*source) for source in sources)
-    digest = digest_of(what, b"".join(known) + paired.content())
-    path = work_dir / f"cyclegan-{digest}.pt"
+    learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
+    known = b"".join(_known(data, *source) for source in learnt_from)
+    path = work_dir / f"cyclegan-{digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
-    if (state := load_checkpoint(path)) is not None:
-        forward.load_state_dict(state)
-        return as_stored(forward)
+    if finished := load_network(path, forward):
+        return finished
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     backward = MapNetwork(paired.channels)
     # One discriminator knows the reference, the other any site by its code; both know age and sex.
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    made_up = maps.make_up_sites(data, scans, work_dir, n_sites, seed, resolution, say)
-    pairs = maps.Pairs(data, scans, appearance, made_up)
-    unpaired = Unpaired(data, scans, sources, appearance)
-
+        network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    pairs = maps.make_pairs(reference, n_sites, options, work_dir, say)
+    unpaired = Unpaired(reference, sources)
     of_maps = [
-        {"params": each.parameters(), "lr": rate}
-        for each, rate in zip((forward, backward), rates[:2], strict=True)
+        {"params": network.parameters(), "lr": rate}
+        for network, rate in zip((forward, backward), RATES, strict=False)
     ]
     of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
     maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
     discriminators_step = torch.optim.AdamW(
-        of_discriminators, lr=rates[2], betas=BETAS, weight_decay=1e-4
+        of_discriminators, lr=RATES[2], betas=BETAS, weight_decay=1e-4
     )
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n = has_bf16("cpu"), ahead + steps
-    for step in counted_off(range(n), n, "training the map on real sites", say, "steps"):
-        x, y, code, of_x, of_y = unpaired.draw(rng)
+    bf16, n, losses = has_bf16(device), ahead + together, Losses("map")
+    progress = counted_off(
+        range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
+        "steps",
+    )  # fmt: skip
+    for step in progress:
+        x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
+        found: dict[str, float] = {}
         seen, both = inside(x_mask * y_mask), step >= ahead
-        with torch.set_grad_enabled(both), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.set_grad_enabled(both), torch.autocast(device, torch.bfloat16, enabled=bf16):
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
         site_x, site_y = torch.cat([of_x, code], dim=1), torch.cat([of_y, code], dim=1)
 
-        # 1. The maps: each discriminator has to take what is mapped for its own, nothing may be
-        # lost on the way there and back, and what is known stays known.
+        # 1. The generators: each discriminator has to take what is mapped for its own, nothing may
+        # be lost on the way there and back, and what is known stays known.
         if both:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 x_again, y_again = backward(mapped, x_mask, code), forward(made, y_mask, code)
                 fooled = at_reference(mapped, seen, of_x), at_site(made, seen, site_y)
             # On the reference's side the backward map makes pairs of which the truth is known.
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            error = weights.adversarial * unlike + weights.cycle * lost
-            error.backward()  # type: ignore[no-untyped-call]
-            if weights.paired:
-                # Among these are reference scans as they are, with a code of chance alone.
-                lost = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                error = weights.paired * lost
-                error.backward()  # type: ignore[no-untyped-call]
+            loss = WEIGHTS.adversarial * unlike + WEIGHTS.cycle * lost
+            loss.backward()  # type: ignore[no-untyped-call]
+            found |= {"adversarial": unlike.item(), "cycle": lost.item()}
+            if WEIGHTS.paired:
+                # Among these are reference scans as they are, with a code that is sampling noise.
+                known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
+                loss = WEIGHTS.paired * known_loss
+                loss.backward()  # type: ignore[no-untyped-call]
+                found["paired"] = known_loss.item()
             for network in (forward, backward):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             maps_step.step()
@@ -203,18 +180,18 @@ def train_cyclegan(
 
         # 2. The discriminators: what is mapped is 0, what is real 1.
         discriminators_step.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             scores = [
                 (at_reference(mapped.detach(), seen, of_x), 0), (at_reference(y, seen, of_y), 1),
                 (at_site(made.detach(), seen, site_y), 0), (at_site(x, seen, site_x), 1),
             ]  # fmt: skip
-        error = _sum(missed(score, real, seen) for score, real in scores)
-        error.backward()  # type: ignore[no-untyped-call]
+        loss = _sum(missed(score, real, seen) for score, real in scores)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.add(**found, discriminator=loss.item())
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
-    save_checkpoint(path, forward.state_dict())
-    return as_stored(forward)
+    return save_network(path, forward)
 
 
 def train_maps(
@@ -225,7 +202,7 @@ def train_maps(
     ensembles: Sequence[Sequence[nn.Module]] | None,
     options: TrainOptions,
     work_dir: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, MapNetwork | None]:
     """Train what follows a site's intensity mapping, as ``options.map`` says.
 
@@ -262,44 +239,19 @@ def train_maps(
             "--map cyclegan learns from scans of other sites, and there are none to fit on.",
             "Leave it out, or add scans of other sites.",
         )
-    settings: dict[str, Any] = {
-        "seed": options.seed, "resolution": options.contract.resolution,
-        "quick": options.fast_dev_run, "say": say,
-    }  # fmt: skip
-    found[NETWORK] = network = maps.train_map(data, scans, appearance, work_dir, **settings)
+    reference = Reference(data, scans, appearance)
+    found[NETWORK] = network = maps.train_map(reference, options, work_dir, say)
     if options.map == CYCLEGAN:
         predict = None
         if ensembles is not None:
             slice_mm = options.contract.slice_mm
             predict = quick_age(data, ensembles, slice_mm, appearance, network)
-        sources = sources_of(data, others, appearance, predict)
-        found[CYCLEGAN] = train_cyclegan(
-            network, data, scans, sources, appearance, work_dir, **settings
-        )
-    return found
-
-
-def sources_of(
-    data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
-) -> list[Source]:
-    """Part scans into sites; ages that are unknown are estimated.
-
-    Parameters
-    ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of those of other sites to learn from.
-    appearance : Appearance
-        Of the reference.
-    predict : callable or None
-        Estimates ages (:func:`bids_harmony.training.harmonizer.quick_age`).
-    """
-    found = []
-    for site in np.unique(data.sites[scans]).tolist():
-        here = scans[data.sites[scans] == site]
-        ages = filled_ages(data, here, data.ages[here], appearance, predict)
-        found.append(Source(data, here[~np.isnan(ages)], ages[~np.isnan(ages)]))
+        sources = []
+        for site in np.unique(data.sites[others]):
+            here = data.site_scans(site, others)
+            ages = filled_ages(data, here, data.ages[here], appearance, predict)
+            sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
+        found[CYCLEGAN] = train_cyclegan(network, reference, sources, options, work_dir, say)
     return found
 
 
@@ -310,87 +262,90 @@ def _known(data: TrainingSet, scans: np.ndarray, ages: np.ndarray) -> bytes:
     return json.dumps(about).encode() + data.content(scans)
 
 
+@dataclass(frozen=True)
 class Unpaired:
     """Scans of real sites after their sites' mappings, each beside a reference scan.
 
-    Parameters
-    ----------
-    data, scans, sources, appearance
-        As of :func:`train_cyclegan`.
+    The attributes are parameters of :func:`train_cyclegan`.
     """
 
-    def __init__(
-        self,
-        data: TrainingSet,
-        scans: np.ndarray,
-        sources: Sequence[Source],
-        appearance: Appearance,
-    ) -> None:
-        self.data, self.scans, self.sources = data, scans, sources
-        self.appearance = appearance
+    reference: Reference
+    sources: Sequence[Source]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
+        data, appearance = self.reference.data, self.reference.appearance
         source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
-        code = source.draw_code(source.data.persons[scan], self.appearance, rng)
-        mapping = IntensityMapping.of(code, self.appearance)
-        site = mapping(crop(source.data.volume(scan)[0], self.data.box).astype(np.float32))
-        age, sex = float(source.ages[k]), str(source.data.sexes[scan])
+        code = self.draw_code(source, data.persons[scan], rng)
+        site = IntensityMapping.of(code, appearance)(data.stack(scan)[0])
+        age, sex = float(source.ages[k]), str(data.sexes[scan])
         like = int(rng.choice(self.alike(age, sex)))
-        x, y = maps.network_inputs(site, self.data.stack(like)[0], rng)
-        told = torch.from_numpy(code_input(code.shift, code.n, self.appearance))[None]
-        of_y = self.person(float(self.data.ages[like]), str(self.data.sexes[like]))
-        return x, y, told, self.person(age, sex), of_y
+        x, y = maps.network_inputs(site, data.stack(like)[0], rng)
+        condition = torch.from_numpy(code_input(code.shift, code.n, appearance))[None]
+        of_y = self.person(float(data.ages[like]), str(data.sexes[like]))
+        return x, y, condition, self.person(age, sex), of_y
+
+    def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
+        """Calibrate on some of the other persons, so that no site has a single code."""
+        data = self.reference.data
+        persons = data.persons[source.scans]
+        others = np.unique(persons[persons != person])
+        others = others if len(others) else np.unique(persons)
+        n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
+        used = np.isin(persons, rng.choice(others, n, replace=False))
+        values = data.descriptors[source.scans[used]]
+        return site_code(values, source.ages[used], persons[used], self.reference.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
 
-        Discriminators could else tell sites by the ages of their persons, and the maps would
+        Discriminators could else tell sites by the ages of their persons, and the generators would
         change these.
         """
-        same = self.scans[self.data.sexes[self.scans] == sex] if sex else self.scans
-        same = same if len(same) >= ALIKE else self.scans
-        distance = np.abs(self.data.ages[same] - age)
+        data, scans = self.reference.data, self.reference.scans
+        same = scans[data.sexes[scans] == sex] if sex else scans
+        same = same if len(same) >= ALIKE else scans
+        distance = np.abs(data.ages[same] - age)
         if not np.isfinite(distance).any():
             return same
         return np.asarray(same[np.argsort(distance, kind="stable")[:ALIKE]])
 
     def person(self, age: float, sex: str) -> Tensor:
         """Scale age and sex for a discriminator: (1, 2)."""
-        years = 0.0 if np.isnan(age) else (age - self.appearance.mean_age) / 20
+        years = 0.0 if np.isnan(age) else (age - self.reference.appearance.mean_age) / 20
         return torch.tensor([[years, {"M": 1.0, "F": -1.0}.get(sex, 0.0)]], dtype=torch.float32)
 
 
 class Discriminator(nn.Module):
-    """Scores patches of volumes by how real they look, given what it is told.
+    """Scores patches of volumes by how real they look, given a condition.
 
     Parameters
     ----------
-    n_told : int
-        Numbers that it is told with each volume.
+    n_conditions : int
+        Numbers of the condition, given with each volume.
     channels : sequence of int
         Widths of its layers.
     """
 
-    def __init__(self, n_told: int, channels: Sequence[int] = (16, 32, 48)) -> None:
+    def __init__(self, n_conditions: int, channels: Sequence[int] = (16, 32, 48)) -> None:
         super().__init__()
         a, b, c = channels
         self.first = nn.Conv3d(2, a, 4, stride=2, padding=1)
         self.second = nn.Conv3d(a, b, 4, stride=2, padding=1)
         self.third = nn.Conv3d(b, c, 3, padding=1)
-        self.told = nn.Linear(n_told, c)
+        self.condition = nn.Linear(n_conditions, c)
         self.last = nn.Conv3d(c, 1, 1)
 
-    def forward(self, x: Tensor, mask: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """Score (n, 1, slices, rows, columns) volumes inside masks; at a quarter of the size."""
         x = x.float() * mask
         around = F.avg_pool3d(x, 3, 1, 1) / F.avg_pool3d(mask, 3, 1, 1).clamp(min=0.01)
         h = torch.cat([2 * (x - MIDDLE), FINE * (x - around)], dim=1) * mask
         for layer in (self.first, self.second):
             h = F.leaky_relu(layer(h), 0.2)
-        h = self.third(h) + self.told(told)[:, :, None, None, None]
+        h = self.third(h) + self.condition(condition)[:, :, None, None, None]
         out: Tensor = self.last(F.leaky_relu(h, 0.2))
         return out
 

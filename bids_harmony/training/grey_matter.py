@@ -7,21 +7,21 @@ same acquisition say, so that the differences are those that harmonization leave
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.models.slices import crop
-from bids_harmony.sites.code import Appearance, site_code
-from bids_harmony.sites.mapping import IntensityMapping
-from bids_harmony.training.acquisition import Acquisition
+from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
+from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, load_checkpoint, save_checkpoint
-from bids_harmony.training.maps import acquire
-from bids_harmony.training.members import Ensemble, Job
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.predictor import Examples, target_scale
+from bids_harmony.training.storage import digest_of, load_network, save_network
 
 #: Side of the map's cells.
 CELL_MM = 4.0
@@ -34,16 +34,33 @@ PER_SITE, WRONG = 6, 8.0
 
 
 def grey_matter_networks(
-    ensemble: Ensemble, job: Job
-) -> tuple[dict[str, Any], list[GreyMatterNetwork]]:
+    examples: Examples,
+    folds: np.ndarray,
+    *,
+    acquisitions: int,
+    seed: int,
+    resolution: int,
+    path: Path,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[nn.Module]]:
     """Fit a network without each fold, or take those that an earlier run has fitted.
 
     Parameters
     ----------
-    ensemble : Ensemble
-        Scans, targets and folds.
-    job : Job
-        ``config.acquisitions`` made-up sites are drawn for each fold.
+    examples : Examples
+        Scans and targets.
+    folds : numpy.ndarray
+        (examples,) fold of each scan.
+    acquisitions : int
+        Made-up sites that are drawn for each fold.
+    seed : int
+        Of the first fold; the others take the next ones.
+    resolution : int
+        Of the template grid in mm.
+    path : pathlib.Path
+        What the file of the weights begins with.
+    say : callable
+        Takes a line of progress.
 
     Returns
     -------
@@ -52,61 +69,51 @@ def grey_matter_networks(
     networks : list of GreyMatterNetwork
         With the weights as stored.
     """
-    examples, folds = ensemble.examples, ensemble.folds
-    data, scans, targets = examples.data, examples.scans, examples.targets
+    data = examples.data
     options: dict[str, Any] = {
         "shape": [len(data.heights), *data.size],
-        "cell": max(round(CELL_MM / abs(data.affine[0, 0])), 1),
-        "mean": round(float(targets.mean()), 3),
-        "scale": max(round(float(targets.std()), 3), 1e-3),
+        "cell": max(round(CELL_MM / data.zoom_mm), 1),
+        **target_scale(examples.targets),
     }
-    what = {
-        "acquisitions": job.config.acquisitions,
-        "network": options,
-        "seed": ensemble.seed,
-        "made_up": [PENALTY, STEADY, PER_SITE, WRONG],
-    }
-    content = data.content(scans) + folds.tobytes() + targets.tobytes()
-    path = job.folder / f"{ensemble.name}-grey-matter-{digest_of(what, content)}.pt"
-    states = load_checkpoint(path)
-    if states is None:
-        job.say(f"{ensemble.name}, networks on maps of grey matter")
-        states = _fit(ensemble, options, job)
-        save_checkpoint(path, states)
-    networks = []
-    for fold in range(ensemble.n_networks):
-        network = GreyMatterNetwork(**options)
-        network.load_state_dict(states[str(fold)])
-        networks.append(as_stored(network))
-    return options, networks
+    what = [acquisitions, options, seed, PENALTY, STEADY, PER_SITE, WRONG]
+    content = data.content(examples.scans) + examples.content() + folds.tobytes()
+    path = path.with_name(f"{path.name}-{digest_of(what, content)}.pt")
+    networks = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
+    if load_network(path, networks) is None:
+        say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
+        _fit(networks, examples, folds, options, acquisitions, seed, resolution)
+        save_network(path, networks)
+    return options, [*networks]
 
 
-def _fit(ensemble: Ensemble, options: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Fit the weights without each fold: state dictionaries by fold."""
-    examples, folds, cell = ensemble.examples, ensemble.folds, options["cell"]
-    data, scans = examples.data, examples.scans
-    maps = np.concatenate([_map(data.stack(int(scan))[0], cell) for scan in scans])
-    deep = torch.from_numpy(crop(data.deep_grey(job.options.contract.resolution), data.box))
+def _fit(
+    networks: Iterable[Any],
+    examples: Examples,
+    folds: np.ndarray,
+    options: dict[str, Any],
+    acquisitions: int,
+    seed: int,
+    resolution: int,
+) -> None:
+    """Fit the weights of each network without its fold."""
+    data, scans, cell = examples.data, examples.scans, options["cell"]
+    maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
+    deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.
     differences = [
         maps_between_acquisitions(
-            data, scans[folds == fold], maps[folds == fold], deep[None, None], cell,
-            job.config.acquisitions, ensemble.seed + fold,
+            data, scans[folds == fold], maps[folds == fold], deep, cell, acquisitions, seed + fold
         )
-        for fold in range(ensemble.n_networks)
-    ]  # fmt: skip
+        for fold in range(folds.max() + 1)
+    ]
     unit = (examples.targets - options["mean"]) / options["scale"]
-    states = {}
-    for fold in range(ensemble.n_networks):
+    for fold, network in enumerate(networks):
         seen = folds != fold
-        others = [rows for k, rows in enumerate(differences) if k != fold]
+        others = np.concatenate([rows for k, rows in enumerate(differences) if k != fold])
         centre, level = maps[seen].mean(axis=0), unit[seen].mean()
-        weights = ridge(maps[seen] - centre, unit[seen] - level, np.concatenate(others))
-        states[str(fold)] = {
-            "linear.weight": torch.from_numpy(weights).float()[None],
-            "linear.bias": torch.tensor([level - centre @ weights]).float(),
-        }
-    return states
+        weights = ridge(maps[seen] - centre, unit[seen] - level, others)
+        network.linear.weight.data = torch.from_numpy(weights).float()[None]
+        network.linear.bias.data = torch.tensor([level - centre @ weights]).float()
 
 
 def ridge(seen: np.ndarray, targets: np.ndarray, differences: np.ndarray) -> np.ndarray:
@@ -184,9 +191,9 @@ def maps_between_acquisitions(
         for place, (stack, _) in zip(here, anew, strict=True):
             others = persons[here] != persons[place]
             if others.any():
-                told = here[others]
-                taken = np.full(len(told), ages[told].mean() + wrong)
-                code = site_code(described[others], taken, persons[told], appearance)
+                those = here[others]
+                taken = np.full(len(those), ages[those].mean() + wrong)
+                code = site_code(described[others], taken, persons[those], appearance)
                 mapped = IntensityMapping.of(code, appearance)(stack)
                 found.append(_map(mapped, cell) - maps[place])
     return np.concatenate(found)

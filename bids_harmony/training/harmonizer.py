@@ -1,30 +1,23 @@
-"""How sites are brought to the reference in training, and whether that moves them.
-
-The map of a site follows from its code (:mod:`bids_harmony.sites`). Nothing of it is trained on
-the site; it is calibrated, and measured on scans that its calibration did not see.
-"""
+"""How the scans of a training set are brought to the reference: calibration, and a comparator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import nn
 
-from bids_harmony.models.apply import predict_value
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
-from bids_harmony.models.slices import Box
+from bids_harmony.models.slices import Box, predict_value
 from bids_harmony.sites.calibration import estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import make_folds
 
-#: Ways of harmonizing: by the curve alone, without the use of any age, and with known ages.
+#: Methods of harmonizing: by the curve alone, without the use of any age, and with known ages.
 MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
-#: Part of the mean site offset that a map has to remove (issue 21).
-LEAST_REMOVED = 0.5
-N_QUANTILES = 256
+#: Quantiles that histograms are matched at, and reference scans, at most, that they come from.
+N_QUANTILES, MAX_HISTOGRAM = 256, 200
 
 #: Predicts the brain age of a scan, by its number, mapped as a code says; whether to spare the
 #: network (:func:`bids_harmony.sites.calibration.estimate_ages`).
@@ -43,20 +36,18 @@ def quick_age(
 
     ``box`` is what the networks see, the data's when None.
 
-    What was predicted is kept: with and without the network, calibration takes the same steps.
+    What was predicted is cached: with and without the network, calibration takes the same steps.
     """
-    kept: dict[tuple[object, ...], float] = {}
+    known: dict[tuple[object, ...], float] = {}
     box = box or data.box
 
     def predict(scan: int, code: SiteCode, spare: bool) -> float:
         follows = None if spare else network
         key = scan, code.shift.tobytes(), code.age, code.n, follows is None
-        if key not in kept:
+        if key not in known:
             volume = SiteMap.of(code, appearance, follows, box)(data.volume(scan)[0])
-            kept[key] = predict_value(
-                ensembles, volume, data.affine, box, slice_mm, step=4
-            )  # fmt: skip
-        return kept[key]
+            known[key] = predict_value(ensembles, volume, data.affine, box, slice_mm, step=4)
+        return known[key]
 
     return predict
 
@@ -68,7 +59,7 @@ def ways_to_calibrate(
     appearance: Appearance,
     network: MapNetwork | None,
 ) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
-    """Name the ways of harmonizing that are compared.
+    """Name the methods of harmonizing that are compared.
 
     Parameters
     ----------
@@ -80,17 +71,17 @@ def ways_to_calibrate(
     Returns
     -------
     dict
-        By way, what estimates ages (None: those that are known) and the network that follows the
-        curve. Without a network the curve alone is harmonization, and no way of its own.
+        By method, what estimates ages (None: those that are known) and the network that follows
+        the curve. Without a network the curve alone is harmonization, and no method of its own.
     """
-    ways: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
+    methods: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
     ages = spared = None
     if ensembles is not None:
         predict = ages = quick_age(data, ensembles, slice_mm, appearance, network)
         spared = lambda scan, code, spare: predict(scan, code, True)  # noqa: E731
     if network is not None:
-        ways[MAPPED] = (spared, None)
-    return ways | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
+        methods[MAPPED] = (spared, None)
+    return methods | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
 
 
 def calibrated(
@@ -195,55 +186,3 @@ def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray)
     own = np.quantile(volume[mask], np.linspace(0, 1, len(quantiles)))
     out[mask] = np.interp(volume[mask], own, quantiles)
     return out
-
-
-def acceptance(
-    sites: Mapping[str, Mapping[str, Mapping[str, Any]]], way: str = "harmonized"
-) -> dict[str, Any]:
-    """Tell whether a map removes what sites add, and leaves alone the sites that add nothing.
-
-    Parameters
-    ----------
-    sites : mapping
-        By site and way, figures with ``offset`` and ``offset_95``, of
-        scans that no calibration saw.
-    way : str
-        The one to judge, against ``none``.
-
-    Returns
-    -------
-    dict
-        ``passed`` (None where no site can be judged), ``removed`` (part of the mean absolute
-        offset of the sites whose raw offset differs from zero by more than its interval; None
-        without such a site), ``moved`` and ``still``, the names of the sites that were judged by
-        each rule, and ``text``, one sentence.
-    """
-    judged = {
-        site: (ways["none"], ways[way])
-        for site, ways in sites.items()
-        if {"none", way} <= ways.keys() and ways["none"].get("offset_95") is not None
-    }
-    moved = [s for s, (raw, _) in judged.items() if not _holds_zero(raw["offset_95"])]
-    still = sorted(set(judged) - set(moved))
-    removed = None
-    if moved:
-        before, after = (
-            float(np.mean([abs(judged[s][k]["offset"]) for s in moved])) for k in (0, 1)
-        )
-        removed = round(1 - after / before, 3)
-    disturbed = [s for s in still if not _holds_zero(judged[s][1]["offset_95"])]
-    if not judged:
-        passed, text = None, "No site could be judged: offsets need brain ages of three persons."
-    else:
-        passed = not disturbed and (removed is None or removed >= LEAST_REMOVED)
-        text = (
-            f"The map removes {100 * removed:.0f} % of the mean site offset at {', '.join(moved)}"
-            if removed is not None
-            else "No site differs from the reference by more than chance"
-        )
-        text += f", and makes one at {', '.join(disturbed)}." if disturbed else "."
-    return {"passed": passed, "removed": removed, "moved": moved, "still": still, "text": text}
-
-
-def _holds_zero(interval: tuple[float, float] | list[float] | None) -> bool:
-    return interval is None or interval[0] <= 0 <= interval[1]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids import counted, find_scans
+from bids_harmony.bids_tables import named_person
 from bids_harmony.console import say as tell
 from bids_harmony.contract import Contract
 from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.qc import ratings
 from bids_harmony.qc.record import image_digest
-from bids_harmony.training.config import TrainOptions, TrainScan
+from bids_harmony.text import read_json_or_empty
+from bids_harmony.training.config import TrainOptions
 
 if TYPE_CHECKING:
     from bids_harmony.bids import Scan
@@ -23,11 +24,62 @@ if TYPE_CHECKING:
 
 #: Statuses of scans that are not trained on.
 REJECTED = ("fail", "error", ratings.REJECTED)
+Say = Callable[[str], None]
 
 
-def read_scans(
-    config: RunConfig, say: Callable[[str], None]
-) -> tuple[list[TrainScan], TrainOptions]:
+@dataclass(frozen=True)
+class TrainScan:
+    """One preprocessed scan with what training may know of its subject.
+
+    Attributes
+    ----------
+    subject, site : str
+        Labels.
+    t1w, mask : pathlib.Path
+        Preprocessed volume and brain mask on the template grid.
+    age : float or None
+        In years.
+    metrics : dict
+        QC metrics of the scan, empty when there are none.
+    sex, diagnosis : str or None
+        ``M`` or ``F``; as the dataset writes it.
+    columns : dict of str to str
+        Cells of the dataset's tables, by column; those that say nothing are left out.
+    qc_status : str or None
+        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
+    made : Contract or None
+        How it was preprocessed, as its QC record says.
+    sha256 : str or None
+        Digest of the raw image's voxels, or of its file, as its QC record says.
+    raw, transform : pathlib.Path or None
+        Raw image, and its transform to the template.
+    descriptors : dict or None
+        Of :func:`bids_harmony.sites.code.describe`, as its QC record says.
+    """
+
+    subject: str
+    site: str
+    t1w: Path
+    mask: Path
+    age: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    sex: str | None = None
+    diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    qc_status: str | None = None
+    made: Contract | None = None
+    sha256: str | None = None
+    raw: Path | None = None
+    transform: Path | None = None
+    descriptors: dict[str, Any] | None = None
+
+    @property
+    def person(self) -> str | None:
+        """Whom the dataset's tables name as the person behind the label, if they do."""
+        return named_person(self.columns)
+
+
+def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptions]:
     """Find the dataset's preprocessed scans, saying what is odd with it and which are missing.
 
     Returns
@@ -74,40 +126,28 @@ def find_training_scans(
         folder = output_dir / f"sub-{scan.entities['subject']}"
         if session := scan.entities.get("session"):
             folder /= f"ses-{session}"
-        stem = f"{scan.key}_space-{contract.template}_res-{contract.resolution}_desc-"
-        t1w = folder / "anat" / f"{stem}preproc_T1w.nii.gz"
-        mask = folder / "anat" / f"{stem}brain_mask.nii.gz"
-        transform = (
-            folder / "anat" / f"{scan.key}_from-T1w_to-{contract.template}_mode-image_xfm.txt"
+        stem, space = folder / "anat" / scan.key, contract.template
+        t1w, mask = (
+            Path(f"{stem}_space-{space}_res-{contract.resolution}_desc-{end}.nii.gz")
+            for end in ("preproc_T1w", "brain_mask")
         )
         if not (t1w.is_file() and mask.is_file()):
             missing.append(scan.key)
             continue
-        try:
-            record = json.loads(
-                (folder / "anat" / f"{scan.key}_desc-harmony_qc.json").read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError):
-            record = {}
+        record = read_json_or_empty(Path(f"{stem}_desc-harmony_qc.json"))
+        transform = Path(f"{stem}_from-T1w_to-{space}_mode-image_xfm.txt")
         found.append(
             TrainScan(
-                scan.entities["subject"],
-                scan.site,
-                t1w,
-                mask,
-                scan.age,
-                dict(record.get("metrics", {})),
-                scan.sex,
-                scan.diagnosis,
-                scan.columns,
-                ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
-                made_under(record),
-                image_digest(record) or None,
-                scan.path,
-                transform if transform.is_file() else None,
-                record.get("descriptors"),
+                scan.entities["subject"], scan.site, t1w, mask, scan.age,
+                dict(record.get("metrics", {})), scan.sex, scan.diagnosis, scan.columns,
+                qc_status=ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
+                made=made_under(record),
+                sha256=image_digest(record) or None,
+                raw=scan.path,
+                transform=transform if transform.is_file() else None,
+                descriptors=record.get("descriptors"),
             )
-        )
+        )  # fmt: skip
     return found, missing
 
 
@@ -121,15 +161,10 @@ def made_under(record: dict[str, Any]) -> Contract | None:
         contract = Contract.from_dict(processing["contract"])
     except BundleError:  # another version's
         return None
-    return replace(contract, **{name: way for name, way in asked.items() if way != "auto"})
+    return replace(contract, **{name: how for name, how in asked.items() if how != "auto"})
 
 
-def common_contract(
-    scans: Sequence[TrainScan],
-    wanted: Contract,
-    say: Callable[[str], None],
-    bundle: str | None = None,
-) -> Contract:
+def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> Contract:
     """Name how most scans were preprocessed, and warn of the others.
 
     Parameters
@@ -137,11 +172,9 @@ def common_contract(
     scans : sequence of TrainScan
         Those whose records do not say how they were made do not count.
     wanted : Contract
-        What holds where no record says anything, and for ``bundle``.
+        Names the grid, and holds where no record says anything.
     say : callable
         Takes a warning.
-    bundle : str, optional
-        Name of the bundle whose contract is ``wanted``: all scans ought to be made so.
 
     Returns
     -------
@@ -149,28 +182,24 @@ def common_contract(
         For the new bundle: its networks may assume of a scan what they were trained on.
     """
     grid = (wanted.template, wanted.resolution)
-    ways = Counter(
-        scan.made
-        for scan in scans
-        if scan.made and (scan.made.template, scan.made.resolution) == grid
-    )
-    chosen = ways.most_common(1)[0][0] if ways and bundle is None else wanted
-    if others := sum(n for way, n in ways.items() if way != chosen):
-        text = f"skull strip {chosen.skull_strip}, registration {chosen.registration}"
+    made = [scan.made for scan in scans if scan.made]
+    counts = Counter(how for how in made if (how.template, how.resolution) == grid)
+    chosen = counts.most_common(1)[0][0] if counts else wanted
+    if others := counts.total() - counts[chosen]:
         say(
-            f"Warning: {others} of {len(scans)} scans were preprocessed in other ways than "
-            f"{f'the bundle {bundle} asks for' if bundle else 'most'} ({text}); "
-            "preprocess them again in the same way."
+            f"Warning: {others} of {len(scans)} scans were preprocessed differently from most "
+            f"(skull strip {chosen.skull_strip}, registration {chosen.registration}); preprocess "
+            "them again in the same way."
         )
     return chosen
 
 
-def usable_scans(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+def usable_scans(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
     """Leave out rejected and repeated scans, as both functions below do."""
     return without_copies(without_rejected(scans, say), say)
 
 
-def without_copies(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
     """Leave out a person's second copy of an image, and refuse one that two persons share.
 
     Parameters
@@ -186,13 +215,12 @@ def without_copies(scans: Sequence[TrainScan], say: Callable[[str], None]) -> li
         When two participants have the same image: it would be counted twice, and might be trained
         on under one name and tested under the other.
     """
-    kept: list[TrainScan] = []
+    used, shared = [], []
     first: dict[str, TrainScan] = {}
-    shared = []
     for scan in scans:
         other = first.setdefault(scan.sha256, scan) if scan.sha256 else scan
         if other is scan:
-            kept.append(scan)
+            used.append(scan)
         elif (other.person or other.subject) == (scan.person or scan.subject):
             say(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
         else:
@@ -204,10 +232,10 @@ def without_copies(scans: Sequence[TrainScan], say: Callable[[str], None]) -> li
             "Remove the wrong one, leave it out with --participant-label or --qc-ratings, or, if "
             "they are one person, say so in a column 'person' of participants.tsv.",
         )
-    return kept
+    return used
 
 
-def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> list[TrainScan]:
+def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
     """Leave out scans that quality control rejected, and say which.
 
     Raises
@@ -215,15 +243,18 @@ def without_rejected(scans: Sequence[TrainScan], say: Callable[[str], None]) -> 
     NoInputError
         When that leaves none.
     """
-    rejected = [scan for scan in scans if scan.qc_status in REJECTED]
-    for scan in rejected:
+    used = []
+    for scan in scans:
+        if scan.qc_status not in REJECTED:
+            used.append(scan)
+            continue
         people = scan.qc_status == ratings.REJECTED
         why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
         say(f"{scan.t1w.name} is left out: {why}.")
-    if scans and len(rejected) == len(scans):
+    if scans and not used:
         raise NoInputError(
             f"None of {counted(len(scans), 'preprocessed scan')} is left: quality control or the "
             "raters reject all.",
             "Check the ratings, or look at the reports of the participant level.",
         )
-    return [scan for scan in scans if scan.qc_status not in REJECTED]
+    return used

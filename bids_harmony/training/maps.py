@@ -1,14 +1,14 @@
 """Train the map network: reference scans under made-up acquisitions have to come back.
 
-``train_map`` reads from top to bottom: made-up sites, examples, the loss, the loop.
+``train_map`` reads from top to bottom: the loop, examples, the loss, made-up sites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +16,19 @@ from torch import Tensor
 
 from bids_harmony.console import counted_off
 from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
-from bids_harmony.models.slices import crop, uncrop
+from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance
-from bids_harmony.sites.descriptors import describe, vector
-from bids_harmony.training.acquisition import Acquisition, apply
-from bids_harmony.training.cache import Volumes, new_array
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.fabric import digest_of, has_bf16, load_checkpoint, save_checkpoint
-from bids_harmony.training.stored import as_stored
+from bids_harmony.training.acquisition import Acquisition, acquire
+from bids_harmony.training.config import TrainOptions
+from bids_harmony.training.data import TrainingSet, Volumes, new_array
+from bids_harmony.training.storage import (
+    Losses,
+    digest_of,
+    has_bf16,
+    load_network,
+    one_device,
+    save_network,
+)
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
 N_SITES, PER_SITE, STRENGTH = 100, 6, (0.2, 1.1)
@@ -37,43 +42,31 @@ UNTOUCHED = 0.08
 PERSONS = (3, 40)
 #: Intensities at which the mapping of a made-up site is read, and voxels it takes to read one.
 KNOTS, STEP, FEW = np.arange(0.05, 1.2, 0.05), 0.025, 50
+Say = Callable[[str], None]
 #: A smaller error than this is none.
 NOTHING = 0.004
 
 
-class MadeUp(NamedTuple):
-    """Reference scans under made-up acquisitions, each shared by some of them.
+@dataclass(frozen=True)
+class Reference:
+    """The scans of the reference site that a map learns from.
 
     Attributes
     ----------
-    volumes : Volumes
-        (n, slices, rows, columns) float16 intensities; background 0.
-    scans, sites : numpy.ndarray
-        (n,) number of the scan and of the made-up site.
-    shifts : numpy.ndarray
-        (sites, descriptors) by how much the acquisition changed the descriptors.
-    curves : numpy.ndarray
-        (sites, knots) intensities of the originals where the acquired ones are :data:`KNOTS`.
+    data : TrainingSet
+        All scans.
+    scans : numpy.ndarray
+        Numbers of those of the reference to learn from.
+    appearance : Appearance
+        Of the reference.
     """
 
-    volumes: Volumes
+    data: TrainingSet
     scans: np.ndarray
-    sites: np.ndarray
-    shifts: np.ndarray
-    curves: np.ndarray
+    appearance: Appearance
 
 
-def train_map(
-    data: TrainingSet,
-    scans: np.ndarray,
-    appearance: Appearance,
-    work_dir: Path,
-    *,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
-    quick: bool = False,
-) -> MapNetwork:
+def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: Say) -> MapNetwork:
     """Train the network that follows a site's intensity mapping.
 
     The network is not to mend the mapping: in training each made-up site has the mapping that its
@@ -81,90 +74,95 @@ def train_map(
 
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans to learn from.
-    appearance : Appearance
-        Of the reference.
+    reference : Reference
+        What to learn from.
+    options : TrainOptions
+        Seed, device and resolution; with ``fast_dev_run``, a few steps of a small network.
     work_dir : pathlib.Path
-        What was made up, and the finished network, are kept there.
-    seed : int
-        Random seed.
-    resolution : int
-        Of the template grid in mm.
+        What was made up, and the finished network, are cached there.
     say : callable
         Takes a line of progress.
-    quick : bool
-        A few steps of a small network on a few acquisitions, to see that it runs.
     """
+    quick, seed, device = options.fast_dev_run, options.seed, one_device(options.device)
     steps, n_sites = QUICK if quick else (STEPS, N_SITES)
     what = [steps, n_sites, PER_SITE, STRENGTH, BATCH, RATE, UNTOUCHED, PERSONS, seed]
-    about = replace(appearance, line=None).to_dict()
-    path = work_dir / f"map-{digest_of([what, about], data.content(scans))}.pt"
+    about = replace(reference.appearance, line=None).to_dict()
+    digest = digest_of([what, about], reference.data.content(reference.scans))
+    path = work_dir / f"map-{digest}.pt"
     torch.manual_seed(seed)
     network = MapNetwork(channels=(4, 4, 4)) if quick else MapNetwork()
+    if found := load_network(path, network):
+        return found
     rng = np.random.default_rng(seed)
-    if (state := load_checkpoint(path)) is not None:
-        network.load_state_dict(state)
-        return as_stored(network)
-    made_up = make_up_sites(data, scans, work_dir, n_sites, seed, resolution, say)
-    pairs = Pairs(data, scans, appearance, made_up)
+    pairs = make_pairs(reference, n_sites, options, work_dir, say)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16 = has_bf16("cpu")
-    for _ in counted_off(range(steps), steps, "training the map", say, "steps"):
+    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    bf16, losses = has_bf16(device), Losses("map")
+    progress = counted_off(
+        range(steps), steps, "training the map", lambda line: say(f"{line}; {losses}"), "steps"
+    )
+    for _ in progress:
+        step_loss = 0.0
         for _ in range(BATCH):
-            error = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
-            error.backward()  # type: ignore[no-untyped-call]
+            loss = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
+            loss.backward()  # type: ignore[no-untyped-call]
+            step_loss += loss.item()
+        losses.add(paired=step_loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    save_checkpoint(path, network.state_dict())
-    return as_stored(network)
+    return save_network(path, network)
 
 
+@dataclass(frozen=True)
 class Pairs:
     """Examples of which the truth is known: volumes after a site's mapping, and their originals.
 
-    Parameters
+    Attributes
     ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of the reference scans.
-    appearance : Appearance
-        Of the reference.
-    made_up : MadeUp
-        The reference scans at made-up sites.
+    reference : Reference
+        What they are made of.
+    acquired : Volumes
+        (n, slices, rows, columns) reference scans under made-up acquisitions, :data:`PER_SITE` of
+        each site; background 0.
+    originals : numpy.ndarray
+        (n,) numbers of the scans they were made of.
+    shifts : numpy.ndarray
+        (sites, descriptors) by how much the acquisition changed the descriptors.
+    curves : numpy.ndarray
+        (sites, knots) intensities of the originals where the acquired ones are :data:`KNOTS`.
     """
 
-    def __init__(
-        self, data: TrainingSet, scans: np.ndarray, appearance: Appearance, made_up: MadeUp
-    ) -> None:
-        self.data, self.scans, self.appearance, self.made_up = data, scans, appearance, made_up
-        # Reference scans seen through the eyes of a calibration: their codes are chance alone.
-        self.own = data.descriptors[scans] - appearance.expected(
-            np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
-        )
+    reference: Reference
+    acquired: Volumes
+    originals: np.ndarray
+    shifts: np.ndarray
+    curves: np.ndarray
+
+    @cached_property
+    def own(self) -> np.ndarray:
+        """How each reference scan differs from what is expected at its age: sampling noise."""
+        data, scans = self.reference.data, self.reference.scans
+        appearance = self.reference.appearance
+        ages = np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
+        return np.asarray(data.descriptors[scans] - appearance.expected(ages))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give a mapped volume, the site's code, and the original."""
-        chance = rng.choice(len(self.own), int(rng.integers(*PERSONS)))
-        shift = self.own[chance].mean(axis=0)
+        data = self.reference.data
+        persons = rng.choice(len(self.own), int(rng.integers(*PERSONS)))
+        shift = self.own[persons].mean(axis=0)
         if rng.random() < UNTOUCHED:
-            original = self.data.stack(int(rng.choice(self.scans)))[0]
-            mapped = original
+            mapped = original = data.stack(int(rng.choice(self.reference.scans)))[0]
         else:
-            row = int(rng.integers(len(self.made_up.scans)))
-            site = self.made_up.sites[row]
-            shift = shift + self.made_up.shifts[site]
-            original = self.data.stack(int(self.made_up.scans[row]))[0]
-            acquired = np.asarray(self.made_up.volumes[row], np.float32)
-            mapped = follow(self.made_up.curves[site], acquired)
-        return mapped, code_input(shift, len(chance), self.appearance), original
+            row = int(rng.integers(len(self.originals)))
+            site = row // PER_SITE
+            shift = shift + self.shifts[site]
+            original = data.stack(int(self.originals[row]))[0]
+            mapped = follow(self.curves[site], np.asarray(self.acquired[row], np.float32))
+        return mapped, code_input(shift, len(persons), self.reference.appearance), original
 
 
 def paired_loss(
@@ -173,13 +171,21 @@ def paired_loss(
     rng: np.random.Generator,
     bf16: bool,
 ) -> Tensor:
-    """Run the network on an example of :class:`Pairs`, as it is or flipped, and measure it."""
+    """Run the network on an example of :class:`Pairs`, as it is or flipped, and measure it.
+
+    The errors of intensities and of their differences between neighbours are relative to what
+    they were before, since acquisitions that blur would else outweigh all others. A network that
+    changes nothing has a loss of 2.
+    """
     mapped, code, original = example
-    x, y = network_inputs(mapped, original, rng)
+    device = next(network.parameters()).device
+    x, y = (drawn.to(device) for drawn in network_inputs(mapped, original, rng))
     mask = ((x > 0) & (y > 0)).float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out = network(x, (x > 0).float(), torch.from_numpy(code)[None])
-    return loss(out.float(), x, y, mask)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        out = network(x, (x > 0).float(), torch.from_numpy(code)[None].to(device))
+    before, after = errors(x, y, mask), errors(out.float(), y, mask)
+    first, second = (a / (b + NOTHING) for a, b in zip(after, before, strict=True))
+    return first + second
 
 
 def network_inputs(
@@ -190,16 +196,6 @@ def network_inputs(
     return (x.flip(3), y.flip(3)) if rng.random() < 0.5 else (x, y)
 
 
-def loss(out: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Error of intensities and of their differences, relative to what there was before.
-
-    Relative, since acquisitions that blur would else outweigh all others.
-    """
-    before, after = errors(x, y, mask), errors(out, y, mask)
-    first, second = (a / (b + NOTHING) for a, b in zip(after, before, strict=True))
-    return first + second
-
-
 def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
     """Mean absolute error of intensities, and of their differences between neighbours."""
     off = (out - y) * mask
@@ -208,84 +204,41 @@ def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
     return [off.abs().sum() / n, torch.stack(steps).sum() / (3 * n)]
 
 
-def make_up_sites(
-    data: TrainingSet,
-    scans: np.ndarray,
-    work_dir: Path,
-    n_sites: int,
-    seed: int,
-    resolution: int,
-    say: Callable[[str], None],
-) -> MadeUp:
-    """Acquire reference scans anew at made-up sites, once: they are kept in ``work_dir``.
+def make_pairs(
+    reference: Reference, n_sites: int, options: TrainOptions, work_dir: Path, say: Say
+) -> Pairs:
+    """Acquire reference scans anew at made-up sites, once: they are cached in ``work_dir``.
 
-    Parameters
-    ----------
-    data, scans, work_dir, n_sites, seed, resolution, say
-        As of :func:`train_map`.
+    The parameters are those of :func:`train_map`.
     """
+    data, scans, seed = reference.data, reference.scans, options.seed
     what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
-    path = work_dir / f"made-up-{digest_of(what, data.content(scans))}.npy"
+    path = work_dir / f"acquired-{digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
+        deep_grey = data.deep_grey(options.contract.resolution)
+        deep = torch.from_numpy(crop(deep_grey, data.box))[None, None]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         shape = (n_sites * PER_SITE, len(data.heights), *data.size)
-        numbers, shifts, curves = [], [], []
-        with new_array(path, shape) as stored:
+        originals, shifts, curves = [], [], []
+        with new_array(path, shape) as volumes:
             for site in counted_off(range(n_sites), n_sites, "making up sites", say, "sites"):
                 acquisition = Acquisition.draw(generator, float(rng.uniform(*STRENGTH)))
-                here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE)
-                pairs, changes = [], []
-                for k, scan in enumerate(here.tolist()):
-                    anew, described = acquire(data, scan, acquisition, generator, deep)
-                    stored[site * PER_SITE + k] = anew
-                    pairs.append((anew, data.stack(scan)[0]))
-                    changes.append(described - data.descriptors[scan])
-                numbers += here.tolist()
+                here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE).tolist()
+                anew = [acquire(data, scan, acquisition, generator, deep) for scan in here]
+                volumes[site * PER_SITE : (site + 1) * PER_SITE] = [stack for stack, _ in anew]
+                changes = [
+                    row - data.descriptors[i] for i, (_, row) in zip(here, anew, strict=True)
+                ]
+                stacks = [
+                    (new, data.stack(i)[0]) for i, (new, _) in zip(here[:3], anew, strict=False)
+                ]
+                originals += here
                 shifts.append(np.mean(changes, axis=0))
-                curves.append(read_curve(pairs[:3]))
-        np.savez(about, scans=numbers, shifts=np.array(shifts), curves=np.array(curves))
-    with np.load(about) as kept:
-        sites = np.repeat(np.arange(n_sites), PER_SITE)
-        return MadeUp(Volumes(path), kept["scans"], sites, kept["shifts"], kept["curves"])
-
-
-def acquire(
-    data: TrainingSet,
-    scan: int,
-    acquisition: Acquisition,
-    generator: torch.Generator,
-    deep: Tensor,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Acquire a scan anew.
-
-    Parameters
-    ----------
-    data : TrainingSet
-        All scans.
-    scan : int
-        Number of the scan.
-    acquisition : Acquisition
-        The new one.
-    generator : torch.Generator
-        Draws the noise.
-    deep : torch.Tensor
-        (1, 1, slices, rows, columns) where deep grey matter is.
-
-    Returns
-    -------
-    stack : numpy.ndarray
-        (slices, rows, columns) intensities; background 0.
-    descriptors : numpy.ndarray
-        Of the new scan.
-    """
-    x = torch.from_numpy(data.stack(scan)[0])[None, None]
-    stack = apply(acquisition, x, x > 0, generator, deep)[0][0, 0].numpy()
-    whole = uncrop(stack, data.box, data.shape)
-    zoom = float(abs(data.affine[0, 0]))
-    return stack, vector(describe(whole, data.brain_mask(scan), zoom))
+                curves.append(read_curve(stacks))
+        np.savez(about, originals=originals, shifts=np.array(shifts), curves=np.array(curves))
+    with np.load(about) as cached:
+        return Pairs(reference, Volumes(path), **cached)
 
 
 def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

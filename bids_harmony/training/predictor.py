@@ -2,40 +2,72 @@
 
 Two recipes: ``ARTICLE`` is the paper's (preprint §4.2: Adam, the rate divided by ten where the
 training loss stands still, single slices as they are); ``FAST``, the default, takes one cycle of
-AdamW over slices whose looks and pose are changed at random, so that the network leans less on
-one scanner's; numbers are predicted by the mean of slices and of a map of grey matter
+AdamW over slices whose appearance and pose are changed at random, so that the network leans less
+on one scanner's; numbers are predicted by the mean of slices and of a map of grey matter
 (:mod:`bids_harmony.training.grey_matter`).
 """
 
 from __future__ import annotations
 
-import time
+import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
-from bids_harmony.errors import HarmonyError
+from bids_harmony.console import counted_off
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import predictor_input, scaled_height
-from bids_harmony.training.augment import Augmentation, augment
+from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.examples import Examples
-from bids_harmony.training.fabric import has_bf16
-from bids_harmony.training.keeper import Keeper
+from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.storage import Losses, has_bf16
 
 #: The paper's rules: epochs without progress until the rate falls, and until training ends, and
 #: epochs in a row over which the validation loss may rise (preprint §4.2).
 SLOW_AFTER, STOP_AFTER, RISES = 5, 10, 5
 #: A loss that falls by less than this share stands still.
 STILL = 1e-3
-SAY_EVERY = 200
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Sizes of the random changes made to each training slice.
+
+    Attributes
+    ----------
+    tone : float
+        Standard deviation of the shift of CSF and grey matter (CSF is 0, white matter 1).
+    bias : float
+        Standard deviation of a smooth multiplicative field's logarithm.
+    noise : float
+        Largest standard deviation of added noise.
+    blur : float
+        Largest weight of a 3 x 3 blur; the same weight, negative, sharpens.
+    shift, scale, degrees : float
+        Standard deviations of shift (fraction of the half-width), scale and rotation.
+    edge : float
+        Share of slices whose outermost voxels are taken away.
+    plain : float
+        Share of slices only shifted by whole pixels and reflected: every other one has been
+        interpolated, and a network that never saw an untouched slice misjudges it by years.
+    """
+
+    tone: float = 0.08
+    bias: float = 0.08
+    noise: float = 0.04
+    blur: float = 0.5
+    shift: float = 0.02
+    scale: float = 0.03
+    degrees: float = 2.0
+    edge: float = 0.3
+    plain: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -59,7 +91,7 @@ class PredictorConfig:
     steps : int
         Steps of the cycle; with ``patient``, the most that are taken.
     patient : bool
-        The paper's schedule (:class:`Patience`) and losses.
+        The paper's schedule (:func:`is_over`) and losses.
     augmentation : Augmentation or None
         Random changes of training slices.
     acquisitions : int
@@ -107,6 +139,56 @@ def recipe_of(options: TrainOptions) -> PredictorConfig:
     )
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Middle slices of scans with one target value per scan, read when they are drawn.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        All scans.
+    scans : numpy.ndarray
+        (n,) numbers of the scans.
+    targets : numpy.ndarray
+        (n,) values, or 0/1.
+    slice_mm : tuple of float
+        Heights between which slices are drawn.
+    """
+
+    data: TrainingSet
+    scans: np.ndarray
+    targets: np.ndarray
+    slice_mm: tuple[float, float]
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """Person of each of the scans."""
+        return np.asarray(self.data.persons[self.scans])
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the middle slices."""
+        return middle_slices(len(self.data.heights), self.data.affine, self.slice_mm)
+
+    @cached_property
+    def heights(self) -> np.ndarray:
+        """Heights of the middle slices in mm."""
+        return np.asarray(self.data.heights[self.numbers])
+
+    def draw(self, which: np.ndarray, slices: np.ndarray) -> Tensor:
+        """Read slices: (n, 1, rows, columns), by place in ``scans`` and among the middle ones."""
+        drawn = self.data.slices(self.scans[which], self.numbers[slices])
+        return torch.from_numpy(drawn)[:, None]
+
+    def content(self) -> bytes:
+        """Digest targets and a slice of each scan, to know an earlier run's data again."""
+        digest = hashlib.sha256(self.targets.tobytes())
+        middle = np.array([len(self.numbers) // 2])
+        for place in range(len(self.scans)):
+            digest.update(self.draw(np.array([place]), middle).numpy().tobytes())
+        return digest.digest()
+
+
 def network_options(examples: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
     """Choose the options of :class:`SliceNetwork` for a set of examples."""
     options: dict[str, Any] = {
@@ -114,10 +196,15 @@ def network_options(examples: Examples, config: PredictorConfig, binary: bool) -
         "shape": list(examples.data.size),
         "hidden": config.hidden,
     }
-    if not binary:
-        options["mean"] = round(float(examples.targets.mean()), 3)
-        options["scale"] = max(round(float(examples.targets.std()), 3), 1e-3)
-    return options
+    return options if binary else options | target_scale(examples.targets)
+
+
+def target_scale(targets: np.ndarray) -> dict[str, float]:
+    """Mean and spread of the targets, that networks of numbers are centred on."""
+    return {
+        "mean": round(float(targets.mean()), 3),
+        "scale": max(round(float(targets.std()), 3), 1e-3),
+    }
 
 
 def train_predictor(
@@ -131,7 +218,6 @@ def train_predictor(
     seed: int,
     say: Callable[[str], None],
     device: str = "cpu",
-    checkpoint: Path | None = None,
 ) -> SliceNetwork:
     """Train one network.
 
@@ -155,9 +241,6 @@ def train_predictor(
         Takes a line of progress.
     device : str
         torch device.
-    checkpoint : pathlib.Path, optional
-        Where the training is kept, and from where it goes on to the same weights; it is removed
-        at the end.
 
     Returns
     -------
@@ -168,77 +251,60 @@ def train_predictor(
     ------
     HarmonyError
         When the loss is no longer a number.
-    KeyboardInterrupt
-        When a signal asked to stop.
     """
     torch.manual_seed(seed)
-    network = SliceNetwork(**options).to(device)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+    training = _Training(
+        examples, SliceNetwork(**options).to(device), config, binary, seed, device
     )
-    step = _Step(examples, network, optimiser, config, binary, seed, device)
-    train = _train_patiently if config.patient else _train_one_cycle
-    with Keeper(checkpoint, step) as keeper:
-        state = keeper.load()
-        if state:
-            step.first = step.count
-            say(f"predictor goes on after step {step.count}")
-        train(step, among, validation, say, keeper, state)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return set_layout(network.cpu().eval(), torch.contiguous_format)
+    if config.patient:
+        _train_patiently(training, among, validation, say)
+    else:
+        _train_one_cycle(training, among, say)
+    return set_layout(training.network.cpu().eval(), torch.contiguous_format)
 
 
-class _Step:
-    """One step of training, and the count of them."""
+class _Training:
+    """A network, its optimizer and its examples; :meth:`step` learns from a batch."""
 
     def __init__(
         self,
         examples: Examples,
         network: SliceNetwork,
-        optimiser: torch.optim.Optimizer,
         config: PredictorConfig,
         binary: bool,
         seed: int,
         device: str,
     ) -> None:
-        self.examples, self.optimiser = examples, optimiser
-        self.config, self.binary, self.device = config, binary, device
-        half = has_bf16(device)
-        self.half = torch.autocast(device, torch.bfloat16, enabled=half)
+        self.examples, self.config, self.binary, self.device = examples, config, binary, device
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        bf16 = has_bf16(device)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
         # In single precision a CPU takes two thirds of the time with channels last.
-        self.layout = torch.contiguous_format if half or device != "cpu" else torch.channels_last
+        self.layout = torch.contiguous_format if bf16 or device != "cpu" else torch.channels_last
         self.network = set_layout(network, self.layout)
-        self.chance = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
         self.targets = torch.from_numpy(examples.targets.astype(np.float32))
-        self.heights = torch.from_numpy(scaled_height(examples.heights))
-        self.count = self.first = 0
-        self.begun = time.monotonic()
+        self.heights = torch.from_numpy((examples.heights / HEIGHT_MM).astype(np.float32))
+        self.losses = Losses("predictor")
 
-    def take(self, which: np.ndarray, slices: np.ndarray, rate: float) -> float:
+    def step(self, which: np.ndarray, slices: np.ndarray) -> float:
         """Learn from slices, given by place of scan and of slice; return the loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = float(rate)  # a plain one, as checkpoints hold no numpy
         x = self.examples.draw(which, slices)
         if self.config.augmentation is not None:
-            x = augment(x, self.config.augmentation, self.chance)
+            x = augment(x, self.config.augmentation, self.generator)
         height = self.heights[slices][:, None, None, None].expand_as(x)
         x = torch.cat([x, height], dim=1).to(self.device, memory_format=self.layout)
-        with self.half:
+        with self.autocast:
             value = self.network(x).float()
         loss = self.loss(value, self.targets[which].to(self.device))
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.count += 1
-        found = float(loss.item())
-        if not np.isfinite(found):
-            raise HarmonyError(
-                f"The predictor's loss is not a number at step {self.count}.",
-                "Look for damaged scans or absurd values of the target.",
-            )
-        return found
+        self.optimizer.step()
+        self.losses.add(training=loss.item())
+        return loss.item()
 
     def loss(self, value: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy; the paper's squared error in units of the targets' spread; or robust."""
@@ -250,139 +316,103 @@ class _Step:
         unit = 0.6 * self.network.scale
         return F.smooth_l1_loss(value / unit, target / unit)
 
-    def rate(self) -> float:
-        """Slices per second since this process began."""
-        spent = max(time.monotonic() - self.begun, 1e-9)
-        return (self.count - self.first) * self.config.batch / spent
 
-
-def _train_one_cycle(
-    step: _Step,
-    among: np.ndarray,
-    _: Examples | None,
-    say: Callable[[str], None],
-    keeper: Keeper,
-    state: dict[str, Any],
-) -> None:
+def _train_one_cycle(training: _Training, among: np.ndarray, say: Callable[[str], None]) -> None:
     """One cycle of the rate: up over the first tenth, down along a half cosine."""
-    config, steps = step.config, step.config.steps
-    weight = _even(step.examples.targets[among])
-    total = state.get("total", 0.0)
-    for number in range(step.count, steps):
-        done = number / steps
-        rise = min(1.0, (done + 0.01) / 0.1)
-        fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (done - 0.1) / 0.9)))
-        which = step.rng.choice(among, config.batch, p=weight)
-        slices = step.rng.integers(len(step.examples.numbers), size=config.batch)
-        total += step.take(which, slices, config.learning_rate * rise * (fall + 1e-3))
-        if (number + 1) % SAY_EVERY == 0 or number + 1 == steps:
-            left = (steps - step.count) * config.batch / step.rate()
-            say(
-                f"predictor step {step.count} of {steps}: loss "
-                f"{total / (step.count % SAY_EVERY or SAY_EVERY):.4f}; "
-                f"{step.rate():.0f} slices/s, {left:.0f} s left"
-            )
-            total = 0.0
-        keeper.keep(total=total)
+    config, rng, steps = training.config, training.rng, training.config.steps
+    weight = _even(training.examples.targets[among])
+    progress = counted_off(
+        range(steps),
+        steps,
+        "training a predictor",
+        lambda line: say(f"{line}; {training.losses}"),
+        "steps",
+    )
+    for number in progress:
+        share = number / steps
+        rise = min(1.0, (share + 0.01) / 0.1)
+        fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))
+        training.optimizer.param_groups[0]["lr"] = config.learning_rate * rise * (fall + 1e-3)
+        which = rng.choice(among, config.batch, p=weight)
+        training.step(which, rng.integers(len(training.examples.numbers), size=config.batch))
 
 
 def _train_patiently(
-    step: _Step,
-    among: np.ndarray,
-    validation: Examples | None,
-    say: Callable[[str], None],
-    keeper: Keeper,
-    state: dict[str, Any],
+    training: _Training, among: np.ndarray, validation: Examples | None, say: Callable[[str], None]
 ) -> None:
-    """Follow the paper's schedule over epochs of all slices; keep the best validation epoch."""
-    patience = Patience(step.config.learning_rate)
-    vars(patience).update(state.get("patience", {}))
-    best = state.get("best", np.inf)
-    kept = state.get("kept") or {k: v.clone() for k, v in step.network.state_dict().items()}
-    while not patience.done and step.count < step.config.steps:
-        step.network.train()
-        losses = []
-        for which, slices in _epoch(step, among):
-            if step.count < step.config.steps:
-                losses.append(step.take(which, slices, patience.rate))
-                keeper.end_if_asked()  # it goes on from the end of the last epoch kept
-        judged = _validation_loss(step, validation)
-        patience.note(float(np.mean(losses)), judged)
-        if judged is None or judged < best:
-            best = np.inf if judged is None else judged
-            kept = {k: v.clone() for k, v in step.network.state_dict().items()}
-        text = "" if judged is None else f", validation {judged:.4f}"
+    """Follow the paper's schedule over epochs of all slices; keep the best validation epoch.
+
+    The rate is divided by ten when the training loss has stood still for five epochs.
+    """
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        training.optimizer, factor=0.1, patience=SLOW_AFTER - 1, threshold=STILL
+    )
+    network = training.network
+    losses: list[float] = []
+    judged: list[float] = []
+    best = copy.deepcopy(network.state_dict())
+    while training.losses.step < training.config.steps and not is_over(losses, judged):
+        network.train()
+        epoch = [
+            training.step(which, slices)
+            for which, slices in _epoch(training, among)
+            if training.losses.step < training.config.steps
+        ]
+        losses.append(float(np.mean(epoch)))
+        schedule.step(losses[-1])
+        text = ""
+        if validation is not None and len(validation.scans):
+            judged.append(_validation_loss(training, validation))
+            text = f", validation {judged[-1]:.4f}"
+        if not judged or judged[-1] == min(judged):
+            best = copy.deepcopy(network.state_dict())
         say(
-            f"predictor epoch {patience.epochs} (step {step.count}): loss "
-            f"{np.mean(losses):.4f}{text}; rate {patience.rate:g}, {step.rate():.0f} slices/s"
+            f"predictor epoch {len(losses)} (step {training.losses.step}): "
+            f"loss {losses[-1]:.4f}{text}; rate {schedule.get_last_lr()[0]:g}"
         )
-        keeper.keep(patience=vars(patience), best=best, kept=kept)
-    step.network.load_state_dict(kept)
+    network.load_state_dict(best)
 
 
-def _epoch(step: _Step, among: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def is_over(losses: Sequence[float], validation: Sequence[float]) -> bool:
+    """Tell whether the paper's schedule has ended (preprint §4.2).
+
+    Parameters
+    ----------
+    losses, validation : sequence of float
+        Training loss, and validation loss where there is one, of each epoch so far.
+
+    Returns
+    -------
+    bool
+        Whether the training loss has stood still for ten epochs, or the validation loss has risen
+        five epochs in a row.
+    """
+    best, still = np.inf, 0
+    for loss in losses:
+        best, still = (loss, 0) if loss < best * (1 - STILL) else (best, still + 1)
+    rises = np.diff(validation[-RISES - 1 :]) > 0
+    return still >= STOP_AFTER or (len(rises) == RISES and bool(rises.all()))
+
+
+def _epoch(training: _Training, among: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches that hold every middle slice of the scans once, in random order."""
-    n = len(step.examples.numbers)
-    order = step.rng.permutation(len(among) * n)
-    for start in range(0, len(order), step.config.batch):
-        some = order[start : start + step.config.batch]
+    n, batch = len(training.examples.numbers), training.config.batch
+    order = training.rng.permutation(len(among) * n)
+    for some in np.split(order, range(batch, len(order), batch)):
         if len(some) > 1:  # batch normalisation needs two
             yield among[some // n], some % n
 
 
-def _validation_loss(step: _Step, validation: Examples | None) -> float | None:
-    if validation is None or not len(validation.scans):
-        return None
-    step.network.eval()
+def _validation_loss(training: _Training, validation: Examples) -> float:
+    training.network.eval()
     losses = []
-    for i, target in enumerate(validation.targets):
-        x = torch.from_numpy(predictor_input(validation.stack(i), validation.heights))
+    for scan, target in zip(validation.scans, validation.targets, strict=True):
+        stack = validation.data.stack(scan)[0][validation.numbers]
+        x = torch.from_numpy(predictor_input(stack, validation.heights))
         with torch.inference_mode():
-            value = step.network(x.to(step.device)).float()
-            losses.append(float(step.loss(value, torch.full_like(value, float(target)))))
+            value = training.network(x.to(training.device)).float()
+            losses.append(float(training.loss(value, torch.full_like(value, float(target)))))
     return float(np.mean(losses))
-
-
-class Patience:
-    """The paper's schedule (preprint §4.2).
-
-    The rate is divided by ten when the training loss has stood still for five epochs. Training
-    ends when it has for ten, or when the validation loss has risen five epochs in a row.
-
-    Parameters
-    ----------
-    rate : float
-        First learning rate.
-
-    Attributes
-    ----------
-    rate : float
-        For the next epoch.
-    epochs : int
-        Epochs so far.
-    done : bool
-        Whether training has ended.
-    """
-
-    def __init__(self, rate: float) -> None:
-        self.rate, self.epochs, self.done = rate, 0, False
-        self._best, self._still, self._rises = np.inf, 0, 0
-        self._validation: float | None = None
-
-    def note(self, training: float, validation: float | None) -> None:
-        """Take the losses of an epoch."""
-        self.epochs += 1
-        if training < self._best * (1 - STILL):
-            self._best, self._still = training, 0
-        else:
-            self._still += 1
-        if validation is not None:
-            rose = self._validation is not None and validation > self._validation
-            self._rises = self._rises + 1 if rose else 0
-            self._validation = validation
-        if self._still == SLOW_AFTER:
-            self.rate /= 10
-        self.done = self._still >= STOP_AFTER or self._rises >= RISES
 
 
 def _even(targets: np.ndarray) -> np.ndarray:
@@ -393,10 +423,65 @@ def _even(targets: np.ndarray) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def predict_stack(
-    members: Sequence[nn.Module], stack: np.ndarray, heights: np.ndarray
-) -> np.ndarray:
-    """Value of each slice of one scan, averaged over an ensemble."""
-    with torch.inference_mode():
-        x = torch.from_numpy(predictor_input(stack, heights))
-        return np.asarray(np.mean([m(x).double().numpy() for m in members], axis=0))
+def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Change the appearance and pose of slices at random.
+
+    Parameters
+    ----------
+    slices : torch.Tensor
+        (batch, 1, rows, columns) intensities, background 0.
+    how : Augmentation
+        Sizes of the changes.
+    generator : torch.Generator
+        Random number generator.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape, background 0.
+    """
+    n, _, rows, columns = slices.shape
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    plain = uniform(n, 1, 1, 1) < how.plain
+    rows_by, columns_by = (int(v) for v in torch.randint(-2, 3, (2,), generator=generator))
+    untouched = torch.roll(slices, (rows_by, columns_by), dims=(2, 3))
+    untouched = torch.where(uniform(n, 1, 1, 1) < 0.5, untouched.flip(2), untouched)
+    # Pose: rotation, anisotropic scale, shift and reflection, in one resampling.
+    angle = normal(n) * how.degrees * torch.pi / 180
+    sx, sy = (1 + how.scale * normal(2, n)).unbind()
+    flip = torch.where(uniform(n) < 0.5, -1.0, 1.0)
+    dx, dy = (how.shift * normal(2, n)).unbind()
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # Columns come first in grid_sample; rows run left to right in the brain, so rows are flipped.
+    top = torch.stack([sx * cos, -sin, dx], dim=1)
+    bottom = torch.stack([sin, flip * sy * cos, dy], dim=1)
+    grid = F.affine_grid(torch.stack([top, bottom], dim=1), [n, 1, rows, columns], False)
+    x = F.grid_sample(slices, grid, align_corners=False)
+    mask = (x > 5e-4).float()
+    # Intensity mapping: move CSF (0) and grey matter against white matter (1).
+    csf = how.tone * normal(n, 1, 1, 1)
+    x = torch.relu(x - csf) / (1 - csf)
+    x = x ** torch.exp(2 * how.tone * normal(n, 1, 1, 1))
+    x = x * (1 + 0.5 * how.tone * normal(n, 1, 1, 1))
+    # Bias field: cubic interpolation of a coarse random grid.
+    field = F.interpolate(
+        how.bias * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
+    )
+    x = x * torch.exp(field)
+    # Sharpness, then noise.
+    weight = how.blur * (2 * uniform(n, 1, 1, 1) - 1)
+    smooth = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    x = x + weight * (smooth - x)
+    x = x + how.noise * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
+    # Mask: on some slices, peel one more voxel where a smooth random field says so.
+    inner = 1 - F.max_pool2d(1 - mask, 3, 1, 1)
+    patch = F.interpolate(uniform(n, 1, 6, 6), size=(rows, columns), mode="bilinear")
+    away = (uniform(n, 1, 1, 1) < how.edge) & (patch < 0.5)
+    mask = torch.where(away, inner, mask)
+    return torch.where(plain, untouched, torch.clamp(x, 0, 2) * mask)

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from bids_harmony.bids import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import crop, uncrop
+from bids_harmony.models.slices import crop, predict_value
+from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.calibration import age_bias, empirical_half_width, fit_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.examples import Examples
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
-from bids_harmony.training.members import Ensemble, Job, train_members
-from bids_harmony.training.predictor import PredictorConfig, network_options
+from bids_harmony.training.predictor import (
+    Examples,
+    PredictorConfig,
+    network_options,
+    train_predictor,
+)
 from bids_harmony.training.splits import TEST, VALIDATION, make_folds
+from bids_harmony.training.storage import digest_of, load_network, save_network
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
+Say = Callable[[str], None]
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
 SIMULATED_NAME = "schizophrenia_probability"
+#: A network is never stretched beyond this, either way.
+MOST_STRETCH = 2.0
 INTERVAL = (
     "empirical: holds 90 % of the errors on reference persons of networks that had not seen them; "
     "what is predicted is the ensembles' mean, and no coverage is guaranteed"
@@ -68,13 +78,91 @@ class Predictor:
 
     @property
     def ensembles(self) -> list[list[nn.Module]]:
-        """The ensembles, as :func:`bids_harmony.models.apply.predict_slices` takes them."""
+        """The ensembles, as :func:`bids_harmony.models.slices.predict_slices` takes them."""
         return list(self.networks.values())
 
     @property
     def binary(self) -> bool:
         """Whether the networks give logits."""
         return bool(self.target["output"] == "logit")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks for one target, each trained on the scans of all folds but its own.
+
+    Attributes
+    ----------
+    name : str
+        The target's name.
+    examples : Examples
+        Scans and targets.
+    validation : Examples or None
+        Scans that the paper's schedule watches.
+    folds : numpy.ndarray
+        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
+    n_networks : int
+        How many there are.
+    binary : bool
+        Whether they give logits.
+    seed : int
+        Of the first network; the others take the next ones.
+    config : PredictorConfig
+        Size and optimisation.
+    folder : pathlib.Path
+        Where finished networks are cached.
+    """
+
+    name: str
+    examples: Examples
+    validation: Examples | None
+    folds: np.ndarray
+    n_networks: int
+    binary: bool
+    seed: int
+    config: PredictorConfig
+    folder: Path
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Options of the networks."""
+        return network_options(self.examples, self.config, self.binary)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """File of each network, named by all that decides its weights."""
+        recipe = {k: v for k, v in self.config.to_dict().items() if k != "acquisitions"}
+        content = self.examples.content() + (self.validation.content() if self.validation else b"")
+        found = []
+        for fold in range(self.n_networks):
+            what = [recipe, self.options, self.binary, self.seed + fold]
+            digest = digest_of(what, content + (self.folds != fold).tobytes())
+            found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
+        return found
+
+    def train(self, fold: int, device: str, say: Say) -> None:
+        """Train the network of a fold and save it."""
+        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
+        network = train_predictor(
+            self.examples, np.flatnonzero(self.folds != fold), self.validation, self.options,
+            self.config, binary=self.binary, seed=self.seed + fold, say=say, device=device,
+        )  # fmt: skip
+        save_network(self.paths[fold], network)
+
+    def load(self) -> list[nn.Module]:
+        """Load the finished networks, with the weights as a bundle has them."""
+        loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
+        return [network for network in loaded if network is not None]
+
+    def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
+        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
+        data, slice_mm = self.examples.data, self.examples.slice_mm
+        found = np.full(len(self.folds), np.nan)
+        for i in np.flatnonzero(self.folds < len(networks)):
+            volume = data.volume(self.examples.scans[i])[0]
+            ensemble = [[networks[self.folds[i]]]]
+            found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
+        return found
 
 
 def train_predictors(
@@ -88,12 +176,12 @@ def train_predictors(
     *,
     device: str = "cpu",
     nprocs: int = 1,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, Predictor]:
     """Train every target's ensemble on the reference site.
 
-    A network that is finished is kept in ``work_dir``, so that the same call continues where it
-    was cut short and ends with the same weights.
+    Finished networks are cached in ``work_dir``, so that the same call continues where it was
+    cut short and ends with the same weights.
 
     Parameters
     ----------
@@ -111,7 +199,7 @@ def train_predictors(
     config : PredictorConfig
         Size and optimisation.
     work_dir : pathlib.Path
-        Where finished networks are kept.
+        Where finished networks are cached.
     device : str
         torch device.
     nprocs : int
@@ -129,60 +217,73 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    job = Job(options, config, work_dir / "predictors", device, say)
+    folder, slice_mm = work_dir / "predictors", options.contract.slice_mm
     columns = [column for column in options.targets if column != SIMULATED]
     targets = find_targets(data, columns, reference, fit)
-    planned = {target.name: _plan(data, split, fit, reference, target, job) for target in targets}
+    ensembles = []
+    for target in targets:
+        scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
+        examples, validation = (
+            Examples(data, some, target.values[some], slice_mm) for some in (scans, watched)
+        )
+        ensembles.append(
+            Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
+                     options.seed, config, folder)
+        )  # fmt: skip
     if SIMULATED in options.targets:
-        planned[SIMULATED_NAME] = _plan_simulated(data, split, reference, job)
-    members = train_members(planned, job, nprocs)
+        examples, held = simulated_patients(data, split, reference, options, say)
+        ensembles.append(
+            Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
+                     options.seed + 1000, config, folder)
+        )  # fmt: skip
+    train_networks(ensembles, device, nprocs, say)
     predictors = {
-        target.name: _finish(target, planned[target.name], members[target.name], job)
-        for target in targets
+        target.name: _finish(target, ensemble, options, say)
+        for target, ensemble in zip(targets, ensembles, strict=False)
     }
     if SIMULATED in options.targets:
-        made_up = SIMULATED_NAME
-        predictors[made_up] = _finish_simulated(planned[made_up], members[made_up], job)
+        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], options.seed, say)
     return predictors
 
 
-def _plan(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    target: Target,
-    job: Job,
-) -> Ensemble:
-    """Say what an ensemble is trained on, each network without one fold."""
-    options, slice_mm = job.options, job.options.contract.slice_mm
-    scans, watched, folds = plan_folds(data, split, fit, reference, target, options, job.config)
-    examples = Examples.of(data, scans, target.values[scans], slice_mm)
-    return Ensemble(
-        target.name,
-        examples,
-        Examples.of(data, watched, target.values[watched], slice_mm),
-        folds,
-        network_options(examples, job.config, target.binary),
-        target.binary,
-        options.folds,
-        options.seed,
-    )
+def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
+    """Train the networks of all ensembles but those that an earlier run has finished.
+
+    The parameters are those of :func:`train_predictors`.
+    """
+    calls: list[tuple[Any, ...]] = []
+    for ensemble in ensembles:
+        for fold, path in enumerate(ensemble.paths):
+            if path.is_file():
+                say(f"{ensemble.name}-{fold} was trained before: {path}")
+            else:
+                prefix = f"[{ensemble.name} {fold + 1}] "
+                calls.append((ensemble, fold, device, partial(prefixed, say, prefix)))
+    if min(nprocs, len(calls)) > 1 and device == "cpu":
+        deque(side_by_side(_train_on_one_thread, calls, nprocs), maxlen=0)
+    else:
+        for ensemble, fold, _, _ in calls:
+            ensemble.train(fold, device, say)
 
 
-def _finish(
-    target: Target, ensemble: Ensemble, members: list[SliceNetwork], job: Job
-) -> Predictor:
+def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -> None:
+    torch.set_num_threads(1)
+    ensemble.train(fold, device, say)
+
+
+def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say) -> Predictor:
     """Calibrate a target's ensembles on their folds."""
-    truth, persons = ensemble.examples.targets, ensemble.examples.persons
-    networks: dict[str, list[nn.Module]] = {target.name: [*members]}
-    entries: dict[str, dict[str, Any]] = {
-        target.name: {"kind": "slice", "options": ensemble.network}
-    }
-    if job.config.acquisitions and not target.binary:
-        options, fitted = grey_matter_networks(ensemble, job)
-        networks[f"{target.name}_grey_matter"] = [*fitted]
-        entries[f"{target.name}_grey_matter"] = {"kind": "grey_matter", "options": options}
+    name, truth, persons = target.name, ensemble.examples.targets, ensemble.examples.persons
+    networks = {name: ensemble.load()}
+    entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
+    if ensemble.config.acquisitions and not target.binary:
+        name = f"{name}_grey_matter"
+        grey_options, networks[name] = grey_matter_networks(
+            ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
+            seed=ensemble.seed, resolution=options.contract.resolution,
+            path=ensemble.folder / name, say=say,
+        )  # fmt: skip
+        entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
         for k, (name, each) in enumerate(networks.items()):
@@ -190,8 +291,8 @@ def _finish(
                 each, entries[name]["options"], predicted[k], truth, ensemble.folds
             )
     unseen = np.mean(predicted, axis=0)
-    found = figures(unseen, truth, target.binary, np.random.default_rng(job.options.seed), persons)
-    job.say(f"{target.name} on folds not seen: {json.dumps(found)}")
+    found = figures(unseen, truth, target.binary, np.random.default_rng(options.seed), persons)
+    say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -203,8 +304,8 @@ def _finish(
 
 
 def _calibrate(
-    members: Sequence[Any],
-    network: dict[str, Any],
+    networks: Sequence[Any],
+    options: dict[str, Any],
     unseen: np.ndarray,
     truth: np.ndarray,
     folds: np.ndarray,
@@ -221,11 +322,11 @@ def _calibrate(
         slope, intercept = fit_line(unseen[folds != fold], truth[folds != fold])
         stretched[folds == fold] = slope * unseen[folds == fold] + intercept
     slope, intercept = fit_line(unseen, truth)
-    mean, scale = slope * network["mean"] + intercept, slope * network["scale"]
-    network = network | {"mean": round(mean, 3), "scale": round(scale, 3)}
-    for member in members:
-        member.mean, member.scale = network["mean"], network["scale"]
-    return stretched, network
+    mean, scale = slope * options["mean"] + intercept, slope * options["scale"]
+    options = options | {"mean": round(mean, 3), "scale": round(scale, 3)}
+    for network in networks:
+        network.mean, network.scale = options["mean"], options["scale"]
+    return stretched, options
 
 
 def _describe(
@@ -256,6 +357,70 @@ def _describe(
     if target.name == "brain_age":
         entry["age_bias"] = age_bias(unseen, values)
     return entry
+
+
+def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept that bring predictions nearest to the truth, by least squares.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) of scans the network had not seen.
+
+    Returns
+    -------
+    slope, intercept : float
+        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); where there is nothing to fit, the
+        predictions are left as they are.
+    """
+    if len(truth) < 3 or np.ptp(predicted) == 0:
+        return 1.0, 0.0
+    slope = float(np.clip(np.polyfit(predicted, truth, 1)[0], 1 / MOST_STRETCH, MOST_STRETCH))
+    return slope, float(truth.mean() - slope * predicted.mean())
+
+
+def empirical_half_width(
+    errors: np.ndarray, persons: np.ndarray | None = None, level: float = 0.9
+) -> float:
+    """Half-width of an empirical interval: a quantile of absolute errors on unseen scans.
+
+    Parameters
+    ----------
+    errors : numpy.ndarray
+        (scans,) predicted minus true values.
+    persons : numpy.ndarray, optional
+        (scans,) whose scan it is: the scans of a person count as one together. Each scan is
+        another person's when None.
+    level : float
+        Share of persons whose errors lie within. Of n persons the ceil((n + 1) level)-th smallest
+        error is taken, the largest where n is too small for the level.
+    """
+    labels = np.arange(len(errors)) if persons is None else persons
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(errors), kind="stable")
+    share = np.cumsum(1 / counts[inverse][order])
+    place = int(np.searchsorted(share, (len(counts) + 1) * level - 1e-9))
+    return float(np.abs(errors)[order[min(place, len(order) - 1)]])
+
+
+def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
+    """Fit how the gap depends on age: gap = intercept + slope * age (de Lange, Beheshti).
+
+    Parameters
+    ----------
+    predicted, age : numpy.ndarray
+        (scans,) years, of scans the network had not seen.
+
+    Returns
+    -------
+    dict
+        ``slope``, ``intercept`` (years) and ``n``.
+    """
+    if len(age) < 3 or np.ptp(age) == 0:
+        return {"slope": 0.0, "intercept": 0.0, "n": len(age)}
+    slope, intercept = np.polyfit(age, predicted - age, 1)
+    return {"slope": round(float(slope), 4), "intercept": round(float(intercept), 3),
+            "n": len(age)}  # fmt: skip
 
 
 def plan_folds(
@@ -308,13 +473,21 @@ def plan_folds(
     return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
 
 
-def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: Job) -> Ensemble:
-    """Say what is made of reference scans to train on: every other has a simulated effect.
+def simulated_patients(
+    data: TrainingSet, split: np.ndarray, reference: str, options: TrainOptions, say: Say
+) -> tuple[Examples, np.ndarray]:
+    """Make patients of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
     like the simulation's patients, and every output says so.
+
+    Returns
+    -------
+    examples : Examples
+        Labels 0 and 1.
+    held : numpy.ndarray
+        (examples,) whether a scan is held out.
     """
-    options = job.options
     scans = np.flatnonzero(data.sites == reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
     held = split[scans] == TEST
@@ -325,33 +498,32 @@ def _plan_simulated(data: TrainingSet, split: np.ndarray, reference: str, job: J
         order = np.flatnonzero(group)[np.argsort(data.ages[scans][group], kind="stable")]
         ill += list(dict.fromkeys(persons[order].tolist()))[1::2]
     labels = np.isin(persons, ill).astype(float)
-    plain = Examples.of(data, scans, labels, options.contract.slice_mm)
-    chance = np.random.default_rng(options.seed + 1000)
-    changed = {}
-    for place, (scan, label) in enumerate(zip(scans, labels, strict=True)):
-        strength = float(chance.uniform(*STRENGTH)) if label else 0.0
-        moved = _with_effect(data, int(scan), strength, options.seed + int(scan))
-        changed[place] = moved[plain.numbers]
-    examples = replace(plain, changed=changed)
-    job.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
-    network = network_options(examples, job.config, binary=True)
-    return Ensemble(
-        SIMULATED_NAME, examples, None, np.where(held, 0, 1), network, True, 1, options.seed + 1000
-    )
+    examples = Examples(data, scans, labels, options.contract.slice_mm)
+    rng, changed = np.random.default_rng(options.seed + 1000), {}
+    for scan, label in zip(scans.tolist(), labels, strict=True):
+        strength = float(rng.uniform(*STRENGTH)) if label else 0.0
+        volume, mask = data.volume(scan)
+        seed = options.seed + scan
+        volume, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
+        # Other slices are never read, and so take no memory.
+        changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
+        changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
+    say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    return replace(examples, data=replace(data, volumes=changed)), held
 
 
-def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job) -> Predictor:
+def _finish_simulated(ensemble: Ensemble, seed: int, say: Say) -> Predictor:
     """Tell how the network trained on simulated labels does on the scans held out."""
-    held = ensemble.folds == 0
+    held, networks = ensemble.folds == 0, ensemble.load()
     found: dict[str, Any] = {"n": 0}
     if held.any():
-        score, truth = ensemble.unseen(members)[held], ensemble.examples.targets[held]
+        score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
-        found = figures(score, truth, True, np.random.default_rng(job.options.seed), persons)
-    job.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+        found = figures(score, truth, True, np.random.default_rng(seed), persons)
+    say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
-        {SIMULATED_NAME: [*members]},
-        {SIMULATED_NAME: {"kind": "slice", "options": ensemble.network}},
+        {SIMULATED_NAME: networks},
+        {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},
         {
             "output": "logit",
             "training_data": "simulated",
@@ -359,10 +531,3 @@ def _finish_simulated(ensemble: Ensemble, members: list[SliceNetwork], job: Job)
         },
         {"held_out_simulated": {**found, "labels": "simulated"}},
     )
-
-
-def _with_effect(data: TrainingSet, scan: int, strength: float, seed: int) -> np.ndarray:
-    stack, inside = data.stack(scan)
-    volume, mask = (uncrop(part, data.box, data.shape) for part in (stack, inside))
-    changed, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
-    return crop(changed, data.box).astype(np.float16)

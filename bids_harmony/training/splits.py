@@ -27,7 +27,7 @@ def split_subjects(
     validation, test : float
         Shares of each site's persons.
     rng : numpy.random.Generator
-        Source of chance.
+        Random number generator.
 
     Returns
     -------
