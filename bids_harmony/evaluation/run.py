@@ -388,7 +388,7 @@ def summarize(
 
 def _made_up(bids_dir: Path) -> bool:
     """Whether the dataset says that the simulator made it."""
-    from bids_harmony.simulation.describe import GENERATOR
+    from bids_harmony.simulation import GENERATOR
 
     description = read_json_or_empty(bids_dir / "dataset_description.json")
     try:
