@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 from numpy.random import Generator
 from scipy import ndimage
 
@@ -212,14 +213,8 @@ def make_head(
     sums = {"brain": where.shape[1], **sums, "ventricle": ventricle.sum(dtype=float)}
     volumes = {f"{name}_ml": value * spacing**3 / 1000.0 for name, value in sums.items()}
     truth = {name: round(float(value), 4) for name, value in (volumes | effects).items()}
-    return Head(labels, fractions.astype(np.float32), grid(spacing), truth)
-
-
-def grid(spacing: int) -> np.ndarray:
-    """Return the 4 x 4 voxel-to-mm matrix of heads of a voxel size."""
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = ORIGIN
-    return affine
+    affine = from_matvec(spacing * np.eye(3), ORIGIN)
+    return Head(labels, fractions.astype(np.float32), affine, truth)
 
 
 def _deformation(
@@ -271,8 +266,7 @@ def _sample(values: np.ndarray, where: np.ndarray, order: int = 1) -> np.ndarray
     """Read a map of 1 mm or 2 mm at (3, ...) places given in voxels of 1 mm."""
     where = where / 2.0 if values.shape == SHAPES[2] else where
     kind = np.float32 if order else values.dtype
-    found = ndimage.map_coordinates(values, where, order=order, mode="nearest", output=kind)
-    return np.asarray(found)
+    return np.asarray(ndimage.map_coordinates(values, where, kind, order, mode="nearest"))
 
 
 @cache

@@ -27,8 +27,7 @@ Row = dict[str, Any]
 Key = tuple[int, int]
 
 TRUTH, MASKS = Path("derivatives/truth"), Path("derivatives/masks")
-BIDS_VERSION = "1.10.0"
-#: READMEs, and the dictionary of the columns of all tables.
+#: Descriptions and READMEs of the datasets, and the dictionary of the columns of all tables.
 TEXTS = files("bids_harmony.data") / "simulation"
 
 
@@ -93,10 +92,14 @@ def simulate_dataset(
     plan = [{scanner: next(kinds) for scanner in seen} for seen in visits]
 
     made = f"{n_sites} sites, {len(people)} heads, seed {seed}"
-    _describe(out, "README", {"Name": "Simulated heads", "Authors": [GENERATOR]}, made)
-    _describe(out / TRUTH, "README_truth", {"Name": "Truth of the simulated heads"}, made)
-    if any("wrong-mask" in scans.values() for scans in plan):
-        _describe(out / MASKS, "README_masks", {"Name": "Wrong brain masks"}, made)
+    datasets = {"raw": out, "truth": out / TRUTH, "masks": out / MASKS}
+    if not any("wrong-mask" in scans.values() for scans in plan):
+        del datasets["masks"]
+    for name, dataset in datasets.items():
+        about = json.loads((TEXTS / f"{name}.json").read_text(encoding="utf-8"))
+        about["GeneratedBy"] = [{"Name": GENERATOR, "Version": __version__, "Description": made}]
+        write_json(dataset / "dataset_description.json", about)
+        write_text(dataset / "README", (TEXTS / f"README_{name}").read_text(encoding="utf-8"))
     load_template()
     spacing = 2 if resolution >= 2 else 1
     make = partial(make_head, spacing=spacing, diagnosis_effect=diagnosis_effect)
@@ -116,8 +119,6 @@ def simulate_dataset(
     _write_table(out / TRUTH / "scans.tsv", scans)
     _write_table(out / TRUTH / "sites.tsv", [_site(scanner) for scanner in scanners])
     write_text(out / TRUTH / ".bidsignore", "scans.*\nsites.*\n")
-    if travelling:
-        write_json(out / "sessions.json", {"site": _columns()["site"]})
 
 
 def plan_people(n_sites: int, size: int, *, seed: int) -> pd.DataFrame:
@@ -175,17 +176,6 @@ def sidecar(scanner: Scanner) -> Row:
     }
 
 
-def _describe(dataset: Path, readme: str, about: Row, made: str) -> None:
-    """Write a dataset's description and README."""
-    kind: Row = {"DatasetType": "raw"}
-    if dataset.parent.name == "derivatives":
-        kind = {"DatasetType": "derivative", "DatasetLinks": {"raw": "../.."}}
-    generated = {"Name": GENERATOR, "Version": __version__, "Description": made}
-    common = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [generated]}
-    write_json(dataset / "dataset_description.json", {**about, **kind, **common})
-    write_text(dataset / "README", (TEXTS / readme).read_text(encoding="utf-8"))
-
-
 def _write_person(
     out: Path,
     make: Callable[..., Head],
@@ -217,7 +207,7 @@ def _write_person(
         rows.append({**row, "severity": round(severity, 4)})
     if travelling:
         sessions = [{"session_id": f"ses-{s.site}", "site": s.site} for s in plan]
-        _write_tsv(out / name / f"{name}_sessions.tsv", sessions)
+        _write_table(out / name / f"{name}_sessions.tsv", sessions, out / "sessions.json")
     return heads[min(heads)].truth, rows
 
 
@@ -231,17 +221,9 @@ def _site(scanner: Scanner) -> Row:
     return row | {f"{name}_to_wm": round(signals[name], 4) for name in ("gm", "csf", "fat")}
 
 
-def _columns() -> Row:
-    """Return what each column of the tables holds."""
-    return dict(json.loads((TEXTS / "columns.json").read_text(encoding="utf-8")))
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write a table and the dictionary of its columns."""
-    known = {name: about for name, about in _columns().items() if name in rows[0]}
-    write_json(path.with_suffix(".json"), known)
-    _write_tsv(path, rows)
-
-
-def _write_tsv(path: Path, rows: Sequence[Row]) -> None:
+def _write_table(path: Path, rows: list[Row], dictionary: Path | None = None) -> None:
+    """Write a table and the dictionary of its columns, beside it unless told where."""
+    columns = json.loads((TEXTS / "columns.json").read_text(encoding="utf-8"))
+    known = {name: about for name, about in columns.items() if name in rows[0]}
+    write_json(dictionary or path.with_suffix(".json"), known)
     write_text(path, pd.DataFrame(rows).to_csv(sep="\t", index=False, lineterminator="\n"))

@@ -26,7 +26,6 @@ RELAXATION: dict[str, tuple[float, float, float, float, float]] = {
     "gm": (1050.0, 1330.0, 84.0, 66.0, 0.82),
     "wm": (640.0, 830.0, 66.0, 53.0, 0.70),
     "csf": (4000.0, 4300.0, 1000.0, 800.0, 1.00),
-    "air": (1000.0, 1000.0, 1.0, 1.0, 0.0),
     "bone": (900.0, 1000.0, 3.0, 2.0, 0.08),
     "marrow": (290.0, 370.0, 18.0, 12.0, 0.40),
     "fat": (290.0, 370.0, 40.0, 30.0, 0.60),
@@ -202,10 +201,8 @@ def scan_head(
     placed = _affine(turn * (5.0, 2.0, 2.5), shift * (2.0, 4.0, 4.0)) @ head.affine
     shape, affine = _field_of_view(head, scanner)
     resample = tio.Resample((shape, affine))
-    mask = resample(
-        tio.ScalarImage(tensor=head.brain_mask[None].astype(np.float32), affine=placed)
-    )
-    brain = mask.numpy()[0] > 0.5
+    inside = head.brain_mask[None].astype(np.float32)
+    brain = resample(tio.ScalarImage(tensor=inside, affine=placed)).numpy()[0] > 0.5
     wide = np.maximum(np.square(scanner.voxel_mm) - head.affine[0, 0] ** 2, 0.0) / 12.0
     blur = np.sqrt(wide + scanner.blur_mm**2 / (8.0 * np.log(2.0)))
     steps = [tio.Blur(tuple(blur)), resample]
