@@ -365,9 +365,9 @@ def _draw_head(hull: np.ndarray) -> np.ndarray:
         labels[_ellipsoid(middle, radii, 1) < 1.0] = tissue
     labels[skin > 0.0] = Tissue.AIR
     labels[(depth < skull_end) & (labels != Tissue.AIR)] = Tissue.BONE
-    marrow = SKULL_MM * (0.18 + 0.1 * noise)
+    marrow = SKULL_MM * (0.18 + 0.06 * noise)
     labels[np.abs(depth - CSF_MM - 0.5 * SKULL_MM) < marrow] = Tissue.MARROW
-    labels[depth < CSF_MM + 1.0] = Tissue.BONE
+    labels[depth < CSF_MM + 1.5] = Tissue.BONE
     labels[depth < CSF_MM] = Tissue.CSF
     for tissue, radius in SPINE.items():
         labels[_ellipsoid((0, -38, -150), (radius, radius, 92), 1) < 1.0] = tissue
