@@ -1,4 +1,4 @@
-"""Simulated heads: what they look like, and what is true about them."""
+"""Simulated heads: their anatomy, and what is true about them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ RELAXATION: dict[str, tuple[float, float, float, float, float]] = {
     "cord": (740.0, 990.0, 66.0, 53.0, 0.72),
     "lesion": (1700.0, 2100.0, 140.0, 110.0, 0.90),
 }
-#: Orientations of the stored axes that scanners and converters produce.
+#: Orientations of the voxel axes that scanners and converters produce.
 ORIENTATIONS = ("RAS", "LAS", "PSR", "LIA", "ASR", "LPS")
 #: Voxel sizes (left-right, front-back, up-down; mm) of sites in turn.
 VOXEL_SIZES = np.array([
@@ -67,7 +67,7 @@ class Scanner:
     fov_mm : tuple of float
         Field of view along the same axes.
     orientation : str
-        Direction of the stored axes, as in ``nibabel.aff2axcodes``.
+        Direction of the voxel axes, as in ``nibabel.aff2axcodes``.
     tilt_deg : float
         Rotation of the field of view about the left-right axis, written in the affine.
     blur_mm : float
@@ -77,7 +77,7 @@ class Scanner:
     noise : float
         Standard deviation of each channel's noise relative to white matter's signal.
     wm_level : float
-        Stored value of white matter.
+        Voxel value of white matter.
     """
 
     site: str
@@ -215,18 +215,18 @@ def scan_head(
     noise *= np.float32(severity if kind == "noise" else scanner.noise)
     level = np.float32(scanner.wm_level * np.exp(0.08 * rng.standard_normal()))
     # The magnitude of two noisy channels: Rician.
-    stored = np.rint(np.minimum(level * np.hypot(clean + noise[0], noise[1]), 32767.0))
-    images = {"t1w": stored.astype(np.int16), "brain": brain.astype(np.uint8)}
+    values = np.rint(np.minimum(level * np.hypot(clean + noise[0], noise[1]), 32767.0))
+    images = {"t1w": values.astype(np.int16), "brain": brain.astype(np.uint8)}
     if kind == "cropped":
         axis, end = ((2, 1), (2, -1), (1, 1))[bad.integers(3)]
         part = _without_end(brain, severity, axis, end)
-        images = {name: values[part] for name, values in images.items()}
+        images = {name: array[part] for name, array in images.items()}
         affine = affine @ from_matvec(np.eye(3), [side.start or 0 for side in part])
         severity = 1.0 - images["brain"].sum() / brain.sum()
     elif kind == "wrong-orientation":
         affine = _confuse_axes(affine, shape, severity, bad)
     elif kind == "wrong-mask":
-        wrong = _wrong_mask(stored, brain, scanner, severity, bad)
+        wrong = _wrong_mask(values, brain, scanner, severity, bad)
         images["wrong_brain"] = wrong.astype(np.uint8)
         severity = (wrong != brain).sum() / brain.sum()
     elif kind == "lesion":

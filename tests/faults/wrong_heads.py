@@ -1,4 +1,4 @@
-"""Scans of something else than an adult head lying as usual, made up as well as can be."""
+"""Scans of something else than an adult head in the ordinary position, as well as can be made."""
 
 from __future__ import annotations
 
