@@ -29,7 +29,8 @@ RUN python -m venv --without-pip ${ENV} \
         --constraint constraints.txt --index-url ${TORCH_INDEX} torch
 COPY container/trim.sh container/check_pins.py ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['evaluate'], sep='\n')" > requirements.txt \
+extras = p['optional-dependencies']; \
+print(*p['dependencies'], *extras['evaluate'], *extras['simulate'], sep='\n')" > requirements.txt \
     && pip --python ${ENV}/bin/python install --no-cache-dir --no-compile \
         --constraint constraints.txt --requirement requirements.txt \
     && ${ENV}/bin/python check_pins.py constraints.txt \

@@ -1,17 +1,20 @@
-"""Simulated scanners: contrast, noise, and a brain that is found in their scans."""
+"""Simulated scanners: their contrast, what is found in their scans, and what is bad about some."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_harmony.simulation.head import Head, make_head
+from bids_harmony.simulation import KINDS
+from bids_harmony.simulation.anatomy import Head, make_head
 from bids_harmony.simulation.scanner import RELAXATION, Scanner, draw_scanner, scan_head
+
+#: Seeds whose movement, crop and wrong mask are each of another sort.
+SEEDS = [(1,), (2,), (3,), (4,)]
 
 
 @pytest.fixture(scope="module")
@@ -19,34 +22,47 @@ def head() -> Head:
     return make_head(3, age=45, spacing=2)
 
 
+@pytest.fixture(scope="module")
+def scanner() -> Scanner:
+    return draw_scanner(1, 3, min_voxel_mm=2.0)
+
+
+def arrays(images: dict[str, nib.Nifti1Image]) -> list[np.ndarray]:
+    """Arrays in RAS+ order of the axes."""
+    return [np.asarray(nib.as_closest_canonical(img).dataobj) for img in images.values()]
+
+
+def scan(head: Head, scanner: Scanner, kind: str, seed: tuple[int]) -> tuple[np.ndarray, ...]:
+    """Return the good scan, its mask, the bad scan, its mask and its severity."""
+    images, severity = scan_head(head, scanner, seed, kind)
+    return (*arrays(scan_head(head, scanner, seed)[0]), *arrays(images)[:2], severity)
+
+
 @pytest.mark.parametrize("site", [1, 2, 3, 4])
 def test_contrast_is_that_of_t1w(head: Head, site: int) -> None:
-    scanner = dataclasses.replace(
-        draw_scanner(1, site), voxel_mm=(2.0, 2.0, 2.0), tilt_deg=0.0, orientation="RAS"
-    )
-    signals = {name: scanner.signal(name) for name in RELAXATION}
+    scanner = dataclasses.replace(draw_scanner(1, site), voxel_mm=(2.0, 2.0, 2.0), tilt_deg=0.0)
+    signals = scanner.signals()
     assert signals["fat"] > signals["wm"] == 1.0 > signals["gm"] > abs(signals["csf"])
     assert 0.5 < signals["gm"] < 0.9
     assert signals["bone"] < 0.1
-    scan, mask = scan_head(head, scanner, 1)
-    data, inside = np.asarray(scan.dataobj), np.asarray(mask.dataobj) > 0
-    corner = data[:6, :6, :6]
-    assert 0 < corner.mean() < 0.2 * np.median(data[inside])
-    deep = ndimage.binary_erosion(inside, iterations=8)
+    images, severity = scan_head(head, scanner, (1,))
+    data, brain = arrays(images)
+    assert severity == 0
+    assert 0 < data[:6, :6, :6].mean() < 0.2 * np.median(data[brain > 0])
+    deep = ndimage.binary_erosion(brain, iterations=8)
     assert np.median(data[deep]) > 0.5 * scanner.wm_level
 
 
 def test_noise_in_air_is_rayleigh(head: Head) -> None:
     scanner = dataclasses.replace(draw_scanner(1, 1), wm_level=5000.0, noise=0.05, blur_mm=0.5)
-    data = np.asarray(scan_head(head, scanner, 1)[0].dataobj)
-    corner = data[:10, -12:, -12:].astype(float)
+    corner = arrays(scan_head(head, scanner, (1,))[0])[0][:10, -12:, -12:].astype(float)
     assert corner.mean() / corner.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.05)
 
 
 def test_signal_equation_agrees_with_a_pulse_by_pulse_simulation() -> None:
     scanner = draw_scanner(2, 3)
     for tissue in ("wm", "gm", "csf", "fat"):
-        assert scanner.signal(tissue) == pytest.approx(
+        assert scanner.signals()[tissue] == pytest.approx(
             bloch(scanner, tissue) / bloch(scanner, "wm"), rel=1e-6
         )
 
@@ -74,25 +90,111 @@ def bloch(scanner: Scanner, tissue: str) -> float:
 def test_scanners_differ_and_do_not_depend_on_each_other() -> None:
     scanners = [draw_scanner(5, site) for site in range(1, 7)]
     assert scanners[0].voxel_mm == (1.0, 1.0, 1.0)
-    assert not scanners[0].stripped
     assert len({s.voxel_mm for s in scanners}) >= 5
     assert len({s.wm_level for s in scanners}) == len({s.bias for s in scanners}) == 6
     assert draw_scanner(5, 3) == scanners[2] != draw_scanner(6, 3)
+    grey = [draw_scanner(seed, site).signals()["gm"] for seed in range(20) for site in range(1, 9)]
+    assert np.percentile(grey, 5) < 0.63
+    assert np.percentile(grey, 95) > 0.75
     for scanner in scanners:  # the readout train fits between inversions
         late = (scanner.train - scanner.train // 2) * scanner.spacing_ms
         assert scanner.inversion_ms > scanner.train // 2 * scanner.spacing_ms
         assert scanner.repetition_ms > scanner.inversion_ms + late
 
 
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_movement_puts_ghosts_into_air_and_blurs_the_brain(
+    head: Head, scanner: Scanner, seed: tuple[int]
+) -> None:
+    good, brain, bad, _, severity = scan(head, scanner, "ghosting", seed)
+    assert 3 < severity < 6
+    air = ~ndimage.binary_dilation(good > 0.15 * np.median(good[brain > 0]), iterations=4)
+    assert bad[air].mean() > 1.2 * good[air].mean()
+    deep = ndimage.binary_erosion(brain, iterations=3)
+    assert np.corrcoef(bad[deep], good[deep])[0, 1] < 0.9
+
+
+def test_wrong_contrast_has_csf_brighter_than_white_matter(head: Head, scanner: Scanner) -> None:
+    good, brain, bad, _, severity = scan(head, scanner, "wrong-contrast", (1,))
+    assert 80 < severity < 120
+    white = np.percentile(good[brain > 0], 80)
+    csf, tissue = (brain > 0) & (good < 0.35 * white), (brain > 0) & (good > 0.9 * white)
+    assert np.median(bad[csf]) > 3 * np.median(bad[tissue])
+    assert np.corrcoef(bad[brain > 0], good[brain > 0])[0, 1] < -0.7
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cropped_scan_has_lost_the_share_of_the_brain_its_label_says(
+    head: Head, scanner: Scanner, seed: tuple[int]
+) -> None:
+    whole, _ = scan_head(head, scanner, seed)
+    part, severity = scan_head(head, scanner, seed, "cropped")
+    volumes = [np.asarray(images["brain"].dataobj).sum() for images in (whole, part)]
+    assert 1 - volumes[1] / volumes[0] == pytest.approx(severity)
+    assert 0.13 < severity < 0.37
+    # What is left lies where it was, by the header.
+    start = (np.linalg.inv(whole["t1w"].affine) @ part["t1w"].affine[:, 3])[:3].round().astype(int)
+    place = tuple(slice(a, a + n) for a, n in zip(start, part["t1w"].shape, strict=True))
+    np.testing.assert_array_equal(whole["t1w"].get_fdata()[place], part["t1w"].get_fdata())
+
+
+def test_noise_is_as_strong_as_its_label_says(head: Head, scanner: Scanner) -> None:
+    good, brain, bad, _, severity = scan(head, scanner, "noise", (1,))
+    sigma = np.sqrt((bad[:8, -8:, -8:].astype(float) ** 2).mean() / 2)
+    assert 0.25 < severity < 0.45
+    # The receive field makes white matter uneven.
+    assert sigma / np.percentile(good[brain > 0], 80) == pytest.approx(severity, rel=0.35)
+
+
+def test_a_wrong_orientation_turns_the_header_and_leaves_the_data(
+    head: Head, scanner: Scanner
+) -> None:
+    good = scan_head(head, scanner, (1,))[0]["t1w"]
+    images, severity = scan_head(head, scanner, (1,), "wrong-orientation")
+    bad = images["t1w"]
+    np.testing.assert_array_equal(np.asarray(bad.dataobj), np.asarray(good.dataobj))
+    zooms, right = nib.affines.voxel_sizes(bad.affine), nib.affines.voxel_sizes(good.affine)
+    turn = (bad.affine[:3, :3] / zooms) @ np.linalg.inv(good.affine[:3, :3] / right)
+    assert np.degrees(np.arccos((np.trace(turn) - 1) / 2)) == pytest.approx(severity)
+    # One axis is stretched and another shrunk as much.
+    low, same, high = sorted(zooms / right)
+    assert high > 1.5
+    assert (low * high, same) == pytest.approx((1.0, 1.0))
+    np.testing.assert_array_equal(images["brain"].affine, bad.affine)
+    np.testing.assert_allclose(bad.get_qform(), bad.get_sform(), atol=1e-3)
+
+
+def test_a_wrong_mask_lacks_brain_or_holds_the_face(head: Head, scanner: Scanner) -> None:
+    larger = []
+    for seed in SEEDS:
+        images, severity = scan_head(head, scanner, seed, "wrong-mask")
+        brain, wrong = (images[name].get_fdata() > 0 for name in ("brain", "wrong_brain"))
+        assert 0.28 < severity < 0.52
+        assert (wrong != brain).sum() / brain.sum() == pytest.approx(severity)
+        larger.append(wrong.sum() > brain.sum())
+        assert not ((brain & ~wrong) if larger[-1] else (wrong & ~brain)).any()
+        good = scan_head(head, scanner, seed)[0]["t1w"]
+        np.testing.assert_array_equal(images["t1w"].get_fdata(), good.get_fdata())
+    assert set(larger) == {True, False}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_makes_the_same_scan(head: Head, scanner: Scanner, kind: str) -> None:
+    (one, severity), (two, again) = (scan_head(head, scanner, (9,), kind) for _ in range(2))
+    assert severity == again
+    for a, b in zip(one.values(), two.values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(a.dataobj), np.asarray(b.dataobj))
+
+
 @pytest.mark.slow
-def test_deepbet_finds_the_true_brain_and_it_registers(tmp_path: Path) -> None:
+def test_deepbet_finds_the_true_brain_and_it_registers(tmp_path) -> None:
     """At 1 mm with skull and scalp, as the demo's first site (a prototype reached 0.97)."""
     from bids_harmony.anat.affine import register_affine, resample
     from bids_harmony.anat.brain import deepbet_mask, dice
     from bids_harmony.anat.template import load_template
 
-    scan, mask = scan_head(make_head(21, age=60), draw_scanner(3, 1), 1)
-    truth = np.asarray(mask.dataobj) > 0
+    images, _ = scan_head(make_head(21, age=60), draw_scanner(3, 1), (1,))
+    scan, truth = images["t1w"], np.asarray(images["brain"].dataobj) > 0
     found = deepbet_mask(scan)
     assert dice(found, truth) >= 0.95
     brain = nib.Nifti1Image(np.asarray(scan.dataobj) * found, scan.affine)

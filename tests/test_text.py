@@ -18,7 +18,6 @@ from bids_harmony.engine import load_plugin
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread
 from bids_harmony.outputs import _raw_description
-from bids_harmony.simulation.labelmaps import read_table
 from bids_harmony.text import (
     TextError,
     decode,
@@ -142,8 +141,6 @@ def test_options_and_descriptions_are_read_in_every_encoding(
     assert _raw_description(tmp_path) == raw
     with pytest.raises(UsageError, match="holds a raw dataset"):
         _check_other_dataset(tmp_path, tmp_path / "bids")
-    write(tmp_path, "maps/labels.tsv", "index,tissue\r\n7,GM\r\n".encode(encoding))
-    assert read_table(tmp_path / "maps") == {7: "gm"}
 
 
 def test_a_configuration_that_was_not_fetched_is_named(paths: list[str], tmp_path: Path) -> None:

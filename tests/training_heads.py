@@ -17,25 +17,27 @@ AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 AFFINE[:3, 3] = (-78, -86, -58)
 
 
-def head(age: float, rng: np.random.Generator, tone: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def head(
+    age: float, rng: np.random.Generator, gamma: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return a ball with a ventricle that grows with age, and its mask."""
     mm = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in SHAPE], indexing="ij"))
     mm += AFFINE[:3, 3][:, None, None, None]
     r = np.sqrt(((mm - rng.normal(0, 1, (3, 1, 1, 1))) ** 2).sum(axis=0))
-    volume = np.where(r < 38, 1.0, 0.75**tone)
-    volume = np.where(r < 5 + age / 4, 0.5**tone, volume)
+    volume = np.where(r < 38, 1.0, 0.75**gamma)
+    volume = np.where(r < 5 + age / 4, 0.5**gamma, volume)
     mask = r < 56
     volume = np.clip(volume + 0.02 * rng.standard_normal(SHAPE), 0.01, 2)
     return np.where(mask, volume, 0).astype(np.float32), mask
 
 
-def write_scans(folder: Path, counts: dict[str, int], tones: dict[str, float]) -> list[TrainScan]:
+def write_scans(folder: Path, counts: dict[str, int], gammas: dict[str, float]) -> list[TrainScan]:
     rng = np.random.default_rng(0)
     scans = []
     for site, n in counts.items():
         for i in range(n):
             age = 20 + 50 * i / max(n - 1, 1)
-            volume, mask = head(age, rng, tones.get(site, 1.0))
+            volume, mask = head(age, rng, gammas.get(site, 1.0))
             stem = folder / f"{site}{i}"
             paths = [Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_mask.nii.gz")]
             nib.save(nib.Nifti1Image(volume, AFFINE), paths[0])

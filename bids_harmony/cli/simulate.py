@@ -1,80 +1,68 @@
-"""``bids_harmony-simulate``: a made-up multi-site BIDS dataset with known truth."""
+"""``bids_harmony-simulate``: a simulated multi-site BIDS dataset with known truth."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bids_harmony import __version__
 from bids_harmony.cli.run import use_utf8
 from bids_harmony.config import available_cpus
 from bids_harmony.console import flush, prepare_streams, say
-from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError
-
-#: Heads made at once unless told otherwise, where the machine has the processors.
-MAX_DEFAULT_NPROCS = 8
+from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError, MissingProgramError
+from bids_harmony.simulation import KINDS
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = argparse.ArgumentParser(
         prog="bids_harmony-simulate",
-        description="Write a BIDS dataset of made-up T1w scans from several made-up scanners, "
+        description="Write a BIDS dataset of simulated T1w scans from several simulated scanners, "
         "and its truth (brain masks, volumes, effects, scanners, what is wrong with which scan) "
         "in derivatives/truth. No person was scanned, and the diagnosis is made up.",
         epilog="Example: bids_harmony-simulate /tmp/heads --sites 3 --subjects 2 --seed 1",
     )
-    parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-
-    add = parser.add_argument_group("Sites and heads").add_argument
-    add("--sites", "--n-sites", type=int, default=3, metavar="N", help="number of sites [3]")
-    add("--subjects", "--n-subjects", type=int, nargs="+", default=[2], metavar="M",
-        help="heads per site, one number for all or one for each; with --travelling, heads in "
-        "all [2]")  # fmt: skip
+    add = parser.add_argument
+    nprocs = min(available_cpus(), 8)
+    add("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    add("--sites", dest="n_sites", type=number(1, 1000), default=3, metavar="N",
+        help="number of sites [3]")  # fmt: skip
+    add("--subjects", dest="n_subjects", type=number(1, 100_000), default=2, metavar="M",
+        help="heads per site; with --travelling, heads in all [2]")  # fmt: skip
     add("--travelling", "--traveling", action="store_true",
         help="scan the same heads at every site, one session per site")  # fmt: skip
-    add("--confound", type=float, default=0.0, metavar="YEARS",
-        help="site 1's heads are this much older on average than the others'; every site still "
-        "spans 18 to 85 years [0]")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="S",
+    add("--seed", type=number(0, 2**32), default=0, metavar="S",
         help="same seed, same dataset, byte by byte [0]")  # fmt: skip
-
-    add = parser.add_argument_group("What heads are like").add_argument
-    add("--diagnosis-effect", type=float, default=1.0, metavar="SIZE",
+    add("--diagnosis-effect", type=number(0.0, 2.0), default=1.0, metavar="SIZE",
         help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
         "all, 1 plain to see in a few dozen heads [1]")  # fmt: skip
-    add("--anatomies", type=Path, metavar="DIR",
-        help="make heads from the label maps (NIfTI) in this folder in turn: FreeSurfer's labels "
-        "and SimNIBS's for the rest of the head, or those of DIR/labels.tsv (columns index and "
-        "tissue) [one template]")  # fmt: skip
-    add("--pathology", type=float, default=0.0, metavar="SHARE",
-        help="share of heads, 0 to 1, with a lesion, a resection or strong "
-        "atrophy [0]")  # fmt: skip
-
-    add = parser.add_argument_group("What scans are like").add_argument
-    add("--resolution", type=float, default=0.0, metavar="MM",
-        help="no voxel finer than this, 0.8 to 4; small and fast datasets "
-        "[each site's own]")  # fmt: skip
-    add("--stripped-sites", type=int, nargs="+", default=[], metavar="K",
-        help="numbers of the sites that deliver scans without skull [none]")  # fmt: skip
-    add("--bad", type=float, default=0.0, metavar="SHARE",
+    add("--resolution", type=number(0.8, 4.0), default=0.8, metavar="MM",
+        help="no voxel finer than this; from 2 on, small and fast datasets [0.8]")  # fmt: skip
+    add("--bad", type=number(0.0, 1.0), default=0.0, metavar="SHARE",
         help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
         "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")  # fmt: skip
-    add("--bad-kinds", nargs="+", metavar="KIND",
-        help="only these kinds of bad scans: ghosting, wrong-contrast, cropped, noise, "
-        "wrong-orientation, wrong-mask, lesion [all]")  # fmt: skip
-
-    add = parser.add_argument_group("Running").add_argument
-    add("--nprocs", type=int, default=min(available_cpus(), MAX_DEFAULT_NPROCS), metavar="P",
-        help="heads made at the same time, about 0.3 GB each "
-        "[processors, at most 8: %(default)s]")  # fmt: skip
-    add("--overwrite", action="store_true",
-        help="replace a simulated dataset in OUT; derivatives that others wrote "
-        "stay")  # fmt: skip
+    add("--bad-kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
+        help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")  # fmt: skip
+    add("--nprocs", type=number(1, 1000), default=nprocs, metavar="P",
+        help="heads made at once, about 0.5 GB each [processors, at most 8]")  # fmt: skip
     return parser
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Return what reads an option's number and refuses one that is out of range."""
+
+    def parse(text: str) -> float:
+        value = type(low)(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}.")
+        return value
+
+    return parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,37 +76,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 when an argument is wrong, 70 when writing fails.
+        0; 2 when an argument is wrong, 70 when writing fails, 127 when TorchIO is missing.
     """
     if argv is None:
         use_utf8()
     prepare_streams()
     try:
         return _simulate(vars(build_parser().parse_args(argv)))
+    except HarmonyError as error:
+        say(f"bids_harmony-simulate: error: {error}", error=True)
+        return error.exit_code
+    except OSError as error:
+        say(f"bids_harmony-simulate: error: {error}. Check space and rights.", error=True)
+        return EXIT_SOFTWARE
+    except KeyboardInterrupt:
+        say("bids_harmony-simulate: stopped; remove what it wrote before another run.", error=True)
+        return 130
     finally:
         flush()
 
 
-def _simulate(options: dict[str, object]) -> int:
-    """Make the dataset, and say where it is or why it is not."""
+def _simulate(options: dict[str, Any]) -> int:
+    """Make the dataset, and say where it is."""
+    if find_spec("torchio") is None:
+        raise MissingProgramError(
+            "Simulating needs TorchIO.", "Install it: pip install 'bids_harmony[simulate]'."
+        )
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
-    from bids_harmony.simulation.defects import KINDS
 
-    program, out = "bids_harmony-simulate", Path(str(options.pop("output_dir")))
-    options["n_sites"], options["n_subjects"] = options.pop("sites"), options.pop("subjects")
-    options["bad_kinds"] = options["bad_kinds"] or tuple(KINDS)
-    try:
-        simulate_dataset(out, **options, progress=say)  # type: ignore[arg-type]
-    except HarmonyError as error:
-        say(f"{program}: error: {error}", error=True)
-        return error.exit_code
-    except OSError as error:
-        say(f"{program}: error: {error}. Check space and rights.", error=True)
-        return EXIT_SOFTWARE
-    except KeyboardInterrupt:
-        say(f"{program}: stopped; run again with --overwrite.", error=True)
-        return 130
+    out = options.pop("output_dir")
+    simulate_dataset(out, progress=say, **options)
     say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
     masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""
     say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")

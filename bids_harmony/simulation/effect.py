@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+Triple = tuple[float, float, float]
+
 #: Centres (MNI mm, left half; mirrored) and Gaussian widths (mm) of the regions.
 VENTRICLE = ((-14.0, -8.0, 15.0), (9.0, 26.0, 12.0))
 CORTEX = (((-32.0, 38.0, 16.0), (24.0, 26.0, 28.0)), ((-54.0, -8.0, -14.0), (20.0, 30.0, 18.0)))
@@ -51,60 +53,50 @@ def apply_effect(
     volume, mask : numpy.ndarray
         float32 volume, and boolean mask, deformed.
     """
-    zooms = np.abs(np.diag(affine)[:3])
-    grid = np.meshgrid(*[np.arange(n, dtype=np.float32) for n in volume.shape], indexing="ij")
-    mm = [g * affine[i, i] + affine[i, 3] for i, g in enumerate(grid)]
+    scale, origin = (values[:3].reshape(3, 1, 1, 1) for values in (np.diag(affine), affine[:, 3]))
+    axes = [np.arange(n, dtype=np.float32) for n in volume.shape]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+    mm, zooms = grid * scale + origin, np.abs(scale.ravel())
     move = _jitter(volume.shape, zooms, seed)
     if strength:
-        for i, step in enumerate(_widen_ventricles(mm)):
-            move[i] += strength * step
-        for i, step in enumerate(_thin_cortex(volume, mask, mm, zooms)):
-            move[i] += strength * step
+        move += strength * _widen_ventricles(mm)
+        move += strength * _thin_cortex(volume, mask, mm, zooms)
     # A displacement points to where each voxel's value is taken from.
-    where = [g + m / affine[i, i] for i, (g, m) in enumerate(zip(grid, move, strict=True))]
+    where = grid + move / scale
     moved = ndimage.map_coordinates(volume.astype(np.float32), where, order=1)
     inside = ndimage.map_coordinates(mask.astype(np.float32), where, order=1) > 0.5
     return np.where(inside, moved, 0).astype(np.float32), inside
 
 
-def _jitter(shape: tuple[int, ...], zooms: np.ndarray, seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    fields = []
-    for _ in range(3):
-        noise = rng.standard_normal(shape, dtype=np.float32)
-        smooth = ndimage.gaussian_filter(noise, JITTER_SMOOTH_MM / zooms)
-        fields.append(smooth * (JITTER_MM / smooth.std()))
-    return fields
+def _jitter(shape: tuple[int, ...], zooms: np.ndarray, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal((3, *shape), dtype=np.float32)
+    fields = [ndimage.gaussian_filter(part, JITTER_SMOOTH_MM / zooms) for part in noise]
+    return np.stack([field * (JITTER_MM / field.std()) for field in fields])
 
 
-def _bump(mm: list[np.ndarray], centre: tuple[float, ...], width: tuple[float, ...]) -> np.ndarray:
-    square = sum(((x - c) / w) ** 2 for x, c, w in zip(mm, centre, width, strict=True))
-    return np.asarray(np.exp(-0.5 * square))
+def _bump(mm: np.ndarray, centre: Triple, width: Triple, side: int) -> tuple[np.ndarray, ...]:
+    """Place in the left half (1) or the right (-1) relative to a centre, and a Gaussian of it."""
+    away = mm - np.reshape([side * centre[0], *centre[1:]], (3, 1, 1, 1))
+    return away, np.exp(-0.5 * ((away / np.reshape(width, (3, 1, 1, 1))) ** 2).sum(axis=0))
 
 
-def _widen_ventricles(mm: list[np.ndarray]) -> list[np.ndarray]:
+def _widen_ventricles(mm: np.ndarray) -> np.ndarray:
     """Magnify each lateral ventricle across its length: take values from nearer its axis."""
-    centre, width = VENTRICLE
-    move = [np.zeros_like(x) for x in mm]
+    move = np.zeros_like(mm)
     for side in (1, -1):
-        middle = (side * centre[0], *centre[1:])
-        weight = _bump(mm, middle, width) * WIDENING / (1 + WIDENING)
-        for i in (0, 2):
-            move[i] -= weight * (mm[i] - middle[i])
+        away, weight = _bump(mm, *VENTRICLE, side)
+        move[::2] -= weight * WIDENING / (1 + WIDENING) * away[::2]
     return move
 
 
 def _thin_cortex(
-    volume: np.ndarray, mask: np.ndarray, mm: list[np.ndarray], zooms: np.ndarray
-) -> list[np.ndarray]:
-    """Push the cortex's outer surface inwards: take values from the fluid or outside."""
-    weight = np.zeros(volume.shape)
-    for centre, width in CORTEX:
-        for side in (1, -1):
-            weight = np.maximum(weight, _bump(mm, (side * centre[0], *centre[1:]), width))
+    volume: np.ndarray, mask: np.ndarray, mm: np.ndarray, zooms: np.ndarray
+) -> np.ndarray:
+    """Push the cortex's outer surface inwards: take values from the CSF or outside."""
+    weight = np.maximum.reduce([_bump(mm, *part, side)[1] for part in CORTEX for side in (1, -1)])
     smooth = ndimage.gaussian_filter(volume.astype(np.float32), 1.5 / zooms)
     slope = np.array(np.gradient(smooth, *zooms))
     length = np.sqrt((slope**2).sum(axis=0)) + 1e-3
     # Only the pial side moves: from outside (0) to grey matter (0.55).
     pial = np.clip((0.6 - smooth) / 0.3, 0, 1) * ndimage.binary_dilation(mask, iterations=1)
-    return [-THINNING_MM * weight * pial * s / length for s in slope]
+    return np.asarray(-THINNING_MM * weight * pial * slope / length)

@@ -1,4 +1,4 @@
-"""Scans of something else than an adult head lying as usual, made up as well as can be."""
+"""Scans of something else than an adult head in the ordinary position, as well as can be made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_harmony.simulation.defects import Defect, scan_badly
-from bids_harmony.simulation.head import Head, make_head
-from bids_harmony.simulation.layers import Tissue
+from bids_harmony.simulation.anatomy import Head, Tissue, make_head
 from bids_harmony.simulation.scanner import draw_scanner, scan_head
 
 HOUNSFIELD = {"AIR": -1000, "BRAIN": 37, "CSF": 8, "BONE": 1000, "MARROW": 300, "FAT": -80}
@@ -20,10 +18,11 @@ def wrong_heads() -> dict[str, nib.Nifti1Image]:
     """By name; ``plain`` is the head they are made from."""
     head = make_head(3, age=45, spacing=2)
     scanner = draw_scanner(1, 3, min_voxel_mm=2.0)
-    plain, mask = scan_head(head, scanner, 1)
+    images, _ = scan_head(head, scanner, (1,))
+    plain, mask = images["t1w"], images["brain"]
     data, affine = plain.get_fdata(dtype=np.float32), plain.affine
-    tumour = make_head(3, age=45, spacing=2, pathology="lesion")
-    t2w, _, _ = scan_badly(head, scanner, 1, Defect("wrong-contrast", 100.0, 1, 1, 2))
+    tumour = make_head(3, age=45, spacing=2, lesion=True)
+    t2w = scan_head(head, scanner, (1,), "wrong-contrast")[0]["t1w"]
     return {
         "plain": plain,
         "turned by 90 degrees": _image(data, _turn("x", 90) @ affine),
@@ -33,7 +32,7 @@ def wrong_heads() -> dict[str, nib.Nifti1Image]:
         "knee": knee(),
         "CT": ct(head),
         "infant": infant(data, np.asarray(mask.dataobj) > 0, affine),
-        "tumour": scan_head(tumour, scanner, 1)[0],
+        "tumour": scan_head(tumour, scanner, (1,))[0]["t1w"],
     }
 
 

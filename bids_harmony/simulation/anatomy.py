@@ -1,0 +1,374 @@
+"""A simulated head: the average head, deformed into a person's, with an age and a diagnosis.
+
+The average brain is the one nilearn ships (MNI ICBM152 2009a symmetric: T1w, grey and white matter
+maps, brain mask). Skull, scalp, face and neck around it are drawn with distances and ellipsoids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.affines import from_matvec
+from numpy.random import Generator
+from scipy import ndimage
+
+from bids_harmony.anat.intensity import largest_component
+from bids_harmony.simulation.effect import CORTEX, Triple
+
+#: What is added to nilearn's grid of 1 mm, in front and below, to hold nose and neck.
+MARGIN = ((0, 0), (0, 24), (78, 0))
+#: First voxel (mm, RAS+) of every head's grid, and its shape in voxels of 1 mm and of 2 mm; the
+#: latter are every second of the former.
+ORIGIN = np.array([-98.0, -134.0, -150.0], dtype=np.float32)
+SHAPES = {1: (197, 257, 267), 2: (99, 129, 134)}
+#: Shape of a grid of 8 mm with the same corners, on which random fields are drawn.
+DRAWN_SHAPE = (25, 33, 34)
+DIAGNOSES = ("control", "schizophrenia")
+AGE_RANGE = (18.0, 85.0)
+#: Order of the rows of :attr:`Head.fractions`.
+BRAIN_TISSUES = ("gm", "wm", "csf", "lesion")
+
+#: Template T1w values taken as pure CSF and as no CSF at all.
+T1_CSF, T1_TISSUE = 0.28, 0.62
+#: CSF deeper than this below the brain's surface (mm) is ventricle.
+DEEP_MM = 22.0
+#: Reach (mm) of the tissue shift around growing ventricles.
+PULL_MM = 14.0
+#: Thickness (mm) of the CSF around the brain, of the skull, of the scalp and of the skin.
+CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = 1.8, 6.5, 5.5, 2.4
+#: Range of a lesion's radius, and width over which it passes into what is around it (mm).
+LESION_MM, LESION_EDGE_MM = (15.0, 22.5), 5.0
+
+
+class Tissue(IntEnum):
+    """What a voxel of a head's label map is made of; ``BRAIN`` voxels hold a mixture."""
+
+    AIR = 0
+    BRAIN = 1
+    CSF = 2
+    BONE = 3
+    MARROW = 4
+    FAT = 5
+    MUSCLE = 6
+    SKIN = 7
+    CORD = 8
+
+
+#: Ellipsoids (middle and radii in mm, on both sides) that add face, jaw, nose, ears and neck.
+FACE: tuple[tuple[Triple, Triple], ...] = (
+    ((0, 30, -62), (64, 66, 58)),
+    ((0, 44, -98), (48, 50, 42)),
+    ((0, 96, -62), (14, 18, 20)),
+    ((78, -24, -42), (6, 16, 28)),
+    ((0, -32, -160), (64, 70, 110)),
+)
+#: Ellipsoids within the face: nose, sinuses, mouth, throat, orbits and eyes.
+CAVITIES: tuple[tuple[Tissue, Triple, Triple], ...] = (
+    (Tissue.AIR, (0, 66, -54), (9, 30, 18)),
+    (Tissue.AIR, (25, 58, -64), (11, 13, 13)),
+    (Tissue.AIR, (0, 28, -56), (11, 11, 9)),
+    (Tissue.AIR, (0, 56, -92), (20, 24, 3)),
+    (Tissue.AIR, (0, 14, -104), (9, 7, 44)),
+    (Tissue.FAT, (32, 62, -36), (21.5, 21.5, 21.5)),
+    (Tissue.CSF, (32, 62, -36), (12.5, 12.5, 12.5)),
+)
+#: Radii (mm) of the spine's layers from the outside in.
+SPINE = {Tissue.MARROW: 16.0, Tissue.BONE: 11.0, Tissue.CSF: 9.0, Tissue.CORD: 5.5}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head on an isotropic RAS+ grid, before any scanner saw it.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        uint8 :class:`Tissue` per voxel.
+    fractions : numpy.ndarray
+        (3, n) float32 fractions of grey matter, white matter and CSF in the n brain voxels, in
+        the order of ``labels``, and a fourth row of the lesion where there is one; they sum to 1.
+    affine : numpy.ndarray
+        4 x 4 voxel-to-mm matrix.
+    truth : dict
+        Volumes in ml (``brain_ml``, ``gm_ml``, ``wm_ml``, ``csf_ml``, ``ventricle_ml``,
+        ``lesion_ml``) and what age (since 25 years) and diagnosis added to the outward shift of
+        the ventricles' walls (``ventricle_age_mm``, ``ventricle_diagnosis_mm``) and to the odds
+        by which CSF gains on cortex (``cortex_age_log_odds``, ``cortex_diagnosis_log_odds``).
+    """
+
+    labels: np.ndarray
+    fractions: np.ndarray
+    affine: np.ndarray
+    truth: dict[str, float]
+
+    @property
+    def brain_mask(self) -> np.ndarray:
+        """Boolean brain mask on the head's grid."""
+        return np.asarray(self.labels == Tissue.BRAIN)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The average head, on grids of 1 mm or 2 mm that begin at :data:`ORIGIN`.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        uint8 :class:`Tissue` per voxel of 1 mm.
+    fractions : numpy.ndarray
+        (3, ...) uint8 fractions, of 255, of grey matter, white matter and CSF per voxel of 1 mm;
+        CSF alone outside the brain.
+    brain, ventricle : numpy.ndarray
+        Signed distance (mm, negative inside) to the brain mask and to the lateral ventricles
+        with what of the third joins them, per voxel of 2 mm.
+    pull : numpy.ndarray
+        (3, ...) shift (mm), per voxel of 2 mm, that grows the ventricles by one mm.
+    diagnosis : numpy.ndarray
+        Weight, 0 to 1, of the diagnosis's thinning of cortex, per voxel of 2 mm.
+    """
+
+    labels: np.ndarray
+    fractions: np.ndarray
+    brain: np.ndarray
+    ventricle: np.ndarray
+    pull: np.ndarray
+    diagnosis: np.ndarray
+
+
+def make_head(
+    seed: Any,
+    *,
+    age: float,
+    diagnosis: str = "control",
+    sex: str = "F",
+    spacing: int = 1,
+    lesion: bool = False,
+    diagnosis_effect: float = 1.0,
+) -> Head:
+    """Make one head.
+
+    Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years ventricles
+    about double, faster late, and grey matter loses about an eighth, steadily. The diagnosis
+    widens the ventricles and thins frontal and temporal cortex; it is made up, and larger than
+    in patients, so that a few dozen heads show it.
+
+    Parameters
+    ----------
+    seed : int or sequence of int
+        The same seed and arguments make the same head; a lesion is put into the head that the
+        seed makes without it.
+    age : float
+        Years, 18 to 85.
+    diagnosis : str
+        ``control`` or ``schizophrenia`` (a simulated effect).
+    sex : str
+        ``F`` or ``M``.
+    spacing : int
+        Voxel size in mm, 1 or 2; 2 is several times faster.
+    lesion : bool
+        Whether the head has a lesion in white matter, a tissue of its own.
+    diagnosis_effect : float
+        Size of what the diagnosis does; 0 is nothing.
+
+    Returns
+    -------
+    Head
+    """
+    rng, template = np.random.default_rng(seed), load_template()
+    size = (0.965 if sex == "M" else 0.925) * np.exp(0.02 * rng.standard_normal())
+    scale = size * np.exp(0.02 * rng.standard_normal(3))
+    years = (age - 25.0) / 50.0
+    ill = diagnosis_effect * (diagnosis == "schizophrenia") * np.exp(0.3 * rng.standard_normal())
+    effects = {
+        "ventricle_age_mm": 0.5 * years + 0.9 * max(years, 0.0) ** 2,
+        "ventricle_diagnosis_mm": 0.6 * ill,
+        "cortex_age_log_odds": 1.6 * years,
+        "cortex_diagnosis_log_odds": 1.2 * ill,
+    }
+    ventricle_mm = effects["ventricle_age_mm"] + effects["ventricle_diagnosis_mm"] - 0.3
+    ventricle_mm = np.clip(ventricle_mm + 0.3 * rng.standard_normal(), -1.5, 4.0)
+    cortex = 1.0 + effects["cortex_age_log_odds"] + 0.2 * rng.standard_normal()
+
+    where = _refine(_deformation(rng, template, scale, ventricle_mm), SHAPES[spacing])
+    labels = _sample(template.labels, where, order=0)
+    inside = labels == Tissue.BRAIN
+    where = where[:, inside]
+    # Sharpened: the template's averaged edges are softer than any one person's.
+    gm, wm, csf = (_sample(part, where) ** 2 for part in template.fractions)
+    cortex = cortex + effects["cortex_diagnosis_log_odds"] * _sample(template.diagnosis, where)
+    csf *= np.exp(cortex)
+    fractions = np.stack([gm, wm, csf, np.zeros_like(csf)]) / (gm + wm + csf)
+    if lesion:
+        share = _lesion_share(rng, template, where, fractions[1], spacing * np.argwhere(inside))
+        fractions *= 1.0 - share
+        fractions[3] = share
+
+    ventricle = fractions[2, _sample(template.ventricle, where) < 2.0]
+    sums = dict(zip(BRAIN_TISSUES, fractions.sum(axis=1, dtype=float), strict=True))
+    sums = {"brain": where.shape[1], **sums, "ventricle": ventricle.sum(dtype=float)}
+    volumes = {f"{name}_ml": value * spacing**3 / 1000.0 for name, value in sums.items()}
+    truth = {name: round(float(value), 4) for name, value in (volumes | effects).items()}
+    affine = from_matvec(spacing * np.eye(3), ORIGIN)
+    return Head(labels, fractions.astype(np.float32), affine, truth)
+
+
+def _deformation(
+    rng: Generator, template: Template, scale: np.ndarray, ventricle_mm: float
+) -> np.ndarray:
+    """For each voxel of a head of 2 mm, the place in the template, in its voxels of 1 mm."""
+    axes = [(ORIGIN[k] + 2.0 * np.arange(SHAPES[2][k])) / scale[k] - ORIGIN[k] for k in range(3)]
+    places = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+    places += 2.4 * _random_field(rng, 3, smooth_mm=24.0)
+    folds = np.clip(-template.brain / 8.0, 0.0, 1.0)  # fine shifts fade out towards the skull
+    places += 1.6 * folds * _random_field(rng, 3, smooth_mm=10.0)
+    pull = np.stack([_sample(part, places) for part in template.pull])
+    return np.asarray(places + np.float32(ventricle_mm) * pull)
+
+
+def _lesion_share(
+    rng: Generator, template: Template, where: np.ndarray, white: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Share, 0 to 1, of an uneven ball in cerebral white matter in each brain voxel.
+
+    ``where`` the voxels lie in the template, (3, n); their ``places`` in the head, (n, 3) in mm
+    from its first voxel.
+    """
+    radius = rng.uniform(*LESION_MM)
+    x, _, z = where + ORIGIN.reshape(3, 1)
+    deep = _sample(template.brain, where) < -0.8 * radius
+    middle = rng.choice(places[deep & (white > 0.9) & (z > 4.0) & (abs(x) > 16.0)])
+    uneven = radius * (1.0 + 0.12 * _sample(_random_field(rng, 1, smooth_mm=6.0)[0], places.T))
+    depth = np.linalg.norm(places - middle, axis=1) - uneven
+    return np.asarray(np.clip(0.5 - depth / LESION_EDGE_MM, 0.0, 1.0))
+
+
+def _random_field(rng: Generator, channels: int, *, smooth_mm: float) -> np.ndarray:
+    """Smooth noise of unit variance per voxel of 2 mm."""
+    drawn = rng.standard_normal((channels, *DRAWN_SHAPE), dtype=np.float32)
+    smooth = ndimage.gaussian_filter(drawn, (0.0, *[smooth_mm / 8.0] * 3))
+    return _refine(smooth / smooth.std(), SHAPES[2])
+
+
+def _refine(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Interpolate (channels, x, y, z) maps linearly to a finer grid with the same corners."""
+    fine = torch.nn.functional.interpolate(
+        torch.from_numpy(values)[None], size=shape, mode="trilinear", align_corners=True
+    )
+    return np.asarray(fine[0].numpy())
+
+
+def _sample(values: np.ndarray, where: np.ndarray, order: int = 1) -> np.ndarray:
+    """Read a map of 1 mm or 2 mm at (3, ...) places given in voxels of 1 mm."""
+    where = where / 2.0 if values.shape == SHAPES[2] else where
+    kind = np.float32 if order else values.dtype
+    return np.asarray(ndimage.map_coordinates(values, where, kind, order, mode="nearest"))
+
+
+@cache
+def load_template() -> Template:
+    """Build the average head from nilearn's template, once per process."""
+    from nilearn import datasets
+
+    mask = np.pad(datasets.load_mni152_brain_mask(resolution=1).get_fdata() > 0, MARGIN)
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    t1w, grey, white = (
+        np.pad(load(resolution=1).get_fdata(dtype=np.float32), MARGIN)[box]
+        for load in (
+            datasets.load_mni152_template, datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+        )
+    )  # fmt: skip
+    # The maps alone leave hardly any CSF in the sulci and line the ventricles with grey matter;
+    # the T1w template's dark voxels say where CSF is.
+    dark = (T1_TISSUE - t1w) / (T1_TISSUE - T1_CSF)
+    csf = np.where(mask[box], np.maximum(dark, 1.0 - grey - white), 1.0).clip(0.0, 1.0)
+    solid = (1.0 - csf) / np.maximum(grey + white, 1e-3)
+    fractions = np.zeros((3, *SHAPES[1]), dtype=np.uint8)
+    fractions[2] = 255
+    fractions[:, *box] = np.rint(255.0 * np.stack([grey * solid, white * solid, csf]))
+
+    coarse, wet = (_halve(part) for part in (mask, mask * (fractions[2] / np.float32(255.0))))
+    brain = _distance(coarse > 0.5)
+    # The skull follows the brain's smooth outline, not its fissures.
+    hull = _distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
+    ventricle = _distance(largest_component((wet > 0.5) & (brain < -DEEP_MM)))
+    thinned = [np.exp(-0.5 * _ellipsoid(middle, width, 2)) for middle, width in CORTEX]
+    labels = np.where(mask, np.uint8(Tissue.BRAIN), _draw_head(hull))
+    pull = _pull(ventricle)
+    return Template(labels, fractions, brain, ventricle, pull, np.maximum.reduce(thinned))
+
+
+def _halve(values: np.ndarray) -> np.ndarray:
+    """Bring a map of 1 mm to 2 mm."""
+    smooth = ndimage.gaussian_filter(values.astype(np.float32), 0.7)
+    return np.ascontiguousarray(smooth[::2, ::2, ::2])
+
+
+def _distance(inside: np.ndarray) -> np.ndarray:
+    """Distance in mm to a mask on the grid of 2 mm, negative inside, smoothed by a voxel."""
+    distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
+    distance -= np.copysign(0.5, distance)
+    return np.asarray(ndimage.gaussian_filter(2.0 * distance.astype(np.float32), 0.7))
+
+
+def _pull(distance: np.ndarray) -> np.ndarray:
+    """Shift, per mm of growth, from a place to the tissue of the template that moved there."""
+    gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.0), 2.0))
+    gradient /= np.maximum(np.linalg.norm(gradient, axis=0), 0.5)
+    fall = np.exp(-0.5 * (np.maximum(distance - 2.0, 0.0) / PULL_MM) ** 2)
+    fall *= np.clip(1.0 + distance / 4.0, 0.0, 1.0)
+    return np.asarray(-gradient * fall, dtype=np.float32)
+
+
+def _ellipsoid(middle: Triple, radii: Triple, spacing: int) -> np.ndarray:
+    """Squared distance to the middle of an ellipsoid on each side, 1 on its surface."""
+    axes = (ORIGIN[k] + np.arange(0, SHAPES[1][k], spacing, dtype=np.float32) for k in range(3))
+    x, y, z = np.ix_(*axes)
+    away = (abs(x) - abs(middle[0]), y - middle[1], z - middle[2])
+    return np.asarray(sum((step / radius) ** 2 for step, radius in zip(away, radii, strict=True)))
+
+
+def _draw_head(hull: np.ndarray) -> np.ndarray:
+    """Label what lies around the brain's hull; later lines win.
+
+    Parameters
+    ----------
+    hull : numpy.ndarray
+        Signed distance to the hull, per voxel of 2 mm.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 :class:`Tissue` per voxel of 1 mm.
+    """
+    skull_end = CSF_MM + SKULL_MM
+    outline = hull < skull_end + SCALP_MM
+    for middle, radii in FACE:
+        outline |= _ellipsoid(middle, radii, 2) < 1.0
+    # Smoothed, so that the parts blend into each other.
+    skin = _distance(ndimage.gaussian_filter(outline.astype(np.float32), 2.0) > 0.5)
+    uneven = _random_field(np.random.default_rng(0), 1, smooth_mm=6.0)
+    depth, skin, noise = _refine(np.stack([hull, skin, uneven[0]]), SHAPES[1])
+    depth += 0.6 * noise
+
+    labels = np.full(SHAPES[1], Tissue.MUSCLE, dtype=np.uint8)
+    labels[noise > 1.0] = Tissue.FAT
+    labels[noise < -1.2] = Tissue.BONE
+    labels[skin > -SCALP_MM] = Tissue.FAT
+    labels[skin > -SKIN_MM] = Tissue.SKIN
+    for tissue, middle, radii in CAVITIES:
+        labels[_ellipsoid(middle, radii, 1) < 1.0] = tissue
+    labels[skin > 0.0] = Tissue.AIR
+    labels[(depth < skull_end) & (labels != Tissue.AIR)] = Tissue.BONE
+    marrow = SKULL_MM * (0.18 + 0.06 * noise)
+    labels[np.abs(depth - CSF_MM - 0.5 * SKULL_MM) < marrow] = Tissue.MARROW
+    labels[depth < CSF_MM + 1.5] = Tissue.BONE
+    labels[depth < CSF_MM] = Tissue.CSF
+    for tissue, radius in SPINE.items():
+        labels[_ellipsoid((0, -38, -150), (radius, radius, 92), 1) < 1.0] = tissue
+    return labels
