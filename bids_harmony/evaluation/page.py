@@ -206,7 +206,7 @@ def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
     axes.set_xticks(range(len(groups)), [f"{group}\nn = {n}" for group, n in groups.items()])
     axes.set_ylabel(UNITS[name])
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize="small", ncols=4, loc="outside upper left")
+    figure.legend(frameon=False, fontsize="small", ncols=3, loc="outside upper left")
     return figure
 
 
