@@ -30,8 +30,7 @@ TABLES = (
 )  # fmt: skip
 #: A difference with a p below this is spoken of as one.
 LEVEL = 0.05
-UNITS = {"mae": "mean absolute error", "auc": "area under the curve",
-         "offset": "site offset"}  # fmt: skip
+UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
 #: Shapes too tell methods apart.
 MARKERS = dict(zip(METHODS, "sD^vXoP", strict=True))
 
@@ -187,8 +186,8 @@ def draw_figures(
         if not target.binary and sites["test_site"].nunique() > 1:
             drawn[f"scatter_{target.name}"] = _scatter(rows, reference)
         if len(sizes):
-            figure = "auc" if target.binary else "offset"
-            drawn[f"size_{target.name}"] = _points(sizes, "n_source", figure)
+            sizes = sizes.astype({"n_source": int})
+            drawn[f"size_{target.name}"] = _points(sizes, "n_source", PRIMARY[target.binary])
     return drawn
 
 
@@ -207,7 +206,7 @@ def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
     axes.set_xticks(range(len(groups)), [f"{group}\nn = {n}" for group, n in groups.items()])
     axes.set_ylabel(UNITS[name])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.legend(frameon=False, fontsize="small", ncols=3, loc="outside upper left")
     return figure
 
 
