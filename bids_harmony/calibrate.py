@@ -311,7 +311,9 @@ def save(
     }
     files = write_calibrations(folder, [*there.values(), *new.values()])
     for site, calibration in {**there, **new}.items():
-        write_text(files[site].with_suffix(".html"), calibration_page(calibration, bundle))
+        # One that stays keeps its page, which was drawn before its values were rounded.
+        if site in new or files[site] not in before:
+            write_text(files[site].with_suffix(".html"), calibration_page(calibration, bundle))
     # An output folder of an earlier version does not know these files.
     write_text(out / ".bidsignore", BIDSIGNORE)
     for path in before.keys() - set(files.values()):

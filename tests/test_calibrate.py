@@ -135,6 +135,19 @@ def test_the_calibrate_level_has_the_last_word(
     assert {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()} == before
 
 
+def test_a_site_that_is_calibrated_later_leaves_the_files_of_another_as_they_are(
+    config: RunConfig,
+) -> None:
+    """As after a run in which a scan of one site failed."""
+    run, scans = prepare(config), find_scans(config).scans
+    run.calibrate(scans, {"A"})
+    before = {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()}
+    assert set(calibrations(config)) == {"A"}
+    run.calibrate(scans, {"B-1"})
+    assert set(calibrations(config)) == {"A", "B-1"}
+    assert {p: p.read_bytes() for p in before} == before
+
+
 def test_outdated_calibrations_of_a_run_do_not_stay(config: RunConfig) -> None:
     harmonize(config)
     table = config.bids_dir / "participants.tsv"
