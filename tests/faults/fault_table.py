@@ -172,10 +172,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "Heads": {
         "turned by 90 degrees": Fault(
-            "head turned by 90° against its header", ERROR, "Correlation with the template", 1, "",
+            "head turned by 90° against its header", FLAG, "Centroid offset", 0, "",
         ),
         "upside down": Fault(
-            "head upside down against its header", ERROR, "Correlation with the template", 1, "",
+            "head upside down against its header", FLAG, "Correlation with the template", 0, "",
         ),
         "flipped left-right": Fault(
             "left and right swapped in the header: a mirrored head is a head", UNSEEN, "", 0, "",
