@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bids_harmony.anat.intensity import (
     MIN_VOXELS,
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     import ants
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Mean local correlation with the template that a registration reaches unless it failed.
+GOOD_LIKENESS = 0.62
+#: Voxel size for the search of orientations, and how many are tried.
+COARSE_MM, N_STARTS = 8.0, 4
 #: How images are scaled for the registration alone, whatever the contract.
 BIAS_ORDER, GREY = 3, 0.55
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
@@ -63,7 +70,9 @@ def register_affine(
     tilted and scaled against those whose mask keeps the CSF over it.
     Both are brought to the template's voxel size first: at 2 mm the parameters differ from
     those found at 1 mm by a fraction of a voxel, for a ninth of the time. The start is the
-    centres of mass, from which heads tilted by up to 30 degrees (any shift) are found.
+    centres of mass, from which heads tilted by up to 30 degrees (any shift) are found. Where the
+    result does not look like the template, other orientations are tried, and the best is kept.
+    (``ants.affine_initializer`` misses heads on their side at 8 mm and takes a minute at 4 mm.)
 
     Parameters
     ----------
@@ -83,19 +92,28 @@ def register_affine(
     pathlib.Path
         ``out_file``. The transform takes images from the scan to the template.
     """
-    moving = downsample(brain, float(min(template.header.get_zooms()[:3])))
-    target, source = (to_ants(without_csf(img)) for img in (template, moving))
+    fixed = without_csf(template)
+    moving = without_csf(downsample(brain, float(min(template.header.get_zooms()[:3]))))
+    target, source = to_ants(fixed), to_ants(moving)
     import ants
 
     ants.config.set_ants_deterministic(True, seed)
+    best = -np.inf
     with tempfile.TemporaryDirectory(prefix="affine") as scratch:
-        found = ants.registration(
-            target,
-            source,
-            type_of_transform="AffineFast" if sloppy else "Affine",
-            outprefix=f"{scratch}/",
-        )
-        transform = ants.read_transform(found["fwdtransforms"][0])
+        for n, start in enumerate(_starts(fixed, moving)):
+            found = ants.registration(
+                target,
+                source,
+                type_of_transform="AffineFast" if sloppy else "Affine",
+                initial_transform=start and write_affine(start.matrix, f"{scratch}/start.txt"),
+                outprefix=f"{scratch}/{n}_",
+            )
+            moved = nib.Nifti1Image(found["warpedmovout"].numpy(), fixed.affine)
+            score = likeness(moved, fixed)
+            if score > best:
+                best, transform = score, ants.read_transform(found["fwdtransforms"][0])
+            if score >= GOOD_LIKENESS:
+                break
         ants.write_transform(transform, str(out_file))
     return Path(out_file)
 
@@ -111,6 +129,72 @@ def without_csf(brain: nib.Nifti1Image) -> nib.Nifti1Image:
     if means is not None:
         data = np.where(mask, map_intensities(flat, means, GREY), 0).astype(np.float32)
     return nib.Nifti1Image(data, brain.affine)
+
+
+class _Start(NamedTuple):
+    """An initial transform (template RAS to scan RAS) and how alike the images are under it."""
+
+    correlation: float
+    rotation: Rotation
+    matrix: np.ndarray
+
+
+def _starts(fixed: nib.Nifti1Image, moving: nib.Nifti1Image) -> Iterator[_Start | None]:
+    """Yield None, for the centres of mass, then the likeliest rotations.
+
+    Nothing is computed for the first. The others are the best of 648 rotations, at most 23
+    degrees from any orientation, compared on 8 mm voxels with centres of mass and volumes
+    matched; none is within 40 degrees of one yielded before.
+    """
+    yield None
+    coarse = [downsample(img, COARSE_MM) for img in (fixed, moving)]
+    goal, data = (np.asarray(img.dataobj) for img in coarse)
+    volumes, centres = [], []
+    for img in coarse:
+        array = np.asarray(img.dataobj)
+        inside = array > 0.1 * np.percentile(array[array > 0], 98)
+        volumes.append(inside.sum() * abs(np.linalg.det(img.affine[:3, :3])))
+        centres.append(apply_affine(img.affine, np.argwhere(inside).mean(axis=0)))
+    tilts = Rotation.from_euler("xyz", [*product((-30, 0, 30), repeat=3)], degrees=True)
+    found = []
+    for rotation in (turn for cube in Rotation.create_group("O") for turn in cube * tilts):
+        matrix = np.eye(4)
+        matrix[:3, :3] = rotation.as_matrix() * np.cbrt(volumes[1] / volumes[0])
+        matrix[:3, 3] = centres[1] - matrix[:3, :3] @ centres[0]
+        to_moving = np.linalg.inv(coarse[1].affine) @ matrix @ coarse[0].affine
+        moved = ndimage.affine_transform(data, to_moving, output_shape=goal.shape, order=1)
+        inside = (goal > 0) | (moved > 0)
+        correlation = float(np.corrcoef(moved[inside], goal[inside])[0, 1])
+        found.append(_Start(correlation, rotation, matrix))
+    tried: list[Rotation] = []
+    for start in sorted(found, key=lambda start: -start.correlation):
+        if len(tried) == N_STARTS:
+            return
+        if all((start.rotation * turn.inv()).magnitude() > np.deg2rad(40) for turn in tried):
+            tried.append(start.rotation)
+            yield start
+
+
+def likeness(brain: nib.Nifti1Image, template: nib.Nifti1Image) -> float:
+    """Mean local correlation of a registered brain with the template, at 4 mm.
+
+    Unlike a global correlation it is blind to bias fields and contrast, so that one limit fits
+    all scanners: the lowest of 151 good registrations was 0.72 (the second lowest 0.81), the
+    highest of 35 failed ones 0.53.
+
+    Parameters
+    ----------
+    brain, template : nibabel.Nifti1Image
+        On one grid, background 0.
+
+    Returns
+    -------
+    float
+        Between -1 and 1, over the template's foreground.
+    """
+    a, b = (np.asarray(downsample(img, 4.0).dataobj) for img in (brain, template))
+    a, b = a / (a.max() or 1), b / b.max()
+    return float(local_correlation(a, b, 2.0)[b > 0.1].mean())
 
 
 def local_correlation(a: np.ndarray, b: np.ndarray, sigma: float) -> np.ndarray:
