@@ -51,7 +51,7 @@ def read_filters(path: Path) -> dict[str, Any]:
         content, notes = read_json(path)
     except TextError as error:
         cause = f"The filter file {path} cannot be read ({error})."
-        raise UsageError(cause, f"{remedy}{mount_hint()}") from error
+        raise UsageError(cause, f"Check the path. {remedy}{mount_hint()}") from error
     queries = {name.lower(): wanted for name, wanted in content.items()}
     if "t1w" not in queries:
         notes.append("has no filters for t1w, and has no effect")

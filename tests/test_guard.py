@@ -231,7 +231,7 @@ def test_the_node_measures_judges_and_says(
         files[name] = str(tmp_path / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(data, AFFINE), files[name])
     judged = Guard(
-        **files, metrics={"snr": 1.0}, bundle=str(bundle.path), bundle_sha256=bundle.sha256
+        **files, metrics={"snr": 1.0}, bundle=str(bundle.path)
     ).run(cwd=str(tmp_path)).outputs  # fmt: skip
     assert set(MEASURES) < set(judged.metrics)
     assert judged.metrics["snr"] == 1.0
