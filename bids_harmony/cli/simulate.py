@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--bad-kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
         help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")  # fmt: skip
     add("--nprocs", type=number(1, 1000), default=nprocs, metavar="P",
-        help="heads made at once, about 0.5 GB each [processors, at most 8]")  # fmt: skip
+        help="heads made at once, up to 1 GB each [processors, at most 8]")  # fmt: skip
     return parser
 
 

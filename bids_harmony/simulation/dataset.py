@@ -69,7 +69,7 @@ def simulate_dataset(
         Names of :data:`bids_harmony.simulation.KINDS` that bad scans are of, evenly.
     nprocs : int
         Heads made at the same time (threads: nearly all time is spent outside the interpreter's
-        lock), about 0.5 GB each.
+        lock), up to 1 GB each.
     resolution : float
         Voxels finer than this (mm) become this large; from 2 mm on the heads themselves are made
         at 2 mm, in a fraction of the time.
