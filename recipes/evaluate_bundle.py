@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_harmony.bids import find_scans
-from bids_harmony.bids_filters import select_scans
+from bids_harmony.bids.dataset import find_scans
+from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
 from bids_harmony.evaluation.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.models.bundle import load_bundle

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.api import brain_age
-from bids_harmony.bids import find_scans
-from bids_harmony.bids_filters import select_scans
+from bids_harmony.bids.dataset import find_scans
+from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
 from bids_harmony.evaluation.statistics import offset_and_scatter
 from bids_harmony.files import write_text
+from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text

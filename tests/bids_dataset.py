@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bids_harmony.bids import Inventory, find_scans
+from bids_harmony.bids.dataset import Inventory, find_scans
 from bids_harmony.config import RunConfig
 
 

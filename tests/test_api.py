@@ -12,7 +12,7 @@ import pytest
 from made_calibration import made_calibration
 from random_bundle import write_random_bundle
 
-from bids_harmony import api
+from bids_harmony.models import apply as api
 from bids_harmony.models.bundle import Bundle
 
 AFFINE = np.array([[2.0, 0, 0, -98], [0, 2, 0, -134], [0, 0, 2, -72], [0, 0, 0, 1]])
@@ -41,7 +41,7 @@ import doctest, os, pathlib, sys
 os.chdir({str(tmp_path)!r})
 import bids_harmony
 assert not {{"torch", "nibabel", "nipype"}} & set(sys.modules)
-from bids_harmony import api
+from bids_harmony.models import apply as api
 from bids_harmony.models import bundle
 bundle.DEFAULT_BUNDLE = pathlib.Path({str(bundle.path)!r})  # a small one
 names = dict.fromkeys(bids_harmony.__all__)

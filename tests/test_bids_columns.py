@@ -12,7 +12,7 @@ from command_line import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_harmony.bids_tables import lengths_of_units, parse_age
+from bids_harmony.bids.tables import lengths_of_units, parse_age
 from bids_harmony.errors import UsageError
 
 

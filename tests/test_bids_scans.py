@@ -12,8 +12,8 @@ from bids_dataset import find, keys, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bids_harmony.bids import _why_none, list_subjects, workflow_name
-from bids_harmony.bids_sidecars import ENTITIES, parse_entities
+from bids_harmony.bids.dataset import _why_none, list_subjects, workflow_name
+from bids_harmony.bids.sidecars import ENTITIES, parse_entities
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import NoInputError, UsageError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, keys, write
 
-from bids_harmony.bids_filters import read_filters
+from bids_harmony.bids.filters import read_filters
 from bids_harmony.errors import NoInputError, UsageError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bids_dataset import find, write
 
-from bids_harmony.bids_sidecars import SCANNER, site_label
+from bids_harmony.bids.sidecars import SCANNER, site_label
 
 
 def test_metadata_are_inherited(dataset: Path) -> None:

@@ -14,14 +14,14 @@ from command_line import parse
 from made_up_sites import made_up_sites, preprocess
 from random_bundle import write_random_bundle
 
-from bids_harmony.bids import find_scans
-from bids_harmony.calibrate import FOLDER, run_calibrate
+from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
-from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
-from bids_harmony.participant import run_participant
-from bids_harmony.run import HARMONIZE, NOTHING, PREPROCESS, prepare
+from bids_harmony.models.contract import Contract
+from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, prepare
+from bids_harmony.run.calibrate import FOLDER, run_calibrate
+from bids_harmony.run.participant import run_participant
 from bids_harmony.sites.calibration import Calibration
 
 SITES = {"A": [20.0, 40.0, 60.0], "B-1": [30.0, 50.0]}

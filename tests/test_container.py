@@ -260,7 +260,7 @@ def test_the_build_of_full_stops_where_fsl_does_not_work(
 def test_errors_about_paths_speak_of_mounts_in_a_container_only(
     paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bids_harmony.bids import list_subjects
+    from bids_harmony.bids.dataset import list_subjects
 
     absent = str(tmp_path / "absent")
     empty = tmp_path / "empty"

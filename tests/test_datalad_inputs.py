@@ -13,7 +13,7 @@ import pytest
 import t1w_images
 from bids_dataset import find, keys, write
 
-from bids_harmony.bids import check_description
+from bids_harmony.bids.dataset import check_description
 from bids_harmony.errors import ScanError
 from bids_harmony.interfaces.anat import ConformMask
 

@@ -18,10 +18,10 @@ from made_up_record import FACTS, preprocessed_scan
 
 import bids_harmony
 from bids_harmony import errors
-from bids_harmony.bids import Scan
+from bids_harmony.bids.dataset import Scan
 from bids_harmony.cli.run import EXIT_INTERRUPTED
-from bids_harmony.contract import Contract
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
+from bids_harmony.models.contract import Contract
 
 
 def read(name: str) -> str:
@@ -150,7 +150,7 @@ def test_pictures_are_small_and_all_shown() -> None:
 
 
 def test_columns_of_the_outputs_page_are_those_of_the_table() -> None:
-    from bids_harmony.outputs import scans_dictionary
+    from bids_harmony.bids.outputs import scans_dictionary
 
     table = rows(read("docs/outputs.md"), "Table of scans")
     assert {name for row in table for name in spans(row[0])} == set(scans_dictionary())

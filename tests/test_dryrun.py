@@ -9,7 +9,7 @@ import pytest
 import torch
 from random_bundle import write_random_bundle
 
-from bids_harmony.bids import find_scans
+from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.dryrun import render
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig

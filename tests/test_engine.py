@@ -13,10 +13,12 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony import engine
 from bids_harmony.cli.run import SIGNALS, main
 from bids_harmony.config import RunConfig
-from bids_harmony.engine import (
+from bids_harmony.errors import EXIT_NO_INPUT
+from bids_harmony.processes import Ended, KilledError
+from bids_harmony.run import engine
+from bids_harmony.run.engine import (
     Job,
     crash_folder,
     failure_text,
@@ -24,8 +26,6 @@ from bids_harmony.engine import (
     run_jobs,
     run_workflows,
 )
-from bids_harmony.errors import EXIT_NO_INPUT
-from bids_harmony.processes import Ended, KilledError
 
 
 def mark(path: str) -> str:
@@ -158,7 +158,7 @@ def test_a_signal_ends_the_command_once_and_signals_do_afterwards_what_they_did(
     before = {number: signal.getsignal(number) for number in SIGNALS}
     assert main(argv) == EXIT_NO_INPUT
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
-    monkeypatch.setattr("bids_harmony.group.run_group", interrupted)
+    monkeypatch.setattr("bids_harmony.run.group.run_group", interrupted)
     try:
         assert main(argv) == 130
     finally:

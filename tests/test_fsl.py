@@ -26,11 +26,11 @@ from bids_harmony.anat.fsl import (
     fsl_to_itk,
     fsl_version,
 )
-from bids_harmony.contract import tool_versions
-from bids_harmony.engine import Failure, read_failure
 from bids_harmony.errors import MissingProgramError, ScanError
 from bids_harmony.interfaces.anat import ConformMask
 from bids_harmony.interfaces.fsl import last_words
+from bids_harmony.models.contract import tool_versions
+from bids_harmony.run.engine import Failure, read_failure
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     assert "antspyx" in tool_versions("multi-atlas", "flirt")
     assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
     code = (
-        "import sys; from bids_harmony.contract import tool_versions as f; f('bet', 'ants');"
+        "import sys; from bids_harmony.models.contract import tool_versions as f; f('bet', 'ants');"
         "sys.exit(bool({'torch', 'ants', 'nipype', 'nilearn', 'deepbet'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from made_scans import made_metrics, write_scan
 
+from bids_harmony.bids.outputs import write_dataset_files
 from bids_harmony.cli.run import main
-from bids_harmony.outputs import write_dataset_files
 
 BUNDLE = {"name": "b", "version": "1", "sha256": "0", "reference_site": "A"}
 PREDICTIONS = {

@@ -17,9 +17,9 @@ from random_bundle import GUARD, write_random_bundle
 from scipy import ndimage
 
 from bids_harmony.anat.template import deep_grey, load_template
+from bids_harmony.bids.outputs import scans_row
 from bids_harmony.interfaces.models import Guard
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.outputs import scans_row
 from bids_harmony.qc.guard import (
     CENTRAL_MM,
     FAIL_FACTOR,

@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 from training_data import from_arrays
 
-from bids_harmony.contract import Contract
 from bids_harmony.errors import HarmonyError
+from bids_harmony.models.contract import Contract
 from bids_harmony.models.mapnetwork import (
     CODE_SIZE,
     N_BANDS,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from bids_dataset import write
 
+from bids_harmony.bids.outputs import scan_file, write_dataset_files
 from bids_harmony.config import RunConfig
-from bids_harmony.outputs import scan_file, write_dataset_files
-from bids_harmony.participant import report
-from bids_harmony.run import prepare
+from bids_harmony.run.base import prepare
+from bids_harmony.run.participant import report
 
 ROOT_FILES = (
     "dataset_description.json", "README.md", "CHANGES", ".bidsignore", "descriptions.tsv",

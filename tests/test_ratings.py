@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_harmony.bids import Scan
+from bids_harmony.bids.dataset import Scan
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError
 from bids_harmony.qc.ratings import (

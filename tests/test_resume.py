@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 from bids_dataset import write
 
-from bids_harmony import outputs
-from bids_harmony.bids import find_scans
-from bids_harmony.cli.dryrun import COMPLETED, render
-from bids_harmony.cli.run import main, set_environment
-from bids_harmony.config import RunConfig
-from bids_harmony.files import sha256_of, write_json, write_text
-from bids_harmony.outputs import (
+from bids_harmony.bids import outputs
+from bids_harmony.bids.dataset import find_scans
+from bids_harmony.bids.outputs import (
     load_record,
     publish_scan,
     scan_files,
     scans_row,
     write_dataset_files,
 )
+from bids_harmony.cli.dryrun import COMPLETED, render
+from bids_harmony.cli.run import main, set_environment
+from bids_harmony.config import RunConfig
+from bids_harmony.files import sha256_of, write_json, write_text
 from bids_harmony.qc.record import PREPROCESSED
-from bids_harmony.run import NOTHING, prepare
+from bids_harmony.run.base import NOTHING, prepare
 
 
 def image(path: Path, value: int = 1) -> Path:

@@ -17,8 +17,8 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_harmony.config import RunConfig
-from bids_harmony.engine import Failure, Job, load_plugin, run_jobs
 from bids_harmony.errors import MissingProgramError, UsageError
+from bids_harmony.run.engine import Failure, Job, load_plugin, run_jobs
 
 STANDIN = Path(__file__).parent / "standins" / "slurm.py"
 

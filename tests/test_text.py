@@ -12,12 +12,12 @@ from command_line import parse, refuse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_harmony.bids_filters import read_filters
+from bids_harmony.bids.filters import read_filters
+from bids_harmony.bids.outputs import _raw_description
 from bids_harmony.cli.checks import _check_other_dataset
-from bids_harmony.engine import load_plugin
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread
-from bids_harmony.outputs import _raw_description
+from bids_harmony.run.engine import load_plugin
 from bids_harmony.text import (
     TextError,
     decode,

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_heads import AFFINE, table, write_scans
 
-from bids_harmony.bids import Scan
-from bids_harmony.bids_filters import select_scans
-from bids_harmony.bids_tables import Columns, Table, describe
+from bids_harmony.bids.dataset import Scan
+from bids_harmony.bids.filters import select_scans
+from bids_harmony.bids.tables import Columns, Table, describe
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
 from bids_harmony.training.data import TrainingSet, open_training_set, scan_table

@@ -8,11 +8,11 @@ from typing import Any
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from bids_harmony.bids import Scan
-from bids_harmony.contract import Contract
+from bids_harmony.bids.dataset import Scan
 from bids_harmony.interfaces.anat import CheckT1w, MeasureScan, Normalize, RestoreOrientation
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure
+from bids_harmony.models.contract import Contract
 from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
 
 

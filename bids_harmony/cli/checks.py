@@ -131,7 +131,7 @@ def _check_places(config: RunConfig) -> list[str]:
 
 def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
     """Refuse to write into a raw dataset, or into derivatives of another program or dataset."""
-    from bids_harmony.outputs import derivatives_name
+    from bids_harmony.bids.outputs import derivatives_name
 
     content = read_json_or_empty(output_dir / "dataset_description.json")
     if not content:
@@ -164,8 +164,8 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
 
 def _same_scans(output_dir: Path, bids_dir: Path, most: int = 5) -> bool | None:
     """Tell whether outputs were made from a dataset's scans; None where no scan can tell."""
+    from bids_harmony.bids.outputs import load_record
     from bids_harmony.files import sha256_of
-    from bids_harmony.outputs import load_record
     from bids_harmony.qc.record import subject_records
 
     tried = 0

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bids_harmony import __version__
-from bids_harmony.bids import Inventory, Scan, counted
+from bids_harmony.bids.dataset import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import MissingProgramError
 from bids_harmony.text import pointer
 
 if TYPE_CHECKING:
-    from bids_harmony.run import Run
+    from bids_harmony.run.base import Run
 
 STRIPPING = {
     "deepbet": "deepbet",
@@ -34,7 +34,7 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     Parameters
     ----------
     inventory : Inventory
-        What :func:`bids_harmony.bids.find_scans` found.
+        What :func:`bids_harmony.bids.dataset.find_scans` found.
     config : RunConfig
         The run's options.
 
@@ -51,7 +51,7 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     """
     run = None
     if config.level == "participant":
-        from bids_harmony.run import prepare
+        from bids_harmony.run.base import prepare
 
         run = prepare(config)
     states = {} if run is None else run.survey(inventory.scans)
@@ -103,8 +103,8 @@ def _plan(config: RunConfig, run: Run) -> list[list[str]]:
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """One scan's line; ``state`` is what a run of the participant level has to do with it."""
-    from bids_harmony.outputs import load_record, report_is_new, scan_file
-    from bids_harmony.run import HARMONIZE, PREPROCESS
+    from bids_harmony.bids.outputs import load_record, report_is_new, scan_file
+    from bids_harmony.run.base import HARMONIZE, PREPROCESS
 
     notes = list(scan.warnings)
     if not scan.path.exists():

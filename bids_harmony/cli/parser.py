@@ -240,7 +240,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         name: _labels(value) if name.endswith("_label") else value for name, value in given.items()
     }
     if filter_file := options.pop("bids_filter_file", None):
-        from bids_harmony.bids_filters import read_filters
+        from bids_harmony.bids.filters import read_filters
 
         options["bids_filters"] = read_filters(filter_file)
     if "derivatives" in given:

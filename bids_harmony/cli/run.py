@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_level(config: RunConfig) -> int:
     """Run the level asked for."""
     if config.dry_run and config.level not in ("group", "calibrate"):
-        from bids_harmony.bids import find_scans
+        from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
 
         say(render(find_scans(config), config))

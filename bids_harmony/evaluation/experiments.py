@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.bids import counted
+from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.training.data import TrainingSet

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from bids_harmony import __version__
-from bids_harmony.bids import counted
-from bids_harmony.bids_filters import select_scans
+from bids_harmony.bids.dataset import counted
+from bids_harmony.bids.filters import select_scans
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation import tables

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import skimage.metrics
 
-from bids_harmony.bids_filters import select_scans
+from bids_harmony.bids.filters import select_scans
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions, methods

@@ -11,10 +11,10 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import File, traits
 
-from bids_harmony.contract import Contract, made_by
 from bids_harmony.errors import ScanError
 from bids_harmony.files import why_unread
 from bids_harmony.interfaces import base
+from bids_harmony.models.contract import Contract, made_by
 
 
 class CheckT1w(base.Step):

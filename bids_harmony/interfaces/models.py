@@ -30,7 +30,7 @@ class Harmonize(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Harmonize the scan."""
-        from bids_harmony.api import harmonize
+        from bids_harmony.models.apply import harmonize
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 
@@ -89,7 +89,7 @@ class Predict(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Predict."""
-        from bids_harmony.api import predict
+        from bids_harmony.models.apply import predict
         from bids_harmony.models.bundle import load_bundle
         from bids_harmony.sites.calibration import Calibration
 

@@ -11,9 +11,9 @@ from nipype.interfaces.base import traits
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
+from bids_harmony.bids.outputs import publish_scan, scan_file
 from bids_harmony.files import write_json
 from bids_harmony.interfaces import base
-from bids_harmony.outputs import publish_scan, scan_file
 from bids_harmony.qc.record import PREPROCESSED, scan_record
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids import counted
+from bids_harmony.bids.dataset import counted
 from bids_harmony.qc.record import QC_ENDING, image_digest, listed_files, read_predictions
 from bids_harmony.qc.reference import dictionary
 
@@ -394,7 +394,7 @@ def column_dictionary(
         By column, as BIDS describes them; what a predictor was trained on stands with its
         numbers.
     """
-    from bids_harmony.outputs import scans_dictionary
+    from bids_harmony.bids.outputs import scans_dictionary
 
     trained = (bundle or {}).get("training_data", {})
     predicted = scans_dictionary(trained)

@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from bids_harmony.bids.outputs import load_record
 from bids_harmony.files import write_text
-from bids_harmony.outputs import load_record
 from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.record import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.qc.reference import dictionary, readable

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bids_harmony.contract import Contract
 from bids_harmony.errors import UsageError
+from bids_harmony.models.contract import Contract
 
 RECIPES = ("fast", "article")
 #: Kinds of map: the curve alone, a network after it, and that fine-tuned on unpaired real scans.

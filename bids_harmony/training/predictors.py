@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bids_harmony.bids import counted
+from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, predict_value

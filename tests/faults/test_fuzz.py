@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bids_harmony.anat.check import load_t1w
-from bids_harmony.bids_filters import matches, read_filters
-from bids_harmony.bids_sidecars import Sidecars, site_label
-from bids_harmony.bids_tables import Columns, column_warnings, describe, read_table
+from bids_harmony.bids.filters import matches, read_filters
+from bids_harmony.bids.sidecars import Sidecars, site_label
+from bids_harmony.bids.tables import Columns, column_warnings, describe, read_table
 from bids_harmony.errors import BundleError, HarmonyError, ScanError, UsageError
 from bids_harmony.models.bundle import KEYS, load_bundle
 from bids_harmony.qc.ratings import merge_ratings, read_ratings
@@ -195,7 +195,7 @@ INFO = st.fixed_dictionaries(
 def test_bundles_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, info: dict[str, Any], weights: bytes
 ) -> None:
-    from bids_harmony.contract import Contract
+    from bids_harmony.models.contract import Contract
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -26,8 +26,8 @@ from command import (
 )
 
 from bids_harmony.cli.run import main
-from bids_harmony.engine import failure_text
 from bids_harmony.errors import machine_error
+from bids_harmony.run.engine import failure_text
 
 FIRST = ("--participant-label", "01", *OPTIONS)
 

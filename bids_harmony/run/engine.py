@@ -227,7 +227,7 @@ def load_plugin(path: Path) -> Any:
                 f"{path} asks for Slurm, and sbatch is not on PATH.",
                 "Run the command where jobs can be submitted, outside the container.",
             )
-        from bids_harmony.slurm import SlurmPlugin
+        from bids_harmony.run.slurm import SlurmPlugin
 
         known = SlurmPlugin
     return known(plugin_args={**args, "status_callback": _tell_end})

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony import __version__
-from bids_harmony.bids import Scan
-from bids_harmony.bids_tables import named_person
-from bids_harmony.calibrate import (
+from bids_harmony.bids.dataset import Scan
+from bids_harmony.bids.outputs import Digests, load_record, scan_file
+from bids_harmony.bids.tables import named_person
+from bids_harmony.errors import UsageError
+from bids_harmony.files import digest_of, sha256_of
+from bids_harmony.models.contract import Contract, tool_versions
+from bids_harmony.qc.record import PREPROCESSED, preprocessed
+from bids_harmony.run.calibrate import (
     Chosen,
     calibrate_sites,
     collect_sites,
     find_calibrations,
     save,
 )
-from bids_harmony.contract import Contract, tool_versions
-from bids_harmony.errors import UsageError
-from bids_harmony.files import digest_of, sha256_of
-from bids_harmony.outputs import Digests, load_record, scan_file
-from bids_harmony.qc.record import PREPROCESSED, preprocessed
 from bids_harmony.sites.calibration import SiteScan, sources_digest
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def prepare(config: RunConfig) -> Run:
         if config.bundle != "default":
             check_weights(bundle)
     if config.use_plugin is not None:
-        from bids_harmony.engine import load_plugin
+        from bids_harmony.run.engine import load_plugin
 
         load_plugin(config.use_plugin)
     contract = Contract() if bundle is None else bundle.contract
@@ -142,7 +142,7 @@ def choose_device(asked: str) -> str:
 
 def check_filter(condition: str) -> None:
     """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
-    from bids_harmony.bids_filters import meets
+    from bids_harmony.bids.filters import meets
     from bids_harmony.qc.dataset import ScanRow, scan_table
     from bids_harmony.qc.reference import dictionary
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids import counted, list_scans
+from bids_harmony.bids.dataset import counted, list_scans
+from bids_harmony.bids.outputs import BIDSIGNORE, name_tools
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
-from bids_harmony.outputs import BIDSIGNORE, name_tools
 from bids_harmony.qc.dataset import (
     STATUSES,
     Group,

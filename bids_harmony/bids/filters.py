@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.bids_sidecars import ENTITIES
+from bids_harmony.bids.sidecars import ENTITIES
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.text import TextError, read_json

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bids_harmony import __version__
-from bids_harmony.bids_sidecars import ENTITIES
+from bids_harmony.bids.sidecars import ENTITIES
 from bids_harmony.files import sha256_of, write_json, write_text
 from bids_harmony.qc.record import (
     RESULTS,
@@ -100,7 +100,7 @@ def write_dataset_files(
     targets : iterable of str
         What the bundle predicts.
     tools : mapping of str to str
-        Versions of the tools of the run (:func:`bids_harmony.contract.tool_versions`).
+        Versions of the tools of the run (:func:`bids_harmony.models.contract.tool_versions`).
     """
     raw = _raw_description(bids_dir)
     before = read_json_or_empty(out / "scans.json")

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids_sidecars import Sidecars
+from bids_harmony.bids.sidecars import Sidecars
 from bids_harmony.errors import UsageError
 from bids_harmony.text import (
     CODE,

@@ -13,19 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bids_harmony.bids import Scan, find_scans
-from bids_harmony.calibrate import Chosen, summary
-from bids_harmony.console import say
-from bids_harmony.engine import Failure, Job, run_jobs, work_folder
-from bids_harmony.errors import (
-    EXIT_NO_INPUT,
-    EXIT_OK,
-    EXIT_SCAN_FAILED,
-    UsageError,
-    concerns_all,
-)
-from bids_harmony.files import claim, write_json, write_text
-from bids_harmony.outputs import (
+from bids_harmony.bids.dataset import Scan, find_scans
+from bids_harmony.bids.outputs import (
     load_record,
     publish_scan,
     record_times,
@@ -34,14 +23,25 @@ from bids_harmony.outputs import (
     write_dataset_files,
     write_scans_tables,
 )
+from bids_harmony.console import say
+from bids_harmony.errors import (
+    EXIT_NO_INPUT,
+    EXIT_OK,
+    EXIT_SCAN_FAILED,
+    UsageError,
+    concerns_all,
+)
+from bids_harmony.files import claim, write_json, write_text
 from bids_harmony.qc.record import failed_record, preprocessed
-from bids_harmony.run import (
+from bids_harmony.run.base import (
     HARMONIZE,
     NOTHING,
     PREPROCESS,
     Run,
     prepare,
 )
+from bids_harmony.run.calibrate import Chosen, summary
+from bids_harmony.run.engine import Failure, Job, run_jobs, work_folder
 from bids_harmony.sites.calibration import confounded
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids import counted
+from bids_harmony.bids.dataset import counted
+from bids_harmony.bids.outputs import BIDSIGNORE, load_record
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
-from bids_harmony.outputs import BIDSIGNORE, load_record
 from bids_harmony.processes import side_by_side
 from bids_harmony.qc.dataset import read_scans, scan_table
 from bids_harmony.qc.record import find_records
@@ -149,7 +149,7 @@ def collect_sites(
             unusable.append(str(record.get("name")))
     met = {scan.key for scan, _ in found}
     if fit_filter is not None and found:
-        from bids_harmony.bids_filters import meets
+        from bids_harmony.bids.filters import meets
 
         table = scan_table(read_scans([path for _, path in found], out))[0]
         met = set(table["scan"][meets(table, fit_filter)])
@@ -238,7 +238,7 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
     import nibabel as nib
     import numpy as np
 
-    from bids_harmony.api import brain_age
+    from bids_harmony.models.apply import brain_age
 
     img = nib.load(t1w)
     site_map = bundle.site_map(code, spare=spare)

@@ -17,9 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids_filters import NUMBERED, matches
-from bids_harmony.bids_sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
-from bids_harmony.bids_tables import DEFAULT_COLUMNS, Person, Tables, describe
+from bids_harmony.bids.filters import NUMBERED, matches
+from bids_harmony.bids.sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
+from bids_harmony.bids.tables import DEFAULT_COLUMNS, Person, Tables, describe
 from bids_harmony.errors import NoInputError, UsageError, mount_hint
 from bids_harmony.text import TextError, look_alikes, plain_id, read_json
 

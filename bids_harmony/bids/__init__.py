@@ -1,0 +1,1 @@
+"""The dataset: its scans, sidecars and tables, and the names of the outputs."""
