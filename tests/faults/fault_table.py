@@ -180,18 +180,18 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "head turned by 90° against its header", FLAG, "Centroid offset", 0, "",
         ),
         "upside down": Fault(
-            "head upside down against its header", FLAG, "Correlation with the template", 0, "",
+            "head upside down against its header", FLAG, "Centroid offset", 0, "",
         ),
         "flipped left-right": Fault(
             "left and right swapped in the header: a mirrored head is a head", UNSEEN, "", 0, "",
         ),
         "T2w named T1w": Fault("T2w named T1w", ERROR, "correlation with the template", 1, ""),
         "knee": Fault("knee", ERROR, "correlation with the template", 1, ""),
-        "CT": Fault("CT in Hounsfield units", ERROR, "correlation with the template", 1, ""),
+        "CT": Fault("CT in Hounsfield units", ERROR, "The brain mask holds", 1, ""),
         "infant": Fault(
             "infant: small, grey and white matter inverted", ERROR, "volume ratio", 1, "",
         ),
-        "tumour": Fault("tumour of 24 mL", FLAG, "Left-right asymmetry", 0, ""),
+        "tumour": Fault("tumour of 29 mL", FLAG, "Left-right asymmetry", 0, ""),
     },
     "Machine": {
         "worker killed": Fault(
