@@ -2,9 +2,9 @@
 
 The command is described in the documentation; four functions do the same on nibabel images:
 :func:`load_bundle`, :func:`calibrate`, :func:`harmonize` and :func:`predict`
-(:mod:`bids_harmony.models.apply`). These names, and what they take and return, are kept: what is to change
-or go gives a ``FutureWarning`` for at least one minor version before. Everything else in the
-package may change with any version.
+(:mod:`bids_harmony.models.apply`). These names, and what they take and return, are stable: what is
+to change or go gives a ``FutureWarning`` for at least one minor version before. Everything else
+in the package may change with any version.
 """
 
 from typing import TYPE_CHECKING, Any

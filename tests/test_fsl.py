@@ -271,7 +271,8 @@ def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     assert "antspyx" in tool_versions("multi-atlas", "flirt")
     assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
     code = (
-        "import sys; from bids_harmony.models.contract import tool_versions as f; f('bet', 'ants');"
+        "import sys; from bids_harmony.models.contract import tool_versions as f\n"
+        "f('bet', 'ants')\n"
         "sys.exit(bool({'torch', 'ants', 'nipype', 'nilearn', 'deepbet'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
