@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 #: What becomes of each head: its status, and the reason.
 HEADS = {
     "turned by 90 degrees": ("warn", "Centroid offset"),
-    "upside down": ("warn", "Correlation with the template"),
+    "upside down": ("warn", "Centroid offset"),
     "flipped left-right": ("not detectable", ""),
-    "T2w named T1w": ("error", "correlation with the template"),
-    "knee": ("error", "correlation with the template"),
-    "CT": ("error", "correlation with the template"),
-    "infant": ("error", "volume ratio"),
+    "T2w named T1w": ("error", "Correlation with the template"),
+    "knee": ("error", "Correlation with the template"),
+    "CT": ("error", "The brain mask holds"),
+    "infant": ("error", "Affine determinant"),
     "tumour": ("warn", "Left-right asymmetry"),
 }
 
