@@ -18,7 +18,7 @@ REASONS = {
     "billions of voxels": "claims 30000 x 30000 x 30000",
     "negative size": "cannot be read",
     "nan zoom": "impossible geometry",
-    "zero zoom": "impossible geometry",
+    "zero zoom": "a part of the head only",
     "infinite offset": "cannot be read",
     "unknown datatype": "cannot be read",
     "overflowing slope": "NaN or infinite",
