@@ -16,7 +16,7 @@ from typing import Any
 
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions
-from bids_harmony.text import TextError, parse_json
+from bids_harmony.files import TextError, parse_json
 from bids_harmony.training.config import TrainOptions
 
 LEVELS = ("participant", "calibrate", "group", "train", "evaluate")

@@ -110,7 +110,9 @@ def test_a_folder_that_cannot_be_read_is_not_called_empty(
 ) -> None:
     folder = tmp_path / "sub-01"
     (folder / closed).mkdir(parents=True)
-    monkeypatch.setattr("bids_harmony.bids.os.access", lambda path, _: path != folder / closed)
+    monkeypatch.setattr(
+        "bids_harmony.bids.dataset.os.access", lambda path, _: path != folder / closed
+    )
     config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path / "out")
     assert _why_none(folder, config) == f"its folder {Path(closed).name} cannot be read"
 

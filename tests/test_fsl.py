@@ -19,16 +19,10 @@ from nipype.pipeline import engine as pe
 from scipy.spatial.transform import Rotation
 from standins.fsl import install
 
-from bids_harmony.anat.fsl import (
-    bet_interface,
-    check_programs,
-    flirt_interface,
-    fsl_to_itk,
-    fsl_version,
-)
+from bids_harmony.anat.fsl import check_programs, fsl_to_itk, fsl_version
 from bids_harmony.errors import MissingProgramError, ScanError
 from bids_harmony.interfaces.anat import ConformMask
-from bids_harmony.interfaces.fsl import last_words
+from bids_harmony.interfaces.fsl import bet_interface, flirt_interface, last_words
 from bids_harmony.models.contract import tool_versions
 from bids_harmony.run.engine import Failure, read_failure
 

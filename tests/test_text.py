@@ -16,9 +16,7 @@ from bids_harmony.bids.filters import read_filters
 from bids_harmony.bids.outputs import _raw_description
 from bids_harmony.cli.checks import _check_other_dataset
 from bids_harmony.errors import UsageError
-from bids_harmony.files import why_unread
-from bids_harmony.run.engine import load_plugin
-from bids_harmony.text import (
+from bids_harmony.files import (
     TextError,
     decode,
     is_missing,
@@ -28,7 +26,9 @@ from bids_harmony.text import (
     read_json,
     read_text,
     split_table,
+    why_unread,
 )
+from bids_harmony.run.engine import load_plugin
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 ANNEX = "/annex/objects/MD5E-s12--0123456789abcdef.nii.gz\n"

@@ -87,7 +87,7 @@ def init_brain_mask_wf(
     if mask is not None:
         conform_mask.inputs.in_mask = mask
     else:
-        from bids_harmony.anat.fsl import bet_interface
+        from bids_harmony.interfaces.fsl import bet_interface
 
         bet = pe.Node(bet_interface(), name="bet", mem_gb=0.5)
         workflow.connect([
@@ -142,7 +142,7 @@ def init_affine_wf(
         ])  # fmt: skip
         return workflow
 
-    from bids_harmony.anat.fsl import flirt_interface
+    from bids_harmony.interfaces.fsl import flirt_interface
 
     save_brain = pe.Node(anat.SaveBrain(**on_grid), name="save_brain", mem_gb=0.5)
     flirt = pe.Node(flirt_interface(), name="flirt", mem_gb=0.5)

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError
-from bids_harmony.text import pointer
+from bids_harmony.files import pointer
 
 #: What nibabel raises for files that it cannot read.
 READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError,

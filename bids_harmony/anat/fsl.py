@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,34 +68,6 @@ def fsl_version() -> str:
         return file.read_text(errors="replace").split()[0]
     except (OSError, IndexError):
         return "unknown"
-
-
-def bet_interface() -> Any:
-    """Configure BET: robust centre estimation, mask written, FSL's default threshold."""
-    from bids_harmony.interfaces.fsl import Bet
-
-    return Bet(mask=True, robust=True, frac=0.5, **_common())
-
-
-def flirt_interface() -> Any:
-    """Configure FLIRT as the paper used it: 12 degrees of freedom, correlation ratio."""
-    from bids_harmony.interfaces.fsl import Flirt
-
-    return Flirt(dof=12, cost="corratio", **_common())
-
-
-def _common() -> dict[str, Any]:
-    """Give what FSL's programs have in common."""
-    # What nipype's classes expect, where the user's shell has not set it.
-    os.environ.setdefault("FSLOUTPUTTYPE", "NIFTI_GZ")
-    return {
-        "output_type": "NIFTI_GZ",
-        # No language of the user's reaches a program that reads numbers, or complains of it.
-        "environ": {"LC_ALL": "C", "FSLOUTPUTTYPE": "NIFTI_GZ"},
-        # Streams stop at a character that is not UTF-8.
-        "terminal_output": "file_split",
-        "tool_version": fsl_version(),
-    }
 
 
 def fsl_to_itk(

@@ -21,7 +21,7 @@ from bids_harmony.bids.filters import NUMBERED, matches
 from bids_harmony.bids.sidecars import ENTITIES, Sidecars, find_mask, parse_entities, site_label
 from bids_harmony.bids.tables import DEFAULT_COLUMNS, Person, Tables, describe
 from bids_harmony.errors import NoInputError, UsageError, mount_hint
-from bids_harmony.text import TextError, look_alikes, plain_id, read_json
+from bids_harmony.files import TextError, look_alikes, plain_id, read_json
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig

@@ -13,7 +13,7 @@ import pandas as pd
 from bids_harmony.bids.sidecars import ENTITIES
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.text import TextError, read_json
+from bids_harmony.files import TextError, read_json
 
 #: Entities whose labels are numbers, so that ``1`` means ``01`` too.
 NUMBERED = ("run", "echo", "chunk")

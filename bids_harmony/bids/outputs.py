@@ -16,7 +16,7 @@ from typing import Any
 
 from bids_harmony import __version__
 from bids_harmony.bids.sidecars import ENTITIES
-from bids_harmony.files import sha256_of, write_json, write_text
+from bids_harmony.files import read_json_or_empty, sha256_of, write_json, write_text
 from bids_harmony.qc.record import (
     RESULTS,
     failed_record,
@@ -25,7 +25,6 @@ from bids_harmony.qc.record import (
     read_predictions,
     subject_records,
 )
-from bids_harmony.text import read_json_or_empty
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"

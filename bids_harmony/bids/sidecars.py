@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.text import TextError, is_missing, read_json
+from bids_harmony.files import TextError, is_missing, read_json
 
 #: Entities a T1w name may have (BIDS 1.10), in the order of the standard.
 ENTITIES = {

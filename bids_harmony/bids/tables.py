@@ -19,7 +19,7 @@ from typing import Any
 
 from bids_harmony.bids.sidecars import Sidecars
 from bids_harmony.errors import UsageError
-from bids_harmony.text import (
+from bids_harmony.files import (
     CODE,
     TextError,
     id_key,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.text import read_json_or_empty
+from bids_harmony.files import read_json_or_empty
 
 NAME = "bids_harmony"
 MOUNTS = Path("/proc/self/mounts")

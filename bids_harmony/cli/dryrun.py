@@ -10,7 +10,7 @@ from bids_harmony import __version__
 from bids_harmony.bids.dataset import Inventory, Scan, counted
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import MissingProgramError
-from bids_harmony.text import pointer
+from bids_harmony.files import pointer
 
 if TYPE_CHECKING:
     from bids_harmony.run.base import Run

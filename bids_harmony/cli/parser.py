@@ -31,7 +31,7 @@ from bids_harmony.config import (
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.evaluation import EvaluateOptions
-from bids_harmony.text import TextError, plain_number, read_text
+from bids_harmony.files import TextError, plain_number, read_text
 from bids_harmony.training.config import MAPS, RECIPES, TrainOptions
 
 PROGRAM = "bids_harmony"

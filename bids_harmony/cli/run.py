@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 #: Where each level is run; only its own module is imported.
 LEVELS = {
-    "participant": ("participant", "run_participant"),
-    "calibrate": ("calibrate", "run_calibrate"),
-    "group": ("group", "run_group"),
+    "participant": ("run.participant", "run_participant"),
+    "calibrate": ("run.calibrate", "run_calibrate"),
+    "group": ("run.group", "run_group"),
     "train": ("training.bundle", "run_train"),
     "evaluate": ("evaluation.run", "run_evaluate"),
 }

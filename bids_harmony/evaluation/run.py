@@ -23,10 +23,9 @@ from bids_harmony.evaluation.experiments import Unit, plan_units, trainable_site
 from bids_harmony.evaluation.methods import METHODS, combat_available, unharmonized
 from bids_harmony.evaluation.page import FOLDER, write_page, write_table
 from bids_harmony.evaluation.unit import Rows, Study, measure_unit, prepare_unit
-from bids_harmony.files import write_text
+from bids_harmony.files import read_json_or_empty, write_text
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation import GENERATOR
-from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.bundle import choose_reference
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, open_training_set

@@ -14,6 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces import fsl
 from nipype.interfaces.base import CommandLine, traits
 
+from bids_harmony.anat.fsl import fsl_version
 from bids_harmony.errors import ScanError
 
 _VERSION, _RECORD = traits.Str(), traits.Dict()
@@ -141,3 +142,27 @@ def last_words(said: str) -> str:
     if len(lines) > 3:
         lines = [lines[0], *lines[-2:]]
     return "; ".join(line if len(line) <= 160 else f"{line[:160]} …" for line in lines)
+
+
+def bet_interface() -> Any:
+    """Configure BET: robust centre estimation, mask written, FSL's default threshold."""
+    return Bet(mask=True, robust=True, frac=0.5, **_common())
+
+
+def flirt_interface() -> Any:
+    """Configure FLIRT as the paper used it: 12 degrees of freedom, correlation ratio."""
+    return Flirt(dof=12, cost="corratio", **_common())
+
+
+def _common() -> dict[str, Any]:
+    """Give what FSL's programs have in common."""
+    # What nipype's classes expect, where the user's shell has not set it.
+    os.environ.setdefault("FSLOUTPUTTYPE", "NIFTI_GZ")
+    return {
+        "output_type": "NIFTI_GZ",
+        # No language of the user's reaches a program that reads numbers, or complains of it.
+        "environ": {"LC_ALL": "C", "FSLOUTPUTTYPE": "NIFTI_GZ"},
+        # Streams stop at a character that is not UTF-8.
+        "terminal_output": "file_split",
+        "tool_version": fsl_version(),
+    }

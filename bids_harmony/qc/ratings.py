@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bids_harmony.errors import UsageError
-from bids_harmony.files import write_text
-from bids_harmony.text import TextError, is_missing, look_alikes, read_text, split_table
+from bids_harmony.files import (
+    TextError,
+    is_missing,
+    look_alikes,
+    read_text,
+    split_table,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

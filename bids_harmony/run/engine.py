@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.console import say
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
+from bids_harmony.files import TextError, read_text
 from bids_harmony.processes import in_processes
-from bids_harmony.text import TextError, read_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig

@@ -20,11 +20,11 @@ from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
+from bids_harmony.files import read_json_or_empty
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.qc.reference import brain_histogram, mean_histogram, reference_statistics
 from bids_harmony.reports.pages import card_html, model_card
 from bids_harmony.sites.code import Appearance
-from bids_harmony.text import read_json_or_empty
 from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
