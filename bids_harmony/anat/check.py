@@ -155,7 +155,10 @@ def check_file(path: Path) -> None:
     if why := pointer(path):
         cause, _, command = why.partition(": run ")
         fault = f"is no image: {cause}"
-        remedy = f"Run {command}, then the same again." if command else remedy
+        if command:
+            remedy = f"Run {command}, then the same again."
+        else:
+            remedy = "Fetch its content (in a DataLad dataset: datalad get), or remove the link."
     elif not path.exists():
         fault = "does not exist"
     elif not path.is_file():  # reading a pipe would wait for ever

@@ -122,6 +122,7 @@ def set_environment(config: RunConfig) -> None:
     for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
     if sys.warnoptions:
+        sys.warnoptions.clear()  # which Python passes on to the processes that it starts
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
     # niworkflows asks TemplateFlow which spaces exist. A skeleton of the one space in use needs
