@@ -27,10 +27,11 @@ test: $(VENV)/.test  ## quick tests
 test-slow: $(VENV)/.test  ## the slow tests, on whole scans
 	$(BIN)/python -m pytest -n auto -m slow
 
-lint: $(VENV)/.test  ## style, types, spelling and declared dependencies
+lint: $(VENV)/.test  ## style, types, layers, spelling and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/deptry bids_harmony workflows
 	$(BIN)/deptry --ignore DEP002,DEP004 docs docs/_ext tests tests/faults benchmarks recipes container
