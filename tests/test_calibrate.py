@@ -16,9 +16,8 @@ from random_bundle import write_random_bundle
 
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
-from bids_harmony.config import RunConfig
+from bids_harmony.config import Contract, RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.models.contract import Contract
 from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, prepare
 from bids_harmony.run.calibrate import FOLDER, run_calibrate
 from bids_harmony.run.participant import run_participant

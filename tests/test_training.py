@@ -13,12 +13,12 @@ import pytest
 import torch
 from training_heads import AFFINE, write_scans
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import calibrate, harmonize, predict
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.bundle import train_bundle
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.harmonizer import match_histogram
 from bids_harmony.training.inputs import TrainScan

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bids_harmony import __version__
+from bids_harmony.cli.parser import number
 from bids_harmony.cli.run import use_utf8
 from bids_harmony.config import available_cpus
 from bids_harmony.console import flush, prepare_streams, say
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="number of sites [3]")  # fmt: skip
     add("--subjects", dest="n_subjects", type=number(1, 100_000), default=2, metavar="M",
         help="heads per site; with --travelling, heads in all [2]")  # fmt: skip
-    add("--travelling", "--traveling", action="store_true",
+    add("--travelling", action="store_true",
         help="scan the same heads at every site, one session per site")  # fmt: skip
     add("--seed", type=number(0, 2**32), default=0, metavar="S",
         help="same seed, same dataset, byte by byte [0]")  # fmt: skip
@@ -51,18 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--nprocs", type=number(1, 1000), default=nprocs, metavar="P",
         help="heads made at once, up to 1 GB each [processors, at most 8]")  # fmt: skip
     return parser
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """Return what reads an option's number and refuses one that is out of range."""
-
-    def parse(text: str) -> float:
-        value = type(low)(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}.")
-        return value
-
-    return parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +97,7 @@ def _simulate(options: dict[str, Any]) -> int:
     out = options.pop("output_dir")
     simulate_dataset(out, progress=say, **options)
     say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
-    masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""
+    masks = f" --derivatives {out / MASKS}" if (out / MASKS).is_dir() else ""
     say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony import __version__
+from bids_harmony.anat import tool_versions
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.bids.outputs import Digests, load_record, scan_file
 from bids_harmony.bids.tables import named_person
+from bids_harmony.config import Contract
 from bids_harmony.errors import UsageError
 from bids_harmony.files import digest_of, sha256_of
-from bids_harmony.models.contract import Contract, tool_versions
 from bids_harmony.qc.record import PREPROCESSED, preprocessed
 from bids_harmony.run.calibrate import (
     Chosen,
@@ -220,7 +221,6 @@ class Run:
                 "version": __version__,
                 "tools": self.tools,
                 "template": self.space,
-                "atlases": config.n_atlases,
                 "contract": self.contract.to_dict(),
                 "mask_source": None if scan.mask is None else scan.mask.name,
             },

@@ -137,7 +137,6 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
 
     start_log(config)
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
-    workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
     workflow.config["execution"].update(
         crashfile_format="txt",
         hash_method="timestamp",
@@ -148,8 +147,6 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     for job in jobs:
         scan_wf = init[job.part](**job.settings, omp_nthreads=config.omp_nthreads)
         scan_wf.base_dir = str(work_folder(config))
-        if config.write_graph:
-            scan_wf.write_graph(graph2use="colored", format="svg", simple_form=True)
         for name in scan_wf.list_node_names():
             folder = str(crash_folder(config, job))
             scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
