@@ -133,8 +133,6 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
-    init = {"preprocess": init_preprocess_wf, "harmonize": init_harmonize_wf}
-
     start_log(config)
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
     workflow.config["execution"].update(
@@ -145,8 +143,10 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         create_report="false",
     )
     for job in jobs:
-        scan_wf = init[job.part](**job.settings, omp_nthreads=config.omp_nthreads)
+        init = init_preprocess_wf if job.part == "preprocess" else init_harmonize_wf
+        scan_wf = init(**job.settings, omp_nthreads=config.omp_nthreads)
         scan_wf.base_dir = str(work_folder(config))
+        shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
         for name in scan_wf.list_node_names():
             folder = str(crash_folder(config, job))
             scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
@@ -168,15 +168,14 @@ def start_log(config: RunConfig) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
     if config.verbose:
         handlers.append(logging.StreamHandler())
-    root = logging.getLogger("nipype")
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers = handlers if logger is root else []
-        logger.propagate = logger is not root
-        logger.setLevel(min(logging.INFO, config.log_level))
+        handlers[-1].setLevel(config.log_level)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    handlers[-1].setLevel(config.log_level if config.verbose else logging.DEBUG)
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers = handlers if name == "nipype" else []
+        logger.propagate = name != "nipype"
+        logger.setLevel(min(logging.INFO, config.log_level))
 
 
 def _tell_end(node: Any, status: str) -> None:
@@ -199,20 +198,15 @@ def load_plugin(path: Path) -> Any:
     import yaml
     from nipype.pipeline import plugins
 
-    remedy = "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`."
     try:
-        text, notes = read_text(path)
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(read_text(path)[0])
         name, args = values["plugin"], values.get("plugin_args") or {}
-        known = getattr(plugins, f"{name}Plugin", None)
-    except TextError as error:
-        raise UsageError(f"The plugin file {path} cannot be read ({error}).", remedy) from error
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"The plugin file {path} cannot be used.", remedy) from error
-    for note in notes:
-        say(f"Warning: {path} {note}.")
-    if known is None or not isinstance(args, dict):
-        raise UsageError(f"The plugin file {path} names no plugin of nipype ({name}).", remedy)
+        known, args = getattr(plugins, f"{name}Plugin"), {**args, "status_callback": _tell_end}
+    except (TextError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"The plugin file {path} cannot be used ({error}).",
+            "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`.",
+        ) from error
     if name.endswith("Graph"):
         raise UsageError(
             f"The plugin {name} of {path} submits jobs and does not see how they end.",
@@ -227,7 +221,7 @@ def load_plugin(path: Path) -> Any:
         from bids_harmony.run.slurm import SlurmPlugin
 
         known = SlurmPlugin
-    return known(plugin_args={**args, "status_callback": _tell_end})
+    return known(plugin_args=args)
 
 
 def read_failure(folder: Path, scan: str) -> Failure | None:

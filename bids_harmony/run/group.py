@@ -37,6 +37,7 @@ from bids_harmony.qc.ratings import (
     write_ratings,
 )
 from bids_harmony.qc.record import find_records
+from bids_harmony.run.calibrate import asked_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,10 +74,8 @@ def run_group(config: RunConfig) -> int:
         return EXIT_NO_INPUT
     ratings, problems = read_ratings(rating_files(config))
     if config.dry_run:
-        say(
-            f"{counted(len(paths), 'scan')} would be read, with {counted(len(ratings), 'rating')}."
-        )
-        say(f"group_T1w.html, .tsv and .json and group_predictions.tsv would be in {out}.")
+        n_ratings = counted(len(ratings), "rating")
+        say(f"{counted(len(paths), 'scan')} would be read, with {n_ratings}, for {out}/group_*.")
         return EXIT_OK
     say(f"Reading the records of {counted(len(paths), 'scan')}.")
     reference, digest, line = bundle_reference(config)
@@ -118,11 +117,9 @@ def bundle_reference(
         Slope and intercept (years) of predicted on true age at the reference site, on scans the
         predictor had not seen: the gap's dependence on age, and age.
     """
-    if config.bundle == "none":
+    bundle = asked_bundle(config)
+    if bundle is None:
         return None, "", None
-    from bids_harmony.models.bundle import load_bundle
-
-    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
     gap = bundle.targets.get("brain_age", {}).get("age_bias")
     line = (1 + float(gap["slope"]), float(gap["intercept"])) if gap else None
     return dict(bundle.qc_reference()["metrics"]), bundle.sha256, line
