@@ -339,8 +339,8 @@ FORMS = [
     (["--bundle=./mine"], "mine", ["--bundle={}/mine"]),
     (["--bundle", "default"], None, ["--bundle", "default"]),
     (["--bundle", "none"], None, ["--bundle", "none"]),
-    (["--derivatives", "mine", "a b"], "mine|a b", ["--derivatives", "{}/mine", "{}/a b"]),
-    (["-dmine"], "mine", ["-d{}/mine"]),
+    (["--derivatives", "X=mine", "a b"], "mine|a b", ["--derivatives", "X={}/mine", "{}/a b"]),
+    (["-dX=mine"], "mine", ["-dX={}/mine"]),
     (["-d", "mine", "--sloppy", "x"], "mine", ["-d", "{}/mine", "--sloppy", "x"]),
     (["--template", "a b/t.nii.gz"], "a b/t.nii.gz", ["--template", "{}/a b/t.nii.gz"]),
     (["--bids_filter_file", "f.json"], "f.json", ["--bids_filter_file", "{}/f.json"]),
@@ -383,21 +383,30 @@ def test_options_mount_what_is_written_to_for_writing_and_hide_nothing(
     dataset: Path, container: Path, tmp_path: Path
 ) -> None:
     out, data = tmp_path / "d" / "out", tmp_path / "d"
-    write(out, "models/mine/bundle.json")
+    bundle = write(out, "models/mine/bundle.json").parent
     linked = out / "models" / "linked"
     linked.symlink_to(write(tmp_path, "elsewhere/bundle.json").parent)
-    template = write(tmp_path, "t\u00e4.nii.gz")
+    config = {
+        "work_dir": str(data),
+        "template": str(write(tmp_path, "t\u00e4.nii.gz")),
+        "bundle": str(linked),
+        "bids_database_dir": str(tmp_path / "database"),
+        "site_column": "/none",
+    }
+    write(tmp_path, "old.json", json.dumps(config, indent=2))
     result = submit(
-        dataset, out, "--bundle", linked, "-w", tmp_path / "w", "-d", data,
-        "--qc-ratings", write(out, "qc_ratings.tsv"), "--template", template,
+        dataset, out, "--bundle", bundle, "-w", tmp_path / "w", "-d", f"X={data}",
+        "--qc-ratings", write(out, "qc_ratings.tsv"), "--config-file", tmp_path / "old.json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     mounts = [m for m in called(tmp_path)[1] if f":{tmp_path}" in m]
-    read = [str(dataset), str(data), f"{tmp_path}/elsewhere", str(template)]
-    written = [str(out), str(tmp_path / "w")]
+    read = [str(dataset), str(data), f"{tmp_path}/elsewhere", str(tmp_path / "old.json"),
+            config["template"]]  # fmt: skip
+    written = [str(out), str(tmp_path / "w"), config["bids_database_dir"]]
     wanted = {path: f"{path}:{path}:ro" for path in read} | {p: f"{p}:{p}" for p in written}
     # A folder comes before what lies in it; the output folder has no mounts inside.
     assert mounts == [wanted[path] for path in sorted(wanted)]
+    assert Path(config["bids_database_dir"]).is_dir()
 
 
 def test_the_container_has_slurms_variables_and_none_of_the_users(

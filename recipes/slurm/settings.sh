@@ -12,15 +12,15 @@ SCRATCH=${SCRATCH:-}                          # the node's own disk; empty: $SLU
 
 # Options of bids_harmony whose values are paths, to read and to write; a test compares them with
 # the program's own.
-READ_PATHS="--atlas-dir --bids-filter-file --bundle --calibration --derivatives -d --qc-ratings \
---template --use-plugin"
-WRITTEN_PATHS="--work-dir -w"
+READ_PATHS="--atlas-dir --bids-filter-file --bundle --calibration --config-file --derivatives -d \
+--nipype-plugin-file --qc-ratings --template --use-plugin"
+WRITTEN_PATHS="--bids-database-dir --work-dir -w"
 
 # read_options OPTION...: sets options=(), the same with absolute paths, inputs=() and folders=(),
 # the paths that are read and written, and group_options=() and calibrate_options=(), what those
 # levels take too.
 read_options() {
-  local word name prefix value option='' kind=''
+  local word name prefix value named option='' kind=''
   options=() inputs=() folders=() group_options=() calibrate_options=()
   for word in "$@"; do
     name='' prefix=''
@@ -36,16 +36,31 @@ read_options() {
       [[ " $WRITTEN_PATHS " != *" $option "* ]] || kind=folder
     fi
     value=${word#"$prefix"}
-    [[ ! "$option $value" =~ ^--(bundle (default|none))$ ]] || kind=''
+    [[ ! "$option $value" =~ ^--(bundle (default|none)|calibration auto)$ ]] || kind=''
     if [[ $kind && $value ]]; then
+      if [[ $option =~ ^(-d|--derivatives)$ && ! -e $value && $value =~ ^([[:alnum:]_.+-]+=)(.+) ]]
+      then
+        prefix+=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
+      fi
       # shellcheck disable=SC2088
       [[ ${value::2} != '~/' ]] || value=$HOME/${value:2}
       value=$(realpath -ms -- "$value")
       word=$prefix$value
       if [[ $kind == input ]]; then inputs+=("$value"); else folders+=("$value"); fi
+      if [[ $option == --config-file && -r $value ]]; then
+        # JSON, which names paths itself.
+        while read -r named; do
+          printf -v named %b "${named//\"/}"
+          if [[ $named == bids_database_dir:* ]]; then
+            folders+=("${named#*: }")
+          else
+            inputs+=("${named#*: }")
+          fi
+        done < <(grep -oE '"(bids_database_dir": ")?/[^"]*"' "$value")
+      fi
     fi
-    [[ ! $option =~ ^--(bundle|qc-ratings)$ ]] || group_options+=("$word")
-    [[ ! $option =~ ^--(bundle|fit-filter|template)$ ]] || calibrate_options+=("$word")
+    [[ ! $option =~ ^--(bundle|config-file|qc-ratings)$ ]] || group_options+=("$word")
+    [[ ! $option =~ ^--(bundle|config-file|fit-filter|template)$ ]] || calibrate_options+=("$word")
     options+=("$word")
   done
 }
