@@ -169,7 +169,7 @@ def test_a_given_calibration_is_used_as_it_is_and_other_sites_have_their_own(
 ) -> None:
     file = given(config)
     one = replace(config, calibration=file)
-    assert "The site B-1 has no calibration" in notes(one)
+    assert "site-A_calibration.json has no calibration of B-1" in notes(one)
     harmonize(one)
     assert set(calibrations(config)) == {"B-1"}
     record = json.loads(
@@ -262,7 +262,7 @@ def test_what_makes_a_calibration_doubtful_is_said(
 
 def test_a_dataset_without_sites_is_one(tmp_path: Path) -> None:
     made = made_up_sites(tmp_path, {"n/a": [30.0, 40.0]})
-    assert "There is no site information: all scans are taken for one site." in notes(made)
+    assert "2 of 2 scans have no site information" in notes(made)
     some = made_up_sites(tmp_path / "some", {"n/a": [30.0], "A": [40.0]})
     assert "1 of 2 scans have no site information" in notes(some)
 
@@ -287,7 +287,6 @@ def test_the_level_names_scans_that_it_cannot_use(
 def test_the_level_takes_no_calibration(
     paths: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert parse(paths, "--calibration", "auto").calibration is None
     parse(paths, "--calibration", "x.json", level="calibrate")
     assert "the calibrate level takes no --calibration" in capsys.readouterr().err
     assert parse(paths, "--fit-filter", "age > 3", level="train").train.fit_filter == "age > 3"

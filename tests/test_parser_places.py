@@ -26,15 +26,15 @@ def test_dataset_must_be_a_folder(paths: list[str], tmp_path: Path, monkeypatch)
 @pytest.mark.parametrize(
     ("out", "work", "cause"),
     [
-        ("in", "w", "is the dataset"),
+        ("in", "w", "among the raw data"),
         ("in/out", "w", "among the raw data"),
         ("in/sub-01/out", "w", "among the raw data"),
         ("in/derivatives", "w", "derivatives of all programs"),
-        ("link", "w", "is the dataset"),
+        ("link", "w", "among the raw data"),
         ("out", "in/work", "inside the dataset"),
         ("out", "in", "inside the dataset"),
-        ("out", "out", "is the output folder"),
-        ("out", ".", "is the output folder, or holds it"),
+        ("out", "out", "holds the output folder"),
+        ("out", ".", "holds the output folder"),
     ],
 )
 def test_places_that_do_harm(

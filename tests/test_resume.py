@@ -422,7 +422,7 @@ def test_a_participants_folder_that_cannot_be_written_costs_that_participant(
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [row for row in done.stdout.splitlines() if row.strip().startswith("sub-01  failed")]
-    assert "cannot be written" in line
+    assert "Its record could not be written" in line
     assert (out / "sub-02/anat/sub-02_desc-harmony_qc.json").exists()
     assert (out / "sub-02.html").exists()
 
@@ -435,13 +435,13 @@ def test_a_scans_work_folder_that_cannot_be_written_costs_that_scan(tmp_path: Pa
     done = shell(f"HARMONY {bids} {out} participant --bundle none -w {work}")
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = [row for row in done.stdout.splitlines() if row.strip().startswith("sub-01  failed")]
-    assert "Its work folder cannot be written" in line
+    assert "sub_01_wf" in line
     assert "record could not" not in line
     for label in ("01", "02"):
         record = json.loads(
             (out / f"sub-{label}/anat/sub-{label}_desc-harmony_qc.json").read_text()
         )
-        assert ("work folder" in record["error"]["cause"]) == (label == "01")
+        assert ("sub_01_wf" in str(record["error"])) == (label == "01")
         assert (out / f"sub-{label}.html").exists()
 
 

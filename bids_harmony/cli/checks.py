@@ -82,17 +82,13 @@ def _check_places(config: RunConfig) -> list[str]:
     inside = bids in out.parents
     suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
     for wrong, cause, remedy in (
-        (out == bids, "The output folder is the dataset.", suggestion),
-        (inside and out.relative_to(bids).parts[0] != "derivatives",
+        (out == bids or (inside and out.relative_to(bids).parts[0] != "derivatives"),
          f"The output folder {config.output_dir} is among the raw data.", suggestion),
         (out == bids / "derivatives",
          "The output folder is where derivatives of all programs lie.", suggestion),
-        (work == bids or bids in work.parents,
-         f"The work folder {config.work_dir} is inside the dataset.",
-         "Give another with --work-dir."),
-        (work == out or work in bids.parents or work in out.parents,
-         f"The work folder {config.work_dir} is the output folder, or holds it or the dataset.",
-         "Give --work-dir a folder of its own."),
+        (bids in (work, *work.parents) or work in (out, *out.parents, *bids.parents),
+         f"The work folder {config.work_dir} is inside the dataset, or is or holds the output "
+         "folder.", "Give --work-dir a folder of its own."),
     ):  # fmt: skip
         if wrong:
             raise UsageError(cause, remedy)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bids_harmony import __version__
-from bids_harmony.bids.dataset import Inventory, Scan, counted
+from bids_harmony.bids.dataset import Inventory, Scan
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import MissingProgramError
 from bids_harmony.files import pointer
@@ -136,18 +136,14 @@ def _summary(inventory: Inventory, n_completed: int) -> str:
         "sex": sum(scan.sex is None for scan in scans),
     }
     lacking = ", ".join(f"{n} without {what}" for what, n in without.items() if n)
-    warned = sum(bool(scan.warnings) for scan in scans)
     lines = [
         f"{inventory.size}{f': {len(scans) - n_completed}' if n_completed else ''} would be "
         f"processed, {f'{n_completed} completed before, ' if n_completed else ''}"
         f"{len(inventory.skipped)} left out.",
         f"Sites: {shown}{more}.",
-        f"Of these scans: {lacking}." if lacking else "",
-        f"{counted(warned, 'scan')} with warnings about their tables or sidecars."
-        if warned
-        else "",
+        *([f"Of these scans: {lacking}."] if lacking else []),
     ]
-    return "\n".join(filter(None, lines))
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[Sequence[str]], indent: str) -> list[str]:

@@ -348,7 +348,7 @@ class Run:
         assert self.bundle is not None
         sites = self.own_sites(scans)
         wanted = {site: group for site, group in sites.items() if site in used}
-        new = calibrate_sites(wanted, self.config, self.bundle, self.space)
+        new = calibrate_sites(wanted, self.config, self.bundle, self.space, "participant")
         files: dict[str, Path] = {}
         if self.whole_dataset and new:
             out = self.config.output_dir

@@ -188,7 +188,11 @@ def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
 
 
 def calibrate_sites(
-    sites: Mapping[str, Sequence[SiteScan]], config: RunConfig, bundle: Bundle, space: str
+    sites: Mapping[str, Sequence[SiteScan]],
+    config: RunConfig,
+    bundle: Bundle,
+    space: str,
+    made_by: str = "calibrate",
 ) -> dict[str, Calibration]:
     """Calibrate some sites, side by side where ages have to be estimated.
 
@@ -203,7 +207,7 @@ def calibrate_sites(
         predict=partial(predict_age, bundle),
         template=space,
         fit_filter=config.fit_filter,
-        made_by=config.level,
+        made_by=made_by,
     )
     ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
     if ageless and "brain_age" not in bundle.targets:

@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.console import say
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
 from bids_harmony.files import TextError, read_text
 from bids_harmony.processes import in_processes
@@ -37,8 +36,6 @@ PRELOAD = (
     "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
     "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
 )  # fmt: skip
-#: The node that puts a scan's outputs in their place.
-LAST_NODE = "publish"
 
 
 @dataclass(frozen=True)
@@ -178,12 +175,6 @@ def start_log(config: RunConfig) -> None:
         logger.setLevel(min(logging.INFO, config.log_level))
 
 
-def _tell_end(node: Any, status: str) -> None:
-    """Say that a plugin completed a scan."""
-    if node.name == LAST_NODE and status == "end":
-        say(f"{node.fullname.split('.')[1]}: completed")
-
-
 def load_plugin(path: Path) -> Any:
     """Read ``--use-plugin``: nipype's name of a plugin, and its arguments.
 
@@ -201,7 +192,7 @@ def load_plugin(path: Path) -> Any:
     try:
         values = yaml.safe_load(read_text(path)[0])
         name, args = values["plugin"], values.get("plugin_args") or {}
-        known, args = getattr(plugins, f"{name}Plugin"), {**args, "status_callback": _tell_end}
+        known, args = getattr(plugins, f"{name}Plugin"), {**args}
     except (TextError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"The plugin file {path} cannot be used ({error}).",
@@ -263,8 +254,10 @@ def failure_text(crash: str) -> tuple[str, str]:
     refused = re.findall(r"\[Errno (\d+)\][^\n']*(?:'([^'\n]+)')?", crash)
     if not refused and re.search(r"^\s*(?:\w+\.)*_?\w*MemoryError\b", crash, re.MULTILINE):
         refused = [(str(errno.ENOMEM), "")]
-    if refused and (error := machine_error(int(refused[-1][0]), refused[-1][1])):
-        return error.cause, error.remedy
+    if refused:
+        number, path = refused[-1]
+        if error := machine_error(OSError(int(number), "", path or None)):
+            return error.cause, error.remedy
     raised = re.findall(
         r"^[ \t]*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", crash, re.MULTILINE
     )

@@ -84,7 +84,7 @@ def test_what_a_machine_refuses_has_its_cause_and_remedy(text: str, says: str) -
     assert says in cause
     assert remedy
     assert ("/out/x.json" in cause) == ("/out/x.json" in text)
-    assert machine_error(errno.ENOENT) is None
+    assert machine_error(OSError(errno.ENOENT, "")) is None
 
 
 def test_a_read_only_output_folder_is_refused(
