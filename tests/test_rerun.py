@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_line import start
 
 pytestmark = pytest.mark.slow
-
-
-def start(*args: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bids_harmony", *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 def harmony(*args: object, code: int = 0, **environment: str) -> str:

@@ -186,7 +186,7 @@ class Run:
         """
         from bids_harmony.anat.fsl import check_programs
 
-        check_programs({"bet", "flirt"} & {self.skull_strip, self.registration})
+        check_programs(p for p in ("bet", "flirt") if p in (self.skull_strip, self.registration))
 
     def inputs(self, scan: Scan) -> dict[str, str | None]:
         """Digests of every file that a scan's results depend on, by what it is used for."""

@@ -14,7 +14,7 @@ from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
-from bids_harmony.qc.dataset import read_scans, scan_table
+from bids_harmony.qc.dataset import named, read_scans, scan_table
 from bids_harmony.qc.record import find_records
 from bids_harmony.sites.calibration import (
     Calibration,
@@ -90,8 +90,8 @@ def run_calibrate(config: RunConfig) -> int:
     if unusable:
         say(
             f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
-            f"version, or for another bundle or template: {', '.join(unusable[:5])}"
-            f"{' ...' * (len(unusable) > 5)}. Run the participant level on them again."
+            f"version, or for another bundle or template: {named(unusable)}. Run the participant "
+            "level on them again."
         )
     if not sites:
         say(f"No preprocessed scan in {out}: run the participant level first.")

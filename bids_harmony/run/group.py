@@ -23,6 +23,7 @@ from bids_harmony.qc.dataset import (
     absent_scans,
     bundle_of,
     image_notes,
+    named,
     processing_notes,
     read_scans,
     scan_table,
@@ -182,10 +183,8 @@ def build_group(
         )
     halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
     if bundle and halfway:
-        notes.append(
-            f"{counted(len(halfway), 'scan')} preprocessed, but not harmonized: "
-            f"{', '.join(halfway[:5])}{' ...' * (len(halfway) > 5)}."
-        )
+        scans_there = counted(len(halfway), "scan")
+        notes.append(f"{scans_there} preprocessed, but not harmonized: {named(halfway)}.")
     if unknown := unmatched(ratings, table["scan"]):
         notes.append(unknown)
     group = Group(
@@ -256,8 +255,6 @@ def summarize(group: Group) -> None:
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
     say(f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}.")
-    if rated := Counter(scans["rating"].dropna()):
-        say("Rated: " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(rated.items())) + ".")
     say(f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else "."))
     for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
         say(f"  {key}: {group.flags[key][0].text}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bids_dataset import find, write
-from command import COMMAND, assert_sentences, new_dataset
+from command_line import COMMAND, assert_sentences, new_dataset
 
 from bids_harmony.cli.run import main
 

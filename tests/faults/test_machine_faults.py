@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import (
+from command_line import (
     OPTIONS,
     assert_same,
     assert_sentences,
@@ -193,21 +193,6 @@ def test_a_clock_that_is_set_back_changes_nothing(
     done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST)
     assert done.returncode == 0
     assert "1 unchanged" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_damaged_work_folder_is_computed_again(
-    heads: Path, first_alone: Path, tmp_path: Path
-) -> None:
-    work, out = tmp_path / "work", tmp_path / "out"
-    shutil.copytree(heads.parent / "work", work)
-    damaged = [*work.rglob("result_*.pklz")]
-    assert len(damaged) > 5
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = harmony(heads, out, "participant", "-w", work, *FIRST)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same(of_first(first_alone), of_first(out))
 
 
 @pytest.mark.slow
