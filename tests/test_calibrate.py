@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import parse, tree
+from command_line import tree
 from made_up_sites import made_up_sites, preprocess
 from random_bundle import write_random_bundle
 
@@ -275,14 +275,6 @@ def test_the_level_names_scans_that_it_cannot_use(
     assert run_calibrate(replace(config, output_dir=config.work_dir / "nothing")) == 66
     with pytest.raises(UsageError):
         run_calibrate(replace(config, bundle="none"))
-
-
-def test_the_level_takes_no_calibration(
-    paths: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    parse(paths, "--calibration", "x.json", level="calibrate")
-    assert "the calibrate level takes no --calibration" in capsys.readouterr().err
-    assert parse(paths, "--fit-filter", "age > 3", level="train").train.fit_filter == "age > 3"
 
 
 # Whole runs of the second part

@@ -173,15 +173,6 @@ def test_dry_run_writes_nothing(bids: Path, out: Path, capsys: pytest.CaptureFix
     assert sorted(out.rglob("*")) == before
 
 
-def test_options_that_do_nothing_are_named(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert group(bids, out, "--dry-run", "--participant-label", "03", "--sloppy") == 0
-    assert "takes no --participant-label, --sloppy." in capsys.readouterr().err
-    assert group(bids, out, "--qc-ratings", str(out / "no.tsv")) == 2
-    assert "--qc-ratings does not exist" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_validator_finds_no_error(bids: Path, out: Path, tmp_path: Path) -> None:
     # The participant level writes it beside the tables it describes; there are none here.

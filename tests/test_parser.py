@@ -152,6 +152,9 @@ def test_options_that_a_level_does_not_use_are_named(
     assert "the evaluate level takes no --holdout, --skull-strip." in capsys.readouterr().err
     parse(paths, "--folds", "3")
     assert "the participant level takes no --folds." in capsys.readouterr().err
+    parse(paths, "--calibration", "x.json", "--participant-label", "1", level="calibrate")
+    words = "the calibrate level takes no --calibration, --participant-label."
+    assert words in capsys.readouterr().err
     parse(paths, "--nprocs", "2", "--holdout", "0.2", level="train")
     parse(paths, "--skull-strip", "skip")
     assert capsys.readouterr().err == ""
