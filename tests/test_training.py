@@ -108,7 +108,7 @@ def test_a_network_that_fails_where_the_curve_passes_is_left_out(
 def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_path: Path) -> None:
     options = TrainOptions(
         reference_site="REF", predictor_steps=3, folds=2, model_name="small", map="cyclegan",
-        fast_dev_run=True, holdout=0.3, validation=0.2,
+        fast_dev_run=True, holdout=0.3,
     )  # fmt: skip
     lines: list[str] = []
     bundle = train_bundle(
