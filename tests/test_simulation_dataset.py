@@ -218,7 +218,7 @@ def test_an_output_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert simulate.main([str(path)]) == 70
+        assert simulate.main([str(path)]) == 2
         assert str(path) in capsys.readouterr().err
 
 

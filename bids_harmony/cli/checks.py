@@ -27,8 +27,8 @@ def check_config(config: RunConfig) -> list[str]:
     """
     _check_inputs(config)
     warnings = _check_places(config)
-    _check_writable(config.output_dir, "The output folder")
-    _check_writable(config.work_dir, "The work folder")
+    check_writable(config.output_dir, "The output folder")
+    check_writable(config.work_dir, "The work folder")
     _check_other_dataset(config.output_dir, config.bids_dir)
     own = not any(map(os.path.ismount, (config.output_dir, *config.output_dir.parents[:-1])))
     if own and mount_hint():
@@ -122,7 +122,7 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
         )
 
 
-def _check_writable(path: Path, what: str) -> None:
+def check_writable(path: Path, what: str) -> None:
     """See that a folder can be written, or made where it will be."""
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir():

@@ -209,7 +209,7 @@ def _add_training(parser: Parser) -> None:
     add("--cv-folds", type=number(2), metavar="N",
         help="parts of the participants, each tested by what was trained on the others "
         f"(default: {EvaluateOptions.cv_folds})")
-    add("--n-seeds", type=number(1), metavar="N",
+    add("--n-seeds", "--seeds", type=number(1), metavar="N",
         help="times that everything is trained again from other random numbers (default: 1)")
     add("--train-sites", nargs="+", action="extend", type=plain_number, metavar="SITE[+SITE]",
         help="where rotations train: a site, or two joined by +, the reference first; adds the "

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bids_harmony import __version__
+from bids_harmony.cli.checks import check_writable
 from bids_harmony.cli.parser import number
 from bids_harmony.cli.run import exit_code, use_utf8
 from bids_harmony.config import available_cpus
@@ -85,7 +86,8 @@ def simulate(argv: Sequence[str] | None) -> int:
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
 
-    out = options.pop("output_dir")
+    out = options.pop("output_dir").absolute()
+    check_writable(out, "The output folder")
     simulate_dataset(out, progress=say, **options)
     say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
     masks = f" --derivatives {out / MASKS}" if (out / MASKS).is_dir() else ""

@@ -275,9 +275,9 @@ class Run:
         """
         if not record.keys() >= {*PREPROCESSED, "outputs"}:
             return False
-        expected = json.loads(json.dumps(self.facts(scan)))
+        facts = json.loads(json.dumps(self.facts(scan)))
         return (
-            all(record.get(k) == v for k, v in expected.items() if k not in LATER)
+            {k: v for k, v in facts.items() if k not in LATER}.items() <= record.items()
             and self._are_there(preprocessed(record)["outputs"])
             and record.get("inputs") == self.inputs(scan)
         )
@@ -300,9 +300,8 @@ class Run:
             return False
         wanted = json.loads(json.dumps(self.harmonization(chosen)))
         named = record.get("calibration") or {}
-        return all(named.get(k) == v for k, v in wanted.pop("calibration").items()) and all(
-            record.get(k) == v for k, v in wanted.items()
-        )
+        found = {**record, "calibration": {name: named.get(name) for name in chosen}}
+        return bool(wanted.items() <= found.items())
 
     def _are_there(self, outputs: Sequence[str]) -> bool:
         return all((self.config.output_dir / path).exists() for path in outputs)
