@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,12 +49,9 @@ class Slurm:
         """Numbers of jobs that wait or run."""
         found = []
         for path in (self.home / "jobs").glob("*.json"):
-            job = json.loads(path.read_text())
-            ended = path.with_suffix(".code").exists() or job["state"] not in (
-                "RUNNING",
-                "PENDING",
-            )
-            found += [] if ended else [int(path.stem)]
+            waits = json.loads(path.read_text())["state"] in ("RUNNING", "PENDING")
+            if waits and not path.with_suffix(".code").exists():
+                found.append(int(path.stem))
         return found
 
 
@@ -142,15 +138,6 @@ class Runner:
         return write_number, {"path": str(self.root / name), "number": number}
 
 
-@contextlib.contextmanager
-def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Do something beside a run; what it raises is raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(action)
-        yield
-        future.result(timeout=60)
-
-
 @pytest.fixture
 def runner(tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setattr("bids_harmony.workflows.preprocess.init_preprocess_wf", made_up_wf)
@@ -193,7 +180,8 @@ def test_an_interrupted_run_leaves_no_job(runner: Runner, slurm: Slurm) -> None:
         slurm.wait_for("squeue", len(slurm.calls("squeue")) + 2)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with meanwhile(interrupt), pytest.raises(KeyboardInterrupt):
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
         runner.start(sub_01_wf=runner.wait(), sub_02_wf=runner.wait())
     assert slurm.running() == []
 
