@@ -80,9 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_training(parser)
 
     add = parser.add_argument_group("resources").add_argument
-    add("--nprocs", "--nthreads", "--n-cpus", type=number(1), metavar="N",
+    add("--nprocs", "--nthreads", "--n-cpus", type=bounded(1), metavar="N",
         help="scans processed at once, each in a process (default: all CPUs this process may use)")
-    add("--omp-nthreads", type=number(1), metavar="N",
+    add("--omp-nthreads", type=bounded(1), metavar="N",
         help="most threads of one process; with many scans it is one (default: nprocs - 1, at "
         "least 1 and at most 8)")
     add("--mem", dest="mem_gb", type=parse_gb, metavar="GB",
@@ -143,7 +143,7 @@ def _add_processing(parser: Parser) -> None:
         help="brain-only T1w image to register to (default: the bundle's)")
     add("--device", choices=("auto", "cpu", "cuda"),
         help="where networks run; auto takes a GPU if there is one (default: auto)")
-    add("--random-seed", type=number(0, 2**32 - 1), metavar="N",
+    add("--random-seed", type=bounded(0, 2**32 - 1), metavar="N",
         help="seed of everything that draws numbers (default: 42)")
     add("--qc-ratings", nargs="+", action="extend", type=parse_path, metavar="FILE",
         help="ratings saved from the group report, of one or several people; group adds them to "
@@ -190,26 +190,26 @@ def _add_training(parser: Parser) -> None:
         help=f"what follows a site's intensity mapping (default: {default.map})")
     add("--predictor", choices=RECIPES,
         help=f"how predictors are trained (default: {default.predictor})")
-    add("--predictor-steps", type=number(1), metavar="N",
+    add("--predictor-steps", type=bounded(1), metavar="N",
         help="steps of each predictor's network (default: as the recipe says)")
-    add("--folds", type=number(2), metavar="N",
+    add("--folds", type=bounded(2), metavar="N",
         help=f"networks in a predictor's ensemble (default: {default.folds})")
     add("--fast-dev-run", action="store_true",
         help="a few steps of everything, to see that it runs")
     add = _group(parser, "bundle", "train")
     add("--model-name", type=parse_name, metavar="NAME",
         help=f"name of the bundle, written to OUTPUT_DIR/models (default: {default.model_name})")
-    add("--holdout", type=number(0.0, 0.8), metavar="X",
+    add("--holdout", type=bounded(0.0, 0.8), metavar="X",
         help=f"part of each site's subjects set aside for testing (default: {default.holdout})")
     add = _group(parser, "experiments", "evaluate")
     add("--experiments", nargs="+", choices=EXPERIMENTS, metavar="NAME",
         help="sites: trained at the reference, tested at every site; rotations: one or two "
         "training sites in every order; size: from how few persons a site can be calibrated "
         "(default: sites)")
-    add("--cv-folds", type=number(2), metavar="N",
+    add("--cv-folds", type=bounded(2), metavar="N",
         help="parts of the participants, each tested by what was trained on the others "
         f"(default: {EvaluateOptions.cv_folds})")
-    add("--n-seeds", "--seeds", type=number(1), metavar="N",
+    add("--n-seeds", "--seeds", type=bounded(1), metavar="N",
         help="times that everything is trained again from other random numbers (default: 1)")
     add("--train-sites", nargs="+", action="extend", type=plain_number, metavar="SITE[+SITE]",
         help="where rotations train: a site, or two joined by +, the reference first; adds the "
@@ -246,6 +246,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     given = vars(parser.parse_args(hyphened))
     nprocs = given.setdefault("nprocs", available_cpus())
     given.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
+    # Groups of options that some levels do not use name the others in their descriptions.
     idle = [
         action.option_strings[0]
         for group in parser._action_groups
@@ -302,21 +303,17 @@ def _spaces(values: Sequence[str], template: Path | None) -> tuple[str, ...]:
     return ("template", "T1w") if names & native else ("template",)
 
 
-def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+def bounded(low: float, high: float = math.inf) -> Callable[[str], float]:
     """Return what reads an option's number, and refuses one that is out of range."""
 
-    def parse(text: str) -> float:
-        try:
-            value = type(low)(text)
-        except ValueError:
-            kind = "a whole number" if isinstance(low, int) else "a number"
-            raise argparse.ArgumentTypeError(f"'{text}' is not {kind}") from None
+    def number(text: str) -> float:
+        value = type(low)(text)
         if not low <= value <= high:
-            upper = "" if high == math.inf else f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not at least {low:g}{upper}")
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not at least {low}{upper}")
         return value
 
-    return parse
+    return number
 
 
 def parse_path(text: str) -> Path:
@@ -338,10 +335,8 @@ def parse_name(text: str) -> str:
 
 def parse_gb(text: str) -> float:
     """Read GB, or a number with its unit; refuse what was surely meant in MB."""
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)
-    gb = (
-        float(match[1]) * {"k": 1e-6, "m": 1e-3, "t": 1e3}.get(match[2].lower(), 1) if match else 0
-    )
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)i?b?", text.strip().lower())
+    gb = float(match[1]) * {"k": 1e-6, "m": 1e-3, "t": 1e3}.get(match[2], 1.0) if match else 0.0
     if not 0 < gb <= 4096:
         raise argparse.ArgumentTypeError(
             f"'{text}' is no amount of memory in GB; write for example 8, or 8000MB"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bids_harmony import __version__
 from bids_harmony.cli.checks import check_writable
-from bids_harmony.cli.parser import number
+from bids_harmony.cli.parser import bounded
 from bids_harmony.cli.run import exit_code, use_utf8
 from bids_harmony.config import available_cpus
 from bids_harmony.console import say
@@ -34,25 +34,25 @@ def build_parser() -> argparse.ArgumentParser:
     nprocs = min(available_cpus(), 8)
     add("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    add("--sites", dest="n_sites", type=number(1, 1000), default=3, metavar="N",
+    add("--sites", dest="n_sites", type=bounded(1, 1000), default=3, metavar="N",
         help="number of sites [3]")
-    add("--subjects", dest="n_subjects", type=number(1, 100_000), default=2, metavar="M",
+    add("--subjects", dest="n_subjects", type=bounded(1, 100_000), default=2, metavar="M",
         help="heads per site; with --travelling, heads in all [2]")
     add("--travelling", action="store_true",
         help="scan the same heads at every site, one session per site")
-    add("--seed", type=number(0, 2**32), default=0, metavar="S",
+    add("--seed", type=bounded(0, 2**32), default=0, metavar="S",
         help="same seed, same dataset, byte by byte [0]")
-    add("--diagnosis-effect", type=number(0.0, 2.0), default=1.0, metavar="SIZE",
+    add("--diagnosis-effect", type=bounded(0.0, 2.0), default=1.0, metavar="SIZE",
         help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
         "all, 1 plain to see in a few dozen heads [1]")
-    add("--resolution", type=number(0.8, 4.0), default=0.8, metavar="MM",
+    add("--resolution", type=bounded(0.8, 4.0), default=0.8, metavar="MM",
         help="no voxel finer than this; from 2 on, small and fast datasets [0.8]")
-    add("--bad", type=number(0.0, 1.0), default=0.0, metavar="SHARE",
+    add("--bad", type=bounded(0.0, 1.0), default=0.0, metavar="SHARE",
         help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
         "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")
     add("--bad-kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
         help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")
-    add("--nprocs", type=number(1, 1000), default=nprocs, metavar="P",
+    add("--nprocs", type=bounded(1, 1000), default=nprocs, metavar="P",
         help="heads made at once, up to 1 GB each [processors, at most 8]")
     return parser
 
