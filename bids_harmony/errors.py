@@ -14,13 +14,7 @@ EXIT_BUNDLE = 78
 EXIT_MISSING_PROGRAM = 127
 
 #: Set by our image, as by fMRIPrep's, and by Apptainer and Singularity in every container.
-CONTAINER_VARIABLES = (
-    "IS_DOCKER_8395080871",
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-    "APPTAINER_NAME",
-    "SINGULARITY_NAME",
-)
+CONTAINER_VARIABLES = ("IS_DOCKER_8395080871", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
 def mount_hint(*, write: bool = False) -> str:
@@ -113,23 +107,15 @@ _MACHINE = {
 }
 
 
-def machine_error(number: int | None, path: str | None = None) -> HarmonyError | None:
-    """Say what the machine refused; None for an errno that means something else.
-
-    Parameters
-    ----------
-    number : int or None
-        An ``OSError``'s errno.
-    path : str or None
-        The file, where the error names one.
-    """
+def machine_error(error: BaseException) -> HarmonyError | None:
+    """Say what the machine refused; None for an error that means something else."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number not in _MACHINE:
         return None
-    cause, remedy = _MACHINE[number]
+    (cause, remedy), path = _MACHINE[number], getattr(error, "filename", None)
     return HarmonyError(f"{cause}: {path}." if path else f"{cause}.", remedy)
 
 
 def concerns_all(error: BaseException) -> bool:
     """Tell whether an error is the machine's, so that the next file would meet it too."""
-    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    return number in _MACHINE and number != errno.EACCES
+    return machine_error(error) is not None and getattr(error, "errno", 0) != errno.EACCES

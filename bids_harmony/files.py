@@ -126,14 +126,6 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     return decode(raw)
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON, also with line breaks and tabs within strings, or raise :class:`TextError`."""
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError) as error:
-        raise TextError(str(error)) from error
-
-
 def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a JSON object, and what a warning should say of its encoding.
 
@@ -143,7 +135,10 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         When it cannot be read, or is no JSON object.
     """
     text, notes = read_text(path)
-    content = parse_json(text)
+    try:
+        content = json.loads(text, strict=False)  # line breaks and tabs within strings
+    except (ValueError, RecursionError) as error:
+        raise TextError(str(error)) from error
     if not isinstance(content, dict):
         raise TextError("it does not hold a JSON object")
     return content, notes

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from bids_harmony.errors import HarmonyError
 
-Result = TypeVar("Result")
-
+KILLED = "A process was killed, most likely because memory ran out."
 MORE_MEMORY = "Lower --nprocs, or give the job more memory; the same command continues."
 #: Longest folder of temporary files in which a fork server's socket can have its name.
 LONGEST_TMPDIR = 70
 
 
-class Ended(NamedTuple, Generic[Result]):
+class Ended(NamedTuple):
     """A call that ended: its place among the calls, its arguments, and what it returned or raised.
 
     The error is a :class:`KilledError` where its process was killed.
@@ -32,7 +31,7 @@ class Ended(NamedTuple, Generic[Result]):
 
     number: int
     call: tuple[Any, ...]
-    result: Result | None
+    result: Any
     error: Exception | None
 
 
@@ -41,12 +40,12 @@ class KilledError(HarmonyError):
 
 
 def in_processes(
-    function: Callable[..., Result],
+    function: Callable[..., Any],
     calls: Iterable[tuple[Any, ...]],
     nprocs: int,
     *,
     preload: Sequence[str] = (),
-) -> Iterator[Ended[Result]]:
+) -> Iterator[Ended]:
     """Call a function several times, each time in a process of its own.
 
     Whatever ends the loop over this generator asks the processes that still run to end (SIGTERM),
@@ -89,8 +88,11 @@ def in_processes(
                 return
             for answered in cast("list[Connection]", wait(list(running))):
                 number, call, process = running.pop(answered)
-                with answered:
-                    result, error = _received(answered)
+                try:
+                    with answered:
+                        result, error = answered.recv()
+                except EOFError:
+                    result, error = None, KilledError(KILLED, MORE_MEMORY)
                 process.join()
                 yield Ended(number, call, result, error)
     finally:
@@ -104,8 +106,8 @@ def in_processes(
 
 
 def side_by_side(
-    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], nprocs: int
-) -> Iterator[tuple[int, Result]]:
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], nprocs: int
+) -> Iterator[tuple[int, Any]]:
     """Call a function several times as :func:`in_processes` does; raise what one of them raised.
 
     Yields
@@ -118,7 +120,7 @@ def side_by_side(
     for ended in in_processes(function, calls, nprocs):
         if ended.error is not None:
             raise ended.error
-        yield ended.number, cast("Result", ended.result)
+        yield ended.number, ended.result
 
 
 def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
@@ -163,13 +165,3 @@ def _answer(
             answer.send((None, error))
         except (TypeError, AttributeError, ValueError, pickle.PicklingError):
             answer.send((None, RuntimeError(f"{type(error).__name__}: {error}")))
-
-
-def _received(answer: Connection) -> tuple[Any, Exception | None]:
-    """Take a process's answer."""
-    try:
-        result, error = answer.recv()
-    except EOFError:
-        cause = "A process was killed, most likely because memory ran out."
-        return None, KilledError(cause, MORE_MEMORY)
-    return result, error

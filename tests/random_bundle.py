@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bids_harmony.config import Contract
 from bids_harmony.models.bundle import Bundle, write_bundle
-from bids_harmony.models.contract import Contract
 from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
 from bids_harmony.qc.reference import brain_histogram

@@ -88,10 +88,3 @@ def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
     write(tmp_path, "empty/sub-01/anat/sub-01_part-phase_T1w.nii.gz")
     with pytest.raises(NoInputError, match="part-phase is not a magnitude"):
         find(tmp_path / "empty")
-
-
-def test_an_index_is_not_needed(dataset: Path, tmp_path: Path) -> None:
-    inventory = find(dataset, bids_database_dir=tmp_path / "index")
-    assert keys(inventory) == ["sub-01", "sub-02"]
-    assert "--bids-database-dir has no effect" in inventory.warnings[0]
-    assert not (tmp_path / "index").exists()

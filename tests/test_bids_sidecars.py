@@ -108,7 +108,7 @@ def test_masks_of_derivatives(dataset: Path, tmp_path: Path) -> None:
         "sub-02/anat/sub-02_space-T1w_desc-brain_mask.nii.gz",
     ):
         write(one, name)
-    inventory = find(dataset, derivatives={"one": one})
+    inventory = find(dataset, derivatives=(one,))
     assert {s.key: s.mask for s in inventory.scans} == {
         "sub-01": None,
         "sub-01_ses-a_run-1": None,
@@ -116,12 +116,12 @@ def test_masks_of_derivatives(dataset: Path, tmp_path: Path) -> None:
     }
     assert inventory.warnings == (
         "No *_desc-brain_mask.nii.gz in native space was found for 2 of 3 scans (sub-01, "
-        f"sub-01_ses-a_run-1) in one={one}: --skull-strip auto makes those masks.",
+        f"sub-01_ses-a_run-1) in {one}: --skull-strip auto makes those masks.",
     )
     write(two, "sub-01/ses-a/anat/sub-01_ses-a_run-1_desc-brain_mask.nii.gz")
     write(two, "sub-01/anat/sub-01_desc-brain_mask.nii")
     write(two, "sub-02/anat/sub-02_desc-brain_mask.nii.gz")
-    inventory = find(dataset, derivatives={"one": one, "two": two})
+    inventory = find(dataset, derivatives=(one, two))
     masks = {s.key: s.mask for s in inventory.scans}
     assert masks["sub-01"] == two / "sub-01/anat/sub-01_desc-brain_mask.nii"
     assert masks["sub-01_ses-a_run-1"].name == "sub-01_ses-a_run-1_desc-brain_mask.nii.gz"

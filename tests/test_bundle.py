@@ -12,9 +12,9 @@ from made_calibration import made_calibration
 from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 
 from bids_harmony.anat.intensity import normalize
+from bids_harmony.config import Contract
 from bids_harmony.models.apply import harmonize, predict
 from bids_harmony.models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from bids_harmony.models.contract import Contract
 from bids_harmony.qc.guard import MEASURES
 
 SOURCES = ("NSK", "UCLA")

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import parse
+from command_line import tree
 from made_up_sites import made_up_sites, preprocess
 from random_bundle import write_random_bundle
 
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
-from bids_harmony.config import RunConfig
+from bids_harmony.config import Contract, RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.models.contract import Contract
 from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, prepare
 from bids_harmony.run.calibrate import FOLDER, run_calibrate
 from bids_harmony.run.participant import run_participant
@@ -170,7 +169,7 @@ def test_a_given_calibration_is_used_as_it_is_and_other_sites_have_their_own(
 ) -> None:
     file = given(config)
     one = replace(config, calibration=file)
-    assert "The site B-1 has no calibration" in notes(one)
+    assert "site-A_calibration.json has no calibration of B-1" in notes(one)
     harmonize(one)
     assert set(calibrations(config)) == {"B-1"}
     record = json.loads(
@@ -188,45 +187,38 @@ def broken(file: Path, **values: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("empty file", "is broken"),
-        ("not JSON", "is broken"),
-        ("curve that falls", "is broken"),
-        ("another bundle", "was made with another bundle (default 0.0)"),
-        ("another template", "is for scans in Other"),
-        ("empty folder", "There is no calibration in"),
-        ("absent", "cannot be read"),
-        ("site that the run has not", "The site A has no calibration in"),
-    ],
-)
-@pytest.mark.parametrize("dry", ["", "--dry-run"])
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty file": (lambda f: f.write_text(""), "is broken"),
+    "curve that falls": (
+        lambda f: broken(f, mapping={"x": list(range(50)), "y": list(range(50, 0, -1))}),
+        "is broken",
+    ),
+    "another bundle": (
+        lambda f: broken(f, bundle={"name": "default", "version": "0.0", "sha256": "0"}),
+        "was made with another bundle (default 0.0)",
+    ),
+    "another template": (lambda f: broken(f, template="Other"), "is for scans in Other"),
+    "empty folder": (lambda f: (f.unlink(), f.mkdir()), "There is no calibration in"),
+    "absent": (lambda f: f.unlink(), "cannot be read"),
+    "site that the run has not": (
+        lambda f: broken(f, site="Elsewhere"), "The site A has no calibration in",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_calibration_that_cannot_be_used_is_refused_before_anything_runs(
-    config: RunConfig, fault: str, says: str, dry: str, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = given(config)
-    if fault in ("empty file", "not JSON"):
-        file.write_text("" if fault == "empty file" else "{")
-    elif fault == "curve that falls":
-        broken(file, mapping={"x": list(range(50)), "y": list(range(50, 0, -1))})
-    elif fault == "another bundle":
-        broken(file, bundle={"name": "default", "version": "0.0", "sha256": "0"})
-    elif fault == "another template":
-        broken(file, template="Other")
-    elif fault == "empty folder":
-        file = config.work_dir.parent / "empty"
-        file.mkdir()
-    elif fault == "absent":
-        file = file.with_name("absent.json")
-    else:
-        broken(file, site="Elsewhere")
+    file, (damage, says) = given(config), FAULTS[fault]
+    damage(file)
     argv = [config.bids_dir, config.output_dir, "participant", "-w", config.work_dir,
-            "--calibration", file, *dry.split()]  # fmt: skip
-    assert main([str(word) for word in argv]) == 2
-    said = capsys.readouterr().err
-    assert says in said
-    assert "\n  " in said
+            "--calibration", file]  # fmt: skip
+    for dry in ([], ["--dry-run"]):
+        assert main([str(word) for word in (*argv, *dry)]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert "\n  " in said
 
 
 def test_conditions_choose_whom_a_site_is_calibrated_from(config: RunConfig) -> None:
@@ -263,7 +255,7 @@ def test_what_makes_a_calibration_doubtful_is_said(
 
 def test_a_dataset_without_sites_is_one(tmp_path: Path) -> None:
     made = made_up_sites(tmp_path, {"n/a": [30.0, 40.0]})
-    assert "There is no site information: all scans are taken for one site." in notes(made)
+    assert "2 of 2 scans have no site information" in notes(made)
     some = made_up_sites(tmp_path / "some", {"n/a": [30.0], "A": [40.0]})
     assert "1 of 2 scans have no site information" in notes(some)
 
@@ -285,15 +277,6 @@ def test_the_level_names_scans_that_it_cannot_use(
         run_calibrate(replace(config, bundle="none"))
 
 
-def test_the_level_takes_no_calibration(
-    paths: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert parse(paths, "--calibration", "auto").calibration is None
-    parse(paths, "--calibration", "x.json", level="calibrate")
-    assert "the calibrate level takes no --calibration" in capsys.readouterr().err
-    assert parse(paths, "--fit-filter", "age > 3", level="train").train.fit_filter == "age > 3"
-
-
 # Whole runs of the second part
 
 
@@ -305,14 +288,6 @@ def ready(tmp_path: Path) -> RunConfig:
     made = replace(made, output_spaces=("template", "T1w"))
     preprocess(made, images=True)
     return made
-
-
-def tree(out: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(out).as_posix(): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and "logs" not in path.relative_to(out).parts
-    }
 
 
 @pytest.mark.slow

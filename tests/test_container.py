@@ -268,7 +268,6 @@ def test_errors_about_paths_speak_of_mounts_in_a_container_only(
     cases = (
         lambda: parse([absent, paths[1]]),
         lambda: parse(paths, "--bids-filter-file", absent),
-        lambda: parse(paths, "--config-file", absent),
         lambda: list_subjects(empty),
     )
     for inside in (False, True):

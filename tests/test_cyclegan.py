@@ -11,11 +11,11 @@ import torch
 from scipy import ndimage
 from training_data import from_arrays
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
 from bids_harmony.training import cyclegan, maps
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import (
     RIM,
     Discriminator,

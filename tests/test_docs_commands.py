@@ -51,7 +51,6 @@ def test_a_block_is_shell_whose_commands_exist(
 ) -> None:
     monkeypatch.setattr("bids_harmony.cli.parser.check_config", lambda *_, **__: [])
     monkeypatch.setattr("bids_harmony.bids.filters.read_filters", lambda _: {})
-    monkeypatch.setattr("bids_harmony.cli.parser._reused", lambda _: {})
     done = subprocess.run(["bash", "-n"], input=block.text, text=True, check=False,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,8 @@ import bids_harmony
 from bids_harmony import errors
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.cli.run import EXIT_INTERRUPTED
+from bids_harmony.config import Contract
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
-from bids_harmony.models.contract import Contract
 
 
 def read(name: str) -> str:

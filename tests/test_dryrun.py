@@ -54,12 +54,12 @@ def line(text: str, start: str) -> str:
 
 
 def test_every_scan_has_its_line(root: Path) -> None:
-    text = show(root, bundle="none", derivatives={"fp": root.parent / "fmriprep"})
+    text = show(root, bundle="none", derivatives=(root.parent / "fmriprep",))
     assert line(text, "sub-01 ") == "sub-01 A 30 M made"
     odd = "participants.tsv:age: age '89+' was read as 89."
-    assert line(text, "sub-02_ses-a") == f"sub-02_ses-a A 89 F fp {odd}"
+    assert line(text, "sub-02_ses-a") == f"sub-02_ses-a A 89 F fmriprep {odd}"
     assert line(text, "sub-03") == "sub-03 B 5 F made the file is empty"
-    assert line(text, "sub-04").startswith("sub-04 unknown n/a n/a made not present: run `datalad")
+    assert line(text, "sub-04").startswith("sub-04 unknown n/a n/a made it is a broken link")
     assert "part-phase is not a magnitude image" in line(text, "sub-01/anat/sub-01_part-phase")
     assert line(text, "sub-05") == "sub-05 no T1w scan"
     assert "4 scans of 4 participants would be processed, 2 left out." in text
@@ -70,8 +70,8 @@ def test_every_scan_has_its_line(root: Path) -> None:
 def test_a_mask_that_was_not_fetched_is_told(root: Path) -> None:
     (mask,) = (root.parent / "fmriprep").rglob("*_mask.nii.gz")
     mask.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
-    text = show(root, bundle="none", derivatives={"fp": root.parent / "fmriprep"})
-    assert "A 89 F fp brain mask: its content is not present" in line(text, "sub-02_ses-a")
+    text = show(root, bundle="none", derivatives=(root.parent / "fmriprep",))
+    assert "A 89 F fmriprep brain mask: its content is not present" in line(text, "sub-02_ses-a")
 
 
 def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> None:
@@ -82,7 +82,7 @@ def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> N
         == "brain mask deepbet (auto), unless the scan is stripped already"
     )
     assert line(text, "registration").startswith(
-        "registration antspyx, 12 dof, to MNI152NLin2009aSym"
+        "registration ants, 12 dof, to MNI152NLin2009aSym"
     )
     assert "brain_age" in line(text, "predictions")
     assert "'random' 0" in line(text, "predictions")
@@ -91,7 +91,7 @@ def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> N
         root, bundle="none", skull_strip="bet", registration="flirt", nprocs=3, mem_gb=8.0,
         output_spaces=("template", "T1w"),
     )  # fmt: skip
-    assert line(text, "brain mask") == "brain mask FSL bet"
+    assert line(text, "brain mask") == "brain mask bet"
     assert "--bundle none" in line(text, "predictions")
     assert line(text, "images in") == "images in template space, native space"
     assert line(text, "resources") == "resources 3 processes of 1 threads, 8 GB"

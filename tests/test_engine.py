@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from nipype.pipeline import engine as pe
 
 from bids_harmony.cli.run import SIGNALS, main
 from bids_harmony.config import RunConfig
-from bids_harmony.errors import EXIT_NO_INPUT
+from bids_harmony.errors import EXIT_NO_INPUT, machine_error
 from bids_harmony.processes import Ended, KilledError
 from bids_harmony.run import engine
 from bids_harmony.run.engine import (
@@ -168,12 +169,25 @@ def test_a_signal_ends_the_command_once_and_signals_do_afterwards_what_they_did(
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "cause", "remedy"),
     [
-        ("x\nbids_harmony.errors.ScanError: A is bad. Mend B.\n\n", ("A is bad.", "Mend B.")),
-        ("Traceback:\n\tValueError: no\n\n", ("ValueError: no", "")),
-        ("nothing known", ("nothing known", "")),
+        ("bids_harmony.errors.ScanError: A is bad. Mend B.\n", "A is bad.", "Mend B."),
+        ("Traceback:\n\tValueError: no\n\n", "ValueError: no", ""),
+        ("nothing known", "nothing known", ""),
+        (
+            "OSError: [Errno 28] No space left: '/x.json'",
+            "The disk is full: /x.json.",
+            "Free some",
+        ),
+        ("OSError: [Errno 28] No space left", "The disk is full.", "Free some"),
+        ("OSError: [Errno 122] Disk quota exceeded", "The disk quota is used up.", "Free some"),
+        ("numpy._core._exceptions._ArrayMemoryError: 3 GiB", "Memory ran out.", "Lower --nprocs"),
+        ("MemoryError", "Memory ran out.", "Lower --nprocs"),
     ],
 )
-def test_failure_text(text: str, expected: tuple[str, str]) -> None:
-    assert failure_text(text) == expected
+def test_failures_have_their_cause_and_remedy(text: str, cause: str, remedy: str) -> None:
+    found = failure_text(f"Traceback (most recent call last):\n  File x\n{text}\n")
+    assert found[0] == cause
+    assert found[1].startswith(remedy)
+    assert bool(found[1]) == bool(remedy)
+    assert machine_error(OSError(errno.ENOENT, "")) is None

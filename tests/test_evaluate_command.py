@@ -18,11 +18,11 @@ from training_data import balls
 
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.cli.run import main
+from bids_harmony.config import EvaluateOptions, TrainOptions
 from bids_harmony.errors import HarmonyError
-from bids_harmony.evaluation import EvaluateOptions, methods, run, tables
+from bids_harmony.evaluation import methods, run, tables
 from bids_harmony.evaluation.experiments import Unit
 from bids_harmony.evaluation.unit import Study
-from bids_harmony.training.config import TrainOptions
 
 
 @pytest.fixture(scope="module")

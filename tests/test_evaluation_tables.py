@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from training_heads import people, table
 
-from bids_harmony.evaluation import EvaluateOptions, tables
+from bids_harmony.config import EvaluateOptions
+from bids_harmony.evaluation import tables
 from bids_harmony.evaluation.page import verdict, write_page
 from bids_harmony.evaluation.statistics import delong
 from bids_harmony.evaluation.tables import (

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from training_heads import people, table
 
+from bids_harmony.config import EvaluateOptions, TrainOptions
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.evaluation.experiments import (
     Unit,
     plan_units,
@@ -22,7 +22,6 @@ from bids_harmony.evaluation.experiments import (
 )
 from bids_harmony.evaluation.run import choose_targets, unknown_values
 from bids_harmony.evaluation.unit import Study, fit_predictors
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.targets import Target
 

@@ -19,11 +19,11 @@ from nipype.pipeline import engine as pe
 from scipy.spatial.transform import Rotation
 from standins.fsl import install
 
+from bids_harmony.anat import tool_versions
 from bids_harmony.anat.fsl import check_programs, fsl_to_itk, fsl_version
 from bids_harmony.errors import MissingProgramError, ScanError
 from bids_harmony.interfaces.anat import ConformMask
 from bids_harmony.interfaces.fsl import bet_interface, flirt_interface, last_words
-from bids_harmony.models.contract import tool_versions
 from bids_harmony.run.engine import Failure, read_failure
 
 
@@ -265,7 +265,7 @@ def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     assert "antspyx" in tool_versions("multi-atlas", "flirt")
     assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
     code = (
-        "import sys; from bids_harmony.models.contract import tool_versions as f\n"
+        "import sys; from bids_harmony.anat import tool_versions as f\n"
         "f('bet', 'ants')\n"
         "sys.exit(bool({'torch', 'ants', 'nipype', 'nilearn', 'deepbet'} & set(sys.modules)))"
     )

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from bids_harmony.anat.intensity import bias_field, class_means, normalize, tissue_means
+from bids_harmony.config import Contract
 from bids_harmony.errors import ScanError
-from bids_harmony.models.contract import Contract
 
 
 def brain(csf: float = 0.3, gm: float = 0.7, noise: float = 0.02) -> tuple[np.ndarray, np.ndarray]:

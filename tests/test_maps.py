@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 from training_data import from_arrays
 
+from bids_harmony.config import Contract, TrainOptions
 from bids_harmony.errors import HarmonyError
-from bids_harmony.models.contract import Contract
 from bids_harmony.models.mapnetwork import (
     CODE_SIZE,
     N_BANDS,
@@ -26,7 +26,6 @@ from bids_harmony.models.mapnetwork import (
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
 from bids_harmony.training import maps, storage
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.maps import KNOTS, Reference, follow, read_curve, train_map
 

@@ -130,11 +130,11 @@ def test_a_report_misses_no_session_that_another_job_ends_meanwhile(
         calls.append(path)
         if len(calls) == 1:
             write_failed_record(out, "b")
-            report(config(out), ["01"])
+            report(config(out), "01", {})
         whole(path, text)
 
     monkeypatch.setattr(reports, "write_text", late)
-    report(config(out), ["01"])
+    report(config(out), "01", {})
     page = (out / "sub-01.html").read_text()
     assert "ses-a" in page
     assert "ses-b" in page

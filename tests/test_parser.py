@@ -1,31 +1,36 @@
-"""What may be written on the command line."""
+"""What may be written on the command line, what it means, and what is answered to the rest."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from command_line import parse, refuse
 
-from bids_harmony.cli.parser import parse_args
-from bids_harmony.config import RunConfig, available_cpus
+from bids_harmony.cli.parser import build_parser, parse_args
+from bids_harmony.config import RunConfig, TrainOptions, available_cpus
 
 
 def test_defaults(paths: list[str], tmp_path: Path) -> None:
-    config = parse(paths)
-    cpus = available_cpus()
+    config, cpus = parse(paths), available_cpus()
     assert config.bids_dir == tmp_path / "in"
     assert config.output_dir == tmp_path / "out"
     assert config.work_dir == tmp_path / "cwd/work"
     assert (config.nprocs, config.omp_nthreads) == (cpus, max(1, min(cpus - 1, 8)))
     assert config.log_dir == tmp_path / "out/logs" / config.run_uuid
-    same = {f.name for f in dataclasses.fields(config)} - {
-        "bids_dir", "output_dir", "work_dir", "nprocs", "omp_nthreads", "run_uuid", "train",
-    }  # fmt: skip
-    plain = RunConfig(bids_dir=config.bids_dir, output_dir=config.output_dir)
-    assert all(getattr(config, name) == getattr(plain, name) for name in same)
     assert parse(paths).run_uuid != config.run_uuid
+    plain = RunConfig(
+        bids_dir=config.bids_dir, output_dir=config.output_dir, run_uuid=config.run_uuid,
+        omp_nthreads=config.omp_nthreads, train=TrainOptions(threads=cpus),
+    )  # fmt: skip
+    assert config == plain
+    assert json.loads(config.to_json())["train"]["contract"] == json.loads(
+        json.dumps(asdict(plain.train.contract))
+    )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cwd/work").exists()
 
@@ -37,19 +42,10 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--participant_label sub-bus01", "participant_label", ("bus01",)),
         ("--participant-label 1 --participant-label 2,3", "participant_label", ("1", "2", "3")),
         ("--session-label ses-a b", "session_label", ("a", "b")),
-        ("--session_id a", "session_label", ("a",)),
-        ("--session-id a", "session_label", ("a",)),
-        ("--session_label a", "session_label", ("a",)),
-        ("--skip-bids-validation", "skip_bids_validation", True),
-        ("--skip_bids_validation", "skip_bids_validation", True),
-        ("--skip_bids_validator", "skip_bids_validation", True),
-        ("--skip-bids-validator", "skip_bids_validation", True),
         ("--nprocs 3", "nprocs", 3),
         ("--nthreads 3", "nprocs", 3),
         ("--n_cpus 3", "nprocs", 3),
-        ("--n-cpus 3", "nprocs", 3),
-        ("--omp-nthreads 2 --nprocs 4", "omp_nthreads", 2),
-        ("--omp_nthreads 2 --nprocs 4", "omp_nthreads", 2),
+        ("--omp_nthreads=2 --nprocs 4", "omp_nthreads", 2),
         ("--nprocs 4", "omp_nthreads", 3),
         ("--nprocs 20", "omp_nthreads", 8),
         ("--nprocs 1", "omp_nthreads", 1),
@@ -57,32 +53,22 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--mem 8GB", "mem_gb", 8.0),
         ("--mem 7.5G", "mem_gb", 7.5),
         ("--mem 8000MB", "mem_gb", 8.0),
-        ("--mem-gb 8", "mem_gb", 8.0),
-        ("--mem_gb 8", "mem_gb", 8.0),
-        ("--mem-mb 8000", "mem_gb", 8.0),
-        ("--mem_mb 8000", "mem_gb", 8.0),
         ("--stop-on-first-crash", "stop_on_first_crash", True),
-        ("--write-graph", "write_graph", True),
-        ("--write_graph", "write_graph", True),
-        ("--resource-monitor", "resource_monitor", True),
         ("--reports-only", "reports_only", True),
-        ("--run-uuid x-1", "run_uuid", "x-1"),
-        ("--notrack", "notrack", True),
-        ("--sloppy", "sloppy", True),
-        ("--random-seed 7", "random_seed", 7),
+        ("--notrack --skip_bids_validation", "sloppy", False),
+        ("--testing", "sloppy", True),
         ("--random_seed=7", "random_seed", 7),
         ("--dry-run", "dry_run", True),
         ("--clean-workdir", "clean_workdir", True),
         ("--device cuda", "device", "cuda"),
-        ("--skull-strip bet", "skull_strip", "bet"),
         ("--skull_strip skip", "skull_strip", "skip"),
         ("--registration flirt", "registration", "flirt"),
-        ("--n-atlases 3", "n_atlases", 3),
         ("--bundle none", "bundle", "none"),
+        ("--fit-filter x=='a_b'", "fit_filter", "x=='a_b'"),
         ("--site-column x", "site_column", "x"),
         ("--age_column x", "age_column", "x"),
         ("--sex-column x", "sex_column", "x"),
-        ("--diagnosis-column x", "diagnosis_column", "x"),
+        ("--diagnosis-column x_y", "diagnosis_column", "x_y"),
         ("--output-spaces T1w", "output_spaces", ("template", "T1w")),
         ("--output-spaces MNI152NLin2009aSym:res-2 anat", "output_spaces", ("template", "T1w")),
         ("--output_spaces template", "output_spaces", ("template",)),
@@ -91,7 +77,7 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("-vvvvv", "log_level", 10),
         ("", "log_level", 25),
     ],
-)  # fmt: skip
+)
 def test_options(paths: list[str], options: str, field: str, value: object) -> None:
     assert getattr(parse(paths, *options.split()), field) == value
 
@@ -99,12 +85,11 @@ def test_options(paths: list[str], options: str, field: str, value: object) -> N
 @pytest.mark.parametrize(
     ("flags", "field", "folder"),
     [
-        (("-w", "--work-dir", "--work_dir"), "work_dir", True),
-        (("--bids-database-dir", "--bids_database_dir"), "bids_database_dir", True),
-        (("--atlas-dir", "--atlas_dir"), "atlas_dir", True),
+        (("-w", "--work-dir"), "work_dir", True),
+        (("--atlas_dir",), "atlas_dir", True),
         (("--bundle",), "bundle", True),
         (("--template",), "template", False),
-        (("--use-plugin", "--use_plugin", "--nipype-plugin-file"), "use_plugin", False),
+        (("--use-plugin",), "use_plugin", False),
     ],
 )
 def test_paths_become_absolute(
@@ -119,30 +104,142 @@ def test_paths_become_absolute(
 def test_derivatives(paths: list[str], tmp_path: Path) -> None:
     for name in ("fmriprep", "a=b"):
         (tmp_path / name / "sub-01").mkdir(parents=True)
-    config = parse(paths, "-d", f"x={tmp_path}/fmriprep", f"{tmp_path}/fmriprep")
-    assert config.derivatives == {"x": tmp_path / "fmriprep", "fmriprep": tmp_path / "fmriprep"}
-    config = parse(paths, "--derivatives", f"{tmp_path}/a=b", "--derivatives", "y=../fmriprep")
-    assert config.derivatives == {"a=b": tmp_path / "a=b", "y": tmp_path / "fmriprep"}
-
-
-def test_derivatives_of_one_name_are_refused(paths: list[str], tmp_path: Path) -> None:
-    """Both folders are called ``masks``; the last one would have been searched alone."""
-    a, b = tmp_path / "a" / "masks", tmp_path / "b" / "masks"
-    for folder in (a, b):
-        (folder / "sub-01").mkdir(parents=True)
-    error = refuse([*paths, "participant", "--derivatives", str(a), str(b)])
-    assert "masks is given twice" in error.cause
-    assert parse(paths, "-d", str(a), str(a)).derivatives == {"masks": a}
+    config = parse(paths, "-d", f"{tmp_path}/a=b", "--derivatives", "../fmriprep")
+    assert config.derivatives == (tmp_path / "a=b", tmp_path / "fmriprep")
 
 
 def test_filter_file(paths: list[str], tmp_path: Path) -> None:
     file = tmp_path / "filter.json"
     file.write_text('{"T1w": {"acq": "x", "run": null}}')
-    for flag in ("--bids-filter-file", "--bids_filter_file"):
-        assert parse(paths, flag, str(file)).bids_filters == {"acquisition": ["x"], "run": [None]}
+    config = parse(paths, "--bids_filter_file", str(file))
+    assert config.bids_filters == {"acquisition": ["x"], "run": [None]}
     file.write_text("{,}")
-    assert "cannot be read" in refuse([*paths, "participant", flag, str(file)]).cause
+    error = refuse([*paths, "participant", "--bids-filter-file", str(file)])
+    assert "cannot be read" in error.cause
 
 
 def test_options_before_positionals_are_fine_when_they_take_one_value(paths: list[str]) -> None:
     assert parse_args(["--nprocs", "2", "-v", *paths, "participant"]).nprocs == 2
+
+
+def test_training_options(paths: list[str]) -> None:
+    train = parse(
+        paths, "--reference-site", "01", "--targets", "age", "--folds", "3", "--holdout", "0.1",
+        "--random-seed", "5", "--nprocs", "3", level="train",
+    ).train  # fmt: skip
+    assert (train.reference_site, train.targets) == ("1", ("age",))
+    assert (train.folds, train.holdout) == (3, 0.1)
+    assert (train.seed, train.device, train.threads) == (5, "auto", 3)
+    config = parse(
+        paths, "--target", "age", "--target", "diagnosis", "bmi", "--train-sites", "A", "A+02",
+        "--fit-filter", "diagnosis == 'control'", "--predictor-steps", "70", level="evaluate",
+    )  # fmt: skip
+    assert config.train.targets == ("age", "diagnosis", "bmi")
+    assert config.train.fit_filter == config.fit_filter == "diagnosis == 'control'"
+    assert config.train.shortened().predictor_steps == 70
+    assert config.evaluate.train_sites == ("A", "A+02")
+    assert config.evaluate.experiments == ("sites", "rotations")
+    train = parse(paths, "--predictor-steps", "70", "--fast-dev-run", level="train").train
+    assert (train.shortened().predictor_steps, train.shortened().folds) == (2, 2)
+
+
+def test_options_that_a_level_does_not_use_are_named(
+    paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse(paths, "--skull-strip", "skip", "--nprocs", "2", level="train")
+    assert "the train level takes no --skull-strip." in capsys.readouterr().err
+    parse(paths, "--holdout", "0.2", "--skull-strip", "skip", level="evaluate")
+    assert "the evaluate level takes no --holdout, --skull-strip." in capsys.readouterr().err
+    parse(paths, "--folds", "3")
+    assert "the participant level takes no --folds." in capsys.readouterr().err
+    parse(paths, "--calibration", "x.json", "--participant-label", "1", level="calibrate")
+    words = "the calibrate level takes no --calibration, --participant-label."
+    assert words in capsys.readouterr().err
+    parse(paths, "--nprocs", "2", "--holdout", "0.2", level="train")
+    parse(paths, "--skull-strip", "skip")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "cause", "remedy"),
+    [
+        ("--nprocs 0", "--nprocs: 0 is not at least 1", "--help"),
+        ("--nprocs 1.5", "--nprocs: invalid number value: '1.5'", "--help"),
+        ("--omp-nthreads -1", "--omp-nthreads: -1 is not at least 1", "--help"),
+        ("--random-seed -1", "--random-seed: -1 is not at least 0", "--help"),
+        ("--random-seed 4294967296", "at most", "--help"),
+        ("--device gpu", "--device: invalid choice: 'gpu' (choose from", "--help"),
+        ("--mem lots", "--mem: 'lots' is no amount", "--help"),
+        ("--mem 0", "--mem: '0' is no amount", "--help"),
+        ("--mem 16000", "write for example 8, or 8000MB", "--help"),
+        ("--holdout much", "--holdout: invalid number value", "--help"),
+        ("--holdout nan", "nan is not at least 0.0", "--help"),
+        ("--folds 1", "--folds: 1 is not at least 2", "--help"),
+        ("--cv-folds 1", "--cv-folds: 1 is not at least 2", "--help"),
+        ("--model-name ../x", "cannot name a folder", "--help"),
+        ("--experiments size sise", "--experiments: invalid choice: 'sise'", "--help"),
+        ("--output-spaces MNI152NLin6Asym", "no such space", "T1w"),
+        ("--skull-strip multi-atlas", "needs atlases", "--atlas-dir"),
+        ("--participant-lable 01", "arguments: --participant-lable", "--participant-label?"),
+        ("--participant 01", "Unrecognized arguments: --participant", "--participant-label?"),
+        ("extra", "Unrecognized arguments: extra", "--help"),
+        ("--participant-label", "--participant-label: expected at least one", "--help"),
+        ("--template absent.nii", "--template does not exist", "path"),
+        ("--template .", "--template is not a file", "file"),
+        ("--bundle absent", "--bundle does not exist", "path"),
+        ("--use-plugin absent", "--use-plugin does not exist", "path"),
+        ("--bids-filter-file absent", "cannot be read", "path"),
+        ("-d absent", "--derivatives does not exist", "path"),
+    ],
+)
+def test_wrong_values(paths: list[str], options: str, cause: str, remedy: str) -> None:
+    error = refuse([*paths, "participant", *options.split()])
+    assert cause in error.cause
+    assert remedy in error.remedy
+
+
+def test_wrong_positionals(paths: list[str]) -> None:
+    assert "LEVEL: invalid choice: 'subject'" in refuse([*paths, "subject"]).cause
+    # A list of labels takes in what follows it.
+    error = refuse(["--participant-label", "01", *paths, "participant"])
+    assert "arguments are required: BIDS_DIR" in error.cause
+    assert "bids_harmony BIDS_DIR OUTPUT_DIR" in error.remedy
+
+
+def test_errors_reach_the_user_as_two_sentences(paths: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bids_harmony", *paths, "participant", "--nprocs", "0"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first == "bids_harmony: error: --nprocs: 0 is not at least 1."
+    assert second.startswith("  Usage: bids_harmony BIDS_DIR OUTPUT_DIR {participant,")
+
+
+def test_help_describes_every_option() -> None:
+    parser = build_parser()
+    text = " ".join(parser.format_help().split())
+    assert all(action.help for action in parser._actions)
+    for default in ("--skull-strip {auto,deepbet", "(default: auto)", "(default: 42)"):
+        assert default in text
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(option: str) -> None:
+    code = (
+        "import sys\n"
+        "from bids_harmony.cli.run import main\n"
+        "try:\n"
+        f"    main([{option!r}])\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code == 0\n"
+        "heavy = {'torch', 'ants', 'nipype', 'bids', 'nibabel', 'pandas', 'numpy', 'deepbet'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bids_harmony" in done.stdout

@@ -26,15 +26,15 @@ def test_dataset_must_be_a_folder(paths: list[str], tmp_path: Path, monkeypatch)
 @pytest.mark.parametrize(
     ("out", "work", "cause"),
     [
-        ("in", "w", "is the dataset"),
+        ("in", "w", "among the raw data"),
         ("in/out", "w", "among the raw data"),
         ("in/sub-01/out", "w", "among the raw data"),
         ("in/derivatives", "w", "derivatives of all programs"),
-        ("link", "w", "is the dataset"),
+        ("link", "w", "among the raw data"),
         ("out", "in/work", "inside the dataset"),
         ("out", "in", "inside the dataset"),
-        ("out", "out", "is the output folder"),
-        ("out", ".", "is the output folder, or holds it"),
+        ("out", "out", "holds the output folder"),
+        ("out", ".", "holds the output folder"),
     ],
 )
 def test_places_that_do_harm(
@@ -99,7 +99,6 @@ def test_places_must_be_writable(paths: list[str], tmp_path: Path, monkeypatch) 
     for argv in (
         [paths[0], f"{locked}/a/out", "participant"],
         [*paths, "participant", "-w", str(locked)],
-        [*paths, "participant", "--bids-database-dir", f"{locked}/db"],
     ):
         error = refuse(argv)
         assert f"no permission for {locked}" in error.cause
@@ -110,7 +109,7 @@ def test_derivatives_must_be_one_pipeline(paths: list[str], tmp_path: Path) -> N
     (tmp_path / "in/derivatives/fmriprep/sub-01").mkdir(parents=True)
     error = refuse([*paths, "participant", "-d", f"{tmp_path}/in/derivatives"])
     assert "holds no sub-* folder" in error.cause
-    assert f"fmriprep={tmp_path}/in/derivatives/fmriprep" in error.remedy
+    assert f"{tmp_path}/in/derivatives/fmriprep" in error.remedy
 
 
 def test_an_output_folder_that_ends_with_the_container_is_warned_of(
@@ -119,19 +118,10 @@ def test_an_output_folder_that_ends_with_the_container_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    from bids_harmony.cli import checks
-
-    mounts = tmp_path / "mounts"
-    monkeypatch.setattr(checks, "MOUNTS", mounts)
-    for inside, kind, warned in ((0, "tmpfs", 0), (1, "tmpfs", 1), (1, "ext4", 0)):
-        if inside:
-            monkeypatch.setenv("IS_DOCKER_8395080871", "1")
-        mounts.write_text(f"overlay / overlay rw 0 0\nhost {tmp_path} {kind} rw 0 0\n")
-        parse(paths)
-        assert ("is the container's own" in capsys.readouterr().err) == bool(warned)
-    mounts.write_text("overlay / overlay rw 0 0\n")
-    parse(paths)
-    assert "apptainer -B HOST:CONTAINER" in capsys.readouterr().err
-    mounts.unlink()
     parse(paths)
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv("IS_DOCKER_8395080871", "1")
+    for mounted, warned in (([], True), ([tmp_path], False), ([Path("/")], True)):
+        monkeypatch.setattr(os.path, "ismount", lambda path, m=mounted: path in m)
+        parse(paths)
+        assert ("is the container's own" in capsys.readouterr().err) == warned

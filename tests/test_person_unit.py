@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from training_heads import people, table
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, scan_table
 from bids_harmony.training.figures import figures
 from bids_harmony.training.inputs import TrainScan, without_copies, without_rejected

@@ -17,10 +17,10 @@ from training_data import from_arrays
 from training_heads import AFFINE, head
 
 from bids_harmony.bids.outputs import scans_dictionary, scans_row, write_scans_tables
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import HarmonyError, UsageError
 from bids_harmony.models.apply import predict
 from bids_harmony.models.slices import predict_slices, predict_value
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.figures import area_under_curve, figures
 from bids_harmony.training.predictor import (

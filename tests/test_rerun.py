@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+from command_line import start
 
 pytestmark = pytest.mark.slow
-
-
-def start(*args: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bids_harmony", *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 def harmony(*args: object, code: int = 0, **environment: str) -> str:
@@ -122,14 +114,10 @@ def test_a_replaced_scan_is_not_taken_from_the_work_folder(
     out, command = first
     old = record(out)
     scan = Path(str(command[0])) / "sub-01/anat/sub-01_T1w.nii.gz"
-    import nibabel as nib
-    import numpy as np
-
     img = nib.load(scan)
-    data = np.asanyarray(img.dataobj)
-    nib.save(
-        nib.Nifti1Image(data[:, ::-1].copy(), img.affine @ flip(data.shape[1]), img.header), scan
-    )
+    data = np.asanyarray(img.dataobj)[:, ::-1].copy()
+    flip = nib.affines.from_matvec(np.diag([1, -1, 1]), [0, data.shape[1] - 1, 0])
+    nib.save(nib.Nifti1Image(data, img.affine @ flip, img.header), scan)
     plan = harmony(*command, "--output-spaces", "T1w", "--dry-run")
     assert "would be processed" in plan
     harmony(*command, "--output-spaces", "T1w")
@@ -138,11 +126,6 @@ def test_a_replaced_scan_is_not_taken_from_the_work_folder(
     # The same head, stored front to back: the mask must follow the file.
     mask = nib.load(out / "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
     np.testing.assert_allclose(mask.affine, nib.load(scan).affine, atol=1e-4)
-
-
-def flip(n: int) -> list[list[float]]:
-    """Affine of an image whose second axis was turned around."""
-    return [[1, 0, 0, 0], [0, -1, 0, n - 1], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_a_rerun_that_is_interrupted_loses_nothing(first: tuple[Path, list[object]]) -> None:

@@ -186,7 +186,7 @@ def test_command_writes_a_dataset_and_says_what_next(
     assert "[1/1] sub-01" in said
     derivatives = out / "derivatives"
     assert f"bids_harmony {out} {derivatives / 'bids_harmony'} participant" in said
-    assert f"--derivatives masks={derivatives / 'masks'}" in said
+    assert f"--derivatives {derivatives / 'masks'}" in said
     before = digests(out)
     assert simulate.main(argv) == 2
     assert f"{out} is not empty" in capsys.readouterr().err
@@ -218,7 +218,7 @@ def test_an_output_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert simulate.main([str(path)]) == 70
+        assert simulate.main([str(path)]) == 2
         assert str(path) in capsys.readouterr().err
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from bids_dataset import write
-from command_line import parse, refuse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,8 +130,6 @@ def test_options_and_descriptions_are_read_in_every_encoding(
         return write(tmp_path, name, json.dumps(content, ensure_ascii=False).encode(encoding))
 
     assert read_filters(file("f.json", {"t1w": {"acq": "x"}})) == {"acquisition": ["x"]}
-    config = file("c.json", {"nprocs": 2, "session_label": ["é"]})
-    assert parse(paths, "--config-file", str(config)).session_label == ("é",)
     plugin = load_plugin(file("p.yml", {"plugin": "Linear"}))
     assert type(plugin).__name__ == "LinearPlugin"
     assert ("instead of UTF-8" in capsys.readouterr().out) == ("utf-8" not in encoding)
@@ -141,12 +138,6 @@ def test_options_and_descriptions_are_read_in_every_encoding(
     assert _raw_description(tmp_path) == raw
     with pytest.raises(UsageError, match="holds a raw dataset"):
         _check_other_dataset(tmp_path, tmp_path / "bids")
-
-
-def test_a_configuration_that_was_not_fetched_is_named(paths: list[str], tmp_path: Path) -> None:
-    file = write(tmp_path, "c.json", LFS)
-    refused = refuse([*paths, "participant", "--config-file", str(file)])
-    assert "git lfs pull" in refused.cause
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from training_heads import AFFINE, head
 
 from bids_harmony.cli.run import main
+from bids_harmony.config import Contract
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.models.contract import Contract
 
 STEM = "space-MNI152NLin2009aSym_res-2_desc-"
 

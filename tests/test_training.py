@@ -13,12 +13,12 @@ import pytest
 import torch
 from training_heads import AFFINE, write_scans
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import calibrate, harmonize, predict
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.bundle import train_bundle
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.harmonizer import match_histogram
 from bids_harmony.training.inputs import TrainScan
@@ -108,7 +108,7 @@ def test_a_network_that_fails_where_the_curve_passes_is_left_out(
 def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_path: Path) -> None:
     options = TrainOptions(
         reference_site="REF", predictor_steps=3, folds=2, model_name="small", map="cyclegan",
-        fast_dev_run=True, holdout=0.3, validation=0.2,
+        fast_dev_run=True, holdout=0.3,
     )  # fmt: skip
     lines: list[str] = []
     bundle = train_bundle(

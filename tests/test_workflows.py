@@ -11,7 +11,7 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_harmony.bids.dataset import Scan
-from bids_harmony.models.contract import Contract
+from bids_harmony.config import Contract
 from bids_harmony.workflows.harmonize import init_harmonize_wf
 from bids_harmony.workflows.preprocess import init_preprocess_wf
 

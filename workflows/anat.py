@@ -17,7 +17,6 @@ def init_brain_mask_wf(
     detect_stripped: bool = False,
     mask: str | None = None,
     atlas_dir: str | None = None,
-    n_atlases: int = 6,
     seed: int = 42,
     omp_nthreads: int = 1,
     name: str = "brain_mask_wf",
@@ -34,8 +33,8 @@ def init_brain_mask_wf(
         Look first whether the scan is stripped already (not with ``bet``, whose node is FSL's).
     mask : str, optional
         Mask computed earlier: no method runs.
-    atlas_dir, n_atlases
-        Atlas library, and how many of it are fused.
+    atlas_dir : str, optional
+        Atlas library.
     seed : int
         Seed of the registrations.
     omp_nthreads : int
@@ -59,7 +58,6 @@ def init_brain_mask_wf(
             anat.BrainMask(
                 method=method,
                 detect_stripped=detect_stripped,
-                n_atlases=n_atlases,
                 exclude=scan_key,
                 seed=seed,
                 num_threads=omp_nthreads,

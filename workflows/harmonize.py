@@ -8,10 +8,10 @@ from typing import Any
 from nipype.pipeline import engine as pe
 
 from bids_harmony.bids.dataset import Scan
+from bids_harmony.config import Contract
 from bids_harmony.interfaces.models import Guard, Harmonize, Predict, ToNative
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import ScanFigures
-from bids_harmony.models.contract import Contract
 from bids_harmony.qc.record import PREPROCESSED
 from bids_harmony.workflows.preprocess import figures_prefix, grid_names
 

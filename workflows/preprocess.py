@@ -9,10 +9,10 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_harmony.bids.dataset import Scan
+from bids_harmony.config import Contract
 from bids_harmony.interfaces.anat import CheckT1w, MeasureScan, Normalize, RestoreOrientation
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure
-from bids_harmony.models.contract import Contract
 from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
 
 
@@ -28,7 +28,6 @@ def init_preprocess_wf(
     registration: str = "auto",
     template: str | None = None,
     atlas_dir: str | None = None,
-    n_atlases: int = 6,
     seed: int = 42,
     sloppy: bool = False,
     omp_nthreads: int = 1,
@@ -57,8 +56,6 @@ def init_preprocess_wf(
         Template file; the embedded one by default.
     atlas_dir : str, optional
         Atlas library of ``multi-atlas``.
-    n_atlases : int
-        How many atlases are fused.
     seed : int
         Seed of everything random.
     sloppy : bool
@@ -76,7 +73,6 @@ def init_preprocess_wf(
         detect_stripped=skull_strip == "auto",
         mask=None if scan.mask is None else str(scan.mask),
         atlas_dir=atlas_dir,
-        n_atlases=n_atlases,
         seed=seed,
         omp_nthreads=omp_nthreads,
     )

@@ -23,7 +23,7 @@ from bids_harmony.anat.intensity import (
     tissue_means,
 )
 from bids_harmony.anat.template import Template
-from bids_harmony.models.contract import Contract
+from bids_harmony.config import Contract
 
 if TYPE_CHECKING:
     import ants

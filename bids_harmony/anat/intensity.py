@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from bids_harmony.config import Contract
 from bids_harmony.errors import ScanError
-from bids_harmony.models.contract import Contract
 
 #: Scaled values are cut here: white matter is 1, vessels and stray fat can be far brighter.
 MAX_SCALED = 2.0

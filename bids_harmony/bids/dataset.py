@@ -145,9 +145,7 @@ def find_scans(config: RunConfig) -> Inventory:
     subjects = dict.fromkeys(config.participant_label) or there
     if missing := [label for label in subjects if label not in there]:
         raise _not_found("participant", missing, there, root)
-    warnings = [] if config.skip_bids_validation else check_description(root)
-    if config.bids_database_dir:
-        warnings.append("--bids-database-dir has no effect: folders are listed in seconds.")
+    warnings = check_description(root)
     paths = list_t1w(root, subjects)
     sessions = {f.name[4:]: None for path in paths if (f := path.parents[1]).name[:4] == "ses-"}
     if missing := [label for label in config.session_label if label not in sessions]:
@@ -324,7 +322,7 @@ def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], li
                 key=path.name.rpartition("_")[0],
                 entities={ENTITIES[name]: label for name, label in entities.items()},
                 metadata=facts,
-                mask=find_mask(path, config.derivatives.values()),
+                mask=find_mask(path, config.derivatives),
                 **person,
             )
         )
@@ -360,7 +358,7 @@ def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
     without = [scan.key for scan in scans if scan.mask is None]
     if not config.derivatives or not without:
         return []
-    names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
+    names = ", ".join(map(str, config.derivatives))
     return [
         f"No *_desc-brain_mask.nii.gz in native space was found for {len(without)} of "
         f"{counted(len(scans), 'scan')} ({_listed(without)}) in {names}: "

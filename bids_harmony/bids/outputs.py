@@ -99,7 +99,7 @@ def write_dataset_files(
     targets : iterable of str
         What the bundle predicts.
     tools : mapping of str to str
-        Versions of the tools of the run (:func:`bids_harmony.models.contract.tool_versions`).
+        Versions of the tools of the run (:func:`bids_harmony.anat.tool_versions`).
     """
     raw = _raw_description(bids_dir)
     before = read_json_or_empty(out / "scans.json")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from bids_harmony.cli.parser import parse_args
+from bids_harmony.cli.parser import PROGRAM, parse_args
 from bids_harmony.console import flush, prepare_streams, say
-from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError, machine_error
+from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -49,42 +48,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         use_utf8()
-    config = None
+    return exit_code(PROGRAM, lambda: run_level(sys.argv[1:] if argv is None else argv))
+
+
+def exit_code(program: str, function: Callable[[], int]) -> int:
+    """Call what a program does; say what went wrong, and choose the exit code."""
     prepare_streams()
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # What ends a cluster job must end this one as cleanly as the keyboard does.
+    for number in SIGNALS:
+        signal.signal(number, interrupt_once)
     try:
-        config = parse_args(sys.argv[1:] if argv is None else list(argv))
-        set_environment(config)
-        # What ends a cluster job must end this one as cleanly as the keyboard does.
-        for number in SIGNALS:
-            signal.signal(number, interrupt_once)
-        return run_level(config)
-    except HarmonyError as error:
-        complain(error.cause, error.remedy)
-        return error.exit_code
+        return function()
     except KeyboardInterrupt:
-        complain("Interrupted.", "The same command continues where it stopped.")
-        return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001
-        code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-        if refused := machine_error(code, getattr(error, "filename", None)):
-            complain(refused.cause, refused.remedy)
-            return refused.exit_code
-        where = write_crash(config)
-        complain(
-            f"Internal error ({type(error).__name__}: {error}).",
-            f"Please report it with {where}." if where else traceback.format_exc(),
+        remedy = "The same command continues where it stopped." if program == PROGRAM else ""
+        error = HarmonyError("Interrupted.", remedy)
+        error.exit_code = EXIT_INTERRUPTED
+    except HarmonyError as refused:
+        error = refused
+    except Exception as raised:  # noqa: BLE001
+        unforeseen = HarmonyError(
+            f"Internal error ({type(raised).__name__}: {raised}).",
+            f"Please report it with this:\n{traceback.format_exc()}",
         )
-        return EXIT_SOFTWARE
+        error = machine_error(raised) or unforeseen
     finally:
         flush()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
+    say(f"{program}: error: {error.cause}\n  {error.remedy}".rstrip(), error=True)
+    return error.exit_code
 
 
-def run_level(config: RunConfig) -> int:
-    """Run the level asked for."""
+def run_level(argv: Sequence[str]) -> int:
+    """Run the level that the arguments ask for."""
+    config = parse_args(argv)
+    set_environment(config)
     if config.dry_run and config.level not in ("group", "calibrate"):
         from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
@@ -131,27 +131,6 @@ def set_environment(config: RunConfig) -> None:
     os.environ |= {"TEMPLATEFLOW_HOME": str(skeleton), "TEMPLATEFLOW_AUTOUPDATE": "off"}
 
 
-def complain(cause: str, remedy: str) -> None:
-    """Print an error as one sentence of cause and one of remedy."""
-    say(f"bids_harmony: error: {cause}", error=True)
-    if remedy:
-        say(f"  {remedy}", error=True)
-
-
-def write_crash(config: RunConfig | None) -> Path | None:
-    """Write the traceback in flight to the run's log folder, if there is one."""
-    if config is None or config.dry_run:
-        return None
-    path = config.log_dir / "crash.txt"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = traceback.format_exc()
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        return None
-    return path
-
-
 def use_utf8() -> None:
     """Start the command anew in Python's UTF-8 mode where the locale has another encoding.
 
@@ -172,10 +151,7 @@ def command() -> NoReturn:
     Where a cluster cancels a job, the container's file system may go away before Python has
     cleaned up behind itself, which would end in a bus error.
     """
-    try:
-        code = main()
-    except SystemExit as error:  # --help, --version
-        code = error.code if isinstance(error.code, int) else 0
+    code = main()  # --help and --version end by themselves
     if code == EXIT_INTERRUPTED:
         os._exit(code)
     sys.exit(code)

@@ -4,67 +4,60 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from bids_harmony import __version__
-from bids_harmony.cli.run import use_utf8
+from bids_harmony.cli.checks import check_writable
+from bids_harmony.cli.parser import bounded
+from bids_harmony.cli.run import exit_code, use_utf8
 from bids_harmony.config import available_cpus
-from bids_harmony.console import flush, prepare_streams, say
-from bids_harmony.errors import EXIT_OK, EXIT_SOFTWARE, HarmonyError, MissingProgramError
+from bids_harmony.console import say
+from bids_harmony.errors import EXIT_OK, MissingProgramError
 from bids_harmony.simulation import KINDS
 
+PROGRAM = "bids_harmony-simulate"
 
+
+# fmt: off
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = argparse.ArgumentParser(
-        prog="bids_harmony-simulate",
+        prog=PROGRAM,
         description="Write a BIDS dataset of simulated T1w scans from several simulated scanners, "
         "and its truth (brain masks, volumes, effects, scanners, what is wrong with which scan) "
         "in derivatives/truth. No person was scanned, and the diagnosis is made up.",
-        epilog="Example: bids_harmony-simulate /tmp/heads --sites 3 --subjects 2 --seed 1",
+        epilog=f"Example: {PROGRAM} /tmp/heads --sites 3 --subjects 2 --seed 1",
     )
     add = parser.add_argument
     nprocs = min(available_cpus(), 8)
     add("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    add("--sites", dest="n_sites", type=number(1, 1000), default=3, metavar="N",
-        help="number of sites [3]")  # fmt: skip
-    add("--subjects", dest="n_subjects", type=number(1, 100_000), default=2, metavar="M",
-        help="heads per site; with --travelling, heads in all [2]")  # fmt: skip
-    add("--travelling", "--traveling", action="store_true",
-        help="scan the same heads at every site, one session per site")  # fmt: skip
-    add("--seed", type=number(0, 2**32), default=0, metavar="S",
-        help="same seed, same dataset, byte by byte [0]")  # fmt: skip
-    add("--diagnosis-effect", type=number(0.0, 2.0), default=1.0, metavar="SIZE",
+    add("--sites", dest="n_sites", type=bounded(1, 1000), default=3, metavar="N",
+        help="number of sites [3]")
+    add("--subjects", dest="n_subjects", type=bounded(1, 100_000), default=2, metavar="M",
+        help="heads per site; with --travelling, heads in all [2]")
+    add("--travelling", action="store_true",
+        help="scan the same heads at every site, one session per site")
+    add("--seed", type=bounded(0, 2**32), default=0, metavar="S",
+        help="same seed, same dataset, byte by byte [0]")
+    add("--diagnosis-effect", type=bounded(0.0, 2.0), default=1.0, metavar="SIZE",
         help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
-        "all, 1 plain to see in a few dozen heads [1]")  # fmt: skip
-    add("--resolution", type=number(0.8, 4.0), default=0.8, metavar="MM",
-        help="no voxel finer than this; from 2 on, small and fast datasets [0.8]")  # fmt: skip
-    add("--bad", type=number(0.0, 1.0), default=0.0, metavar="SHARE",
+        "all, 1 plain to see in a few dozen heads [1]")
+    add("--resolution", type=bounded(0.8, 4.0), default=0.8, metavar="MM",
+        help="no voxel finer than this; from 2 on, small and fast datasets [0.8]")
+    add("--bad", type=bounded(0.0, 1.0), default=0.0, metavar="SHARE",
         help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
-        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")  # fmt: skip
+        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")
     add("--bad-kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
-        help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")  # fmt: skip
-    add("--nprocs", type=number(1, 1000), default=nprocs, metavar="P",
-        help="heads made at once, up to 1 GB each [processors, at most 8]")  # fmt: skip
+        help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")
+    add("--nprocs", type=bounded(1, 1000), default=nprocs, metavar="P",
+        help="heads made at once, up to 1 GB each [processors, at most 8]")
     return parser
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
-    """Return what reads an option's number and refuses one that is out of range."""
-
-    def parse(text: str) -> float:
-        value = type(low)(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}.")
-        return value
-
-    return parse
-
-
+# fmt: on
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -80,24 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         use_utf8()
-    prepare_streams()
-    try:
-        return _simulate(vars(build_parser().parse_args(argv)))
-    except HarmonyError as error:
-        say(f"bids_harmony-simulate: error: {error}", error=True)
-        return error.exit_code
-    except OSError as error:
-        say(f"bids_harmony-simulate: error: {error}. Check space and rights.", error=True)
-        return EXIT_SOFTWARE
-    except KeyboardInterrupt:
-        say("bids_harmony-simulate: stopped; remove what it wrote before another run.", error=True)
-        return 130
-    finally:
-        flush()
+    return exit_code(PROGRAM, lambda: simulate(argv))
 
 
-def _simulate(options: dict[str, Any]) -> int:
+def simulate(argv: Sequence[str] | None) -> int:
     """Make the dataset, and say where it is."""
+    options = vars(build_parser().parse_args(argv))
     if find_spec("torchio") is None:
         raise MissingProgramError(
             "Simulating needs TorchIO.", "Install it: pip install 'bids_harmony[simulate]'."
@@ -105,10 +86,11 @@ def _simulate(options: dict[str, Any]) -> int:
     # Numerical libraries are loaded only once there is something to do.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
 
-    out = options.pop("output_dir")
+    out = options.pop("output_dir").absolute()
+    check_writable(out, "The output folder")
     simulate_dataset(out, progress=say, **options)
     say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
-    masks = f" --derivatives masks={out / MASKS}" if (out / MASKS).is_dir() else ""
+    masks = f" --derivatives {out / MASKS}" if (out / MASKS).is_dir() else ""
     say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from bids_harmony.bids.dataset import counted
+from bids_harmony.config import EvaluateOptions
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation import EvaluateOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
 from bids_harmony.training.targets import Target
@@ -34,7 +34,7 @@ class Unit:
     Attributes
     ----------
     experiment : str
-        Of :data:`bids_harmony.evaluation.EXPERIMENTS`.
+        Of :data:`bids_harmony.config.EXPERIMENTS`.
     seed, fold : int
         Of weights and folds; fold of the subjects that is tested.
     train_sites : tuple of str

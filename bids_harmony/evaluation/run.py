@@ -16,6 +16,7 @@ import torch
 from bids_harmony import __version__
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
+from bids_harmony.config import TrainOptions
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation import tables
@@ -27,7 +28,6 @@ from bids_harmony.files import read_json_or_empty, write_text
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation import GENERATOR
 from bids_harmony.training.bundle import choose_reference
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.inputs import read_scans, usable_scans
 from bids_harmony.training.predictor import PREDICTORS

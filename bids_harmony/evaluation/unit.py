@@ -12,9 +12,10 @@ import numpy as np
 import skimage.metrics
 
 from bids_harmony.bids.filters import select_scans
+from bids_harmony.config import VALIDATION_FRACTION, EvaluateOptions, TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation import EvaluateOptions, methods
+from bids_harmony.evaluation import methods
 from bids_harmony.evaluation.experiments import Unit, split_of, subject_folds
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
 from bids_harmony.models.mapnetwork import SiteMap
@@ -24,7 +25,6 @@ from bids_harmony.qc.metrics import edges_and_noise
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training import harmonizer
 from bids_harmony.training.bundle import age_line
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet, locked
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
@@ -108,7 +108,7 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
     """Fit every method on the scans that are not tested, and prepare the unit's scans by it."""
     data, reference = study.data, unit.train_sites[0]
     folds = subject_folds(data, study.options.cv_folds, unit.seed, study.targets)
-    split, seen = split_of(data, unit, folds, study.train.validation)
+    split, seen = split_of(data, unit, folds, VALIDATION_FRACTION)
     test = np.flatnonzero((split == TEST) & np.isin(data.sites, unit.test_sites))
     trained = np.flatnonzero((split != TEST) & np.isin(data.sites, unit.train_sites))
     at_reference = data.site_scans(reference, trained)

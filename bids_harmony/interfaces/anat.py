@@ -11,10 +11,11 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import File, traits
 
+from bids_harmony.anat import made_by
+from bids_harmony.config import Contract
 from bids_harmony.errors import ScanError
 from bids_harmony.files import why_unread
 from bids_harmony.interfaces import base
-from bids_harmony.models.contract import Contract, made_by
 
 
 class CheckT1w(base.Step):
@@ -37,8 +38,8 @@ class BrainMask(base.Step):
     takes = base.fields(
         in_file=base.FILE, method=traits.Enum("deepbet", "multi-atlas", "skip", mandatory=True),
         detect_stripped=traits.Bool(False, usedefault=True), atlas_dir=traits.Str(),
-        n_atlases=traits.Int(6, usedefault=True), exclude=base.TEXT,
-        seed=traits.Int(42, usedefault=True), num_threads=traits.Int(1, usedefault=True),
+        exclude=base.TEXT, seed=traits.Int(42, usedefault=True),
+        num_threads=traits.Int(1, usedefault=True),
     )  # fmt: skip
     leaves = base.fields(out_mask=base.OPTIONAL_FILE, record=traits.Dict())
 
@@ -61,7 +62,6 @@ class BrainMask(base.Step):
             mask, record = multiatlas_mask(
                 img,
                 find_atlases(given.atlas_dir),
-                n_best=given.n_atlases,
                 seed=given.seed,
                 exclude=(given.exclude,),
             )

@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bids_harmony.config import Contract
 from bids_harmony.errors import BundleError
 from bids_harmony.files import sha256_of
-from bids_harmony.models.contract import Contract
 from bids_harmony.processes import end_with_parent
 from bids_harmony.sites.code import Appearance
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_harmony.anat.intensity import TissueMeans, tissue_means
-from bids_harmony.models.contract import Contract
+from bids_harmony.config import Contract
 from bids_harmony.qc.metrics import rounded
 from bids_harmony.qc.reference import Verdict, dictionary, readable
 

@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from scipy.stats import wasserstein_distance
 
-from bids_harmony.models.contract import Contract
+from bids_harmony.config import Contract
 from bids_harmony.qc.reference import N_BINS, TOP
 from bids_harmony.reports import drawing
 from bids_harmony.reports.group_tables import kept

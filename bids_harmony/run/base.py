@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony import __version__
+from bids_harmony.anat import tool_versions
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.bids.outputs import Digests, load_record, scan_file
 from bids_harmony.bids.tables import named_person
+from bids_harmony.config import Contract
 from bids_harmony.errors import UsageError
 from bids_harmony.files import digest_of, sha256_of
-from bids_harmony.models.contract import Contract, tool_versions
 from bids_harmony.qc.record import PREPROCESSED, preprocessed
 from bids_harmony.run.calibrate import (
     Chosen,
+    asked_bundle,
     calibrate_sites,
     collect_sites,
     find_calibrations,
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
 
 #: What there is to do with a scan.
 PREPROCESS, HARMONIZE, NOTHING = "preprocess", "harmonize", "nothing"
+#: What the dry run says of a scan that has a record (recipes read the last).
+NOTES = {
+    PREPROCESS: "completed before with other inputs or options",
+    HARMONIZE: "preprocessed before, to be harmonized",
+    NOTHING: "completed, nothing to do",
+}
 #: What a record says that preprocessing does not depend on.
 LATER = frozenset({"warnings", "bundle", "calibration", "harmonization"})
 
@@ -54,13 +62,11 @@ def prepare(config: RunConfig) -> Run:
     """
     from bids_harmony.anat.template import load_template, template_label
 
-    bundle = None
-    if config.bundle != "none":
-        from bids_harmony.models.bundle import check_weights, load_bundle
+    bundle = asked_bundle(config)
+    if bundle is not None and config.bundle != "default":
+        from bids_harmony.models.bundle import check_weights
 
-        bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
-        if config.bundle != "default":
-            check_weights(bundle)
+        check_weights(bundle)
     if config.use_plugin is not None:
         from bids_harmony.run.engine import load_plugin
 
@@ -68,23 +74,22 @@ def prepare(config: RunConfig) -> Run:
     contract = Contract() if bundle is None else bundle.contract
     skull_strip = contract.skull_strip if config.skull_strip == "auto" else config.skull_strip
     registration = contract.registration if config.registration == "auto" else config.registration
-    atlases: list[Path] = []
+    inputs: dict[str, str | None] = {"atlases": None, "template": None}
     if skull_strip == "multi-atlas":
         from bids_harmony.anat.brain import find_atlases
 
-        found = find_atlases(str(config.atlas_dir))
-        atlases = [path for atlas in found for path in (atlas.image, atlas.mask)]
-    template = None if config.template is None else str(config.template)
-    if template is not None:
-        grid = load_template(contract.resolution, template).mask.shape
-        wanted = load_template(contract.resolution).mask.shape
-        if bundle is not None and grid != wanted:
+        atlases = find_atlases(str(config.atlas_dir))
+        inputs["atlases"] = digest_of(path for atlas in atlases for path in atlas[1:])
+    if config.template is not None:
+        grid = load_template(contract.resolution, str(config.template)).mask.shape
+        inputs["template"] = sha256_of(config.template)
+        if bundle is not None and grid != load_template(contract.resolution).mask.shape:
             raise UsageError(
-                f"The template {template} has the grid {grid} at {contract.resolution} mm, and "
-                f"the bundle was trained on {contract.template} with {wanted}.",
+                f"The template {config.template} has the grid {grid} at {contract.resolution} mm, "
+                f"which is not that of {contract.template}, on which the bundle was trained.",
                 "Leave --template out.",
             )
-    space = template_label(template)
+    space = template_label(None if config.template is None else str(config.template))
     if bundle is not None and config.fit_filter is not None:
         check_filter(config.fit_filter)
     return Run(
@@ -94,22 +99,17 @@ def prepare(config: RunConfig) -> Run:
         skull_strip=skull_strip,
         registration=registration,
         tools=tool_versions(skull_strip, registration),
-        shared_inputs={
-            "atlases": digest_of(atlases) if atlases else None,
-            "template": None if config.template is None else sha256_of(config.template),
-        },
+        shared_inputs=inputs,
         digests=Digests(config.output_dir / "logs" / "inputs"),
         space=space,
-        device=choose_device(config.device) if bundle is not None else "cpu",
-        warnings=tuple(doubts(config, bundle)),
+        device="cpu" if bundle is None else choose_device(config.device),
+        warnings=() if bundle is None else tuple(deviations(config, bundle)),
         frozen={} if bundle is None else find_calibrations(config, bundle, space),
     )
 
 
-def doubts(config: RunConfig, bundle: Bundle | None) -> list[str]:
+def deviations(config: RunConfig, bundle: Bundle) -> list[str]:
     """Say which options do not fit the bundle."""
-    if bundle is None:
-        return []
     trained = bundle.contract
     found = [
         f"{option} {asked} differs from the bundle's {theirs}"
@@ -186,8 +186,7 @@ class Run:
         """
         from bids_harmony.anat.fsl import check_programs
 
-        asked = (("bet", self.skull_strip), ("flirt", self.registration))
-        check_programs([program for program, method in asked if program == method])
+        check_programs(p for p in ("bet", "flirt") if p in (self.skull_strip, self.registration))
 
     def inputs(self, scan: Scan) -> dict[str, str | None]:
         """Digests of every file that a scan's results depend on, by what it is used for."""
@@ -220,7 +219,6 @@ class Run:
                 "version": __version__,
                 "tools": self.tools,
                 "template": self.space,
-                "atlases": config.n_atlases,
                 "contract": self.contract.to_dict(),
                 "mask_source": None if scan.mask is None else scan.mask.name,
             },
@@ -235,13 +233,16 @@ class Run:
         chosen : mapping
             Identity of the calibration of its site.
         """
-        bundle, asked = self.bundle, ("output_spaces", "on_guard_fail", "correct_age_bias")
+        bundle, config = self.bundle, self.config
         assert bundle is not None
-        options = {name: getattr(self.config, name) for name in asked}
         return {
             "bundle": {**bundle.identity(), "reference_site": bundle.reference_site},
             "calibration": dict(chosen),
-            "harmonization": options | {"output_spaces": list(self.config.output_spaces)},
+            "harmonization": {
+                "output_spaces": list(config.output_spaces),
+                "on_guard_fail": config.on_guard_fail,
+                "correct_age_bias": config.correct_age_bias,
+            },
         }
 
     def survey(self, scans: Sequence[Scan]) -> dict[str, str]:
@@ -274,9 +275,9 @@ class Run:
         """
         if not record.keys() >= {*PREPROCESSED, "outputs"}:
             return False
-        expected = json.loads(json.dumps(self.facts(scan)))
+        facts = json.loads(json.dumps(self.facts(scan)))
         return (
-            all(record.get(k) == v for k, v in expected.items() if k not in LATER)
+            {k: v for k, v in facts.items() if k not in LATER}.items() <= record.items()
             and self._are_there(preprocessed(record)["outputs"])
             and record.get("inputs") == self.inputs(scan)
         )
@@ -299,9 +300,8 @@ class Run:
             return False
         wanted = json.loads(json.dumps(self.harmonization(chosen)))
         named = record.get("calibration") or {}
-        return all(named.get(k) == v for k, v in wanted.pop("calibration").items()) and all(
-            record.get(k) == v for k, v in wanted.items()
-        )
+        found = {**record, "calibration": {name: named.get(name) for name in chosen}}
+        return bool(wanted.items() <= found.items())
 
     def _are_there(self, outputs: Sequence[str]) -> bool:
         return all((self.config.output_dir / path).exists() for path in outputs)
@@ -310,8 +310,7 @@ class Run:
         """Collect, of the preprocessed among some scans, the sites to calibrate from them."""
         assert self.bundle is not None
         records = [self.record_of(scan) for scan in scans if scan.site not in self.frozen]
-        out, condition = self.config.output_dir, self.config.fit_filter
-        return collect_sites(records, out, condition, bundle=self.bundle, template=self.space)[0]
+        return collect_sites(records, self.config, self.bundle, self.space)[0]
 
     def expected(
         self, scans: Sequence[Scan], states: Mapping[str, str]
@@ -346,18 +345,13 @@ class Run:
             By site, with those that are used as they are.
         """
         assert self.bundle is not None
-        config, sites = self.config, self.own_sites(scans)
-        new = calibrate_sites(
-            {site: group for site, group in sites.items() if site in used},
-            self.bundle,
-            template=self.space,
-            fit_filter=config.fit_filter,
-            made_by="participant",
-            nprocs=config.nprocs,
-        )
+        sites = self.own_sites(scans)
+        wanted = {site: group for site, group in sites.items() if site in used}
+        new = calibrate_sites(wanted, self.config, self.bundle, self.space, "participant")
         files: dict[str, Path] = {}
         if self.whole_dataset and new:
-            files = save(config.output_dir, new.values(), self.bundle, {*sites, *self.frozen})
+            out = self.config.output_dir
+            files = save(out, new.values(), self.bundle, {*sites, *self.frozen})
         return self.frozen | {site: Chosen(one, files.get(site)) for site, one in new.items()}
 
     def site_notes(self, scans: Sequence[Scan]) -> list[str]:
@@ -370,34 +364,29 @@ class Run:
         """
         if self.bundle is None:
             return []
-        config, sites = self.config, {scan.site for scan in scans}
-        given = {site: chosen.path for site, chosen in self.frozen.items() if site in sites}
-        lacking = sorted(sites - set(given))
-        if config.calibration is not None and not given:
-            known = ", ".join(sorted(self.frozen))
+        given, sites = self.config.calibration, {scan.site for scan in scans}
+        lacking = sorted(sites - self.frozen.keys())
+        if given is not None and not sites & self.frozen.keys():
             raise UsageError(
-                f"The site {lacking[0]} has no calibration in {config.calibration}, which has "
-                f"{known}.",
+                f"The site {lacking[0]} has no calibration in {given}, which has "
+                f"{', '.join(sorted(self.frozen))}.",
                 "Name its calibration, or the column of the sites by --site-column.",
             )
         notes = [
-            f"The site {site} is calibrated by {path}." for site, path in sorted(given.items())
+            f"The site {site} is calibrated by {self.frozen[site].path}."
+            for site in sorted(sites & self.frozen.keys())
         ]
-        if config.calibration is not None:
-            notes += [
-                f"Warning: The site {site} has no calibration in {config.calibration}: it is "
-                "calibrated from its scans in this run."
-                for site in lacking
-            ]
+        if given is not None and lacking:
+            notes.append(
+                f"Warning: {given} has no calibration of {', '.join(lacking)}, calibrated from "
+                "scans of this run."
+            )
         if lacking and not self.whole_dataset:
             notes.append(
                 "Sites are calibrated from the chosen scans alone; the calibrate level does it "
                 "from all that are preprocessed."
             )
-        unnamed = sum(scan.site_source == "none" for scan in scans)
-        if unnamed == len(scans):
-            notes.append("There is no site information: all scans are taken for one site.")
-        elif unnamed:
+        if unnamed := sum(scan.site_source == "none" for scan in scans):
             notes.append(
                 f"Warning: {unnamed} of {len(scans)} scans have no site information, and are "
                 "taken for one site."

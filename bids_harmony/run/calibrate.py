@@ -14,7 +14,7 @@ from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
-from bids_harmony.qc.dataset import read_scans, scan_table
+from bids_harmony.qc.dataset import named, read_scans, scan_table
 from bids_harmony.qc.record import find_records
 from bids_harmony.sites.calibration import (
     Calibration,
@@ -62,6 +62,15 @@ class Chosen:
         return named
 
 
+def asked_bundle(config: RunConfig) -> Bundle | None:
+    """Load the bundle of ``--bundle``, if any."""
+    if config.bundle == "none":
+        return None
+    from bids_harmony.models.bundle import load_bundle
+
+    return load_bundle(None if config.bundle == "default" else Path(config.bundle))
+
+
 def run_calibrate(config: RunConfig) -> int:
     """Calibrate each site from its preprocessed scans in the output folder.
 
@@ -71,34 +80,29 @@ def run_calibrate(config: RunConfig) -> int:
         0; 66 where no scan is preprocessed.
     """
     from bids_harmony.anat.template import template_label
-    from bids_harmony.models.bundle import load_bundle
 
-    if config.bundle == "none":
+    bundle = asked_bundle(config)
+    if bundle is None:
         raise UsageError("--bundle none has no reference to calibrate sites to.", "Leave it out.")
-    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
-    template = template_label(None if config.template is None else str(config.template))
+    space = template_label(None if config.template is None else str(config.template))
     out = config.output_dir
-    sites, unusable = collect_sites(
-        find_records(out), out, config.fit_filter, bundle=bundle, template=template
-    )
+    sites, unusable = collect_sites(find_records(out), config, bundle, space)
     if unusable:
         say(
             f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
-            f"version, or for another bundle or template: {', '.join(unusable[:5])}"
-            f"{' ...' * (len(unusable) > 5)}. Run the participant level on them again."
+            f"version, or for another bundle or template: {named(unusable)}. Run the participant "
+            "level on them again."
         )
     if not sites:
         say(f"No preprocessed scan in {out}: run the participant level first.")
         return EXIT_NO_INPUT
-    n_scans = sum(map(len, sites.values()))
     if config.dry_run:
-        say(f"{counted(len(sites), 'site')} would be calibrated, from {counted(n_scans, 'scan')}.")
+        n_scans = counted(sum(map(len, sites.values())), "scan")
+        say(f"{counted(len(sites), 'site')} would be calibrated, from {n_scans}.")
         return EXIT_OK
     for warning in confounded([scan for scans in sites.values() for scan in scans]):
         say(f"Warning: {warning}")
-    found = calibrate_sites(
-        sites, bundle, template=template, fit_filter=config.fit_filter, nprocs=config.nprocs
-    )
+    found = calibrate_sites(sites, config, bundle, space)
     save(out, found.values(), bundle)
     for calibration in found.values():
         say(summary(calibration, bundle))
@@ -107,7 +111,7 @@ def run_calibrate(config: RunConfig) -> int:
 
 
 def collect_sites(
-    records: Iterable[Path], out: Path, fit_filter: str | None, *, bundle: Bundle, template: str
+    records: Iterable[Path], config: RunConfig, bundle: Bundle, space: str
 ) -> tuple[dict[str, list[SiteScan]], list[str]]:
     """Collect what preprocessed scans say of their sites.
 
@@ -115,13 +119,11 @@ def collect_sites(
     ----------
     records : iterable of pathlib.Path
         Records of scans (``desc-harmony_qc.json``).
-    out : pathlib.Path
-        Root of the derivatives.
-    fit_filter : str or None
-        Condition that scans have to meet.
+    config : RunConfig
+        With the condition that scans have to meet.
     bundle : Bundle
         The bundle in use.
-    template : str
+    space : str
         Space label of the template in use.
 
     Returns
@@ -129,40 +131,40 @@ def collect_sites(
     sites : dict of str to list of SiteScan
         By site; scans whose preprocessing failed are left out.
     unusable : list of str
-        Names of the scans that were preprocessed in another way.
+        Names of the scans that were preprocessed otherwise.
 
     Raises
     ------
     UsageError
         When the condition cannot be understood, or no scan of a site meets it.
     """
-    found: list[tuple[SiteScan, Path]] = []
-    unusable: list[str] = []
-    wanted = {"template": template, "contract": bundle.contract.to_dict()}
+    out, fit_filter = config.output_dir, config.fit_filter
+    found: dict[Path, SiteScan] = {}
+    unusable = []
     for path in records:
         record = load_record(path) or {}
         made = record.get("processing") or {}
         scan = _site_scan(record, out)
-        if scan is not None and wanted.items() <= {k: made.get(k) for k in wanted}.items():
-            found.append((scan, path))
+        same = (made.get("template"), made.get("contract")) == (space, bundle.contract.to_dict())
+        if scan is not None and same:
+            found[path] = scan
         elif record.get("status") in ("pass", "warn"):
             unusable.append(str(record.get("name")))
-    met = {scan.key for scan, _ in found}
+    sites: dict[str, list[SiteScan]] = {scan.site: [] for scan in found.values()}
+    met = {scan.key for scan in found.values()}
     if fit_filter is not None and found:
         from bids_harmony.bids.filters import meets
 
-        table = scan_table(read_scans([path for _, path in found], out))[0]
+        table = scan_table(read_scans(list(found), out))[0]
         met = set(table["scan"][meets(table, fit_filter)])
-    sites: dict[str, list[SiteScan]] = {scan.site: [] for scan, _ in found}
-    for scan, _ in found:
+    for scan in found.values():
         if scan.key in met:
             sites[scan.site].append(scan)
-    for site, scans in sites.items():
-        if not scans:
-            raise UsageError(
-                f"No scan of the site {site} meets --fit-filter {fit_filter!r}.",
-                "Change the condition, or give the site a --calibration.",
-            )
+    if unmet := [site for site, scans in sites.items() if not scans]:
+        raise UsageError(
+            f"No scan of the site {unmet[0]} meets --fit-filter {fit_filter!r}.",
+            "Change the condition, or give the site a --calibration.",
+        )
     return dict(sorted(sites.items())), unusable
 
 
@@ -180,19 +182,17 @@ def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
         site=str(record["site"]),
         age=record.get("age"),
         diagnosis=record.get("diagnosis"),
-        descriptors=record["descriptors"],
+        descriptors=descriptors,
         t1w=out / preproc[0],
     )
 
 
 def calibrate_sites(
     sites: Mapping[str, Sequence[SiteScan]],
+    config: RunConfig,
     bundle: Bundle,
-    *,
-    template: str,
-    fit_filter: str | None,
+    space: str,
     made_by: str = "calibrate",
-    nprocs: int = 1,
 ) -> dict[str, Calibration]:
     """Calibrate some sites, side by side where ages have to be estimated.
 
@@ -205,8 +205,8 @@ def calibrate_sites(
         calibrate,
         bundle=bundle,
         predict=partial(predict_age, bundle),
-        template=template,
-        fit_filter=fit_filter,
+        template=space,
+        fit_filter=config.fit_filter,
         made_by=made_by,
     )
     ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
@@ -217,7 +217,7 @@ def calibrate_sites(
             "Give the ages in participants.tsv, or the site a --calibration.",
         )
     calls = [(sites[site],) for site in ageless]
-    found = {ageless[n]: one for n, one in side_by_side(work, calls, nprocs)}
+    found = {ageless[n]: one for n, one in side_by_side(work, calls, config.nprocs)}
     return {site: found.get(site) or work(scans) for site, scans in sites.items()}
 
 
@@ -245,7 +245,7 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
     return brain_age(bundle, site_map(np.asarray(img.dataobj)), img.affine)
 
 
-def find_calibrations(config: RunConfig, bundle: Bundle, template: str) -> dict[str, Chosen]:
+def find_calibrations(config: RunConfig, bundle: Bundle, space: str) -> dict[str, Chosen]:
     """Read the calibrations that a run uses as they are, by site.
 
     Those of ``--calibration``, and of other sites those that the calibrate level left in the
@@ -258,9 +258,9 @@ def find_calibrations(config: RunConfig, bundle: Bundle, template: str) -> dict[
     """
     folder, found = config.output_dir / FOLDER, {}
     if any(folder.glob("site-*_calibration.json")):
-        found = read_calibrations(folder, bundle, template, made_by="calibrate")
+        found = read_calibrations(folder, bundle, space, made_by="calibrate")
     if config.calibration is not None:
-        found |= read_calibrations(config.calibration, bundle, template)
+        found |= read_calibrations(config.calibration, bundle, space)
     return {site: Chosen(calibration, path) for site, (path, calibration) in found.items()}
 
 
@@ -270,10 +270,9 @@ def summary(calibration: Calibration, bundle: Bundle) -> str:
     years = f"of {ages['min']:.0f} to {ages['max']:.0f} years"
     if ages["source"] != "known":
         years = f"of about {ages['mean']:.0f} years ({ages['source']})"
-    changes = spoken(calibration.changes(bundle))
     lines = [
         f"Site {calibration.site}: {counted(calibration.code.n, 'person')} {years}; "
-        f"harmonization makes {changes}.",
+        f"harmonization makes {spoken(calibration.changes(bundle))}.",
         *(f"  Warning: {warning}" for warning in calibration.warnings),
     ]
     return "\n".join(lines)

@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.console import say
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
 from bids_harmony.files import TextError, read_text
 from bids_harmony.processes import in_processes
@@ -37,8 +36,6 @@ PRELOAD = (
     "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
     "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
 )  # fmt: skip
-#: The node that puts a scan's outputs in their place.
-LAST_NODE = "publish"
 
 
 @dataclass(frozen=True)
@@ -133,11 +130,8 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
-    init = {"preprocess": init_preprocess_wf, "harmonize": init_harmonize_wf}
-
     start_log(config)
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
-    workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
     workflow.config["execution"].update(
         crashfile_format="txt",
         hash_method="timestamp",
@@ -146,10 +140,10 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         create_report="false",
     )
     for job in jobs:
-        scan_wf = init[job.part](**job.settings, omp_nthreads=config.omp_nthreads)
+        init = init_preprocess_wf if job.part == "preprocess" else init_harmonize_wf
+        scan_wf = init(**job.settings, omp_nthreads=config.omp_nthreads)
         scan_wf.base_dir = str(work_folder(config))
-        if config.write_graph:
-            scan_wf.write_graph(graph2use="colored", format="svg", simple_form=True)
+        shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
         for name in scan_wf.list_node_names():
             folder = str(crash_folder(config, job))
             scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
@@ -171,21 +165,14 @@ def start_log(config: RunConfig) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
     if config.verbose:
         handlers.append(logging.StreamHandler())
-    root = logging.getLogger("nipype")
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers = handlers if logger is root else []
-        logger.propagate = logger is not root
-        logger.setLevel(min(logging.INFO, config.log_level))
+        handlers[-1].setLevel(config.log_level)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    handlers[-1].setLevel(config.log_level if config.verbose else logging.DEBUG)
-
-
-def _tell_end(node: Any, status: str) -> None:
-    """Say that a plugin completed a scan."""
-    if node.name == LAST_NODE and status == "end":
-        say(f"{node.fullname.split('.')[1]}: completed")
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers = handlers if name == "nipype" else []
+        logger.propagate = name != "nipype"
+        logger.setLevel(min(logging.INFO, config.log_level))
 
 
 def load_plugin(path: Path) -> Any:
@@ -202,20 +189,15 @@ def load_plugin(path: Path) -> Any:
     import yaml
     from nipype.pipeline import plugins
 
-    remedy = "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`."
     try:
-        text, notes = read_text(path)
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(read_text(path)[0])
         name, args = values["plugin"], values.get("plugin_args") or {}
-        known = getattr(plugins, f"{name}Plugin", None)
-    except TextError as error:
-        raise UsageError(f"The plugin file {path} cannot be read ({error}).", remedy) from error
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"The plugin file {path} cannot be used.", remedy) from error
-    for note in notes:
-        say(f"Warning: {path} {note}.")
-    if known is None or not isinstance(args, dict):
-        raise UsageError(f"The plugin file {path} names no plugin of nipype ({name}).", remedy)
+        known, args = getattr(plugins, f"{name}Plugin"), {**args}
+    except (TextError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"The plugin file {path} cannot be used ({error}).",
+            "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`.",
+        ) from error
     if name.endswith("Graph"):
         raise UsageError(
             f"The plugin {name} of {path} submits jobs and does not see how they end.",
@@ -230,7 +212,7 @@ def load_plugin(path: Path) -> Any:
         from bids_harmony.run.slurm import SlurmPlugin
 
         known = SlurmPlugin
-    return known(plugin_args={**args, "status_callback": _tell_end})
+    return known(plugin_args=args)
 
 
 def read_failure(folder: Path, scan: str) -> Failure | None:
@@ -272,8 +254,10 @@ def failure_text(crash: str) -> tuple[str, str]:
     refused = re.findall(r"\[Errno (\d+)\][^\n']*(?:'([^'\n]+)')?", crash)
     if not refused and re.search(r"^\s*(?:\w+\.)*_?\w*MemoryError\b", crash, re.MULTILINE):
         refused = [(str(errno.ENOMEM), "")]
-    if refused and (error := machine_error(int(refused[-1][0]), refused[-1][1])):
-        return error.cause, error.remedy
+    if refused:
+        number, path = refused[-1]
+        if error := machine_error(OSError(int(number), "", path or None)):
+            return error.cause, error.remedy
     raised = re.findall(
         r"^[ \t]*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", crash, re.MULTILINE
     )

@@ -23,6 +23,7 @@ from bids_harmony.qc.dataset import (
     absent_scans,
     bundle_of,
     image_notes,
+    named,
     processing_notes,
     read_scans,
     scan_table,
@@ -37,6 +38,7 @@ from bids_harmony.qc.ratings import (
     write_ratings,
 )
 from bids_harmony.qc.record import find_records
+from bids_harmony.run.calibrate import asked_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,10 +75,8 @@ def run_group(config: RunConfig) -> int:
         return EXIT_NO_INPUT
     ratings, problems = read_ratings(rating_files(config))
     if config.dry_run:
-        say(
-            f"{counted(len(paths), 'scan')} would be read, with {counted(len(ratings), 'rating')}."
-        )
-        say(f"group_T1w.html, .tsv and .json and group_predictions.tsv would be in {out}.")
+        n_ratings = counted(len(ratings), "rating")
+        say(f"{counted(len(paths), 'scan')} would be read, with {n_ratings}, for {out}/group_*.")
         return EXIT_OK
     say(f"Reading the records of {counted(len(paths), 'scan')}.")
     reference, digest, line = bundle_reference(config)
@@ -118,11 +118,9 @@ def bundle_reference(
         Slope and intercept (years) of predicted on true age at the reference site, on scans the
         predictor had not seen: the gap's dependence on age, and age.
     """
-    if config.bundle == "none":
+    bundle = asked_bundle(config)
+    if bundle is None:
         return None, "", None
-    from bids_harmony.models.bundle import load_bundle
-
-    bundle = load_bundle(None if config.bundle == "default" else Path(config.bundle))
     gap = bundle.targets.get("brain_age", {}).get("age_bias")
     line = (1 + float(gap["slope"]), float(gap["intercept"])) if gap else None
     return dict(bundle.qc_reference()["metrics"]), bundle.sha256, line
@@ -185,10 +183,8 @@ def build_group(
         )
     halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
     if bundle and halfway:
-        notes.append(
-            f"{counted(len(halfway), 'scan')} preprocessed, but not harmonized: "
-            f"{', '.join(halfway[:5])}{' ...' * (len(halfway) > 5)}."
-        )
+        scans_there = counted(len(halfway), "scan")
+        notes.append(f"{scans_there} preprocessed, but not harmonized: {named(halfway)}.")
     if unknown := unmatched(ratings, table["scan"]):
         notes.append(unknown)
     group = Group(
@@ -259,8 +255,6 @@ def summarize(group: Group) -> None:
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
     say(f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}.")
-    if rated := Counter(scans["rating"].dropna()):
-        say("Rated: " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(rated.items())) + ".")
     say(f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else "."))
     for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
         say(f"  {key}: {group.flags[key][0].text}")

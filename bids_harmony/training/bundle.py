@@ -18,6 +18,7 @@ import torch
 from bids_harmony import __version__
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
+from bids_harmony.config import CURVE, CYCLEGAN, VALIDATION_FRACTION, TrainOptions
 from bids_harmony.console import say as tell
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.files import read_json_or_empty
@@ -25,7 +26,6 @@ from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.qc.reference import brain_histogram, mean_histogram, reference_statistics
 from bids_harmony.reports.pages import card_html, model_card
 from bids_harmony.sites.code import Appearance
-from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
@@ -117,7 +117,7 @@ def train_bundle(
     # 1. Read, and keep whole persons of every site out of fitting.
     data = open_training_set(scans, work_dir, say=say)
     split = split_subjects(
-        data, options.validation, options.holdout, np.random.default_rng(options.seed)
+        data, VALIDATION_FRACTION, options.holdout, np.random.default_rng(options.seed)
     )
     fit = select_scans(data.table, options.fit_filter)
     reference = choose_reference(data.sites[fit].tolist(), options)

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bids_harmony.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps
-from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.harmonizer import filled_ages, quick_age
 from bids_harmony.training.maps import Reference, Say, errors

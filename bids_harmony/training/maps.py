@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
 from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.storage import (
     Losses,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_harmony.config import CURVE, TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.evaluation.statistics import coverage, site_offset
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
@@ -20,7 +21,6 @@ from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import limits
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import GROUP, known_truth, summarize
-from bids_harmony.training.config import CURVE, TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.figures import N_BOOTSTRAP, figures
 from bids_harmony.training.harmonizer import (

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
+from bids_harmony.config import TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.storage import Losses, has_bf16
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from bids_harmony.bids.dataset import counted
+from bids_harmony.config import TrainOptions
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, predict_value
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks

@@ -31,6 +31,7 @@ class ParserOptions(SphinxDirective):
         for group in parser._action_groups:
             if group._group_actions:
                 text.append(f"### {heading(group.title or 'options')}")
+                text.append(group.description or "")
                 text += [described(action, parser) for action in group._group_actions]
         return self.parse_text_to_nodes("\n\n".join(text), allow_section_headings=True)
 
@@ -48,10 +49,10 @@ def described(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     if not action.option_strings:
         name = action.metavar or action.dest
         return f"```{{describe}} {name}\n{text}\n```"
-    # Each name can also be written with underscores.
-    names = [name for name in action.option_strings if "_" not in name]
     takes = "" if action.nargs == 0 else f" {formatter._format_args(action, action.dest.upper())}"
-    return f"```{{option}} {', '.join(name + takes for name in names)}\n{text}\n```"
+    return (
+        f"```{{option}} {', '.join(name + takes for name in action.option_strings)}\n{text}\n```"
+    )
 
 
 def link_options(app: Sphinx, doctree: nodes.document) -> None:

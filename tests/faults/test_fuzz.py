@@ -195,7 +195,7 @@ INFO = st.fixed_dictionaries(
 def test_bundles_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, info: dict[str, Any], weights: bytes
 ) -> None:
-    from bids_harmony.models.contract import Contract
+    from bids_harmony.config import Contract
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
