@@ -12,8 +12,8 @@ from bids_dataset import find, keys, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bids_harmony.bids.dataset import _why_none, list_subjects, workflow_name
-from bids_harmony.bids.sidecars import ENTITIES, parse_entities
+from bids_harmony.bids.dataset import Scan, _why_none, list_subjects
+from bids_harmony.bids.filters import ENTITIES, parse_entities
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import NoInputError, UsageError
 
@@ -187,8 +187,9 @@ def test_different_names_give_different_outputs(names: list[str]) -> None:
     """The claim: from the file's name to every name made of it, no two scans ever meet."""
     spec = Path(__file__).resolve().parents[1] / "bids_harmony/data/io_spec.json"
     patterns = json.loads(spec.read_text())["default_path_patterns"]
-    assert len({workflow_name(name) for name in names}) == len(names)
-    entities = [{ENTITIES[k]: v for k, v in parse_entities(name).items()} for name in names]
+    scans = [Scan(path=Path(name), key=name, entities={}) for name in names]
+    assert len({scan.wf_name for scan in scans}) == len(names)
+    entities = [parse_entities(f"{name}_T1w.nii.gz") for name in names]
     kinds = (
         {"suffix": "T1w", "extension": ".nii.gz", "space": "S", "resolution": "2", "desc": "x"},
         {"suffix": "mask", "extension": ".nii.gz", "desc": "brain"},
@@ -200,8 +201,3 @@ def test_different_names_give_different_outputs(names: list[str]) -> None:
         made = [build_path({**e, **kind}, patterns) for e in entities]
         assert None not in made
         assert len(set(made)) == len(names)
-
-
-@given(st.lists(st.text("ab-_.+", min_size=1, max_size=6), min_size=2, unique=True))
-def test_names_that_are_not_bids_still_give_different_workflows(keys: list[str]) -> None:
-    assert len({workflow_name(key) for key in keys}) == len(keys)

@@ -10,12 +10,12 @@ import pytest
 
 from bids_harmony import __version__
 from bids_harmony.bids.outputs import (
-    scan_file,
     scans_dictionary,
     scans_row,
     write_dataset_files,
     write_scans_tables,
 )
+from bids_harmony.bids.records import scan_file
 from bids_harmony.files import write_json, write_text
 
 PREPROC = "sub-01/ses-a/anat/sub-01_ses-a_space-X_res-2_desc-preproc_T1w.nii.gz"

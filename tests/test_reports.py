@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from bids_harmony.anat.template import load_template
+from bids_harmony.bids.records import failed_record, scan_record
 from bids_harmony.models.contract import Contract
 from bids_harmony.qc import reference as references
-from bids_harmony.qc.record import failed_record, scan_record
 from bids_harmony.qc.reference import brain_histogram
 from bids_harmony.reports import drawing, figures
 from bids_harmony.reports.participant import (

@@ -164,9 +164,8 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
 
 def _same_scans(output_dir: Path, bids_dir: Path, most: int = 5) -> bool | None:
     """Tell whether outputs were made from a dataset's scans; None where no scan can tell."""
-    from bids_harmony.bids.outputs import load_record
+    from bids_harmony.bids.records import load_record, subject_records
     from bids_harmony.files import sha256_of
-    from bids_harmony.qc.record import subject_records
 
     tried = 0
     for path in (p for s in output_dir.glob("sub-*/") for p in subject_records(s)):

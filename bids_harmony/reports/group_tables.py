@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bids_harmony.bids.tables import CONTROLS
 from bids_harmony.qc.dataset import STATUSES
 
 if TYPE_CHECKING:
@@ -248,8 +249,6 @@ def _age_figures(
 
 def _separations(scans: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Areas under the curve of each diagnosis against the controls, where they are told apart."""
-    from bids_harmony.training.targets import CONTROLS
-
     names = sorted(scans["diagnosis"].unique())
     controls = [name for name in names if name.strip().lower() in CONTROLS]
     found = []

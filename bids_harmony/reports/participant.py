@@ -11,10 +11,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids.outputs import load_record
+from bids_harmony.bids.records import (
+    QC_ENDING,
+    listed_files,
+    load_record,
+    read_predictions,
+    subject_records,
+)
 from bids_harmony.files import write_text
 from bids_harmony.qc.guard import MEASURES, spoken
-from bids_harmony.qc.record import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.drawing import data_uri
@@ -86,7 +91,7 @@ def scan_view(
     key : str
         The scan.
     record : mapping
-        Its record (:mod:`bids_harmony.qc.record`).
+        Its record (:mod:`bids_harmony.bids.records`).
     predictions : mapping
         ``<key>_desc-harmony_predictions.json``; empty where there is none.
 

@@ -15,14 +15,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import Scan, find_scans
 from bids_harmony.bids.outputs import (
-    load_record,
     publish_scan,
     record_times,
     report_is_new,
-    scan_file,
     write_dataset_files,
     write_scans_tables,
 )
+from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
 from bids_harmony.console import say
 from bids_harmony.errors import (
     EXIT_NO_INPUT,
@@ -32,7 +31,6 @@ from bids_harmony.errors import (
     concerns_all,
 )
 from bids_harmony.files import claim, write_json, write_text
-from bids_harmony.qc.record import failed_record, preprocessed
 from bids_harmony.run.base import (
     HARMONIZE,
     NOTHING,
