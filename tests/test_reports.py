@@ -21,7 +21,6 @@ from bids_harmony.qc import reference as references
 from bids_harmony.qc.reference import brain_histogram
 from bids_harmony.reports import drawing, figures
 from bids_harmony.reports.participant import (
-    MAX_PICTURES,
     bibliography,
     participant_page,
     scan_view,
@@ -238,19 +237,6 @@ def test_a_participant_without_results_or_without_any_record(tmp_path, drawn):
     assert "No scan was finished" in page
     assert "<img" not in page
     assert "No scan of this participant was processed." in page_of(tmp_path, "03")
-
-
-def test_many_scans_stay_below_ten_megabytes(tmp_path, drawn):
-    rng = np.random.default_rng(0)
-    noise = tmp_path / "noise.png"
-    Image.fromarray(rng.integers(0, 255, (300, 500, 3), dtype=np.uint8)).save(noise)
-    heavy = dict.fromkeys(drawn, noise)
-    for run in range(1, 7):
-        write_scan(tmp_path, heavy, facts(f"sub-01_run-{run}"))
-    assert 36 * noise.stat().st_size * 4 / 3 > MAX_PICTURES
-    report = write_participant_report(tmp_path, "01")
-    assert report.stat().st_size < 10_000_000
-    assert report.read_text().count("data:image/webp;base64,") == 36
 
 
 def methods_of(*records):
