@@ -242,8 +242,8 @@ def names(out: Path) -> set[str]:
 
 
 def test_a_scans_files_are_its_own_alone(out: Path) -> None:
-    found = [p.relative_to(out / "sub-01").as_posix() for p in scan_files(out, {"subject": "01"})]
-    assert found == sorted(OLD)
+    files = scan_files(out, out / "sub-01/anat/sub-01_desc-harmony_qc.json")
+    assert [p.relative_to(out / "sub-01").as_posix() for p in files] == sorted(OLD)
 
 
 def test_new_outputs_replace_all_that_the_scan_had(out: Path, tmp_path: Path) -> None:
