@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bids_dataset import find, keys, table, write
+from bids_dataset import find, table, write
 from command_line import parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,61 +40,51 @@ def test_most_specific_table_wins(dataset: Path) -> None:
     assert found["sub-01_ses-a"].columns["site"] == "F"
 
 
+BOTH, SECOND, NONE = [30.0, 40.0], [None, 40.0], [None, None]
+
+
 @pytest.mark.parametrize(
-    ("text", "warning"),
+    ("text", "ages", "warning"),
     [
-        ("participant_id\tage\r\nsub-01\t30\r\nsub-02\t40\r\n", None),
-        ("\ufeffparticipant_id\tage\n01\t30\n02\t40\n", None),
-        ('"Participant_ID"\t"Age"\n"sub-01"\t"30"\n"sub-02"\t"40"\n\n', None),
-        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", None),
-        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", None),
-        ("participant_id\tage\tage\rsub-01\t30\t1\rsub-02\t40\t2", None),
-        ('participant_id,age,x\nsub-01,30,"a,b"\nsub-02,40,c\n', "separated by ','"),
-        ("participant_id;age\nsub-01;30\nsub-02;40\n", "separated by ';'"),
-        ("participant_id\tage\nsub-01\t30\nsub-01\t30\nsub-02\t40\n", "several rows for 01:"),
-        ("participant_id\tage\n\nsub-01\t30\nsub-02\t40\n\t99\n", "participant_id in line 5"),
+        ("participant_id\tage\r\nsub-01\t30\r\nsub-02\t40\r\n", BOTH, None),
+        ("\ufeffparticipant_id\tage\n01\t30\n02\t40\n", BOTH, None),
+        ('"Participant_ID"\t"Age"\n"sub-01"\t"30"\n"sub-02"\t"40"\n\n', BOTH, None),
+        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", BOTH, None),
+        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", BOTH, None),
+        ("participant_id\tage\tage\rsub-01\t30\t1\rsub-02\t40\t2", BOTH, None),
+        ('participant_id,age,x\nsub-01,30,"a,b"\nsub-02,40,c\n', BOTH, "separated by ','"),
+        ("participant_id;age\nsub-01;30\nsub-02;40\n", BOTH, "separated by ';'"),
+        (
+            "participant_id\tage\nsub-01\t30\nsub-01\t30\nsub-02\t40\n",
+            BOTH,
+            "several rows for 01:",
+        ),
+        (
+            "participant_id\tage\n\nsub-01\t30\nsub-02\t40\n\t99\n",
+            BOTH,
+            "participant_id in line 5",
+        ),
         (
             "participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\n",
+            BOTH,
             "fewer cells than columns in line 2",
         ),
-        (b"participant_id\tage\tx\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n", "Latin-1"),
-        ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16"), "UTF-16"),
+        (b"participant_id\tage\tx\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n", BOTH, "Latin-1"),
+        ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16"), BOTH, "UTF-16"),
+        # A doubled tab made a weight of 70 an age.
+        ("participant_id\tweight\tage\nsub-01\t\t70\t35\nsub-02\t60\t40\n", SECOND, "more cells"),
+        (b"", NONE, "participants.tsv cannot be read"),
+        (b"\x00\x01\x02", NONE, "participants.tsv cannot be read"),
+        ("age\tsex\n30\tM\n", NONE, "participants.tsv cannot be read"),
     ],
 )
 def test_tables_as_spreadsheets_save_them(
-    dataset: Path, text: str | bytes, warning: str | None
+    dataset: Path, text: str | bytes, ages: list[float | None], warning: str | None
 ) -> None:
     write(dataset, "participants.tsv", text)
     inventory = find(dataset)
-    assert [s.age for s in inventory.scans] == [30.0, 40.0]
+    assert [s.age for s in inventory.scans] == ages
     assert [warning in note for note in inventory.warnings] == ([True] if warning else [])
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x00\x01\x02", b"age\tsex\n30\tM\n", b"\xff\xfeab\x00\xd8"]
-)
-def test_malformed_participants_table_only_warns(dataset: Path, content: bytes) -> None:
-    write(dataset, "participants.tsv", content)
-    inventory = find(dataset)
-    assert keys(inventory) == ["sub-01", "sub-02"]
-    assert inventory.scans[0].age is None
-    (warning,) = inventory.warnings
-    assert warning.startswith("participants.tsv cannot be read")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "participant_id\tweight\tage\nsub-01\t\t70\t35\nsub-02\t60\t40\n",
-        "participant_id,age,weight\nsub-01,35,5,70\nsub-02,40,60\n",
-    ],
-)
-def test_a_row_whose_cells_cannot_be_told_apart_is_not_used(dataset: Path, text: str) -> None:
-    """A doubled tab made a weight of 70 an age; a comma made 35,5 into 35."""
-    write(dataset, "participants.tsv", text)
-    inventory = find(dataset)
-    assert [s.age for s in inventory.scans] == [None, 40.0]
-    assert "more cells than columns, which are not used, in line 2" in inventory.warnings[-1]
 
 
 def test_a_subject_without_row_is_told(dataset: Path) -> None:

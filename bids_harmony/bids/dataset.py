@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bids_harmony.bids.filters import matches, parse_entities
 from bids_harmony.bids.sidecars import Sidecars, find_mask, site_label
@@ -67,16 +67,14 @@ class Scan(Person):
         return re.sub(r"\W", "_", self.key.replace("+", "__")) + "_wf"
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something that is not processed: a file (relative to the dataset) or ``sub-XX``, and why."""
 
     what: str
     why: str
 
 
-@dataclass(frozen=True)
-class Inventory:
+class Inventory(NamedTuple):
     """What a run would work on.
 
     Attributes

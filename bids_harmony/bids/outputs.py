@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bids_harmony import __version__
@@ -55,13 +54,11 @@ def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
         What the bundle predicts; those that every table has columns for need not be named.
     """
     columns: dict[str, Any] = json.loads(_data("scans.json"))
-    names = list(columns)
-    later = {name: columns.pop(name) for name in names[names.index("qc_status") :]}
     for target in sorted(set(targets)):
         for kind, where in WHERE.items():
             said = f"{target.replace('_', ' ')} predicted {where}"
             columns.setdefault(f"{target}_{kind}", {"Description": said})
-    return columns | later
+    return columns
 
 
 def _data(name: str) -> str:
@@ -69,10 +66,7 @@ def _data(name: str) -> str:
 
 
 def write_dataset_files(
-    out: Path,
-    bids_dir: Path,
-    targets: Iterable[str] = (),
-    tools: Mapping[str, str] = MappingProxyType({}),
+    out: Path, bids_dir: Path, targets: Iterable[str] = (), tools: Mapping[str, str] | None = None
 ) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
 
@@ -84,30 +78,28 @@ def write_dataset_files(
         The derivatives, and the dataset they are made of.
     targets : iterable of str
         What the bundle predicts.
-    tools : mapping of str to str
+    tools : mapping of str to str, optional
         Versions of the tools of the run (:func:`bids_harmony.models.contract.tool_versions`).
     """
-    raw = _raw_description(bids_dir)
+    doi = _raw_description(bids_dir).get("DatasetDOI")
     before = read_json_or_empty(out / "scans.json")
     earlier = [name.removesuffix("_raw") for name in before if name.endswith("_raw")]
-    write_json(
-        out / "dataset_description.json",
-        {
-            "Name": derivatives_name(bids_dir),
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": _generated_by(tools.items()),
-            # Resolves the `bids:raw:` URIs in the sidecars.
-            "DatasetLinks": {"raw": _link(bids_dir, out)},
-            **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
-            "HowToAcknowledge": f"Please cite the method: {URL}",
-        },
-    )
+    description = {
+        "Name": derivatives_name(bids_dir),
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": _generated_by((tools or {}).items()),
+        # Resolves the `bids:raw:` URIs in the sidecars.
+        "DatasetLinks": {"raw": _link(bids_dir, out)},
+        "HowToAcknowledge": f"Please cite the method: {URL}",
+    }
+    sources = {"SourceDatasets": [{"DOI": doi}]} if doi else {}
+    write_json(out / "dataset_description.json", description | sources)
     write_text(out / "README.md", _data("derivatives.md"))
     write_text(out / "CHANGES", f"{__version__}\n  - Made by bids_harmony {__version__}.\n")
     write_text(out / ".bidsignore", BIDSIGNORE)
-    rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
-    write_text(out / "descriptions.tsv", f"desc_id\tdescription\n{rows}")
+    rows = {"desc_id": "description", **DESCRIPTIONS}
+    write_text(out / "descriptions.tsv", "".join(f"{k}\t{v}\n" for k, v in rows.items()))
     write_json(out / "scans.json", scans_dictionary([*targets, *earlier]))
 
 
@@ -119,11 +111,8 @@ def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
 
 
 def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    ours = {
-        "Name": "bids_harmony",
-        "Version": __version__,
-        "Description": "Harmonization of T1w scans to one reference site",
-    }
+    what = "Harmonization of T1w scans to one reference site"
+    ours = {"Name": "bids_harmony", "Version": __version__, "Description": what}
     return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
 
 

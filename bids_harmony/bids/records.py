@@ -69,7 +69,8 @@ def scan_record(
         guard found is among the reasons, and makes the status "warn": a map that fails says
         nothing against the scan.
     """
-    found, judged = {name: {} for name in PREPROCESSED} | steps, guard or {}
+    found: dict[str, Mapping[str, Any]] = {**{name: {} for name in PREPROCESSED}, **steps}
+    judged = guard or {}
     notes = [str(note) for name in PREPROCESSED[:3] for note in found[name].get("notes", ())]
     reasons = [*reasons, *judged.get("reasons", ())]
     return {
