@@ -325,15 +325,14 @@ def _site_warnings(scans: list[Scan]) -> list[str]:
 
 def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
     """Name the scans for which ``--derivatives`` has no mask."""
-    without = [scan.key for scan in scans if scan.mask is None]
-    if not config.derivatives or not without:
-        return []
+    without = [scan.key for scan in scans if scan.mask is None and config.derivatives]
     names = ", ".join(f"{name}={path}" for name, path in config.derivatives.items())
-    return [
+    warning = (
         f"No *_desc-brain_mask.nii.gz in native space was found for {len(without)} of "
         f"{counted(len(scans), 'scan')} ({_listed(without)}) in {names}: "
         f"--skull-strip {config.skull_strip} makes those masks."
-    ]
+    )
+    return [warning] if without else []
 
 
 def _printable(name: str) -> str:
@@ -344,18 +343,16 @@ def _printable(name: str) -> str:
 
 def _not_found(what: str, missing: list[str], there: Collection[str], root: Path) -> UsageError:
     """Build the error for labels that are not there, naming those nearest to them."""
-    cause = f"{root} has no {what} {_listed(missing, 10)}."
-    if near := look_alikes(missing[0], there)[:3] or get_close_matches(missing[0], there):
-        return UsageError(cause, f"Did you mean {', '.join(near)}?")
-    return UsageError(
-        cause, f"There are {_listed(there, 10)}." if there else f"It has no {what}s."
-    )
+    near = look_alikes(missing[0], there)[:3] or get_close_matches(missing[0], there)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {_listed(there, 10)}."
+    return UsageError(f"{root} has no {what} {_listed(missing, 10)}.", hint)
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:
     """Write names one after the other, the first few."""
     first = list(names)
-    return ", ".join(first[:most]) + (f" ... ({len(first)})" if len(first) > most else "")
+    more = f" ... ({len(first)})" if len(first) > most else ""
+    return (", ".join(first[:most]) or "none") + more
 
 
 def _no_scans(

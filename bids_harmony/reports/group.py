@@ -20,7 +20,7 @@ from bids_harmony.files import write_text
 from bids_harmony.qc.dataset import STATUSES, prediction_columns
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.figures import FIGURES
-from bids_harmony.reports.group_figures import dataset_pictures, kept
+from bids_harmony.reports.group_figures import dataset_pictures, not_rejected
 
 if TYPE_CHECKING:
     from bids_harmony.qc.dataset import Group
@@ -158,7 +158,7 @@ def script_json(values: Any) -> str:
 
 def _left_out(group: Group, n: int) -> str:
     """Say which scans the figures of brain age leave out."""
-    scans = kept(group)
+    scans = not_rejected(group)
     counts = {
         "rejected by the raters": len(group.scans) - len(scans),
         "without an age": int(scans["age"].isna().sum()),
@@ -263,7 +263,7 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     if "brain_age" not in group.targets:
         return []
     columns = ["age", "brain_age_raw", "brain_age_harmonized"]
-    scans = kept(group).dropna(subset=columns)
+    scans = not_rejected(group).dropna(subset=columns)
     rows = []
     for site, here in _by_site(scans) if len(scans) else ():
         people = persons(here)
@@ -297,7 +297,7 @@ def probability_tables(group: Group) -> list[dict[str, Any]]:
     tables = []
     for target in group.targets:
         columns = {kind: f"{target}_{kind}" for kind in ("raw", "harmonized")}
-        scans = kept(group).dropna(subset=list(columns.values()))
+        scans = not_rejected(group).dropna(subset=list(columns.values()))
         if not target.endswith("_probability") or scans.empty:
             continue
         scans = scans.assign(diagnosis=scans["diagnosis"].fillna("unknown"))

@@ -74,7 +74,7 @@ class _Grid:
         return np.hstack([np.rot90(volume[*self.box, self.cuts[i]]) for i in which])
 
 
-def kept(group: Group) -> pd.DataFrame:
+def not_rejected(group: Group) -> pd.DataFrame:
     """Leave out the scans that the raters rejected; figures are made from the others."""
     return group.scans[group.scans["rating"] != "reject"]
 
@@ -100,7 +100,7 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     notes : list of str
         What is not shown and why, one sentence each.
     """
-    every = _having(group, kept(group), "preproc")
+    every = _having(group, not_rejected(group), "preproc")
     # Only scans of one grid can be averaged: the one that most were resampled to.
     names = every.reindex(columns=["template", "resolution"]).map(str).agg(" ".join, axis=1)
     scans = every[names == names.mode().iloc[0]] if len(every) else every
