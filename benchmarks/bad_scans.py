@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bids_harmony.bids.records import find_records
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.qc.dataset import ScanRow, read_scans, scan_table
 from bids_harmony.qc.outliers import find_outliers
 from bids_harmony.qc.ratings import COLUMNS, write_ratings
-from bids_harmony.qc.record import find_records
 
 GOOD = "good"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bids_harmony.bids.records import ENDINGS, PREPROCESSED
 from bids_harmony.files import write_text
-from bids_harmony.qc.record import ENDINGS, PREPROCESSED
 
 FACTS: dict[str, Any] = {
     "name": "sub-01", "age": 30.0, "bundle": {"reference_site": "REF"}, "calibration": {},

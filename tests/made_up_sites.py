@@ -13,9 +13,9 @@ from bids_dataset import write
 from bids_harmony.anat.affine import write_affine
 from bids_harmony.anat.template import load_template
 from bids_harmony.bids.dataset import find_scans
+from bids_harmony.bids.records import ENDINGS
 from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
-from bids_harmony.qc.record import ENDINGS
 from bids_harmony.run.base import prepare
 from bids_harmony.sites.code import LEVELS
 

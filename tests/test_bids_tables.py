@@ -1,11 +1,19 @@
-"""Which row of which table belongs to a scan."""
+"""Which row of which table belongs to a scan, and what it says of age, sex, site and diagnosis."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
-from bids_dataset import find, keys, table, write
+from bids_dataset import find, table, write
+from command_line import parse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bids_harmony.bids.tables import lengths_of_units, parse_age
+from bids_harmony.errors import UsageError
 
 
 def test_most_specific_table_wins(dataset: Path) -> None:
@@ -29,50 +37,54 @@ def test_most_specific_table_wins(dataset: Path) -> None:
         "sub-01_ses-b_run-2": ("P", "participants.tsv:site", 32.0),
     }
     assert {s.diagnosis for s in found.values()} == {"HC"}
+    assert found["sub-01_ses-a"].columns["site"] == "F"
+
+
+BOTH, SECOND, NONE = [30.0, 40.0], [None, 40.0], [None, None]
 
 
 @pytest.mark.parametrize(
-    ("text", "warning"),
+    ("text", "ages", "warning"),
     [
-        ("participant_id\tage\r\nsub-01\t30\r\nsub-02\t40\r\n", None),
-        ("\ufeffparticipant_id\tage\n01\t30\n02\t40\n", None),
-        ("Participant_ID\tAge\nsub-01\t30\nsub-02\t40\n\n", None),
-        ('"participant_id"\t"age"\n"sub-01"\t"30"\n"sub-02"\t"40"\n', None),
-        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", None),
-        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", None),
-        ("participant_id\tage\rsub-01\t30\rsub-02\t40", None),
-        ("participant_id\tage\tage\nsub-01\t30\t1\nsub-02\t40\t2\n", None),
-        ('participant_id,age,x\nsub-01,30,"a,b"\nsub-02,40,c\n', "separated by ','"),
-        ("participant_id;age\nsub-01;30\nsub-02;40\n", "separated by ';'"),
-        ("participant_id|age\nsub-01|30\nsub-02|40\n", "separated by '|'"),
-        ("participant_id\tage\nsub-01\t30\nsub-01\t30\nsub-02\t40\n", "01 (lines 2, 3)"),
-        ("participant_id\tage\n\nsub-01\t30\nsub-02\t40\n\t99\n", "participant_id in line 5"),
-        ("participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\n", "too few cells in line 2"),
-        (b"participant_id\tage\tx\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n", "Latin-1"),
-        ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16"), "UTF-16"),
-        ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16-le"), "UTF-16"),
+        ("participant_id\tage\r\nsub-01\t30\r\nsub-02\t40\r\n", BOTH, None),
+        ("\ufeffparticipant_id\tage\n01\t30\n02\t40\n", BOTH, None),
+        ('"Participant_ID"\t"Age"\n"sub-01"\t"30"\n"sub-02"\t"40"\n\n', BOTH, None),
+        ("participant\u00a0id\tage\nSUB-01 \t\u00a030\nSub-02\u200b\t40\n", BOTH, None),
+        ("participant_id\tage\t\nsub-01\t30\t\t\nsub-02\t40\t\n", BOTH, None),
+        ("participant_id\tage\tage\rsub-01\t30\t1\rsub-02\t40\t2", BOTH, None),
+        ('participant_id,age,x\nsub-01,30,"a,b"\nsub-02,40,c\n', BOTH, "separated by ','"),
+        ("participant_id;age\nsub-01;30\nsub-02;40\n", BOTH, "separated by ';'"),
+        (
+            "participant_id\tage\nsub-01\t30\nsub-01\t30\nsub-02\t40\n",
+            BOTH,
+            "several rows for 01:",
+        ),
+        (
+            "participant_id\tage\n\nsub-01\t30\nsub-02\t40\n\t99\n",
+            BOTH,
+            "participant_id in line 5",
+        ),
+        (
+            "participant_id\tage\tx\nsub-01\t30\nsub-02\t40\ty\n",
+            BOTH,
+            "fewer cells than columns in line 2",
+        ),
+        (b"participant_id\tage\tx\nsub-01\t30\tJos\xe9\nsub-02\t40\tx\n", BOTH, "Latin-1"),
+        ("participant_id\tage\nsub-01\t30\nsub-02\t40\n".encode("utf-16"), BOTH, "UTF-16"),
+        # A doubled tab made a weight of 70 an age.
+        ("participant_id\tweight\tage\nsub-01\t\t70\t35\nsub-02\t60\t40\n", SECOND, "more cells"),
+        (b"", NONE, "participants.tsv cannot be read"),
+        (b"\x00\x01\x02", NONE, "participants.tsv cannot be read"),
+        ("age\tsex\n30\tM\n", NONE, "participants.tsv cannot be read"),
     ],
 )
 def test_tables_as_spreadsheets_save_them(
-    dataset: Path, text: str | bytes, warning: str | None
+    dataset: Path, text: str | bytes, ages: list[float | None], warning: str | None
 ) -> None:
     write(dataset, "participants.tsv", text)
     inventory = find(dataset)
-    assert [s.age for s in inventory.scans] == [30.0, 40.0]
+    assert [s.age for s in inventory.scans] == ages
     assert [warning in note for note in inventory.warnings] == ([True] if warning else [])
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x00\x01\x02", b"nonsense", b"age\tsex\n30\tM\n", b"\xff\xfeab\x00\xd8"]
-)
-def test_malformed_participants_table_only_warns(dataset: Path, content: bytes) -> None:
-    write(dataset, "participants.tsv", content)
-    inventory = find(dataset)
-    assert keys(inventory) == ["sub-01", "sub-02"]
-    assert len(inventory.warnings) == 1
-    assert "participants.tsv" in inventory.warnings[0]
-    assert "not used" in inventory.warnings[0]
-    assert inventory.scans[0].age is None
 
 
 def test_a_subject_without_row_is_told(dataset: Path) -> None:
@@ -112,8 +124,7 @@ def sessions(dataset: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "column",
-    ["session_id", "Session", "SES", "visit", "session-id", "Session Label", "VISCODE", "Wave"],
+    "column", ["session_id", "SES", "visit", "session-id", "Session Label", "VISCODE", "Wave"]
 )
 def test_the_row_of_the_session_counts_whatever_its_column_is_called(
     sessions: Path, column: str
@@ -138,10 +149,9 @@ def test_a_session_without_a_row_of_its_own_takes_no_other(sessions: Path) -> No
     table(sessions, "participants.tsv", "participant_id session age sex site; sub-01 1 30 M A")
     found, said = facts(sessions)
     assert found == {"ses-01": (None, "unknown", None), "ses-02": (None, "unknown", None)}
-    assert said["ses-01"] == (
-        "participants.tsv has no row of sub-01_ses-01: did you mean sub-01_ses-1?"
-    )
-    assert said["ses-02"] == "participants.tsv has no row of sub-01_ses-02."
+    said_of = "participants.tsv has no row of sub-01_ses-0"
+    assert said["ses-01"] == f"{said_of}1: did you mean sub-01_ses-1?"
+    assert said["ses-02"] == f"{said_of}2."
 
 
 def test_rows_that_cannot_be_told_apart_count_where_they_agree(sessions: Path) -> None:
@@ -151,8 +161,7 @@ def test_rows_that_cannot_be_told_apart_count_where_they_agree(sessions: Path) -
     scan = inventory.scans[0]
     assert (scan.age, scan.sex, scan.site, scan.diagnosis) == (None, "M", "1", None)
     assert inventory.warnings == (
-        "participants.tsv has several rows for 01 (lines 2, 4): cells in which they differ are "
-        "not used.",
+        "participants.tsv has several rows for 01: cells in which they differ are not used.",
     )
     assert "age" not in scan.columns
     table(
@@ -167,7 +176,6 @@ def test_rows_that_cannot_be_told_apart_count_where_they_agree(sessions: Path) -
         ("session_id\tage\n1\t31\n2\t33\n", "sub-01_sessions.tsv has no row of ses-02: did you "
          "mean ses-2?"),
         ("session_id\tage\nses-01\t31\nses-02\tn/a\n", "sub-01_sessions.tsv has ages of single"),
-        ("session_id\tage\nses-01\t31\n", "sub-01_sessions.tsv has no row of ses-02."),
         ("session\tage\nses-02\t31\n", "sub-01_sessions.tsv cannot be used"),
         (b"\0", "sub-01_sessions.tsv cannot be used"),
     ],
@@ -180,14 +188,6 @@ def test_the_age_at_another_time_is_not_used(
     assert found["ses-02"] == (None, "unknown", "M")
     assert said in notes["ses-02"]
     assert "the age at another time" in notes["ses-02"]
-
-
-def test_further_columns_come_from_the_most_specific_table_that_has_them(sessions: Path) -> None:
-    table(sessions, "participants.tsv", "participant_id age site bmi; sub-01 3 A 20")
-    table(sessions, "sub-01/sub-01_sessions.tsv", "session_id site bmi; ses-01 B 21; ses-02 - .")
-    assert facts(sessions)[0] == {"ses-01": (3.0, "B", None), "ses-02": (3.0, "A", None)}
-    columns = [scan.columns.get("bmi") for scan in find(sessions, participant_label=("01",)).scans]
-    assert columns == ["21", None]
 
 
 def test_a_scan_is_found_under_its_name_without_compression(dataset: Path) -> None:
@@ -210,23 +210,6 @@ def test_a_subject_may_list_the_scans_of_all_sessions(sessions: Path) -> None:
     found, said = facts(sessions)
     assert found["ses-01"] == (None, "unknown", "M")
     assert "did you mean sub-01_ses-1_T1w?" in said["ses-01"]
-    assert "the age at another time" in said["ses-01"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "participant_id\tweight\tage\nsub-01\t\t70\t35\nsub-02\t60\t40\n",
-        "participant_id,age,weight\nsub-01,35,5,70\nsub-02,40,60\n",
-    ],
-)
-def test_a_row_whose_cells_cannot_be_told_apart_is_not_used(dataset: Path, text: str) -> None:
-    """A doubled tab made a weight of 70 an age; a comma made 35,5 into 35."""
-    write(dataset, "participants.tsv", text)
-    inventory = find(dataset)
-    assert [s.age for s in inventory.scans] == [None, 40.0]
-    said = "participants.tsv has more cells than columns in line 2: not used."
-    assert inventory.warnings[-1] == said
 
 
 def test_what_holds_for_the_tables_of_all_subjects_is_said_once(dataset: Path) -> None:
@@ -236,7 +219,218 @@ def test_what_holds_for_the_tables_of_all_subjects_is_said_once(dataset: Path) -
         write(dataset, f"sub-{sub}/sub-{sub}_scans.tsv", f"filename,age\n{row}")
         write(dataset, f"sub-{sub}/sub-{sub}_scans.json", '{"age": {"Units": "furlongs"}}')
     separator, unit = (note for note in find(dataset).warnings if "scans" in note)
-    assert (
-        separator == "sub-01_scans.tsv is separated by ',' instead of tabs. So it is with 2 more."
-    )
+    said = "sub-01_scans.tsv is separated by ',' instead of tabs. So it is with 2 more."
+    assert separator == said
     assert "'furlongs'" in unit
+
+
+# What a cell says
+
+
+def people(root: Path, header: str, *rows: str) -> None:
+    """Write ``participants.tsv`` of sub-01, sub-02 ...; cells are separated by blanks."""
+    named = [f"sub-{n:02d} {row}" for n, row in enumerate(rows, start=1)]
+    table(root, "participants.tsv", "; ".join([f"participant_id {header}", *named]))
+
+
+def test_named_columns(dataset: Path) -> None:
+    people(dataset, "site Scanner years age", "A T1 5 30", "B T2 6 40")
+    first = find(dataset).scans[0]
+    assert (first.site, first.age) == ("A", 30.0)
+    first = find(dataset, site_column="scanner", age_column="years").scans[0]
+    assert (first.site, first.site_source, first.age) == ("T1", "participants.tsv:Scanner", 5.0)
+    with pytest.raises(UsageError, match="--site-column where") as error:
+        find(dataset, site_column="where")
+    assert error.value.remedy == "Columns there are: participant_id, site, Scanner, years, age."
+    (dataset / "participants.tsv").unlink()
+    with pytest.raises(UsageError) as error:
+        find(dataset, sex_column="sex")
+    assert "no table can be used" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "age", "note"),
+    [
+        ("35", 35.0, ""), (" 35.25 ", 35.25, ""), ("035Y", 35.0, ""), ("0", 0.0, ""),
+        ("35 years old", 35.0, ""), ("35 y.o.", 35.0, ""), ("35 yrs.", 35.0, ""),
+        ("n/a", None, ""), ("", None, ""),
+        ("89+", 89.0, "was read as 89"), (">89", 89.0, "was read as 89"),
+        ("35,5", 35.5, "was read as 35.5"), ("26 weeks", 0.4983, "was read as"),
+        ("18M", 1.5, "was read as 1.5"), ("18 mo", 1.5, "was read as 1.5"),
+        ("-3", None, "outside"), ("121", None, "outside"),
+        *((text, None, "not a number") for text in (
+            "35 decimal units", "35 s", "2 y 3 m", "12,345 days", "1e9", "<5", "20-25", "old",
+        )),
+    ],
+)  # fmt: skip
+def test_ages(text: str, age: float | None, note: str) -> None:
+    found, said = parse_age(text)
+    assert found == age
+    assert note in said if note else said is None
+
+
+@pytest.mark.parametrize(
+    ("units", "age"),
+    [
+        *dict.fromkeys(
+            ("Years", "yr", "yrs.", "y", "decimal years", "years old", "years (decimal)",
+             "Age in years", "year(s)", "y/o", "n/a", ""),
+            24.0,
+        ).items(),
+        *dict.fromkeys(("months", "Month", "mo", "m", "decimal months", "in months"), 2.0).items(),
+        ("weeks", 0.46), ("days", 0.0657), ("d", 0.0657),
+    ],
+)  # fmt: skip
+def test_spellings_of_units(dataset: Path, units: str, age: float) -> None:
+    """24 months are 2 years; 24 weeks 24 * 7 / 365.25; 24 days 24 / 365.25."""
+    people(dataset, "age", "24", "24")
+    write(dataset, "participants.json", json.dumps({"Age": {"Units": units}, "x": 1}))
+    inventory = find(dataset)
+    assert [s.age for s in inventory.scans] == [pytest.approx(age, abs=1e-4)] * 2
+    assert inventory.warnings == ()
+
+
+@given(st.text(max_size=12) | st.text("dwmyearsonthik .()/0", max_size=12))
+def test_no_text_is_taken_for_a_unit_that_it_is_not(units: str) -> None:
+    letters = [word for word in re.split(r"[^a-z]+", units.lower()) if word]
+    for years in lengths_of_units(units):
+        unit = {1.0: "y", 1 / 12: "m", 7 / 365.25: "w", 1 / 365.25: "d"}[years]
+        assert any(unit in word for word in letters)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        *(({"Units": units}, repr(units)[:12]) for units in (
+            "Measurement units. [<prefix symbol>] <unit symbol> format", "years or months",
+            "decades", "1/12 year", "mm",
+        )),
+        *((entry, "do not say plainly") for entry in (
+            "age of the child (days)", {"Description": "Age in months"},
+            {"LongName": "Age in completed full months (not years)"},
+        )),
+        *(({"Description": text}, None) for text in (
+            "Age in years on the day of the scan", "Age within 3 days of the scan",
+            "Age at 6 months", "Age in decimal years, computed from months",
+        )),
+    ],
+)  # fmt: skip
+def test_units_that_are_not_understood_make_their_column_unusable(
+    dataset: Path, entry: object, said: str | None
+) -> None:
+    write(dataset, "participants.json", json.dumps({"height": {"Units": "mm"}, "age": entry}))
+    inventory = find(dataset)
+    assert [s.sex for s in inventory.scans] == ["M", "F"]
+    if said is None:
+        assert [s.age for s in inventory.scans] == [30.0, 40.5]
+        assert inventory.warnings == ()
+    else:
+        assert [s.age for s in inventory.scans] == [None, None]
+        (warning,) = inventory.warnings
+        assert warning.startswith("The column age of participants.tsv is not used: its ")
+        assert said in warning
+        assert said in inventory.scans[0].warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "age"),
+    [("age_months_at_scan", 2.0), ("ageMonthsV1", 2.0), ("Age_(months)", 2.0), ("age_mo", 2.0),
+     ("age_month_6", 24.0), ("age_12_months", 24.0), ("age_yrs", 24.0),
+     ("age_years_months", None)],
+)  # fmt: skip
+def test_a_unit_in_the_name_of_a_column_counts(
+    dataset: Path, column: str, age: float | None
+) -> None:
+    """24 months are 2 years; of a name that may mean both, none is used."""
+    people(dataset, column, "24")
+    scan = find(dataset, age_column=column).scans[0]
+    assert scan.age == age
+    assert any("not say plainly" in note for note in scan.warnings) == (age is None)
+    write(dataset, "participants.json", json.dumps({column: {"Units": "months"}}))
+    assert find(dataset, age_column=column).scans[0].age == 2.0
+
+
+@pytest.mark.parametrize("content", ["{", b"\0", "/annex/objects/MD5E-s1--0\n"])
+@pytest.mark.parametrize("name", ["participants.json", "sessions.json", "sub-01/sessions.json"])
+def test_a_dictionary_that_cannot_be_read_makes_ages_unusable(
+    dataset: Path, name: str, content: str | bytes
+) -> None:
+    write(dataset, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    if "sessions" in name:
+        write(dataset, "sub-01/sub-01_sessions.tsv", "session_id\tage\nses-a\t24\n")
+    write(dataset, name, content)
+    inventory = find(dataset)
+    age = {s.key: s.age for s in inventory.scans}
+    assert age["sub-01_ses-a"] is None
+    assert age["sub-02"] == (None if "participants" in name else 40.5)
+    assert {s.sex for s in inventory.scans} == {"M", "F"}
+    assert any("json cannot be read" in note for note in inventory.warnings)
+    assert any(note.startswith("The column age of") for note in inventory.warnings)
+
+
+def test_units_are_inherited_like_sidecars(dataset: Path) -> None:
+    write(dataset, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    write(dataset, "sub-01/sub-01_sessions.tsv", "session_id\tAge at scan\nses-a\t24\n")
+    for name, text, age in (
+        ("participants.json", '{"Age at scan": {"Units": "days"}}', 24),
+        ("sessions.json", '{"age_at_scan": {"Units": "months"}}', 2),
+        ("sub-01/sub-01_sessions.json", '{"AgeAtScan": {"Description": "Age"}}', 2),
+        ("sub-01/sub-01_sessions.json", '{"age-at-scan": {"Units": "years"}}', 24),
+        # What is said nearer to the table holds, whatever stands further up.
+        ("sessions.json", "{", 24),
+    ):
+        write(dataset, name, text)
+        assert find(dataset, age_column="Age at scan").scans[1].age == age
+
+
+@pytest.mark.parametrize("cell", ["", "-", "n/a", "#N/A", "Unknown", "\u2014", "-9", "-999.0"])
+def test_a_cell_without_value_is_no_site_and_no_class(dataset: Path, cell: str) -> None:
+    people(dataset, "site dx age sex", f"{cell} {cell} {cell} {cell}", "A HC 30 F")
+    first = find(dataset).scans[0]
+    assert (first.site, first.diagnosis, first.age, first.sex) == ("unknown", None, None, None)
+    assert bool(first.warnings) == cell.startswith("-9")
+    write(dataset, "sub-01/anat/sub-01_T1w.json", '{"Manufacturer": "GE"}')
+    first = find(dataset).scans[0]
+    assert (first.site, first.site_source) == ("GE", "sidecar")
+
+
+def test_sites_and_classes_are_one_however_they_are_spelled(
+    dataset: Path, paths: list[str]
+) -> None:
+    for one, other in (("1", "1.0"), ("01", "1"), ("1,0", "1.00")):
+        people(dataset, "site dx", f"{one} 1", f"{other} 1.0")
+        assert {(s.site, s.diagnosis) for s in find(dataset).scans} == {("1", "1")}
+    assert parse(paths, "--reference-site", "01", level="train").train.reference_site == "1"
+    for one, other in (("Site-A", "site_a"), ("Site01", "Site1")):
+        people(dataset, "site", one, other)
+        (warning,) = find(dataset).warnings
+        assert warning.endswith(f"count as several: {one}, {other}.")
+    people(dataset, "site", "A10", "B\u00a0\u00a0x")
+    inventory = find(dataset)
+    assert [s.site for s in inventory.scans] == ["A10", "B x"]
+    assert inventory.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [("Age (years)", "age"), ("AgeAtVisit", "age"), ("Site of scan", "site"),
+     ("Sex at birth", "sex"), ("diagnostic_code", "diagnosis"), ("language", None)],
+)  # fmt: skip
+def test_columns_that_look_like_the_one_wanted_are_named(
+    dataset: Path, column: str, what: str | None
+) -> None:
+    write(dataset, "participants.tsv", f"participant_id\t{column}\nsub-01\t1\nsub-02\t2\n")
+    said = f'Give --{what}-column if "{column}" of participants.tsv is the {what}.'
+    assert find(dataset).warnings == ((said,) if what else ())
+    if what:
+        assert find(dataset, **{f"{what}_column": column}).warnings == ()
+
+
+def test_odd_cells_warn_their_scan(dataset: Path) -> None:
+    people(dataset, "age sex", "89+ 1", "4 female", "5 man")
+    write(dataset, "sub-03/anat/sub-03_T1w.nii.gz")
+    first, second, third = find(dataset).scans
+    assert (first.age, first.sex) == (89.0, None)
+    assert first.warnings[0].startswith("participants.tsv:age: age '89+'")
+    assert first.warnings[1].startswith("participants.tsv:sex: sex '1' is not M or F")
+    assert (second.sex, second.warnings, third.sex) == ("F", (), "M")

@@ -20,9 +20,9 @@ from bids_harmony.anat.brain import (
 )
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.template import load_template
+from bids_harmony.bids.records import scan_record
 from bids_harmony.errors import ScanError
 from bids_harmony.interfaces.anat import ConformMask
-from bids_harmony.qc.record import scan_record
 
 NAN = float("nan")
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from bids_harmony.bids.dataset import find_scans, list_scans
 from bids_harmony.bids.outputs import write_dataset_files
+from bids_harmony.bids.records import find_records, listed_files
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.qc.dataset import image_notes, read_scans
-from bids_harmony.qc.record import find_records, listed_files
 from bids_harmony.reports.participant import write_participant_report
 
 BUNDLE = {"name": "b", "version": "1", "sha256": "0", "reference_site": "A"}

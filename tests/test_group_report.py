@@ -15,9 +15,15 @@ from made_up_group import RATINGS, REFERENCE, made_up_group, write_volumes
 from plotly.offline import get_plotlyjs
 from sklearn.metrics import roc_auc_score
 
-from bids_harmony.reports.group import page_data, script_json, write_group_report
+from bids_harmony.reports.group import (
+    age_rows,
+    page_data,
+    probability_tables,
+    script_json,
+    site_rows,
+    write_group_report,
+)
 from bids_harmony.reports.group_figures import _Grid, dataset_pictures
-from bids_harmony.reports.group_tables import age_rows, probability_tables, site_rows
 
 NASTY = "<script>alert(1)</script>"
 

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from bids_harmony.anat.template import deep_grey, load_template
 from bids_harmony.bids.outputs import scans_row
+from bids_harmony.bids.records import scan_record
 from bids_harmony.interfaces.models import Guard
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.qc.guard import (
@@ -32,7 +33,6 @@ from bids_harmony.qc.guard import (
     tissue_limits,
     tissue_ml,
 )
-from bids_harmony.qc.record import scan_record
 from bids_harmony.reports.participant import participant_page, scan_view
 
 TEMPLATE = load_template(2)

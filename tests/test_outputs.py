@@ -1,4 +1,4 @@
-"""Tables and root files are made from the per-scan records alone."""
+"""Names and wholeness of outputs; tables and root files are made from the records alone."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_harmony import __version__
 from bids_harmony.bids.outputs import (
-    scan_file,
     scans_dictionary,
     scans_row,
     write_dataset_files,
     write_scans_tables,
 )
+from bids_harmony.bids.records import scan_file
 from bids_harmony.files import write_json, write_text
+from bids_harmony.interfaces.outputs import DerivativesDataSink
 
 PREPROC = "sub-01/ses-a/anat/sub-01_ses-a_space-X_res-2_desc-preproc_T1w.nii.gz"
 
@@ -31,27 +34,22 @@ def record(out: Path, key: str, **values: object) -> Path:
 
 def test_row_takes_its_numbers_from_the_json(tmp_path: Path) -> None:
     path = record(tmp_path, "sub-01_ses-a", status="warn", reasons=["too bright", "too small"])
+    brain_age = {"raw": 44.0, "harmonized": 33.25, "interval_90": [20.0, 46.5],
+                 "gap_harmonized": 2.75}  # fmt: skip
     write_json(
         path.with_name("sub-01_ses-a_desc-harmony_predictions.json"),
-        {
-            "brain_age": {
-                "raw": 44.0, "harmonized": 33.25, "interval_90": [20.0, 46.5],
-                "gap_harmonized": 2.75,
-            },
-            "bundle": {"name": "b", "version": "1"},
-        },
-    )  # fmt: skip
+        {"brain_age": brain_age, "bundle": {"name": "b", "version": "1"}},
+    )
     row = scans_row(path)
     assert row is not None
     assert set(row) == set(scans_dictionary())
-    assert row["filename"] == "anat/" + Path(PREPROC).name
-    assert row["brain_age_raw"] == "44.0"
-    assert row["brain_age_harmonized_high"] == "46.5"
-    assert row["brain_age_gap"] == "2.75"
-    assert row["schizophrenia_probability_raw"] == "n/a"
-    assert row["qc_reasons"] == "too bright; too small"
-    assert row["site"] == "S 1", "a tab would break the table"
-    assert row["bundle"] == "b 1"
+    assert {name: row[name] for name in ("filename", "site", "bundle", "qc_reasons")} == {
+        "filename": f"anat/{Path(PREPROC).name}", "site": "S 1",  # a tab would break the table
+        "bundle": "b 1", "qc_reasons": "too bright; too small",
+    }  # fmt: skip
+    numbers = ("brain_age_raw", "brain_age_harmonized_high", "brain_age_gap",
+               "schizophrenia_probability_raw")  # fmt: skip
+    assert [row[name] for name in numbers] == ["44.0", "46.5", "2.75", "n/a"]
 
 
 def test_failed_scans_have_no_row_and_no_table(tmp_path: Path) -> None:
@@ -63,13 +61,15 @@ def test_failed_scans_have_no_row_and_no_table(tmp_path: Path) -> None:
     assert scans_row(path) is None
     write_scans_tables(tmp_path, "01")
     assert not table.exists()
+    for damaged in ("", "{", "[1]", '{"status": "pass"}'):
+        path.write_text(damaged)
+        assert scans_row(path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"status": "pass"}'])
-def test_damaged_record_gives_no_row(tmp_path: Path, content: str) -> None:
-    path = record(tmp_path, "sub-01_ses-a")
-    path.write_text(content)
-    assert scans_row(path) is None
+def generated_by(out: Path) -> list[tuple[str, str]]:
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    return [(by["Name"], by["Version"]) for by in description["GeneratedBy"]]
 
 
 def test_root_files_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
@@ -78,31 +78,15 @@ def test_root_files_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
     (bids / "dataset_description.json").write_text('{"Name": "heads"}')
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_dataset_files(out, bids), range(16)))
-    description = json.loads((out / "dataset_description.json").read_text())
-    assert description["Name"] == "bids_harmony derivatives of heads"
-    assert description["DatasetType"] == "derivative"
-    assert [by["Name"] for by in description["GeneratedBy"]] == ["bids_harmony"]
-    for tools in ({"nipype": "1.11.0", "FSL": "6.0.0"}, {"FSL": "6.0.0", "nipype": "1.11.0"}):
-        write_dataset_files(out, bids, tools=tools)
-        description = json.loads((out / "dataset_description.json").read_text())
-        assert description["GeneratedBy"][0]["Name"] == "bids_harmony"
-        assert description["GeneratedBy"][1:] == [
-            {"Name": "FSL", "Version": "6.0.0"},
-            {"Name": "nipype", "Version": "1.11.0"},
-        ]
+    ours = ("bids_harmony", __version__)
+    assert generated_by(out) == [ours]
+    assert '"bids_harmony derivatives of heads"' in (out / "dataset_description.json").read_text()
     assert not list(out.glob(".*.part"))
     assert {p.name for p in out.iterdir()} >= {"README.md", "CHANGES", ".bidsignore", "scans.json"}
-
-
-def test_root_files_keep_the_columns_of_earlier_runs(tmp_path: Path) -> None:
-    """A run with a bundle of its own, then one without it on other scans."""
-    out = tmp_path / "out"
-    write_dataset_files(out, tmp_path, ["tumour"], {"FSL": "6.0.0", "torch": "2.0"})
-    write_dataset_files(out, tmp_path, [], {"deepbet": "1.0.2", "torch": "2.1"})
-    description = json.loads((out / "dataset_description.json").read_text())
-    assert [(by["Name"], by.get("Version")) for by in description["GeneratedBy"]] == [
-        ("bids_harmony", __version__), ("deepbet", "1.0.2"), ("torch", "2.1"),
-    ]  # fmt: skip
+    # A run with a bundle of its own, then one without it on other scans.
+    write_dataset_files(out, bids, ["tumour"], {"FSL": "6.0.0", "torch": "2.0"})
+    write_dataset_files(out, bids, [], {"torch": "2.1", "deepbet": "1.0.2"})
+    assert generated_by(out) == [ours, ("deepbet", "1.0.2"), ("torch", "2.1")]
     assert "tumour_raw" in json.loads((out / "scans.json").read_text())
 
 
@@ -113,3 +97,75 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
     assert path.read_text() == "old\n"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+# The data sink
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "made.nii.gz"
+    img = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    img.set_sform(np.eye(4), 4)
+    img.set_qform(np.eye(4), 4)
+    nib.save(img, path)
+    return path
+
+
+def sink(folder: Path, in_file: Path, source: str, **settings: object) -> str:
+    (folder / "out").mkdir(exist_ok=True)
+    interface = DerivativesDataSink(
+        base_directory=str(folder / "out"),
+        source_file=str(folder / "bids" / source),
+        in_file=[str(in_file)],
+        **settings,
+    )
+    written = interface.run(cwd=str(folder)).outputs.out_file
+    return str(Path(written).relative_to(folder / "out"))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_space-{s}_res-2_desc-preproc_T1w"),
+        (
+            "sub-01/ses-a/anat/sub-01_ses-a_acq-x_rec-y_run-01_echo-1_part-mag_chunk-2_T1w.nii.gz",
+            "sub-01/ses-a/anat/sub-01_ses-a_acq-x_rec-y_run-01_echo-1_part-mag_space-{s}"
+            "_chunk-2_res-2_desc-preproc_T1w",
+        ),
+        (
+            "sub-01/anat/sub-01_task-rest_ce-gd_T1w.nii",
+            "sub-01/anat/sub-01_task-rest_ce-gd_space-{s}_res-2_desc-preproc_T1w",
+        ),
+    ],
+)
+def test_every_entity_of_a_t1w_is_kept(
+    tmp_path: Path, image: Path, source: str, expected: str
+) -> None:
+    space = "MNI152NLin2009aSym"
+    settings = {"space": space, "resolution": "2", "desc": "preproc", "suffix": "T1w"}
+    written = sink(tmp_path, image, source, **settings, SkullStripped=True)
+    assert written == expected.format(s=space) + ".nii.gz"
+    sidecar = json.loads((tmp_path / "out" / (expected.format(s=space) + ".json")).read_text())
+    assert sidecar["SkullStripped"] is True
+    assert sidecar["Resolution"] == "2 mm isotropic, on the grid of MNI152NLin2009aSym"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("a.txt", {"suffix": "xfm", "mode": "image", "to": "MNI", "from": "T1w"},
+         "anat/sub-01_ses-a_run-1_from-T1w_to-MNI_mode-image_xfm.txt"),
+        ("a.json", {"desc": "harmony", "suffix": "qc"},
+         "anat/sub-01_ses-a_run-1_desc-harmony_qc.json"),
+        ("a.png", {"desc": "a", "suffix": "T1w", "datatype": "figures"},
+         "figures/sub-01_ses-a_run-1_desc-a_T1w.png"),
+    ],
+)  # fmt: skip
+def test_transform_record_and_figures_have_names(
+    tmp_path: Path, name: str, settings: dict[str, str], expected: str
+) -> None:
+    write_text(tmp_path / name, "{}")
+    written = sink(tmp_path, tmp_path / name, "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz",
+                   **settings)  # fmt: skip
+    assert written == f"sub-01/{'ses-a/' * expected.startswith('anat')}{expected}"

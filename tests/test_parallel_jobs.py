@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from bids_dataset import write
 
-from bids_harmony.bids.outputs import scan_file, write_dataset_files
+from bids_harmony.bids.outputs import write_dataset_files
+from bids_harmony.bids.records import scan_file
 from bids_harmony.config import RunConfig
 from bids_harmony.run.base import prepare
 from bids_harmony.run.participant import report

@@ -10,8 +10,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_harmony.anat.template import load_template
+from bids_harmony.bids import records
 from bids_harmony.errors import ScanError
-from bids_harmony.qc import guard, metrics, record
+from bids_harmony.qc import guard, metrics
 from bids_harmony.qc import reference as references
 from bids_harmony.qc.metrics import fit_tissues
 
@@ -221,15 +222,18 @@ FACTS = {"name": "sub-01", "site": "A", "warnings": ["no sidecar"], "bundle": No
 
 
 def test_records_of_finished_and_failed_scans(reference):
-    done = record.scan_record(
+    metrics = {"brain_volume_ml": 870.0}
+    verdict = references.judge(metrics, reference)
+    done = records.scan_record(
         FACTS,
         check={"notes": ["the scan is oblique by 25 degrees"]},
         mask={"method": "bet", "notes": ["bet said: x"]},
         affine={"method": "flirt", "tool": "FSL", "notes": ["flirt said: y"]},
         scale={},
-        metrics={"brain_volume_ml": 870.0},
+        metrics=metrics,
         descriptors={"quantiles": [0.5]},
-        reference=reference,
+        reasons=verdict.reasons,
+        flagged=verdict.flagged,
         outputs=["b", "a"],
     )
     assert done["status"] == "warn"
@@ -240,7 +244,7 @@ def test_records_of_finished_and_failed_scans(reference):
     ]  # fmt: skip
     assert done["affine"]["tool"] == "FSL"
     assert FACTS["warnings"] == ["no sidecar"]
-    failed = record.failed_record(FACTS, "It broke.", "Mend it.", "crash-1.txt")
+    failed = records.failed_record(FACTS, "It broke.", "Mend it.", "crash-1.txt")
     assert failed["status"] == "error"
     assert failed["error"] == {
         "cause": "It broke.",

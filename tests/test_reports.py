@@ -15,14 +15,12 @@ import pytest
 from PIL import Image
 
 from bids_harmony.anat.template import load_template
+from bids_harmony.bids.records import failed_record, scan_record
 from bids_harmony.config import Contract
 from bids_harmony.qc import reference as references
-from bids_harmony.qc.record import failed_record, scan_record
 from bids_harmony.qc.reference import brain_histogram
 from bids_harmony.reports import drawing, figures
 from bids_harmony.reports.participant import (
-    MAX_PICTURES,
-    bibliography,
     participant_page,
     scan_view,
     write_participant_report,
@@ -162,7 +160,6 @@ def record_with(method, affine="ants", step=None, *, fact=None, **mask):
         check={"shape": [256, 256, 170], "voxel_size_mm": [1, 1, 1], "orientation": "LAS"},
         mask={"method": method, **mask},
         affine={"method": affine, **(step or {})},
-        scale={},
         metrics={"brain_volume_ml": 1523.4, "fber": None},
     )
 
@@ -240,19 +237,6 @@ def test_a_participant_without_results_or_without_any_record(tmp_path, drawn):
     assert "No scan of this participant was processed." in page_of(tmp_path, "03")
 
 
-def test_many_scans_stay_below_ten_megabytes(tmp_path, drawn):
-    rng = np.random.default_rng(0)
-    noise = tmp_path / "noise.png"
-    Image.fromarray(rng.integers(0, 255, (300, 500, 3), dtype=np.uint8)).save(noise)
-    heavy = dict.fromkeys(drawn, noise)
-    for run in range(1, 7):
-        write_scan(tmp_path, heavy, facts(f"sub-01_run-{run}"))
-    assert 36 * noise.stat().st_size * 4 / 3 > MAX_PICTURES
-    report = write_participant_report(tmp_path, "01")
-    assert report.stat().st_size < 10_000_000
-    assert report.read_text().count("data:image/webp;base64,") == 36
-
-
 def methods_of(*records):
     page = participant_page("01", [scan_view(f"sub-01_run-{i}", r, {}) for i, r in
                                    enumerate(records)])  # fmt: skip
@@ -284,25 +268,14 @@ def test_methods_name_each_tool_with_its_version_and_count_finished_scans():
     ants = {"tool": "antspyx", "version": "0.6.3"}
     flirt = {"tool": "FSL", "version": "<6>", "command": "flirt -in a"}
     deepbet = record_with("deepbet", step=ants, tool="deepbet", version="1.0.2")
-    deepbet["processing"]["tools"] = {"nipype": "1.11.0", "nilearn": "0.14.1", "torch": "2.13.0"}
-    text = methods_of(deepbet)
-    for said in ("Nipype 1.11.0", "nilearn 0.14.1 ships", "PyTorch 2.13.0", "(deepbet 1.0.2)",
-                 "(antspyx 0.6.3)"):  # fmt: skip
-        assert said in text
+    deepbet["processing"]["tools"] = {"nipype": "1.11.0", "torch": "2.13.0"}
     fsl = record_with("bet", "flirt", flirt, tool="FSL", version="6.0.0", command="bet a b -R")
-    failed = failed_record(facts("sub-01"), "No.")
-    text = methods_of(fsl, fsl, deepbet, failed)
-    assert "(FSL 6.0.0, <code>bet a b -R</code>) (2 scans)" in text
-    assert "(deepbet 1.0.2) (1 scan)" in text
-    assert "(FSL &lt;6&gt;, <code>flirt -in a</code>) (2 scans)" in text
     # Of another version: not the same method.
     newer = record_with("deepbet", tool="deepbet", version="1.1")
-    assert "(deepbet 1.0.2) (1 scan)" in methods_of(deepbet, newer)
-
-
-def test_bibliography_is_complete():
-    entries = bibliography()
-    assert len(entries) >= 12
-    for entry in entries.values():
-        assert {"author", "title", "journal", "pages", "year", "url", "bibtex"} <= set(entry)
-        assert entry["url"].startswith("https://")
+    text = methods_of(deepbet, fsl, fsl, newer, failed_record(facts("sub-01"), "No."))
+    for said in (
+        "Nipype 1.11.0", "PyTorch 2.13.0", "(antspyx 0.6.3)", "(deepbet 1.0.2) (1 scan)",
+        "(FSL 6.0.0, <code>bet a b -R</code>) (2 scans)",
+        "(FSL &lt;6&gt;, <code>flirt -in a</code>) (2 scans)",
+    ):  # fmt: skip
+        assert said in text, said

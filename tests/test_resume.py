@@ -18,18 +18,12 @@ from bids_dataset import write
 
 from bids_harmony.bids import outputs
 from bids_harmony.bids.dataset import find_scans
-from bids_harmony.bids.outputs import (
-    load_record,
-    publish_scan,
-    scan_files,
-    scans_row,
-    write_dataset_files,
-)
+from bids_harmony.bids.outputs import publish_scan, scan_files, scans_row, write_dataset_files
+from bids_harmony.bids.records import PREPROCESSED, load_record
 from bids_harmony.cli.dryrun import COMPLETED, render
 from bids_harmony.cli.run import main, set_environment
 from bids_harmony.config import RunConfig
 from bids_harmony.files import sha256_of, write_json, write_text
-from bids_harmony.qc.record import PREPROCESSED
 from bids_harmony.run.base import NOTHING, prepare
 
 
@@ -248,8 +242,8 @@ def names(out: Path) -> set[str]:
 
 
 def test_a_scans_files_are_its_own_alone(out: Path) -> None:
-    found = [p.relative_to(out / "sub-01").as_posix() for p in scan_files(out, {"subject": "01"})]
-    assert found == sorted(OLD)
+    files = scan_files(out, out / "sub-01/anat/sub-01_desc-harmony_qc.json")
+    assert [p.relative_to(out / "sub-01").as_posix() for p in files] == sorted(OLD)
 
 
 def test_new_outputs_replace_all_that_the_scan_had(out: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from nipype.pipeline import engine as pe
 
 from bids_harmony.bids.dataset import Scan
+from bids_harmony.bids.records import PREPROCESSED
 from bids_harmony.config import Contract
 from bids_harmony.interfaces.models import Guard, Harmonize, Predict, ToNative
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import ScanFigures
-from bids_harmony.qc.record import PREPROCESSED
 from bids_harmony.workflows.preprocess import figures_prefix, grid_names
 
 #: What a record alone says of a calibration.
@@ -44,7 +44,7 @@ def init_harmonize_wf(
     scan, facts, output_dir, staging_dir, contract, space, template, omp_nthreads
         See :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf`.
     before : dict
-        What preprocessing found out (:func:`bids_harmony.qc.record.preprocessed`).
+        What preprocessing found out (:func:`bids_harmony.bids.records.preprocessed`).
     bundle : str
         Folder of the model bundle.
     calibration : dict

@@ -4,26 +4,67 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bids_harmony.bids.sidecars import ENTITIES
 from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
-from bids_harmony.files import TextError, read_json
+from bids_harmony.files import TextError, plain_number, read_json
 
-#: Entities whose labels are numbers, so that ``1`` means ``01`` too.
-NUMBERED = ("run", "echo", "chunk")
-#: What a filter may name, and the long name that pybids has for it.
+#: Entities a T1w name may have (BIDS 1.10), in the order of the standard, and their pybids names.
+ENTITIES = {
+    "sub": "subject", "ses": "session", "task": "task", "acq": "acquisition", "ce": "ceagent",
+    "rec": "reconstruction", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
+}  # fmt: skip
+#: What a filter may name.
 NAMES = {**ENTITIES, **{name: name for name in ENTITIES.values()}}
 NAMES |= {name: name for name in ("suffix", "datatype", "extension")}
 #: pybids's queries, as the values that stand for them in JSON.
 QUERIES = {"Query.NONE": None, "Query.ANY": "*", "Query.REQUIRED": "*"}
 #: What a table of scans holds that no condition can ask for.
 NO_COLUMNS = ["metrics", "_source"]
+
+
+def parse_entities(name: str) -> dict[str, str]:
+    """Read the entities of a T1w file's name with pybids.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``sub-01_run-1_T1w.nii.gz``.
+
+    Returns
+    -------
+    dict of str to str
+        Labels as written, by pybids's names.
+
+    Raises
+    ------
+    ValueError
+        Naming a part of the name that pybids does not know. Two scans that differ in it alone
+        would share their outputs.
+    """
+    from bids.layout import parse_file_entities
+
+    found = parse_file_entities(f"/{name}", entities=_pybids_entities())
+    labels = {entity: str(found[entity]) for entity in ENTITIES.values() if entity in found}
+    known = [f"{short}-{labels[entity]}" for short, entity in ENTITIES.items() if entity in labels]
+    for part in name.split("_")[:-1]:
+        if part not in known:
+            raise ValueError(f"its name is not BIDS: '{part}'")
+    return labels
+
+
+@cache
+def _pybids_entities() -> list[Any]:
+    from bids.layout import Config
+
+    entities = Config.load("bids").entities
+    return [entities[name] for name in ENTITIES.values()]
 
 
 def read_filters(path: Path) -> dict[str, Any]:
@@ -67,16 +108,8 @@ def read_filters(path: Path) -> dict[str, Any]:
             cause = f"{path} filters by '{entity}' {json.dumps(value)}, which no T1w scan has."
             raise UsageError(cause, f"Filter by {', '.join(NAMES)}.")
         if "Query.OPTIONAL" not in values:
-            filters[NAMES[entity]] = [_plain(NAMES[entity], v) for v in values]
+            filters[NAMES[entity]] = [QUERIES.get(str(v), v) for v in values]
     return filters
-
-
-def _plain(entity: str, wanted: str | int | None) -> str | None:
-    """Bring pybids's queries, labels with their prefix and numbers to one spelling."""
-    if wanted is None or wanted in QUERIES:
-        return QUERIES.get(str(wanted))
-    label = str(wanted).removeprefix("sub-").removeprefix("ses-")
-    return label.lstrip("0") or "0" if entity in NUMBERED else label
 
 
 def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) -> bool:
@@ -87,17 +120,27 @@ def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) 
     name : str
         The file's name.
     entities : mapping of str to str
-        Its entities by short name.
+        Its entities (:func:`parse_entities`).
     filters : mapping
-        What :func:`read_filters` returned.
+        What :func:`read_filters` returned. Numbers are the same with and without zeros before
+        them, and labels of subjects and sessions with and without ``sub-`` and ``ses-``.
     """
-    labels = {ENTITIES[entity]: label for entity, label in entities.items()}
-    labels |= {"suffix": "T1w", "datatype": "anat", "extension": name[name.index(".") :]}
+    labels = {
+        **entities,
+        "suffix": "T1w",
+        "datatype": "anat",
+        "extension": name[name.index(".") :],
+    }
     return all(
-        _plain(entity, labels.get(entity)) in [_plain(entity, value) for value in values]
-        or ("*" in values and entity in labels)
-        for entity, values in filters.items()
+        _plain(labels.get(entity)) in map(_plain, wanted) or ("*" in wanted and entity in labels)
+        for entity, wanted in filters.items()
     )
+
+
+def _plain(label: str | int | None) -> str | None:
+    if label is None:
+        return None
+    return plain_number(str(label).removeprefix("sub-").removeprefix("ses-"))
 
 
 def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:

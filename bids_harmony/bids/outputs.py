@@ -7,56 +7,42 @@ import os
 import shutil
 import stat
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bids_harmony import __version__
-from bids_harmony.bids.sidecars import ENTITIES
-from bids_harmony.files import read_json_or_empty, sha256_of, write_json, write_text
-from bids_harmony.qc.record import (
+from bids_harmony.bids.records import (
+    PREPROCESSED,
+    QC_ENDING,
     RESULTS,
     failed_record,
     is_of,
-    preprocessed,
+    load_record,
     read_predictions,
     subject_records,
 )
+from bids_harmony.files import read_json_or_empty, sha256_of, write_json, write_text
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
-
 #: A file read less than this long (ns) after a change may change again in one tick of its clock.
 RECENT = 2_000_000_000
-
-BIDSIGNORE = """\
-*.html
-figures
-*_xfm.*
-*_qc.json
-*_predictions.json
-calibration
-group_*
-qc_ratings.tsv
-models
-"""
-
+IGNORED = ("*.html", "figures", "*_xfm.*", "*_qc.json", "*_predictions.json", "calibration",
+           "group_*", "qc_ratings.tsv", "models")  # fmt: skip
+BIDSIGNORE = "".join(f"{pattern}\n" for pattern in IGNORED)
 DESCRIPTIONS = {
     "desc-brain": "Brain, found by the method named in the file's metadata",
     "desc-preproc": "Brain only, registered to the template, intensities scaled",
     "desc-harmonized": "desc-preproc with the intensities of the bundle's reference site",
 }
-
 #: Parts of the names of what is written for a scan, beside its figures.
-OURS = frozenset(DESCRIPTIONS) | {"desc-harmony", "from-T1w"}
-
-CHANGES = f"""\
-{__version__}
-  - Made by bids_harmony {__version__}.
-"""
+OURS = {*DESCRIPTIONS, "desc-harmony", "from-T1w"}
+WHERE = {"raw": "on the scan as preprocessed, without harmonization",
+         "harmonized": "on the harmonized scan"}  # fmt: skip
 
 
 def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
@@ -68,14 +54,11 @@ def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
         What the bundle predicts; those that every table has columns for need not be named.
     """
     columns: dict[str, Any] = json.loads(_data("scans.json"))
-    where = {"raw": "on the scan as preprocessed, without harmonization",
-             "harmonized": "on the harmonized scan"}  # fmt: skip
-    later = {name: columns.pop(name) for name in list(columns)[list(columns).index("qc_status") :]}
     for target in sorted(set(targets)):
-        for kind in where:
-            said = f"{target.replace('_', ' ')} predicted {where[kind]}"
+        for kind, where in WHERE.items():
+            said = f"{target.replace('_', ' ')} predicted {where}"
             columns.setdefault(f"{target}_{kind}", {"Description": said})
-    return columns | later
+    return columns
 
 
 def _data(name: str) -> str:
@@ -83,10 +66,7 @@ def _data(name: str) -> str:
 
 
 def write_dataset_files(
-    out: Path,
-    bids_dir: Path,
-    targets: Iterable[str] = (),
-    tools: Mapping[str, str] = MappingProxyType({}),
+    out: Path, bids_dir: Path, targets: Iterable[str] = (), tools: Mapping[str, str] | None = None
 ) -> None:
     """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
 
@@ -98,30 +78,28 @@ def write_dataset_files(
         The derivatives, and the dataset they are made of.
     targets : iterable of str
         What the bundle predicts.
-    tools : mapping of str to str
+    tools : mapping of str to str, optional
         Versions of the tools of the run (:func:`bids_harmony.anat.tool_versions`).
     """
-    raw = _raw_description(bids_dir)
+    doi = _raw_description(bids_dir).get("DatasetDOI")
     before = read_json_or_empty(out / "scans.json")
     earlier = [name.removesuffix("_raw") for name in before if name.endswith("_raw")]
-    write_json(
-        out / "dataset_description.json",
-        {
-            "Name": derivatives_name(bids_dir),
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": _generated_by(tools.items()),
-            # Resolves the `bids:raw:` URIs in the sidecars.
-            "DatasetLinks": {"raw": _link(bids_dir, out)},
-            **({"SourceDatasets": [{"DOI": doi}]} if (doi := raw.get("DatasetDOI")) else {}),
-            "HowToAcknowledge": f"Please cite the method: {URL}",
-        },
-    )
+    description = {
+        "Name": derivatives_name(bids_dir),
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": _generated_by((tools or {}).items()),
+        # Resolves the `bids:raw:` URIs in the sidecars.
+        "DatasetLinks": {"raw": _link(bids_dir, out)},
+        "HowToAcknowledge": f"Please cite the method: {URL}",
+    }
+    sources = {"SourceDatasets": [{"DOI": doi}]} if doi else {}
+    write_json(out / "dataset_description.json", description | sources)
     write_text(out / "README.md", _data("derivatives.md"))
-    write_text(out / "CHANGES", CHANGES)
+    write_text(out / "CHANGES", f"{__version__}\n  - Made by bids_harmony {__version__}.\n")
     write_text(out / ".bidsignore", BIDSIGNORE)
-    rows = "".join(f"{k}\t{v}\n" for k, v in DESCRIPTIONS.items())
-    write_text(out / "descriptions.tsv", f"desc_id\tdescription\n{rows}")
+    rows = {"desc_id": "description", **DESCRIPTIONS}
+    write_text(out / "descriptions.tsv", "".join(f"{k}\t{v}\n" for k, v in rows.items()))
     write_json(out / "scans.json", scans_dictionary([*targets, *earlier]))
 
 
@@ -133,11 +111,8 @@ def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
 
 
 def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    ours = {
-        "Name": "bids_harmony",
-        "Version": __version__,
-        "Description": "Harmonization of T1w scans to one reference site",
-    }
+    what = "Harmonization of T1w scans to one reference site"
+    ours = {"Name": "bids_harmony", "Version": __version__, "Description": what}
     return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
 
 
@@ -154,58 +129,6 @@ def _link(bids_dir: Path, out: Path) -> str:
 
 def _raw_description(bids_dir: Path) -> dict[str, Any]:
     return read_json_or_empty(bids_dir / "dataset_description.json")
-
-
-def load_record(path: Path) -> dict[str, Any] | None:
-    """Read a per-scan JSON, or return None where there is none that can be read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
-def scan_file(out: Path, entities: dict[str, str], key: str, suffix: str) -> Path:
-    """Path of a scan's ``desc-harmony_{qc,predictions}.json``."""
-    folder = out / f"sub-{entities['subject']}"
-    if "session" in entities:
-        folder /= f"ses-{entities['session']}"
-    return folder / "anat" / f"{key}_desc-harmony_{suffix}.json"
-
-
-def scan_files(out: Path, entities: Mapping[str, str]) -> list[Path]:
-    """List the files that are a scan's and no other's, such as another run's or acquisition's.
-
-    Parameters
-    ----------
-    out : pathlib.Path
-        Root of the derivatives.
-    entities : mapping of str to str
-        The scan's entities by long name.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Images, transforms, JSON files and figures that this software writes, sorted.
-    """
-    key = "_".join(f"{short}-{entities[n]}" for short, n in ENTITIES.items() if n in entities)
-    anat = scan_file(out, dict(entities), "", "").parent
-    figures = out / f"sub-{entities['subject']}" / "figures"
-    found = []
-    for folder in (anat, figures):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            ours = folder == figures or not OURS.isdisjoint(path.name.split("_"))
-            if ours and is_of(path.name, key):
-                found.append(path)
-    return sorted(found)
-
-
-def remove_scan_files(out: Path, entities: Mapping[str, str], keep: Iterable[Path] = ()) -> None:
-    """Remove what a scan had and what its record does not name any more."""
-    kept = set(keep)
-    for path in scan_files(out, entities):
-        if path not in kept:
-            path.unlink(missing_ok=True)
 
 
 def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = ()) -> Path:
@@ -243,7 +166,7 @@ def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = (
         if target.exists():
             facts = {name: value for name, value in values.items() if name not in RESULTS}
             if stay:
-                facts |= preprocessed(values)
+                facts |= {name: values[name] for name in PREPROCESSED} | {"outputs": list(kept)}
             unfinished = "The run ended while the scan's outputs were being replaced."
             write_json(target, failed_record(facts, unfinished, "The same command continues."))
         for name, part in parts.items():
@@ -253,10 +176,32 @@ def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = (
             part.unlink(missing_ok=True)
         raise
     write_json(target, values)
-    remove_scan_files(
-        out, values["entities"], keep=[target, *(out / name for name in (*names, *stay))]
-    )
+    current = {target, *(out / name for name in (*names, *stay))}
+    for path in scan_files(out, target):
+        if path not in current:
+            path.unlink(missing_ok=True)
     return target
+
+
+def scan_files(out: Path, record: Path) -> list[Path]:
+    """List the files that are a scan's and no other's, such as another run's or acquisition's.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Root of the derivatives.
+    record : pathlib.Path
+        The scan's record.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Images, transforms, JSON files and figures that this software writes, sorted.
+    """
+    figures = out / record.relative_to(out).parts[0] / "figures"
+    key = record.name.removesuffix(QC_ENDING)
+    made = [p for p in record.parent.glob("*") if not OURS.isdisjoint(p.name.split("_"))]
+    return sorted(path for path in (*made, *figures.glob("*")) if is_of(path.name, key))
 
 
 def _with_sidecars(names: Iterable[str], root: Path) -> set[Path]:
@@ -268,26 +213,19 @@ def _with_sidecars(names: Iterable[str], root: Path) -> set[Path]:
 
 def write_scans_tables(out: Path, subject: str) -> None:
     """Rebuild ``scans.tsv`` of each of a subject's sessions from the per-scan JSONs."""
-    folders: dict[Path, list[dict[str, str]]] = {}
+    folders = defaultdict(list)
     for path in sorted(subject_records(out / f"sub-{subject}")):
-        row = scans_row(path)
-        folder = path.parent.parent
-        folders.setdefault(folder, [])
-        if row is not None:
-            folders[folder].append(row)
-    for folder, rows in folders.items():
-        stem = f"sub-{subject}" + (f"_{folder.name}" if folder.name.startswith("ses-") else "")
-        table = folder / f"{stem}_scans.tsv"
+        folders[path.parents[1]].append(scans_row(path))
+    for folder, found in folders.items():
+        table = folder / f"{'_'.join(folder.relative_to(out).parts)}_scans.tsv"
+        rows = [row for row in found if row is not None]
         if not rows:
             table.unlink(missing_ok=True)
             continue
         targets = {c.removesuffix("_raw") for row in rows for c in row if c.endswith("_raw")}
         columns = list(scans_dictionary(targets))
-        lines = [
-            "\t".join(columns),
-            *("\t".join(row.get(c, "n/a") for c in columns) for row in rows),
-        ]
-        write_text(table, "\n".join(lines) + "\n")
+        lines = [columns, *([row.get(c, "n/a") for c in columns] for row in rows)]
+        write_text(table, "".join("\t".join(line) + "\n" for line in lines))
 
 
 def scans_row(qc_path: Path) -> dict[str, str] | None:
@@ -296,40 +234,32 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     if record is None or record.get("status") == "error" or not record.get("outputs"):
         return None
     predictions, _ = read_predictions(qc_path, record)
-    age = predictions.get("brain_age") or {}
-    scz = predictions.get("schizophrenia_probability") or {}
+    age, bundle = predictions.get("brain_age") or {}, predictions.get("bundle") or {}
     used = "raw" if age.get("harmonized") is None else "harmonized"
     low, high = (used == "harmonized" and age.get("interval_90")) or (None, None)
-    bundle = predictions.get("bundle") or {}
     preproc = next(p for p in record["outputs"] if p.endswith("_desc-preproc_T1w.nii.gz"))
     values = {
         f"{target}_{kind}": entry.get(kind)
         for target, entry in predictions.items()
-        if isinstance(entry, dict) and "training_data" in entry
-        for kind in ("raw", "harmonized")
+        if isinstance(entry, dict) and "raw" in entry
+        for kind in WHERE
     } | {
         "filename": f"anat/{Path(preproc).name}",
         "site": record.get("site"),
         "age": record.get("age"),
-        "brain_age_raw": age.get("raw"),
-        "brain_age_harmonized": age.get("harmonized"),
         "brain_age_harmonized_low": low,
         "brain_age_harmonized_high": high,
         "brain_age_gap": age.get(f"gap_{used}"),
         "brain_age_gap_corrected": age.get(f"gap_corrected_{used}"),
-        "schizophrenia_probability_raw": scz.get("raw"),
-        "schizophrenia_probability_harmonized": scz.get("harmonized"),
         "qc_status": record.get("status"),
         "harmonization_status": (record.get("guard") or {}).get("status"),
         "qc_reasons": "; ".join(record.get("reasons") or []),
         "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
     }
-    return {k: _cell(v) for k, v in values.items()}
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return " ".join(text.split()) or "n/a"
+    texts = dict.fromkeys(scans_dictionary(), "") | {
+        k: str(v) for k, v in values.items() if v is not None
+    }
+    return {name: " ".join(text.split()) or "n/a" for name, text in texts.items()}
 
 
 class Digests:

@@ -11,18 +11,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bids_harmony.files import TextError, is_missing, read_json
 
-#: Entities a T1w name may have (BIDS 1.10), in the order of the standard.
-ENTITIES = {
-    "sub": "subject", "ses": "session", "task": "task", "acq": "acquisition", "ce": "ceagent",
-    "rec": "reconstruction", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
-}  # fmt: skip
 #: Sidecar fields that go with a scan; the first three make a site's label.
 FACTS = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength"),
@@ -37,23 +31,6 @@ _MASKS = [
     for space in ("", "_space-T1w", "_space-orig")
     for extension in (".nii.gz", ".nii")
 ]
-
-
-def parse_entities(key: str) -> dict[str, str]:
-    """Split ``sub-01_ses-a`` into short entity names and labels.
-
-    Raises
-    ------
-    ValueError
-        Naming the part that is not ``name-label``.
-    """
-    entities: dict[str, str] = {}
-    for part in key.split("_"):
-        match = re.fullmatch(r"([0-9a-zA-Z]+)-([0-9a-zA-Z+]+)", part)
-        if not match or match[1] in entities:
-            raise ValueError(f"its name is not BIDS: '{part}'")
-        entities[match[1]] = match[2]
-    return entities
 
 
 class Sidecars:
@@ -92,10 +69,10 @@ class Sidecars:
         note : str
             What is to be said of it, or nothing.
         """
-        own, suffix = _split_name(path)
+        *entities, end = path.name.split("_")
         for folder in reversed(path.parents[: len(path.relative_to(self.root).parts)]):
-            for entities, file in self._list(folder, suffix):
-                if entities.items() <= own.items():
+            for needed, file in self._list(folder, end.partition(".")[0]):
+                if needed <= set(entities):
                     yield file, *self._read(file)
 
     def facts(self, scan: Path) -> tuple[dict[str, Any], list[str]]:
@@ -124,20 +101,11 @@ class Sidecars:
         return {fact: merged[fact] for fact in FACTS if _is_plain(merged.get(fact))}, warnings
 
 
-def _split_name(path: Path) -> tuple[dict[str, str], str]:
-    """Split ``[entities_]SUFFIX.EXTENSION`` into entities and suffix, or raise ValueError."""
-    key, _, rest = path.name.rpartition("_")
-    return parse_entities(key) if key else {}, rest.partition(".")[0]
-
-
-def _list_json(folder: Path, suffix: str) -> list[tuple[dict[str, str], Path]]:
+def _list_json(folder: Path, suffix: str) -> list[tuple[set[str], Path]]:
     """List a folder's ``[entities_]SUFFIX.json`` with their entities, fewest entities first."""
-    found = []
-    for path in sorted(folder.glob(f"*{suffix}.json")):
-        with suppress(ValueError):
-            entities, own = _split_name(path)
-            found += [(entities, path)] if own == suffix else []
-    return sorted(found, key=lambda item: len(item[0]))
+    names = [file.stem.split("_") for file in folder.glob(f"*{suffix}.json")]
+    found = [name for name in sorted(names) if name[-1] == suffix]
+    return [({*name[:-1]}, folder / f"{'_'.join(name)}.json") for name in sorted(found, key=len)]
 
 
 def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -38,6 +38,11 @@ DEFAULT_COLUMNS = {
     "sex": "sex gender",
     "diagnosis": "diagnosis dx diag dx_group patient_group group",
 }
+#: What tables call the class without the condition.
+CONTROLS = frozenset(
+    {"control", "controls", "con", "hc", "healthy", "healthy control", "cn", "nc", "normal", "no",
+     "none", "false", "0", "0.0"}
+)  # fmt: skip
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
 MAX_AGE = 120.0
 #: Length of a unit of time in years, by its first letter.
@@ -53,10 +58,10 @@ _AGE = re.compile(
     re.IGNORECASE,
 )
 _ID_COLUMNS = {"participants.tsv": "participant_id", "sessions.tsv": "session_id"}
-_PREFIXES = {"participants.tsv": "sub-", "sessions.tsv": "ses-"}
+#: Columns of ``participants.tsv`` that say which session a row is about.
 _SESSION = re.compile(
-    r"(?:session|sess?|visit|time_?point|tp|wave)_?(?:id|label|name|no|num|number|nr|code|idx)?"
-    r"|viscode2?|event_?name|redcap_event_name"
+    r"(session|ses|visit|time_?point|wave)(_(id|label|name|no|num|number|nr))?|viscode2?"
+    r"|redcap_event_name"
 )
 
 #: Columns the user named, by ``site``, ``age``, ``sex`` and ``diagnosis``.
@@ -114,7 +119,7 @@ class Table:
         """Say that there is no row of an id, and which may be the one."""
         near = look_alikes(row_id, self._similar.get(id_key(row_id), ()))[:3]
         named = [row_id, *near]
-        if prefix := _PREFIXES.get(self.name):
+        if prefix := {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name):
             named = [prefix + name.replace("_", "_ses-") for name in named]
         meant = f": did you mean {' or '.join(named[1:])}?" if near else "."
         return f"{self.file} has no row of {named[0]}{meant}"
@@ -124,17 +129,15 @@ class Table:
         entry = self.dictionary.get(column_key(column), {})
         units = " ".join(str(entry.get("Units", "")).split())
         if not is_missing(units):
-            given = set(lengths_of_units(units))
-            why = f"its data dictionary gives its Units as {units[:60]!r}, which is not "
-            why += "years, months, weeks or days"
-            return (min(given), "") if len(given) == 1 else (1.0, why)
-        if self.broken:
+            lengths = {*lengths_of_units(units)}
+            why = f"its Units in the data dictionary are {units[:60]!r}, not years or months"
+        elif self.broken:
             return 1.0, f"{self.broken}, and may give its units"
-        named = set(lengths_of_units(column))
-        described = lengths_of_units(f"{entry.get('LongName')} {entry.get('Description')}")[:1]
-        if len(named.union(described)) > 1 or set(described) - named - {1.0}:
-            return 1.0, "its name and description do not say plainly that it is in years"
-        return min(named, default=1.0), ""
+        else:
+            text = f"{entry.get('LongName')} {entry.get('Description')}"
+            lengths = {*(lengths_of_units(column) or [1.0]), *lengths_of_units(text)[:1]}
+            why = "its name and description do not say plainly that it is in years"
+        return (lengths.pop(), "") if len(lengths) == 1 else (1.0, why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,54 +206,45 @@ def _rows_by_id(
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Read the rows of a table, those of one id as one, and say what is wrong with them."""
     keys = [column_key(name) for name in header]
-    sessions = [header[n] for n, key in enumerate(keys) if _SESSION.fullmatch(key)]
+    sessions = [name for name, key in zip(header, keys, strict=True) if _SESSION.fullmatch(key)]
     of_session = sessions[0] if sessions and id_column == "participant_id" else ""
     id_name = header[keys.index(id_column)]
     positions = {name: header.index(name) for name in header if name}
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    lines: dict[str, list[int]] = defaultdict(list)
-    problems: dict[str, list[int]] = defaultdict(list)
+    ids: Counter[str] = Counter()
+    problems: dict[str, list[str]] = defaultdict(list)
     for line, cells in body:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         row = {name: cells[n] for name, n in positions.items() if n < len(cells)}
         row_id, session = _row_id(row.get(id_name, "")), row.get(of_session, "")
         if is_missing(row_id):
-            problems[f"has no {id_column} in {{}}: not used"].append(line)
+            problems[f"has no {id_column} in line"].append(str(line))
             continue
         if len(cells) > len(header):
-            problems["has more cells than columns in {}: not used"].append(line)
+            problems["has more cells than columns, which are not used, in line"].append(str(line))
             row = {id_name: row[id_name]}
         elif len(cells) < len(header):
-            problems["has too few cells in {}: what is missing may be in the middle"].append(line)
+            problems["has fewer cells than columns in line"].append(str(line))
         if not is_missing(session):
             found[row_id].append(row)
             row_id += f"_{_row_id(session)}"
         found[row_id].append(row)
-        lines[row_id].append(line)
-    notes = [text.format(_lines(numbers)) for text, numbers in problems.items()]
-    if several := [f"{i} ({_lines(n)})" for i, n in lines.items() if len(n) > 1]:
-        shown = "; ".join(several[:5])
+        ids[row_id] += 1
+    notes = [f"{problem} {', '.join(there[:5])}" for problem, there in problems.items()]
+    if several := [row_id for row_id, n in ids.items() if n > 1]:
+        shown = ", ".join(several[:5])
         notes.append(f"has several rows for {shown}: cells in which they differ are not used")
-    return {row_id: _agreed(rows) for row_id, rows in found.items()}, notes
+    return {
+        row_id: {n: c for n, c in rows[0].items() if all(row.get(n) == c for row in rows)}
+        for row_id, rows in found.items()
+    }, notes
 
 
 def _row_id(value: str) -> str:
     """Read an id without ``sub-`` or ``ses-``, or the name of a file without its ending."""
     name = re.split(r"[/\\]", value)[-1]
     return re.sub(r"(?i)^(sub|ses)-(?!.*_)|\.nii(\.gz)?$", "", name)
-
-
-def _lines(numbers: list[int]) -> str:
-    """``line 2``, ``lines 2, 5``, ``lines 2, 3, 4, 5, 6 ...``."""
-    shown = ", ".join(map(str, numbers[:5])) + " ..." * (len(numbers) > 5)
-    return f"line{'s' * (len(numbers) > 1)} {shown}"
-
-
-def _agreed(rows: list[dict[str, str]]) -> dict[str, str]:
-    """Merge rows of one id: the cells in which they agree."""
-    first, *others = rows
-    return {name: cell for name, cell in first.items() if all(r.get(name) == cell for r in others)}
 
 
 def _read_dictionary(
@@ -327,18 +321,18 @@ class Tables:
             Naming the columns there are.
         """
         there = tuple(dict.fromkeys(c for table in self._read.values() for c in table.columns))
-        remedy = "The dataset has no usable participants.tsv, sessions.tsv or scans.tsv."
         for what, name in self._columns.items():
             if name and not find_columns(what, there, name):
-                cause = f"--{what}-column {name}: no table of the dataset has this column."
-                shown = f"Columns there are: {', '.join(there)}."
-                raise UsageError(cause, shown if there else remedy)
+                raise UsageError(
+                    f"--{what}-column {name}: no table of the dataset has this column.",
+                    f"Columns there are: {', '.join(there) or 'none, as no table can be used'}.",
+                )
 
     def warnings(self) -> list[str]:
         """Say what is wrong with the tables and their columns, each thing once."""
-        notes = [note for table in self._read.values() for note in table.warnings]
-        notes += [n for t in self._read.values() for n in column_warnings(t, self._columns)]
-        return list(dict.fromkeys(notes))
+        tables, columns = self._read.values(), self._columns
+        notes = [note for table in tables for note in table.warnings]
+        return [*dict.fromkeys(notes + [n for t in tables for n in column_warnings(t, columns)])]
 
 
 def column_warnings(table: Table, columns: Columns) -> list[str]:
@@ -350,10 +344,8 @@ def column_warnings(table: Table, columns: Columns) -> list[str]:
     for what in DEFAULT_COLUMNS:
         likely = [f'"{c}"' for c in table.columns if column_key(c).startswith(what[:4])]
         if likely and not columns.get(what) and not find_columns(what, table.columns, None):
-            warnings.append(
-                f"{table.name} has no {what} in a column of a usual name, but "
-                f"{' or '.join(likely)} looks like it: give --{what}-column to use it."
-            )
+            names = " or ".join(likely)
+            warnings.append(f"Give --{what}-column if {names} of {table.name} is the {what}.")
     return warnings
 
 
@@ -362,7 +354,7 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
 
     A value that the most specific table lacks comes from the next one. An age does not come from
     a person's row where a table has ages of single sessions, or cannot be read: it may be the age
-    at another time. Neither do further columns that a more specific table has.
+    at another time.
 
     Parameters
     ----------
@@ -392,18 +384,11 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
             elif what == "site":
                 facts["site_source"] = f"{table.name}:{column}"
     facts = {name: value for name, value in facts.items() if value is not None}
-    return Person(**facts, columns=_all_cells(rows), warnings=tuple(warnings))
-
-
-def _all_cells(rows: Iterable[tuple[Table, str]]) -> dict[str, str]:
-    """Cells of a scan that say something; what one table has a column for is not taken further."""
     cells: dict[str, str] = {}
-    taken: set[str] = set()
-    for table, row_id in rows:
+    for table, row_id in reversed(rows):
         row = table.rows.get(row_id, {})
-        cells |= {n: row[n] for n in row if n.lower() not in taken and not is_missing(row[n])}
-        taken.update(map(str.lower, table.columns))
-    return cells
+        cells |= {name: cell for name, cell in row.items() if not is_missing(cell)}
+    return Person(**facts, columns=cells, warnings=tuple(warnings))
 
 
 def _find(
@@ -478,10 +463,10 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     age = round(float(match["number"].replace(",", ".")) * units[0], 4)
     if not 0 <= age <= MAX_AGE:
         return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years, so it was not used."
-    converted = match["unit"] and not units[0] == years == 1
-    if match["plus"] or match["open"] or "," in text or converted:
-        return age, f"age '{text}' was read as {age:g}."
-    return age, None
+    plain = units[0] == years == 1 or not match["unit"]
+    if plain and not match["plus"] and not match["open"] and "," not in text:
+        return age, None
+    return age, f"age '{text}' was read as {age:g}."
 
 
 def named_person(cells: Mapping[str, str]) -> str | None:

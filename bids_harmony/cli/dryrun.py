@@ -96,7 +96,8 @@ def _plan(config: RunConfig, run: Run) -> list[list[str]]:
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """One scan's line; ``state`` is what a run of the participant level has to do with it."""
-    from bids_harmony.bids.outputs import load_record, report_is_new, scan_file
+    from bids_harmony.bids.outputs import report_is_new
+    from bids_harmony.bids.records import load_record, scan_file
     from bids_harmony.run.base import NOTES, NOTHING
 
     out, notes, mask = config.output_dir, list(scan.warnings), "made"

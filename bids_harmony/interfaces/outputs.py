@@ -11,10 +11,11 @@ from nipype.interfaces.base import traits
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
-from bids_harmony.bids.outputs import publish_scan, scan_file
+from bids_harmony.bids.outputs import publish_scan
+from bids_harmony.bids.records import PREPROCESSED, scan_file, scan_record
 from bids_harmony.files import write_json
 from bids_harmony.interfaces import base
-from bids_harmony.qc.record import PREPROCESSED, scan_record
+from bids_harmony.qc.reference import judge
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
@@ -93,10 +94,12 @@ class SaveOutputs(base.Step):
             from bids_harmony.models.bundle import load_bundle
 
             reference = load_bundle(Path(bundle)).qc_reference()["metrics"]
+        verdict = judge(given.metrics, reference)
         record = scan_record(
             facts,
             **{name: getattr(given, name) for name in PREPROCESSED},
-            reference=reference,
+            reasons=verdict.reasons,
+            flagged=verdict.flagged,
             guard=guard,
             outputs=[*given.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import counted
-from bids_harmony.qc.record import QC_ENDING, image_digest, listed_files, read_predictions
+from bids_harmony.bids.records import QC_ENDING, image_digest, listed_files, read_predictions
 from bids_harmony.qc.reference import dictionary
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def read_scans(paths: Iterable[Path], out: Path) -> list[ScanRow]:
     Parameters
     ----------
     paths : iterable of pathlib.Path
-        Of :func:`bids_harmony.qc.record.find_records`.
+        Of :func:`bids_harmony.bids.records.find_records`.
     out : pathlib.Path
         The output folder.
 

@@ -73,9 +73,9 @@ def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(picture: bytes, kind: str = "png") -> str:
-    """Write a picture as an address that holds it."""
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+def data_uri(picture: bytes) -> str:
+    """Write a PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def svg_text(figure: Figure) -> str:

@@ -1,27 +1,28 @@
 """The dataset's report: one HTML file with tables, charts, pictures, and a place for verdicts.
 
 What needs no mouse and no script (tables, pictures) is written here; charts and the list of
-scans are drawn in the browser from the scans' values, which the page holds once.
+scans are drawn in the browser from the scans' values, which the page holds once. Tables say who
+was scanned how, and how predictions did, by site.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
+from bids_harmony.bids.tables import CONTROLS
 from bids_harmony.files import write_text
-from bids_harmony.qc.dataset import prediction_columns
+from bids_harmony.qc.dataset import STATUSES, prediction_columns
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.figures import FIGURES
-from bids_harmony.reports.group_figures import dataset_pictures
-from bids_harmony.reports.group_tables import age_rows, kept, probability_tables, site_rows
+from bids_harmony.reports.group_figures import dataset_pictures, not_rejected
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bids_harmony.qc.dataset import Group
 
 #: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.
@@ -33,6 +34,31 @@ DESCRIBED = {"label": "LongName", "text": "Description", "units": "Units",
              "direction": "Direction", "group": "Group"}  # fmt: skip
 #: Significant digits of numbers.
 DIGITS = 5
+
+
+#: Draws of persons for the intervals of tables.
+N_BOOTSTRAP, N_PARTS, SEED = 2000, 20, 42
+#: Persons below which drawing them again says nothing, and below which a correlation does.
+LEAST_DRAWN, LEAST_R = 3, 5
+#: Different values of a cell that are named one by one.
+MOST_NAMED = 3
+RATINGS = ("accept", "reject", "unsure", "disputed")
+#: How a scan was made: columns of the dataset's table and how their values are written.
+SCANNER = {"manufacturer": "{}", "model": "{}"}
+PROTOCOL = {
+    "sequence": "{}",
+    "repetition_time": "TR {:.4g} s",
+    "echo_time": "TE {:.3g} s",
+    "inversion_time": "TI {:.3g} s",
+    "flip_angle": "flip angle {:.3g}°",
+}
+VOXEL = {"voxel_x_mm": "{:.3g}", "voxel_y_mm": "× {:.3g}", "voxel_z_mm": "× {:.3g} mm"}
+ALL = "All sites"
+
+#: A value and its interval; None where it cannot be had, or too few persons say nothing of it.
+Measured = tuple[float | None, tuple[float, float] | None]
+#: Figures for each row of weights of the scans, (draws, scans).
+Figures = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def write_group_report(group: Group, out: Path) -> Path:
@@ -132,7 +158,7 @@ def script_json(values: Any) -> str:
 
 def _left_out(group: Group, n: int) -> str:
     """Say which scans the figures of brain age leave out."""
-    scans = kept(group)
+    scans = not_rejected(group)
     counts = {
         "rejected by the raters": len(group.scans) - len(scans),
         "without an age": int(scans["age"].isna().sum()),
@@ -171,3 +197,245 @@ def _numbers(values: pd.Series) -> list[float | None]:
 def _described(group: Group, name: str) -> dict[str, str]:
     facts = {"LongName": name, "Group": "Others"} | (group.dictionary.get(name) or {})
     return {"name": name} | {key: str(facts.get(of, "")) for key, of in DESCRIBED.items()}
+
+
+def site_rows(group: Group) -> list[dict[str, Any]]:
+    """Describe each site, and all together, as the paper's Tables 3 and 4 do.
+
+    Returns
+    -------
+    list of dict
+        ``site``, ``n`` scans, ``people``, the numbers of scans by status, ``flagged`` and by
+        rating; and, as texts, ``age`` (mean), ``ages`` (range), ``sex``, ``diagnosis``,
+        ``scanner``, ``field``, ``protocol`` and ``voxel``, ``n/a`` where nothing is known.
+    """
+    scans = group.scans.assign(
+        flagged=group.scans["scan"].isin(list(group.flags)),
+        scanner=_joined(group.scans, SCANNER, " "),
+        field=_joined(group.scans, {"field_strength": "{:.3g} T"}),
+        protocol=_joined(group.scans, PROTOCOL),
+        voxel=_joined(group.scans, VOXEL, " "),
+    )
+    rows = []
+    for site, here in _by_site(scans):
+        age = here["age"].dropna()
+        unknown = f", unknown for {len(here) - len(age)}" if len(age) < len(here) else ""
+        texts = ("sex", "diagnosis", "scanner", "field", "protocol", "voxel")
+        rows.append(
+            {
+                "site": site,
+                "n": len(here),
+                "people": persons(here).nunique(),
+                "age": f"{age.mean():.1f}" if len(age) else "n/a",
+                "ages": f"{age.min():.3g} to {age.max():.3g}{unknown}" if len(age) else "n/a",
+                "flagged": int(here["flagged"].sum()),
+                **{name: int((here["qc_status"] == name).sum()) for name in STATUSES},
+                **{name: int((here["rating"] == name).sum()) for name in RATINGS},
+                **{name: _counts(here[name]) for name in texts},
+            }
+        )
+    return rows
+
+
+def persons(scans: pd.DataFrame) -> pd.Series:
+    """Whose scan each is; a failed scan's record may not say."""
+    named: pd.Series = scans["person"].fillna(scans["participant_id"].str.removeprefix("sub-"))
+    return named
+
+
+def age_rows(group: Group) -> list[dict[str, Any]]:
+    """Measure predicted against true age, raw beside harmonized, on the same scans.
+
+    Parameters
+    ----------
+    group : Group
+        Scans without an age or without either prediction, and rejected ones, are left out.
+
+    Returns
+    -------
+    list of dict
+        For each site and all: ``site``, ``n``, ``people`` and, under ``raw`` and ``harmonized``,
+        the figures ``mae``, ``bias`` (mean of predicted minus true), ``r`` and, where the group
+        has a line, ``offset`` and ``scatter`` (mean and standard deviation about the reference
+        site's line); ``change`` of the mean absolute error. Each is (value, (low, high)) with a
+        95 % interval from drawing persons again. Empty without a brain age.
+    """
+    if "brain_age" not in group.targets:
+        return []
+    columns = ["age", "brain_age_raw", "brain_age_harmonized"]
+    scans = not_rejected(group).dropna(subset=columns)
+    rows = []
+    for site, here in _by_site(scans) if len(scans) else ():
+        people = persons(here)
+        age, raw, harmonized = here[columns].to_numpy(float).T
+        measured = {
+            name: _measured(_age_figures(predicted, age, group.line), people)
+            for name, predicted in (("raw", raw), ("harmonized", harmonized))
+        }
+        if people.nunique() < LEAST_R:
+            measured = {name: found | {"r": (None, None)} for name, found in measured.items()}
+        gain = {"change": np.abs(harmonized - age) - np.abs(raw - age)}
+        rows.append(
+            {"site": site, "n": len(here), "people": people.nunique()}
+            | measured
+            | _measured(_mean_figures(gain), people)
+        )
+    return rows
+
+
+def probability_tables(group: Group) -> list[dict[str, Any]]:
+    """Summarize predicted probabilities by diagnosis, raw beside harmonized.
+
+    Returns
+    -------
+    list of dict
+        For each target whose name ends with ``_probability``: ``target``, ``simulated``,
+        ``rows`` (``diagnosis``, ``n``, and mean with interval as in :func:`age_rows` under
+        ``raw`` and ``harmonized``) and ``separation``: the same of the area under the curve, by
+        diagnosis, against the controls.
+    """
+    tables = []
+    for target in group.targets:
+        columns = {kind: f"{target}_{kind}" for kind in ("raw", "harmonized")}
+        scans = not_rejected(group).dropna(subset=list(columns.values()))
+        if not target.endswith("_probability") or scans.empty:
+            continue
+        scans = scans.assign(diagnosis=scans["diagnosis"].fillna("unknown"))
+        tables.append(
+            {
+                "target": target,
+                "simulated": target in (group.bundle or {}).get("simulated", ()),
+                "rows": [
+                    {"diagnosis": name, "n": len(here)}
+                    | _measured(_mean_figures(_values(here, columns)), persons(here))
+                    for name, here in scans.groupby("diagnosis", sort=True)
+                ],
+                "separation": _separations(scans, columns),
+            }
+        )
+    return tables
+
+
+def _joined(scans: pd.DataFrame, forms: Mapping[str, str], mark: str = ", ") -> pd.Series:
+    """Write some columns of each scan as one text; what is missing is left out."""
+    texts = [scans[name].map(form.format, na_action="ignore") for name, form in forms.items()]
+    rows = zip(*texts, strict=True)
+    joined = [mark.join(v for v in row if isinstance(v, str)) or None for row in rows]
+    return pd.Series(joined, index=scans.index, dtype=object)
+
+
+def _by_site(scans: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    rows = [(str(site), here) for site, here in scans.groupby("site", sort=True)]
+    return [*rows, (ALL, scans)] if len(rows) > 1 else rows
+
+
+def _counts(values: pd.Series) -> str:
+    """Name the most frequent values with their counts.
+
+    >>> _counts(pd.Series(["F", "M", "F", None])), _counts(pd.Series(["a", "a"]))
+    ('F (2), M (1), unknown (1)', 'a')
+    """
+    found = values.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    unknown = len(values) - found.sum()
+    if found.empty:
+        return "n/a"
+    if len(found) == 1 and not unknown:
+        return str(found.index[0])
+    parts = [f"{value} ({n})" for value, n in found.iloc[:MOST_NAMED].items()]
+    if len(more := found.iloc[MOST_NAMED:]):
+        parts.append(f"{len(more)} more ({more.sum()})")
+    return ", ".join([*parts, *([f"unknown ({unknown})"] if unknown else [])])
+
+
+def _measured(
+    figures: Figures, people: pd.Series, least: int | None = None
+) -> dict[str, Measured]:
+    """Take figures of the scans, with intervals from drawing persons again.
+
+    ``least`` is the number of persons that say whether there are intervals, all by default.
+    """
+    codes, names = people.factorize()
+    n, rng = len(names), np.random.default_rng(SEED)
+    values = figures(np.ones((1, len(people))))
+    ends: dict[str, Any] = {}
+    if (n if least is None else least) >= LEAST_DRAWN:
+        draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(N_BOOTSTRAP))
+        counts = np.fromiter(draws, np.dtype((float, n)), N_BOOTSTRAP)
+        # In parts, so that ten thousand scans fit into little memory.
+        parts = [figures(part[:, codes]) for part in np.array_split(counts, N_PARTS)]
+        for name in (name for name, value in values.items() if np.isfinite(value[0])):
+            drawn = np.concatenate([part[name] for part in parts])
+            ends[name] = tuple(np.nanpercentile(drawn, (2.5, 97.5)).tolist())
+    return {
+        name: (float(value[0]) if np.isfinite(value[0]) else None, ends.get(name))
+        for name, value in values.items()
+    }
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.asarray(weights @ values / weights.sum(axis=1))
+
+
+def _mean_figures(values: Mapping[str, np.ndarray]) -> Figures:
+    return lambda w: {name: _mean(w, of_scans) for name, of_scans in values.items()}
+
+
+def _age_figures(
+    predicted: np.ndarray, age: np.ndarray, line: tuple[float, float] | None
+) -> Figures:
+    """Figures of brain age; see :func:`age_rows`."""
+    error, x, y = predicted - age, predicted - predicted.mean(), age - age.mean()
+
+    def figures(w: np.ndarray) -> dict[str, np.ndarray]:
+        def covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.asarray(_mean(w, a * b) - _mean(w, a) * _mean(w, b))
+
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = np.sqrt(covariance(x, x) * covariance(y, y))
+            r = np.where(spread > 1e-9, covariance(x, y) / spread, np.nan)
+        found = {"mae": _mean(w, np.abs(error)), "bias": _mean(w, error), "r": r}
+        if line is not None:
+            apart = predicted - (line[0] * age + line[1])
+            found["offset"] = _mean(w, apart)
+            found["scatter"] = np.sqrt(np.maximum(covariance(apart, apart), 0))
+        return found
+
+    return figures
+
+
+def _separations(scans: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Areas under the curve of each diagnosis against the controls, where they are told apart."""
+    names = sorted(scans["diagnosis"].unique())
+    controls = [name for name in names if name.strip().lower() in CONTROLS]
+    found = []
+    for name in names if len(controls) == 1 else ():
+        if name in (*controls, "unknown"):
+            continue
+        both = scans[scans["diagnosis"].isin([name, *controls])]
+        case = (both["diagnosis"] == name).to_numpy()
+        # One person is in every draw that has the class.
+        fewest = persons(both).groupby(case).nunique().min()
+        areas = _measured(_areas(_values(both, columns), case), persons(both), int(fewest))
+        n = (int((~case).sum()), int(case.sum()))
+        found.append({"diagnosis": name, "controls": controls[0], "n": n} | areas)
+    return found
+
+
+def _values(scans: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return {name: scans[column].to_numpy(float) for name, column in columns.items()}
+
+
+def _areas(scores: Mapping[str, np.ndarray], case: np.ndarray) -> Figures:
+    """Area under the curve of each score; ties count half."""
+
+    def area(weights: np.ndarray, score: np.ndarray) -> np.ndarray:
+        order = np.argsort(score[~case], kind="stable")
+        cases, below = weights[:, case], np.cumsum(weights[:, ~case][:, order], axis=1)
+        below = np.pad(below, ((0, 0), (1, 0)))
+        controls = score[~case][order]
+        first, last = (np.searchsorted(controls, score[case], side=s) for s in ("left", "right"))
+        beaten = (below[:, first] + below[:, last]) / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((cases * beaten).sum(axis=1) / (cases.sum(axis=1) * below[:, -1]))
+
+    return lambda w: {name: area(w, score) for name, score in scores.items()}

@@ -23,7 +23,6 @@ from scipy.stats import wasserstein_distance
 from bids_harmony.config import Contract
 from bids_harmony.qc.reference import N_BINS, TOP
 from bids_harmony.reports import drawing
-from bids_harmony.reports.group_tables import kept
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +74,11 @@ class _Grid:
         return np.hstack([np.rot90(volume[*self.box, self.cuts[i]]) for i in which])
 
 
+def not_rejected(group: Group) -> pd.DataFrame:
+    """Leave out the scans that the raters rejected; figures are made from the others."""
+    return group.scans[group.scans["rating"] != "reject"]
+
+
 def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the dataset's images before and after harmonization, site by site.
 
@@ -96,8 +100,7 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     notes : list of str
         What is not shown and why, one sentence each.
     """
-    every = kept(group)
-    every = every[_having(group, every, "preproc")]
+    every = _having(group, not_rejected(group), "preproc")
     # Only scans of one grid can be averaged: the one that most were resampled to.
     names = every.reindex(columns=["template", "resolution"]).map(str).agg(" ".join, axis=1)
     scans = every[names == names.mode().iloc[0]] if len(every) else every
@@ -118,25 +121,25 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
         read = pool.map(lambda s: _read(group, scans[scans["site"] == s], out, grid), shown)
         sites = dict(zip(shown, read, strict=True))
     notes += [problem for site in sites.values() for problem in site.problems]
+    sites = {label: site for label, site in sites.items() if site.captions}
     reference = sites.get(name) if name else None
     if group.bundle is None:
         notes.append("The scans were not harmonized (no model bundle), so only what they were "
                      "before is shown.")  # fmt: skip
-    elif reference is None or not reference.captions:
-        reference = None
+    elif reference is None:
         notes.append(f"The dataset holds no images of the reference site {name}, so none are "
                      "shown beside the others.")  # fmt: skip
     pictures = [
         {"site": label, "n": len(site.captions), "n_all": int(counts[label])}
         | _pictures(site, None if site is reference else reference)
         for label, site in sites.items()
-        if site.captions
     ]
     return pictures, notes
 
 
-def _having(group: Group, scans: pd.DataFrame, volume: str) -> np.ndarray:
-    return np.array([volume in group.volumes.get(scan, {}) for scan in scans["scan"]], bool)
+def _having(group: Group, scans: pd.DataFrame, volume: str) -> pd.DataFrame:
+    """Leave of some scans those with a volume."""
+    return scans.loc[[volume in group.volumes.get(scan, {}) for scan in scans["scan"]]]
 
 
 def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
@@ -159,7 +162,7 @@ def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
 
 def _read(group: Group, scans: pd.DataFrame, out: Path, grid: _Grid) -> _Site:
     """Read some scans of a site, chosen evenly, harmonized ones if there are any."""
-    mapped = scans[_having(group, scans, "harmonized")]
+    mapped = _having(group, scans, "harmonized")
     scans = mapped if len(mapped) else scans
     scans = scans.iloc[np.unique(np.linspace(0, len(scans) - 1, MAX_SCANS).round().astype(int))]
     site = _Site()

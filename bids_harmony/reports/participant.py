@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +9,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.bids.outputs import load_record
+from bids_harmony.bids.records import (
+    QC_ENDING,
+    failed_record,
+    listed_files,
+    load_record,
+    read_predictions,
+    subject_records,
+)
 from bids_harmony.files import write_text
 from bids_harmony.qc.guard import MEASURES, spoken
-from bids_harmony.qc.record import QC_ENDING, listed_files, read_predictions, subject_records
 from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.drawing import data_uri
 from bids_harmony.reports.figures import FIGURES
 from bids_harmony.sites.code import spoken as spoken_changes
 
-#: Base64 text of all pictures of a report; with the rest, the file stays below 10 MB.
-MAX_PICTURES = 8_500_000
 #: A scan's picture among its outputs.
 PICTURE = re.compile(r"/figures/.*_desc-(\w+)_T1w\.png$")
 #: Words for the entities that tell a participant's scans apart.
@@ -55,25 +57,29 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     scans = []
     for path in sorted(subject_records(out / f"sub-{subject}"), key=_natural):
         key = path.name.removesuffix(QC_ENDING)
-        record = load_record(path) or {
-            "error": {
-                "cause": f"The record {path.name} cannot be read.",
-                "remedy": "Remove it and run the same command again.",
-            }
-        }
+        unread = f"The record {path.name} cannot be read."
+        mend = "Remove it and run the same command again."
+        record = load_record(path) or failed_record({}, unread, mend)
         predictions, problem = read_predictions(path, record)
         scan = scan_view(key, record, predictions)
         scan["warnings"] += [f"{problem}."] if problem else []
         scan["pictures"] = {
-            match[1]: out / file
+            match[1]: _picture(out / file)
             for file in listed_files(record, key)
             if (match := PICTURE.search(file)) and (out / file).is_file()
         }
         scans.append(scan)
-    _embed_pictures(scans)
     target = out / f"sub-{subject}.html"
     write_text(target, participant_page(subject, scans))
     return target
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+    return {"width": width, "height": height, "src": data_uri(path.read_bytes())}
 
 
 def scan_view(
@@ -86,7 +92,7 @@ def scan_view(
     key : str
         The scan.
     record : mapping
-        Its record (:mod:`bids_harmony.qc.record`).
+        Its record (:mod:`bids_harmony.bids.records`).
     predictions : mapping
         ``<key>_desc-harmony_predictions.json``; empty where there is none.
 
@@ -176,24 +182,3 @@ def _target(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     caution = "trained on simulated labels; " if simulated else ""
     caution += "not a diagnosis" if probability or simulated else ""
     return {**values, "title": title, "probability": probability, "caution": caution}
-
-
-def _embed_pictures(scans: Sequence[Mapping[str, Any]]) -> None:
-    """Replace paths of pictures by their bytes; by smaller WebP where there are very many."""
-    from PIL import Image
-
-    size = sum(path.stat().st_size for s in scans for path in s["pictures"].values()) * 4 / 3
-    scale = min(1.0, math.sqrt(MAX_PICTURES / max(size, 1)))
-    for scan in scans:
-        for name, path in scan["pictures"].items():
-            with Image.open(path) as image:
-                width, height = image.size
-                data, kind = path.read_bytes(), "png"
-                if scale < 1:
-                    buffer = io.BytesIO()
-                    small = (max(1, round(width * scale)), max(1, round(height * scale)))
-                    image.convert("RGB").resize(small).save(buffer, "WEBP", quality=70)
-                    data, kind = buffer.getvalue(), "webp"
-            scan["pictures"][name] = {
-                "width": width, "height": height, "src": data_uri(data, kind),
-            }  # fmt: skip

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony import __version__
 from bids_harmony.anat import tool_versions
 from bids_harmony.bids.dataset import Scan
-from bids_harmony.bids.outputs import Digests, load_record, scan_file
+from bids_harmony.bids.outputs import Digests
+from bids_harmony.bids.records import PREPROCESSED, load_record, preprocessed, scan_file
 from bids_harmony.bids.tables import named_person
 from bids_harmony.config import Contract
 from bids_harmony.errors import UsageError
 from bids_harmony.files import digest_of, sha256_of
-from bids_harmony.qc.record import PREPROCESSED, preprocessed
 from bids_harmony.run.calibrate import (
     Chosen,
     asked_bundle,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import counted
-from bids_harmony.bids.outputs import BIDSIGNORE, load_record
+from bids_harmony.bids.outputs import BIDSIGNORE
+from bids_harmony.bids.records import find_records, load_record
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
 from bids_harmony.qc.dataset import named, read_scans, scan_table
-from bids_harmony.qc.record import find_records
 from bids_harmony.sites.calibration import (
     Calibration,
     SiteScan,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import counted, list_scans
 from bids_harmony.bids.outputs import BIDSIGNORE, name_tools
+from bids_harmony.bids.records import find_records
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
@@ -37,7 +38,6 @@ from bids_harmony.qc.ratings import (
     unmatched,
     write_ratings,
 )
-from bids_harmony.qc.record import find_records
 from bids_harmony.run.calibrate import asked_bundle
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def build_group(
     Parameters
     ----------
     paths : list of pathlib.Path
-        Of :func:`bids_harmony.qc.record.find_records`.
+        Of :func:`bids_harmony.bids.records.find_records`.
     out : pathlib.Path
         The output folder.
     ratings : pandas.DataFrame

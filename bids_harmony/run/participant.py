@@ -12,18 +12,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import Scan, find_scans
 from bids_harmony.bids.outputs import (
-    load_record,
     publish_scan,
     record_times,
     report_is_new,
-    scan_file,
     write_dataset_files,
     write_scans_tables,
 )
+from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, UsageError, concerns_all
 from bids_harmony.files import claim, write_json, write_text
-from bids_harmony.qc.record import failed_record, preprocessed
 from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, Run, prepare
 from bids_harmony.run.calibrate import Chosen, summary
 from bids_harmony.run.engine import Failure, Job, run_jobs, work_folder

@@ -17,7 +17,6 @@ from nibabel.affines import from_matvec
 from numpy.random import Generator
 from scipy import ndimage
 
-from bids_harmony.anat.intensity import largest_component
 from bids_harmony.simulation.effect import CORTEX, Triple
 
 #: What is added to nilearn's grid of 1 mm, in front and below, to hold nose and neck.
@@ -296,7 +295,8 @@ def load_template() -> Template:
     brain = _distance(coarse > 0.5)
     # The skull follows the brain's smooth outline, not its fissures.
     hull = _distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
-    ventricle = _distance(largest_component((wet > 0.5) & (brain < -DEEP_MM)))
+    parts, _ = ndimage.label((wet > 0.5) & (brain < -DEEP_MM))
+    ventricle = _distance(parts == np.bincount(parts[parts > 0]).argmax())
     thinned = [np.exp(-0.5 * _ellipsoid(middle, width, 2)) for middle, width in CORTEX]
     labels = np.where(mask, np.uint8(Tissue.BRAIN), _draw_head(hull))
     pull = _pull(ventricle)

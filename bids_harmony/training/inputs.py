@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import counted, find_scans
+from bids_harmony.bids.records import image_digest
 from bids_harmony.bids.tables import named_person
 from bids_harmony.config import Contract, TrainOptions
 from bids_harmony.console import say as tell
 from bids_harmony.errors import BundleError, NoInputError, UsageError
 from bids_harmony.files import read_json_or_empty
 from bids_harmony.qc import ratings
-from bids_harmony.qc.record import image_digest
 
 if TYPE_CHECKING:
     from bids_harmony.bids.dataset import Scan

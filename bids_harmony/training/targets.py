@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bids_harmony.bids.tables import CONTROLS
 from bids_harmony.errors import UsageError
 from bids_harmony.training.data import TrainingSet
 
@@ -20,11 +21,6 @@ NO_TARGETS = frozenset({"subject", "person", "site", "metrics", "_source", "qc_s
 TAKEN = frozenset(
     {"harmonizer", "backward", "bundle", "in_training", "brain_age", "schizophrenia_probability"}
 )
-#: What tables call the class without the condition.
-CONTROLS = frozenset(
-    {"control", "controls", "con", "hc", "healthy", "healthy control", "cn", "nc", "normal", "no",
-     "none", "false", "0", "0.0"}
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_filter_files_are_read_or_refused(tmp_path: Path, content: object) -> No
         except UsageError as error:
             check(error)
         else:
-            matches("sub-01_run-1_T1w.nii.gz", {"sub": "01", "run": "1"}, filters)
+            matches("sub-01_run-1_T1w.nii.gz", {"subject": "01", "run": "1"}, filters)
 
 
 def test_json_nested_without_end_stops_nothing(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bids_harmony.qc.reference import dictionary, judge
+from bids_harmony.files import TextError, read_json, read_json_or_empty
 
 QC_ENDING = "_desc-harmony_qc.json"
 PREDICTIONS_ENDING = "_desc-harmony_predictions.json"
@@ -29,15 +29,11 @@ ADDED = ("space-", "res-", "desc-", "from-", "to-", "mode-")
 def scan_record(
     facts: Mapping[str, Any],
     *,
-    check: Mapping[str, Any],
-    mask: Mapping[str, Any],
-    affine: Mapping[str, Any] | None = None,
-    scale: Mapping[str, Any],
-    metrics: Mapping[str, float | None],
-    descriptors: Mapping[str, Any] | None = None,
-    reference: Mapping[str, Any] | None = None,
+    reasons: Sequence[str] = (),
+    flagged: Sequence[str] = (),
     guard: Mapping[str, Any] | None = None,
     outputs: Sequence[str] = (),
+    **steps: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put together what is known of a scan that went its whole way.
 
@@ -50,22 +46,19 @@ def scan_record(
         ``calibration`` and ``harmonization`` (options; None where there is no bundle, or the scan
         is not yet harmonized), ``inputs`` (SHA-256 of each file that the results depend on).
         They stand in the record unchanged.
-    check, mask, affine, scale : mapping
-        Records of the check, brain mask, registration and intensity steps. ``mask`` and
-        ``affine`` have ``method`` and, where a tool ran, ``tool``, ``version`` and, for FSL's,
-        ``command``; ``mask`` of a scan that was stripped before has ``detected``. The ``notes``
-        of each become warnings.
-    metrics : mapping
-        Values of :func:`bids_harmony.qc.metrics.scan_metrics`, with those of
-        :func:`bids_harmony.qc.guard.measure` where there is a bundle.
-    descriptors : mapping, optional
-        Of :func:`bids_harmony.sites.code.describe`.
-    reference : mapping, optional
-        The bundle's ``qc_reference.json``.
+    reasons, flagged : sequence of str
+        What :func:`bids_harmony.qc.reference.judge` found.
     guard : mapping, optional
         :func:`bids_harmony.qc.guard.guard_record` of a scan that was harmonized.
     outputs : sequence of str
         Files written for the scan, relative to the output folder.
+    **steps : mapping
+        :data:`PREPROCESSED`: records of the check, brain mask, registration and intensity steps,
+        metrics (:func:`bids_harmony.qc.metrics.scan_metrics`, with those of
+        :func:`bids_harmony.qc.guard.measure` where there is a bundle) and descriptors
+        (:func:`bids_harmony.sites.code.describe`). ``mask`` and ``affine`` have ``method`` and,
+        where a tool ran, ``tool``, ``version`` and, for FSL's, ``command``; ``mask`` of a scan
+        that was stripped before has ``detected``. The ``notes`` of each become warnings.
 
     Returns
     -------
@@ -76,27 +69,20 @@ def scan_record(
         guard found is among the reasons, and makes the status "warn": a map that fails says
         nothing against the scan.
     """
-    verdict = judge(metrics, reference)
-    reasons = [*verdict.reasons, *(guard or {}).get("reasons", ())]
-    steps = (check, mask, affine or {})
+    found: dict[str, Mapping[str, Any]] = {**{name: {} for name in PREPROCESSED}, **steps}
+    judged = guard or {}
+    notes = [str(note) for name in PREPROCESSED[:3] for note in found[name].get("notes", ())]
+    reasons = [*reasons, *judged.get("reasons", ())]
     return {
         **facts,
+        **{name: dict(values) for name, values in found.items()},
         "status": "warn" if reasons else "pass",
         "reasons": reasons,
-        "flagged": [*verdict.flagged, *(guard or {}).get("flagged", ())],
+        "flagged": [*flagged, *judged.get("flagged", ())],
         "guard": None if guard is None else dict(guard),
-        "metrics": dict(metrics),
-        "check": dict(check),
-        "mask": dict(mask),
-        "affine": dict(affine or {}),
-        "scale": dict(scale),
-        "descriptors": dict(descriptors or {}),
         "outputs": sorted(outputs),
         "input_sha256": (facts.get("inputs") or {}).get("T1w"),
-        "warnings": [
-            *facts.get("warnings", ()),
-            *(str(note) for step in steps for note in step.get("notes", ())),
-        ],
+        "warnings": [*facts.get("warnings", ()), *notes],
     }
 
 
@@ -113,12 +99,18 @@ def preprocessed(record: Mapping[str, Any]) -> dict[str, Any]:
     dict
         :data:`PREPROCESSED`, and ``outputs``, those of preprocessing alone.
     """
-    later = {name for name, facts in dictionary().items() if facts["Group"] == "Harmonization"}
-    metrics = {name: value for name, value in record["metrics"].items() if name not in later}
+    metrics = {name: v for name, v in record["metrics"].items() if name not in _later_metrics()}
     return {name: record[name] for name in PREPROCESSED} | {
         "metrics": metrics,
         "outputs": [path for path in record["outputs"] if path.endswith(ENDINGS)],
     }
+
+
+@cache
+def _later_metrics() -> set[str]:
+    """Name the metrics of harmonization."""
+    text = (files("bids_harmony.data") / "qc_dictionary.json").read_text(encoding="utf-8")
+    return {name for name, facts in json.loads(text).items() if facts["Group"] == "Harmonization"}
 
 
 def failed_record(
@@ -151,31 +143,28 @@ def failed_record(
     }
 
 
-def find_records(out: Path) -> list[Path]:
-    """List the records of all scans, failed ones too, in the order of their names.
+def scan_file(out: Path, entities: Mapping[str, str], key: str, suffix: str) -> Path:
+    """Path of a scan's ``desc-harmony_{qc,predictions}.json``."""
+    folder = out / f"sub-{entities['subject']}"
+    if "session" in entities:
+        folder /= f"ses-{entities['session']}"
+    return folder / "anat" / f"{key}_desc-harmony_{suffix}.json"
 
-    Only the folders that may hold records are opened: of ten thousand participants a search of
-    every subfolder takes many times as long.
-    """
-    return sorted(path for subject in _folders(out, "sub-") for path in subject_records(subject))
+
+def load_record(path: Path) -> dict[str, Any] | None:
+    """Read a per-scan JSON, or return None where there is none that can be read."""
+    return read_json_or_empty(path) or None
+
+
+def find_records(out: Path) -> list[Path]:
+    """List the records of all scans, failed ones too, in the order of their names."""
+    return sorted(path for subject in out.glob("sub-*") for path in subject_records(subject))
 
 
 def subject_records(subject: Path) -> list[Path]:
     """List the records in one participant's folder of the output folder."""
-    found = []
-    for folder in (subject, *_folders(subject, "ses-")):
-        with suppress(OSError):
-            entries = os.scandir(folder / "anat")
-            found += [Path(entry) for entry in entries if entry.name.endswith(QC_ENDING)]
-    return found
-
-
-def _folders(parent: Path, prefix: str) -> list[Path]:
-    try:
-        entries = list(os.scandir(parent))
-    except OSError:
-        return []
-    return [Path(entry) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+    folders = ("anat", "ses-*/anat")
+    return [path for folder in folders for path in subject.glob(f"{folder}/*{QC_ENDING}")]
 
 
 def is_of(name: str, key: str) -> bool:
@@ -228,13 +217,9 @@ def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, A
         problem = f"{path.name} names a bundle but lists no predictions"
         return {}, problem if record.get("bundle") else None
     try:
-        values = json.loads(file.read_bytes())
-        if not isinstance(values, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        return {}, f"The predictions {file.name} cannot be read ({why})"
-    return values, None
+        return read_json(file)[0], None
+    except TextError as error:
+        return {}, f"The predictions {file.name} cannot be read ({error})"
 
 
 def image_digest(record: Mapping[str, Any]) -> Any:
