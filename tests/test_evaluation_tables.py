@@ -171,7 +171,7 @@ def test_equal_ages_correlate_with_nothing_and_have_no_slope() -> None:
     person = [f"p{i // 3}" for i in range(30)]
     volume = np.random.default_rng(0).random(30)
     same = appearance(person, "A", "tissue_scaling", np.full(30, 30.1), volume)
-    assert biology_table(pd.concat([same, same.assign(way="harmonized")]), [], 0).empty
+    assert biology_table(pd.concat([same, same.assign(method="harmonized")]), 0).empty
 
 
 def test_one_case_has_an_area_and_no_interval() -> None:
@@ -227,7 +227,7 @@ def test_effects_are_those_of_persons_and_of_the_scans_a_method_has() -> None:
     row = found.iloc[0]
     assert (row["n_scans"], row["n_persons"]) == (10, 10)
     assert (row["before"], row["after"], row["ratio"]) == pytest.approx((2, 1, 0.5))
-    whole = biology_table(pd.concat([before, before.assign(way="harmonized")]), [], 0).iloc[0]
+    whole = biology_table(pd.concat([before, before.assign(method="harmonized")]), 0).iloc[0]
     assert (whole["n_scans"], whole["n_persons"]) == (15, 12)
 
 

@@ -325,7 +325,7 @@ def test_scans_made_in_different_ways_are_counted(
     ):
         assert f"Warning: Scans differ in {said}.\n" in told
         assert f"<li>Scans differ in {said}.</li>" in page
-    assert "Scans that were made in different ways may differ for that alone." in told
+    assert "Scans that were made differently may differ for that alone." in told
     assert "deepbet 1.0" not in told
     assert "reference site A:\n10 scans." in page
     rows = rows_of(out)
