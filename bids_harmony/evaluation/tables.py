@@ -197,7 +197,8 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
             "site_probe": site_probe(here, home, seed),
         }  # fmt: skip
         if "within_person" in first:
-            row["within_over_between"] = here.within_person.sum() / here.between_persons.sum()
+            between = here["between_persons"].sum() or np.nan
+            row["within_over_between"] = here["within_person"].sum() / between
         found.append(row | dict(zip(guard, here[guard].astype(float).median(), strict=True)))
     return pd.DataFrame(found)
 

@@ -47,9 +47,7 @@ PROCESSING = (
     "software_version", "tools", "bundle",
 )  # fmt: skip
 #: Of these, and beside metrics and predictions, the columns that hold numbers.
-NUMBERS = frozenset(
-    {"age", "resolution", *VOXELS, *SCANNER} - {"manufacturer", "model", "sequence"}
-)
+NUMBERS = {"age", "resolution", *VOXELS, *SCANNER} - {"manufacturer", "model", "sequence"}
 #: Options that change a scan's outputs, in the column ``options``.
 OPTIONS = ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
 VOLUMES = {

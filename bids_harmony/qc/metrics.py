@@ -82,17 +82,14 @@ def scan_metrics(
         Metric name to value, or to None where it is not defined (for example FBER of a scan
         whose air was blanked). Each name is described in ``data/qc_dictionary.json``.
     """
-    values: dict[str, float | None] = {
-        "brain_volume_ml": float(native_mask.sum() * np.prod(zooms) / 1e3)
+    matrix = transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
+    values = {
+        "brain_volume_ml": float(native_mask.sum() * np.prod(zooms) / 1e3),
+        **affine_metrics(matrix),
+        **similarity_metrics(registered, registered_mask, template, template_mask, template_zoom),
+        "asymmetry": asymmetry(scaled, scaled_mask, template_zoom),
+        **intensity_metrics(native, native_mask, zooms),
     }
-    values |= affine_metrics(
-        transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
-    )
-    values |= similarity_metrics(
-        registered, registered_mask, template, template_mask, template_zoom
-    )
-    values["asymmetry"] = asymmetry(scaled, scaled_mask, template_zoom)
-    values |= intensity_metrics(native, native_mask, zooms)
     return {name: rounded(value) for name, value in values.items()}
 
 
@@ -111,15 +108,16 @@ def affine_metrics(matrix: np.ndarray) -> dict[str, float | None]:
     than the template's along that axis, and the determinant is the ratio of the volumes.
     """
     matrix = np.asarray(matrix, dtype=float)[:3, :3]
-    # The symmetric part holds scales and shears.
-    rotation, symmetric = linalg.polar(matrix)
-    angle = math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1) / 2)))
-    scales = {f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")}
-    shears = {"xy": symmetric[0, 1], "xz": symmetric[0, 2], "yz": symmetric[1, 2]}
-    return scales | {f"affine_shear_{axes}": shear for axes, shear in shears.items()} | {
+    rotation, symmetric = linalg.polar(matrix)  # the latter holds scales and shears
+    cosine = np.clip((float(np.trace(rotation)) - 1) / 2, -1.0, 1.0)
+    return {
+        **{f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")},
+        "affine_shear_xy": symmetric[0, 1],
+        "affine_shear_xz": symmetric[0, 2],
+        "affine_shear_yz": symmetric[1, 2],
         "affine_determinant": float(np.linalg.det(matrix)),
-        "affine_rotation_deg": math.degrees(angle),
-    }  # fmt: skip
+        "affine_rotation_deg": math.degrees(math.acos(cosine)),
+    }
 
 
 def similarity_metrics(
