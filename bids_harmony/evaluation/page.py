@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "evaluation"
+#: Tables that are not always there; the last two are an earlier version's.
+OPTIONAL = ("left_out", "images", "biology", "travelling", "agreement")
 #: A difference with a p below this is spoken of as one.
 LEVEL = 0.05
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
@@ -63,9 +65,9 @@ def write_page(
     """
     for name, table in tables.items():
         write_table(out / FOLDER, name, table)
-    for path in (out / FOLDER).glob("*.*"):
-        if path.stem not in tables:
-            path.unlink()
+    for name in set(OPTIONAL) - set(tables):
+        for ending in (".tsv", ".json"):
+            (out / FOLDER / f"{name}{ending}").unlink(missing_ok=True)
     figures = {
         name: svg_text(figure) for name, figure in draw_figures(study, reference, tables).items()
     }

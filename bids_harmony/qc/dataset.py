@@ -321,14 +321,12 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
     table = {}
     for column in (*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
                    *PROCESSING, "input_sha256"):  # fmt: skip
-        convert, dtype = (_text, object) if column in texts else (_number, float)
-        cells = [convert(row.values.get(column)) for row in rows]
-        table[column] = pd.Series(cells, dtype=dtype, index=range(len(rows)))
+        cells = pd.Series([row.values.get(column) for row in rows], dtype=object)
+        if column in texts:
+            table[column] = cells.map(str, na_action="ignore")
+        else:
+            table[column] = cells.map(_number).astype(float)
     return pd.DataFrame(table), metrics, targets
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _number(value: Any) -> float:
