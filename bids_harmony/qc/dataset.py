@@ -318,7 +318,7 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
     metrics = (*known, *sorted(seen - set(known) - set(FACTS)))
     targets = tuple(sorted({name for row in rows for name in row.targets}))
     texts = {*FACTS, *PROCESSING, "harmonization_status", "input_sha256"} - NUMBERS
-    table = {}
+    table: dict[str, Any] = {}
     for column in (*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
                    *PROCESSING, "input_sha256"):  # fmt: skip
         cells = pd.Series([row.values.get(column) for row in rows], dtype=object)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 from scipy import linalg, ndimage
 
 from bids_harmony.anat.intensity import class_means
+from bids_harmony.anat.template import Template
 
 #: Significant digits kept, so that reruns agree to the byte whatever the maths library does.
 DIGITS = 5
@@ -41,14 +43,11 @@ INTENSITY_METRICS = (
 
 def scan_metrics(
     *,
-    native: np.ndarray,
+    native: nib.Nifti1Image,
     native_mask: np.ndarray,
-    zooms: Sequence[float],
     registered: np.ndarray,
     registered_mask: np.ndarray,
-    template: np.ndarray,
-    template_mask: np.ndarray,
-    template_zoom: float,
+    template: Template,
     scaled: np.ndarray,
     scaled_mask: np.ndarray,
     transform: str | Path | np.ndarray,
@@ -57,20 +56,16 @@ def scan_metrics(
 
     Parameters
     ----------
-    native : numpy.ndarray
+    native : nibabel.Nifti1Image
         3-D RAS image as acquired, any intensity unit.
     native_mask : numpy.ndarray
         Boolean brain mask on the same grid.
-    zooms : sequence of float
-        Voxel size of the native grid in mm.
     registered : numpy.ndarray
         The scan on the template grid, in the native intensity unit (before scaling).
     registered_mask : numpy.ndarray
         Boolean brain mask of the scan on the template grid.
-    template, template_mask : numpy.ndarray
-        Brain-only template T1w and its boolean brain mask, same grid.
-    template_zoom : float
-        Isotropic voxel size of the template grid in mm.
+    template : bids_harmony.anat.template.Template
+        Its brain alone, and its mask; the grid is isotropic.
     scaled, scaled_mask : numpy.ndarray
         The scan on the template grid with white matter at 1 and CSF at 0, and its foreground.
     transform : path-like or numpy.ndarray
@@ -83,12 +78,16 @@ def scan_metrics(
         whose air was blanked). Each name is described in ``data/qc_dictionary.json``.
     """
     matrix = transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
+    image, zooms = np.asarray(native.dataobj), [float(z) for z in native.header.get_zooms()[:3]]
+    zoom = float(template.t1w.header.get_zooms()[0])
     values = {
         "brain_volume_ml": float(native_mask.sum() * np.prod(zooms) / 1e3),
         **affine_metrics(matrix),
-        **similarity_metrics(registered, registered_mask, template, template_mask, template_zoom),
-        "asymmetry": asymmetry(scaled, scaled_mask, template_zoom),
-        **intensity_metrics(native, native_mask, zooms),
+        **similarity_metrics(
+            registered, registered_mask, np.asarray(template.t1w.dataobj), template.mask, zoom
+        ),
+        "asymmetry": asymmetry(scaled, scaled_mask, zoom),
+        **intensity_metrics(image, native_mask, zooms),
     }
     return {name: rounded(value) for name, value in values.items()}
 
