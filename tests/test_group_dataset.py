@@ -167,13 +167,13 @@ def test_predictions_that_should_be_there_are_missed(bids: Path, out: Path) -> N
 def test_scans_that_were_never_done_are_named(
     bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = ["sub-01_acq-b", "sub-02_ses-1"]
+    completed = ["sub-01_acq-b", "sub-02_ses-1"]
     never = ["sub-01", "sub-02_ses-2", "sub-03", *(f"sub-1{i}" for i in range(10))]
-    dataset(bids, [*done, *never])
+    dataset(bids, [*completed, *never])
     (bids / "sub-04").mkdir()
     (bids / "sub-05" / "anat").mkdir(parents=True)
     (bids / "sub-05" / "anat" / "sub-05_part-phase_T1w.nii.gz").touch()
-    for key in (*done, "sub-06"):
+    for key in (*completed, "sub-06"):
         write_scan(out, key, "A", {})
     page, told = group(bids, out), capsys.readouterr().out
     first = "sub-01, sub-02_ses-2, sub-03, sub-10, sub-11, sub-12, sub-13, sub-14, sub-15, sub-16"

@@ -54,7 +54,7 @@ def brain() -> tuple[np.ndarray, np.ndarray]:
     return template_brain()
 
 
-def toned(v: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def remapped(v: np.ndarray, mask: np.ndarray) -> np.ndarray:
     # Beyond the last the curve keeps its distance, as a site's does.
     x, y = np.append(SITE, SITE[-1] + 10), np.append(REFERENCE, REFERENCE[-1] + 10)
     return np.where(mask, np.interp(v, x, y), 0)
@@ -121,8 +121,8 @@ def status(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> str:
 def test_a_site_s_intensity_mapping_passes(brain: tuple[np.ndarray, np.ndarray]) -> None:
     v, mask = brain
     assert status(v, v, mask) == "pass"
-    assert np.abs(toned(v, mask) - v)[mask].mean() > 0.03
-    assert status(v, toned(v, mask), mask) == "pass"
+    assert np.abs(remapped(v, mask) - v)[mask].mean() > 0.03
+    assert status(v, remapped(v, mask), mask) == "pass"
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, thinner_from_within])
@@ -131,7 +131,7 @@ def test_changed_anatomy_fails_under_any_intensity_mapping(
 ) -> None:
     v, mask = brain
     assert status(v, damage(v, mask), mask) == "fail"
-    assert status(v, toned(damage(v, mask), mask), mask) == "fail"
+    assert status(v, remapped(damage(v, mask), mask), mask) == "fail"
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_real_scans_are_judged_alike(shared_data: Path, tmp_path: Path) -> None:
     for name in subjects:
         file = next((out / f"sub-{name}").rglob("*_res-2_desc-preproc_T1w.nii.gz"))
         v = nib.load(file).get_fdata(dtype=np.float32)
-        assert status(v, toned(v, v > 0), v > 0) == "pass"
+        assert status(v, remapped(v, v > 0), v > 0) == "pass"
         for damage in DAMAGE:
             assert status(v, damage(v, v > 0), v > 0) == "fail", damage.__name__
         # Much of what lies between grey and white matter in a real scan is neither.
@@ -205,7 +205,7 @@ def test_the_node_measures_and_judges(
     bundle = write_random_bundle(tmp_path / "bundle")
     files = {}
     for name, data in (
-        ("raw", v), ("harmonized", toned(v, mask)),
+        ("raw", v), ("harmonized", remapped(v, mask)),
     ):  # fmt: skip
         files[name] = str(tmp_path / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(data, AFFINE), files[name])
