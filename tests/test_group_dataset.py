@@ -25,6 +25,8 @@ from bids_harmony.qc.dataset import image_notes, read_scans
 from bids_harmony.qc.record import find_records, listed_files
 from bids_harmony.reports.participant import write_participant_report
 
+Capture = pytest.CaptureFixture[str]
+
 BUNDLE = {"name": "b", "version": "1", "sha256": "0", "reference_site": "A"}
 AGE = {"brain_age": {"raw": 61.5, "harmonized": 62.5, "training_data": "real scans"}}
 PROCESSING = {
@@ -164,9 +166,7 @@ def test_predictions_that_should_be_there_are_missed(bids: Path, out: Path) -> N
     assert "cannot be read" in write_participant_report(out, "02").read_text()
 
 
-def test_scans_that_were_never_done_are_named(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scans_that_were_never_done_are_named(bids: Path, out: Path, capsys: Capture) -> None:
     completed = ["sub-01_acq-b", "sub-02_ses-1"]
     never = ["sub-01", "sub-02_ses-2", "sub-03", *(f"sub-1{i}" for i in range(10))]
     dataset(bids, [*completed, *never])
@@ -192,7 +192,7 @@ def test_scans_that_were_never_done_are_named(
 
 
 def test_a_dataset_that_is_all_there_is_not_remarked_upon(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    bids: Path, out: Path, capsys: Capture
 ) -> None:
     keys = ["sub-01", "sub-01_acq-b", "sub-02_ses-1_run-01"]
     dataset(bids, keys)
@@ -204,9 +204,7 @@ def test_a_dataset_that_is_all_there_is_not_remarked_upon(
     assert 'id="absent"' not in page
 
 
-def test_group_goes_on_without_its_dataset(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_group_goes_on_without_its_dataset(bids: Path, out: Path, capsys: Capture) -> None:
     write_scan(out, "sub-01", "A", {})
     why = "Which scans of the dataset have no record is not known"
     warned(group(bids, out), capsys.readouterr().out, f"{why}: {bids} holds no sub-* folder.")
@@ -228,9 +226,7 @@ def test_scans_are_listed_as_the_participant_level_finds_them(tmp_path: Path) ->
     assert skipped == list(found.skipped)
 
 
-def test_the_same_image_twice_is_said(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_image_twice_is_said(bids: Path, out: Path, capsys: Capture) -> None:
     images = {"sub-01": "aa", "sub-02_ses-1": "aa", "sub-03_run-1": "bb", "sub-03_run-2": "bb",
               "sub-04": "cc", "sub-05": None, "sub-06": None}  # fmt: skip
     dataset(bids, [*images, "sub-07", "sub-08"])
@@ -276,9 +272,7 @@ def test_one_image_under_very_many_scans_is_told_in_a_few_words() -> None:
     assert flags["sub-4999"][0].text == f"It is the same image as {', '.join(first)} and 4989 more"
 
 
-def test_scans_made_in_different_ways_are_counted(
-    bids: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scans_made_in_different_ways_are_counted(bids: Path, out: Path, capsys: Capture) -> None:
     """Ten scans: two by bet, one with a mask of its own, seven by deepbet, and so on."""
     rng = np.random.default_rng(0)
     keys = [f"sub-{i:02d}" for i in range(12)]
