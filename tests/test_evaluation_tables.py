@@ -13,7 +13,7 @@ import pytest
 from training_heads import people, table
 
 from bids_harmony.evaluation import EvaluateOptions, tables
-from bids_harmony.evaluation.page import verdict, write_page
+from bids_harmony.evaluation.page import page_tables, write_page
 from bids_harmony.evaluation.tables import (
     biology_table,
     experiments_table,
@@ -80,16 +80,16 @@ def test_a_method_that_was_had_in_one_fold_is_compared_on_its_own_scans(truth: n
     found = experiments_table(pd.concat([*whole, some]), AGE, 0).set_index("method")
     assert found["n_scans"].to_dict() == {"tissue_scaling": 40, "combat": 20, "harmonized": 40}
     assert found["n_folds"].to_dict() == {"tissue_scaling": 2, "combat": 1, "harmonized": 2}
-    ours = found.loc["harmonized"]
-    assert ours["mae"] == pytest.approx(2)
-    assert ours["gain_over_tissue_scaling"] == pytest.approx(4)
-    assert 3.5 < ours["gain_over_tissue_scaling_low"] < 4 < ours["gain_over_tissue_scaling_high"]
-    assert ours["gain_over_combat"] == pytest.approx(2)  # 5 against 3, in the second fold
-    assert ours["p_over_combat"] < 0.01
+    assert found["mae"]["harmonized"] == pytest.approx(2)
+    assert found["gain"]["tissue_scaling"] == pytest.approx(4)
+    low, high = found.loc["tissue_scaling", ["gain_low", "gain_high"]]
+    assert 3.5 < low < 4 < high
+    assert found["gain"]["combat"] == pytest.approx(2)  # 5 against 3, in the second fold
+    assert found["p"]["combat"] < 0.01
+    assert np.isnan(found["gain"]["harmonized"])
     # Not had where the harmonized scans were tested, or no map at all: no comparison, no crash.
-    apart = experiments_table(pd.concat([whole[1].iloc[:20], some]), AGE, 0)
-    assert "gain_over_combat" not in apart
-    assert "gain_over_combat" not in experiments_table(some, AGE, 0)
+    for parts in ([whole[1].iloc[:20], some], [some]):
+        assert experiments_table(pd.concat(parts), AGE, 0)["gain"].isna().all()
 
 
 def test_areas_are_compared_by_ranks_with_persons_as_clusters() -> None:
@@ -101,9 +101,9 @@ def test_areas_are_compared_by_ranks_with_persons_as_clusters() -> None:
         person = [f"p{i // 6}" for i in range(60)]
         scores = {"none": theirs, "harmonized": scale * ours}
         parts = [rows(k, v, truth, target="ill", person=person) for k, v in scores.items()]
-        found = experiments_table(pd.concat(parts), ILL, 0).iloc[1]
+        found = experiments_table(pd.concat(parts), ILL, 0).iloc[0]
         gain, _, p = delong(ours[None], theirs[None], truth, np.array(person))
-        assert (found["gain_over_none"], found["p_over_none"]) == pytest.approx((gain, p))
+        assert (found["gain"], found["p"]) == pytest.approx((gain, p))
 
 
 def test_each_method_is_held_against_its_own_line() -> None:
@@ -123,11 +123,19 @@ def test_each_method_is_held_against_its_own_line() -> None:
 
 
 def test_a_gain_is_clear_where_interval_and_p_say_so() -> None:
-    assert verdict(0.1, 3.1, 0.01) == 1
-    assert verdict(-3.1, -0.1, 0.01) == -1
-    assert verdict(-0.1, 3.1, 0.01) == 0
-    assert verdict(0.1, 3.1, 0.056) == 0  # ends of interval and p disagree
-    assert verdict(None, None, None) == 0
+    gains = [
+        (0.1, 3.1, 0.01),
+        (-3.1, -0.1, 0.01),
+        (-0.1, 3.1, 0.01),
+        (0.1, 3.1, 0.056),
+        [np.nan] * 3,
+    ]
+    table = pd.DataFrame([*gains, [np.nan] * 3], columns=["gain_low", "gain_high", "p"]).assign(
+        experiment="sites", target="brain_age", train_sites="A", test_site="B", n_source=None
+    )
+    (cell,) = page_tables(table)[0]["cells"]
+    # In the fourth, ends of interval and p disagree.
+    assert [row["verdict"] for row in cell] == [1, -1, 0, 0, 0]
 
 
 def test_the_page_says_where_harmonized_scans_are_better(
@@ -181,7 +189,7 @@ def test_one_case_has_an_area_and_no_interval() -> None:
     for row in experiments_table(table, {"brain_age": True}, 0).to_dict("records"):
         assert (row["auc"], row["n_cases"]) == (1, 1)
         assert np.isnan([row["auc_low"], row["auc_high"], row["balanced_accuracy_low"]]).all()
-    assert np.isnan([row["gain_over_none_low"], row["p_over_none"]]).all()
+        assert np.isnan([row["gain_low"], row["p"]]).all()
     found = figures(score, ill, True, np.random.default_rng(0))
     assert (found["auc"], found["auc_95"]) == (1, None)
 

@@ -20,7 +20,6 @@ from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports import render
 from bids_harmony.reports.drawing import new_figure, scatter_figure, svg_text
 from bids_harmony.sites.statistics import fit_line
-from bids_harmony.training.harmonizer import HARMONIZED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,24 +117,17 @@ def page_tables(table: pd.DataFrame) -> list[dict[str, Any]]:
     -------
     list of dict
         ``experiment``, ``target``, ``primary`` (what methods are compared by) and ``cells``, lists
-        of rows of one test site, by method: with ``gain`` of the harmonized scans over them,
-        ``gain_low``, ``gain_high``, ``p`` and ``verdict``: 1 where harmonized scans are clearly
-        better, -1 where worse, else 0.
+        of rows of one test site, by method: with ``verdict``, 1 where harmonized scans are clearly
+        better, -1 where worse, else 0. With few persons the interval may leave out zero where the
+        test finds nothing.
     """
+    better, worse = (table[f"gain_{end}"] * sign > 0 for end, sign in (("low", 1), ("high", -1)))
+    table = table.assign(verdict=(better.astype(int) - worse) * (table["p"] < LEVEL))
     shown = []
     keys = ["train_sites", "test_site", "n_source"]
     for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
-        cells = [records(cell) for _, cell in part.groupby(keys, dropna=False, sort=False)]
-        for cell in cells:
-            ours = next((row for row in cell if row["method"] == HARMONIZED), {})
-            for row in cell:
-                over = f"over_{row['method']}"
-                for name in ("gain", "p"):
-                    row[name] = ours.get(f"{name}_{over}")
-                for end in ("low", "high"):
-                    row[f"gain_{end}"] = ours.get(f"gain_{over}_{end}")
-                row["verdict"] = verdict(row["gain_low"], row["gain_high"], row["p"])
         primary = PRIMARY["n_cases" in part and bool(part["n_cases"].notna().any())]
+        cells = [records(cell) for _, cell in part.groupby(keys, dropna=False, sort=False)]
         row = {"experiment": experiment, "target": target, "primary": primary, "cells": cells}
         shown.append(row)
     return shown
@@ -146,16 +138,6 @@ def left_out(table: pd.DataFrame) -> list[dict[str, Any]]:
     keys = ["experiment", "method", "target", "test_site", "reason"]
     rows = table.reindex(columns=[*keys, "n_scans"]).groupby(keys, dropna=False, sort=False)
     return records(rows["n_scans"].agg(trainings="size", tests="sum").reset_index())
-
-
-def verdict(low: float | None, high: float | None, p: float | None) -> int:
-    """Whether a gain is clear (1), or a loss is (-1); or neither (0).
-
-    With few persons the interval may leave out zero where the test finds nothing.
-    """
-    if low is None or high is None or p is None or p >= LEVEL:
-        return 0
-    return int(low > 0) - int(high < 0)
 
 
 def draw_figures(study: Study, reference: str, tables: Tables) -> dict[str, Figure]:

@@ -51,8 +51,8 @@ def experiments_table(rows: pd.DataFrame, binary: dict[str, bool], seed: int) ->
         sites together), target and ``method``: ``n_scans``, ``n_persons``, ``n_folds``
         (seeds and folds they were tested in), ``n_cases`` (two classes), the figures of
         :func:`bids_harmony.training.figures.figures`, each with ``_low`` and ``_high`` ends of its
-        95 % interval and ``_seed_sd``, its spread over repetitions; and ``gain_over_<method>`` of
-        the harmonized scans, on the scans of both methods, with interval and ``p_over_<method>``:
+        95 % interval and ``_seed_sd``, its spread over repetitions; and ``gain`` of the harmonized
+        scans over the method's, on the scans of both, with interval and ``p``:
         positive is better. For numbers ``coverage`` of the predictors' intervals, with Wilson's
         interval, and the figures of :func:`bids_harmony.sites.statistics.site_offset`, held
         against the line of the training sites' tested scans prepared by the same method.
@@ -78,9 +78,9 @@ def _by_method(
     part: pd.DataFrame, home: pd.DataFrame, binary: bool, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of one cell, one per method; a method may have some of the scans only."""
-    tested = {name: rows for name in METHODS if len(rows := part[part["method"] == name])}
-    found: dict[str, dict[str, Any]] = {}
-    for name, rows in tested.items():
+    found: list[dict[str, Any]] = []
+    for name in (name for name in METHODS if name in set(part["method"])):
+        rows = part[part["method"] == name]
         truth = rows.drop_duplicates("scan")["truth"]
         row = {"method": name, "n_scans": len(truth), "n_persons": rows["person"].nunique()}
         row["n_folds"] = len(rows[["seed", "fold"]].drop_duplicates())
@@ -94,12 +94,8 @@ def _by_method(
         if not binary:
             at_home = home[home["method"] == name]
             row |= statistics.site_offset(rows, at_home, N_BOOTSTRAP, seed)
-        found[name] = row
-    if ours := found.get(HARMONIZED):
-        for name in (name for name in tested if name != HARMONIZED):
-            gain = _gain(tested[HARMONIZED], tested[name], binary, seed)
-            ours |= {key.format(name): value for key, value in gain.items()}
-    return list(found.values())
+        found.append(row | _gain(part[part["method"] == HARMONIZED], rows, binary, seed))
+    return found
 
 
 def _figures(rows: pd.DataFrame, binary: bool, seed: int) -> dict[str, float]:
@@ -132,29 +128,28 @@ def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> 
     """By how much harmonized scans do better than another method's, on the scans of both."""
     columns = ["seed", "scan", "predicted"]
     both = ours.merge(theirs[columns], on=columns[:2], suffixes=("", "_other"))
-    if both.empty:
-        return {}
+    if both.empty or theirs["method"].iloc[0] == HARMONIZED:
+        return dict.fromkeys(("gain", "gain_low", "gain_high", "p"), np.nan)
     a, b = both[VALUES].to_numpy(float), both[["seed", "predicted_other", "truth"]].to_numpy(float)
     persons = both["person"].to_numpy(dtype=str)
 
     def gain(draw: statistics.Scans) -> dict[str, float]:
         x, y = (_mean(values[draw], binary)[PRIMARY[binary]] for values in (a, b))
-        return {"": x - y if binary else y - x}
+        return {"gain": x - y if binary else y - x}
 
     enough = figures.can_be_drawn(persons, a[:, 2], binary)
-    found = with_intervals(gain, persons, N_BOOTSTRAP, seed, enough=enough)
-    found = {f"gain_over_{{}}{end}": value for end, value in found.items()} | {"p_over_{}": np.nan}
+    found = with_intervals(gain, persons, N_BOOTSTRAP, seed, enough=enough) | {"p": np.nan}
     if binary:
         wide = both.pivot(index="seed", columns="scan", values=["predicted", "predicted_other"])
         one, other = np.hsplit(wide.to_numpy(), 2)
         scans = both.drop_duplicates("scan").sort_values("scan")
         classes, people = scans["truth"].to_numpy(), scans["person"].to_numpy(dtype=str)
-        found["p_over_{}"] = statistics.delong(one, other, classes, people)[2]
+        found["p"] = statistics.delong(one, other, classes, people)[2]
     elif len(np.unique(persons)) >= figures.LEAST_DRAWN:
         error = np.abs(a[:, 1] - a[:, 2]) - np.abs(b[:, 1] - b[:, 2])
         # The mean over repetitions of the mean over their scans, as a sum.
         weighted = error / both.groupby("seed")["scan"].transform("size").to_numpy()
-        found["p_over_{}"] = statistics.exchange_p(weighted, persons, N_PERMUTATIONS, seed)
+        found["p"] = statistics.exchange_p(weighted, persons, N_PERMUTATIONS, seed)
     return found
 
 
