@@ -146,21 +146,22 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
         return [target.column for target in found], notes + unknown_values(data, found)
 
     dx = ["control", "ill"] * 14
-    assert chosen(diagnosis=dx) == (["age", "diagnosis"], [])
-    columns, (note,) = chosen(diagnosis=dx, age=np.nan)
-    assert columns == ["diagnosis"]
-    assert note.startswith("Not evaluated: age. No scan of A has a value in the column age.")
-    columns, (note,) = chosen()
-    assert columns == ["age"]
-    assert "Not evaluated: diagnosis. No scan of A has a value" in note
-    columns, (note,) = chosen(diagnosis=dx, age=40.0)
-    assert columns == ["diagnosis"]
-    assert "age has 1 different values at A" in note
-    columns, (note,) = chosen(diagnosis=dx, age=[*AGES, *AGES[:5], *[np.nan] * 3])
-    assert columns == ["age", "diagnosis"]
-    assert note == "brain_age: 3 scans of B without a value in the column age, not tested."
-    columns, (note,) = chosen(diagnosis=[*dx[:20], *["ill"] * 8])
-    assert note.startswith("diagnosis_probability: B has scans of the class ill only.")
+    some = [*AGES, *AGES[:5], *[np.nan] * 3]
+    for columns, wanted, said in (
+        ({"diagnosis": dx}, ["age", "diagnosis"], ""),
+        ({"diagnosis": dx, "age": np.nan}, ["diagnosis"],
+         "Not evaluated: age. No scan of A has a value in the column age."),
+        ({}, ["age"], "Not evaluated: diagnosis. No scan of A has a value"),
+        ({"diagnosis": dx, "age": 40.0}, ["diagnosis"], "age has 1 different values at A"),
+        ({"diagnosis": dx, "age": some}, ["age", "diagnosis"],
+         "brain_age: 3 scans of B without a value in the column age, not tested."),
+        ({"diagnosis": [*dx[:20], *["ill"] * 8]}, ["age", "diagnosis"],
+         "diagnosis_probability: B has scans of the class ill only."),
+    ):  # fmt: skip
+        found, notes = chosen(**columns)
+        assert found == wanted
+        assert len(notes) == bool(said)
+        assert said in "".join(notes)
     with pytest.raises(UsageError, match="No scan of A has a value in the column age"):
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):
