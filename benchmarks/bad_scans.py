@@ -2,11 +2,10 @@
 
     bids_harmony-simulate BIDS --sites 4 --subjects 100 --travelling --bad 0.1
     bids_harmony BIDS OUT participant -d masks=BIDS/derivatives/masks
-    python benchmarks/bad_scans.py BIDS OUT [--small 8] [--reject OUT/qc_ratings.tsv]
+    python benchmarks/bad_scans.py BIDS OUT [--small 8]
 
 A scan is found when it is flagged for any reason, or failed. Then each site in turn is made small:
-some of its scans are drawn, the other sites stay as they are. ``--reject`` writes the ratings
-of a reader who looks at the flagged scans and rejects those that are bad in truth.
+some of its scans are drawn, the other sites stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from bids_harmony.bids.records import find_records
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.qc.dataset import ScanRow, read_scans, scan_table
 from bids_harmony.qc.outliers import find_outliers
-from bids_harmony.qc.ratings import COLUMNS, write_ratings
 
 GOOD = "good"
 
@@ -32,11 +30,6 @@ GOOD = "good"
 def flagged(rows: Sequence[ScanRow], reference: dict) -> set[str]:
     """Names of the scans that the group level would have a person look at."""
     return set(find_outliers(scan_table(rows)[0], rows, reference).flags)
-
-
-def name_of(row: ScanRow) -> str:
-    """Name a scan as its record does."""
-    return str(row.values["scan"])
 
 
 def show(found: dict[str, Counter[bool]]) -> str:
@@ -59,7 +52,7 @@ def count(
     """Count flagged and other scans of each kind."""
     found: dict[str, Counter[bool]] = defaultdict(Counter)
     for row in rows:
-        found[quality[name_of(row)]][name_of(row) in flags] += 1
+        found[quality[row.scan]][row.scan in flags] += 1
     return found
 
 
@@ -71,7 +64,6 @@ def main() -> int:
     parser.add_argument("--small", type=int, default=8, help="scans of a small site [8]")
     parser.add_argument("--draws", type=int, default=50, help="small sites drawn per site [50]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reject", type=Path, metavar="FILE", help="ratings to write")
     given = parser.parse_args()
 
     truth = pd.read_csv(given.bids / "derivatives/truth/scans.tsv", sep="\t")
@@ -79,18 +71,13 @@ def main() -> int:
     quality = dict(zip(names, truth["quality"], strict=True))
     reference = dict(load_bundle(None).qc_reference()["metrics"])
     rows = read_scans(find_records(given.out), given.out)
-    print(f"{len(rows)} scans, {sum(quality[name_of(row)] != GOOD for row in rows)} bad\n")
+    print(f"{len(rows)} scans, {sum(quality[row.scan] != GOOD for row in rows)} bad\n")
     flags = flagged(rows, reference)
     print(show(count(rows, flags, quality)))
     for row in rows:
-        name = name_of(row)
-        if (quality[name] != GOOD) != (name in flags):
-            print(f"{'missed' if name not in flags else 'flagged'}: {name}, {quality[name]}")
-
-    if given.reject:
-        bad = sorted(name for name in flags if quality[name] != GOOD)
-        rejected = [(name, "truth", "", "reject", quality[name]) for name in bad]
-        write_ratings(given.reject, pd.DataFrame(rejected, columns=list(COLUMNS)))
+        if (quality[row.scan] != GOOD) != (row.scan in flags):
+            state = "flagged" if row.scan in flags else "missed"
+            print(f"{state}: {row.scan}, {quality[row.scan]}")
 
     rng = np.random.default_rng(given.seed)
     sites = sorted({str(row.values["site"]) for row in rows})

@@ -12,10 +12,10 @@ import numpy as np
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
-from bids_harmony.evaluation.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import predict_value
+from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.training.data import open_training_set
 from bids_harmony.training.harmonizer import Predict, cross_calibrated, quick_age
 from bids_harmony.training.inputs import find_training_scans, usable_scans

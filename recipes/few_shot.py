@@ -14,13 +14,13 @@ import pandas as pd
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
-from bids_harmony.evaluation.statistics import offset_and_scatter
 from bids_harmony.files import write_text
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
 from bids_harmony.sites.code import Appearance
+from bids_harmony.sites.statistics import offset_and_scatter
 from bids_harmony.training.data import TrainingSet, open_training_set
 from bids_harmony.training.harmonizer import calibrated, quick_age
 from bids_harmony.training.inputs import find_training_scans, usable_scans

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bids_harmony.anat.affine import resample
-from bids_harmony.evaluation.statistics import drawn_persons
+from bids_harmony.sites.statistics import drawn_persons
 
 Say = Callable[[str], None]
 

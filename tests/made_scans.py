@@ -11,8 +11,8 @@ import numpy as np
 from bids_harmony.qc.dataset import ScanRow, scan_table
 from bids_harmony.qc.outliers import Outliers, find_outliers
 
-#: Metrics with their usual value and its spread; they share a cause, as real ones do.
-USUAL = {
+#: Metrics with their typical value and its spread; they share a cause, as real ones do.
+TYPICAL = {
     "brain_volume_ml": (1400.0, 120.0),
     "affine_scale_x": (0.91, 0.03),
     "template_dice": (0.955, 0.005),
@@ -31,7 +31,7 @@ def made_metrics(rng: np.random.Generator, **odd: float | None) -> dict[str, flo
     shared = rng.standard_normal()
     values: dict[str, float | None] = {
         name: float(f"{middle + spread * (0.5 * shared + 0.85 * rng.standard_normal()):.5g}")
-        for name, (middle, spread) in USUAL.items()
+        for name, (middle, spread) in TYPICAL.items()
     }
     return values | odd
 
@@ -48,7 +48,7 @@ def made_row(
 
 
 def made_site(site: str, n: int, seed: int = 0, **shift: float) -> list[ScanRow]:
-    """Scans of one site, with a scanner's own way in some metrics."""
+    """Scans of one site, shifted in some metrics, as by a scanner."""
     rng = np.random.default_rng([seed, n])
     found = []
     for i in range(n):

@@ -21,8 +21,7 @@ from bids_harmony.cli.run import main
 from bids_harmony.config import EvaluateOptions, TrainOptions
 from bids_harmony.errors import HarmonyError
 from bids_harmony.evaluation import methods, run, tables
-from bids_harmony.evaluation.experiments import Unit
-from bids_harmony.evaluation.unit import Study
+from bids_harmony.evaluation.unit import Study, Unit
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def with_raw_scans(folder: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("N_BOOTSTRAP", "N_PERMUTATIONS", "N_PROBES"):
+    for name in ("N_BOOTSTRAP", "N_PERMUTATIONS"):
         monkeypatch.setattr(tables, name, 5)
 
 
@@ -67,15 +66,15 @@ def test_tables_and_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert set(table["experiment"]) == set(names)
     for (experiment, _, _), cell in table.groupby(["experiment", "train_sites", "test_site"]):
         # ComBat wants three persons of a site.
-        assert set(cell["way"]) == set(methods.METHODS) or experiment == "size"
-    few = table[table["experiment"] == "size"].set_index(["n_source", "way"])
+        assert set(cell["method"]) == set(methods.METHODS) or experiment == "size"
+    few = table[table["experiment"] == "size"].set_index(["n_source", "method"])
     assert (few.loc[1, "harmonized"]["n_persons"] == 9).all()
     assert (1, "combat") not in few.index
     sites = table[table["experiment"] == "sites"].set_index("test_site")
     assert set(sites.index) == {"REF", "A", "B", "A+B"}
     assert (sites.loc["A+B", "n_persons"] == 18).all()
     rows = pd.read_csv(out / "predictions.tsv", sep="\t")
-    once = rows[rows["experiment"] == "sites"].groupby("way")["scan"]
+    once = rows[rows["experiment"] == "sites"].groupby("method")["scan"]
     assert (once.count() == 32).all()
     assert (once.nunique() == 32).all()
     for path in out.glob("*.tsv"):
@@ -141,13 +140,14 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     folder = tmp_path / "out" / "evaluation"
     table = pd.read_csv(folder / "experiments.tsv", sep="\t")
     assert np.isfinite(table["mae"]).all()
-    counts = table.set_index(["way", "test_site"])["n_folds"]
+    table = table.set_index(["method", "test_site"])
+    counts = table["n_folds"]
     assert counts["harmonized"].to_dict() == {"A": 2, "REF": 2}  # nobody calibrates C
     assert counts["combat"].to_dict() == {"A": 1, "REF": 1}
-    assert table.set_index(["way", "test_site"])["n_scans"]["harmonized", "REF"] == 13
+    assert table["n_scans"]["harmonized", "REF"] == 13
     left = pd.read_csv(folder / "left_out.tsv", sep="\t").groupby("test_site")["n_scans"]
-    assert left.sum()["C"] == 4  # ComBat, and the three ways of calibration
-    assert left.sum()["A"] == 5 - table.set_index(["way", "test_site"])["n_scans"]["combat", "A"]
+    assert left.sum()["C"] == 4  # ComBat, and the three methods of calibration
+    assert left.sum()["A"] == 5 - table["n_scans"]["combat", "A"]
     assert set(json.loads((folder / "left_out.json").read_text())) >= {"reason", "n_scans"}
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "ComBat at A could not be had in 1 of the trainings" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from training_data import balls
 
 from bids_harmony.config import Contract, EvaluateOptions, TrainOptions
-from bids_harmony.evaluation.experiments import plan_units
+from bids_harmony.evaluation.run import plan_units
 from bids_harmony.evaluation.unit import Study, fit_predictors, measure_unit, prepare_unit
 from bids_harmony.models.slices import predict_value
 from bids_harmony.training.figures import class_figures
@@ -31,14 +32,14 @@ def test_permuted_labels_give_chance_though_networks_overfit_them(tmp_path: Path
     )  # fmt: skip
     study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path, lambda _: None)
     tested, known = [], []
-    for unit in plan_units(data, study.options, "REF", 1, ["REF"]):
+    for unit in plan_units(data, study.options, "REF", replace(options, seed=1)):
         prepared = prepare_unit(study, unit)
         tested += [row for row in measure_unit(study, unit, prepared)["predictions"]
-                   if row["way"] == "tissue_scaling" and row["site"] == "REF"]  # fmt: skip
+                   if row["method"] == "tissue_scaling" and row["site"] == "REF"]  # fmt: skip
         predictors, _ = fit_predictors(study, unit, data, prepared.split)
-        (members,) = predictors[target.name].ensembles
+        (networks,) = predictors[target.name].ensembles
         for scan in np.flatnonzero((prepared.split != "test") & (data.sites == "REF")):
-            value = predict_value([members], data.volume(int(scan))[0], data.affine, data.box,
+            value = predict_value([networks], data.volume(int(scan))[0], data.affine, data.box,
                                   options.contract.slice_mm)  # fmt: skip
             known.append((value, target.values[scan]))
     assert sorted(row["scan"] for row in tested) == list(range(40))

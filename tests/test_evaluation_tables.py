@@ -14,17 +14,15 @@ from training_heads import people, table
 
 from bids_harmony.config import EvaluateOptions
 from bids_harmony.evaluation import tables
-from bids_harmony.evaluation.page import verdict, write_page
-from bids_harmony.evaluation.statistics import delong
+from bids_harmony.evaluation.page import page_tables, write_page
 from bids_harmony.evaluation.tables import (
-    agreement_table,
     biology_table,
     experiments_table,
     image_table,
     site_probe,
-    travelling_table,
 )
 from bids_harmony.evaluation.unit import ANATOMY, FEATURES
+from bids_harmony.sites.statistics import delong
 from bids_harmony.training.figures import figures
 from bids_harmony.training.targets import Target
 
@@ -36,13 +34,13 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "N_BOOTSTRAP", 200)
 
 
-def rows(way: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:
+def rows(method: str, predicted: np.ndarray, truth: np.ndarray, **more: Any) -> pd.DataFrame:
     n = len(truth)
     base = {
         "experiment": "sites", "seed": 1, "fold": 0, "train_sites": "A", "n_source": None,
         "scan": range(n), "participant": "x", "person": [f"p{i}" for i in range(n)],
         "test_site": "B",
-        "way": way, "target": "brain_age", "truth": truth, "predicted": predicted,
+        "method": method, "target": "brain_age", "truth": truth, "predicted": predicted,
     }  # fmt: skip
     return pd.DataFrame(base | more)
 
@@ -76,23 +74,23 @@ def test_repetitions_are_averaged_and_their_spread_is_told(truth: np.ndarray) ->
 
 def test_a_method_that_was_had_in_one_fold_is_compared_on_its_own_scans(truth: np.ndarray) -> None:
     whole = [
-        rows(way, truth + off, truth, fold=np.repeat([0, 1], 20))
-        for way, off in (("tissue_scaling", 6), ("harmonized", np.repeat([1, 3], 20)))
+        rows(method, truth + off, truth, fold=np.repeat([0, 1], 20))
+        for method, off in (("tissue_scaling", 6), ("harmonized", np.repeat([1, 3], 20)))
     ]
     some = rows("combat", truth + 5, truth).iloc[20:].assign(fold=1)
-    found = experiments_table(pd.concat([*whole, some]), AGE, 0).set_index("way")
+    found = experiments_table(pd.concat([*whole, some]), AGE, 0).set_index("method")
     assert found["n_scans"].to_dict() == {"tissue_scaling": 40, "combat": 20, "harmonized": 40}
     assert found["n_folds"].to_dict() == {"tissue_scaling": 2, "combat": 1, "harmonized": 2}
-    ours = found.loc["harmonized"]
-    assert ours["mae"] == pytest.approx(2)
-    assert ours["gain_over_tissue_scaling"] == pytest.approx(4)
-    assert 3.5 < ours["gain_over_tissue_scaling_low"] < 4 < ours["gain_over_tissue_scaling_high"]
-    assert ours["gain_over_combat"] == pytest.approx(2)  # 5 against 3, in the second fold
-    assert ours["p_over_combat"] < 0.01
+    assert found["mae"]["harmonized"] == pytest.approx(2)
+    assert found["gain"]["tissue_scaling"] == pytest.approx(4)
+    low, high = found.loc["tissue_scaling", ["gain_low", "gain_high"]]
+    assert 3.5 < low < 4 < high
+    assert found["gain"]["combat"] == pytest.approx(2)  # 5 against 3, in the second fold
+    assert found["p"]["combat"] < 0.01
+    assert np.isnan(found["gain"]["harmonized"])
     # Not had where the harmonized scans were tested, or no map at all: no comparison, no crash.
-    apart = experiments_table(pd.concat([whole[1].iloc[:20], some]), AGE, 0)
-    assert "gain_over_combat" not in apart
-    assert "gain_over_combat" not in experiments_table(some, AGE, 0)
+    for parts in ([whole[1].iloc[:20], some], [some]):
+        assert experiments_table(pd.concat(parts), AGE, 0)["gain"].isna().all()
 
 
 def test_areas_are_compared_by_ranks_with_persons_as_clusters() -> None:
@@ -104,9 +102,9 @@ def test_areas_are_compared_by_ranks_with_persons_as_clusters() -> None:
         person = [f"p{i // 6}" for i in range(60)]
         scores = {"none": theirs, "harmonized": scale * ours}
         parts = [rows(k, v, truth, target="ill", person=person) for k, v in scores.items()]
-        found = experiments_table(pd.concat(parts), ILL, 0).iloc[1]
+        found = experiments_table(pd.concat(parts), ILL, 0).iloc[0]
         gain, _, p = delong(ours[None], theirs[None], truth, np.array(person))
-        assert (found["gain_over_none"], found["p_over_none"]) == pytest.approx((gain, p))
+        assert (found["gain"], found["p"]) == pytest.approx((gain, p))
 
 
 def test_each_method_is_held_against_its_own_line() -> None:
@@ -117,7 +115,7 @@ def test_each_method_is_held_against_its_own_line() -> None:
         for method, shifts in (("none", (0, -9)), ("harmonized", (4, 5)))
         for site, by in zip("AB", shifts, strict=True)
     ]  # fmt: skip
-    found = experiments_table(pd.concat(parts), AGE, 0).set_index(["test_site", "way"])
+    found = experiments_table(pd.concat(parts), AGE, 0).set_index(["test_site", "method"])
     offsets = {("A", "none"): 0, ("A", "harmonized"): 0, ("B", "none"): -9, ("B", "harmonized"): 1}
     assert found["offset"].to_dict() == pytest.approx(offsets)
     # Errors from -15 to 15 years: all but one person on either side.
@@ -126,11 +124,19 @@ def test_each_method_is_held_against_its_own_line() -> None:
 
 
 def test_a_gain_is_clear_where_interval_and_p_say_so() -> None:
-    assert verdict(0.1, 3.1, 0.01) == 1
-    assert verdict(-3.1, -0.1, 0.01) == -1
-    assert verdict(-0.1, 3.1, 0.01) == 0
-    assert verdict(0.1, 3.1, 0.056) == 0  # ends of interval and p disagree
-    assert verdict(None, None, None) == 0
+    gains = [
+        (0.1, 3.1, 0.01),
+        (-3.1, -0.1, 0.01),
+        (-0.1, 3.1, 0.01),
+        (0.1, 3.1, 0.056),
+        [np.nan] * 3,
+    ]
+    table = pd.DataFrame([*gains, [np.nan] * 3], columns=["gain_low", "gain_high", "p"]).assign(
+        experiment="sites", target="brain_age", train_sites="A", test_site="B", n_source=None
+    )
+    (cell,) = page_tables(table)[0]["cells"]
+    # In the fourth, ends of interval and p disagree.
+    assert [row["verdict"] for row in cell] == [1, -1, 0, 0, 0]
 
 
 def test_the_page_says_where_harmonized_scans_are_better(
@@ -174,17 +180,17 @@ def test_equal_ages_correlate_with_nothing_and_have_no_slope() -> None:
     person = [f"p{i // 3}" for i in range(30)]
     volume = np.random.default_rng(0).random(30)
     same = appearance(person, "A", "tissue_scaling", np.full(30, 30.1), volume)
-    assert biology_table(pd.concat([same, same.assign(way="harmonized")]), [], 0).empty
+    assert biology_table(pd.concat([same, same.assign(method="harmonized")]), 0).empty
 
 
 def test_one_case_has_an_area_and_no_interval() -> None:
     # Each draw of persons that has the class has this case: the interval would be 1 to 1.
     score, ill = np.r_[3.0, np.linspace(-2, 2, 20)], np.r_[1.0, np.zeros(20)]
-    table = pd.concat([rows(way, score, ill) for way in ("none", "harmonized")])
+    table = pd.concat([rows(method, score, ill) for method in ("none", "harmonized")])
     for row in experiments_table(table, {"brain_age": True}, 0).to_dict("records"):
         assert (row["auc"], row["n_cases"]) == (1, 1)
         assert np.isnan([row["auc_low"], row["auc_high"], row["balanced_accuracy_low"]]).all()
-    assert np.isnan([row["gain_over_none_low"], row["p_over_none"]]).all()
+        assert np.isnan([row["gain_low"], row["p"]]).all()
     found = figures(score, ill, True, np.random.default_rng(0))
     assert (found["auc"], found["auc_95"]) == (1, None)
 
@@ -200,29 +206,17 @@ def test_scans_of_two_persons_are_no_correlation() -> None:
     assert figures(truth + error, truth, False, np.random.default_rng(0), persons)["r"] is None
 
 
-def test_a_site_without_travellers_does_not_hide_the_others() -> None:
-    # Ages of four persons at two sites, and of three others at a third.
-    people = [f"p{i}" for i in range(4)]
-    age = np.array([20.0, 40, 60, 80])
-    parts = [appearance(people, site, "tissue_scaling", age, age + off)
-             for site, off in (("A", 0.0), ("REF", 2.0))]  # fmt: skip
-    parts.append(appearance(["q0", "q1", "q2"], "B", "tissue_scaling", age[:3], age[:3]))
-    said = rows("tissue_scaling", age, age, person=people, test_site="A")
-    row = agreement_table(pd.concat(parts), said).set_index("measure").loc["ventricle_ml"]
-    assert (row["n_persons"], row["n_sites"]) == (4, 2)
-    # Between persons 2 * 2000 / 3, between sites 8, rest 0: 1333.3 / (1333.3 + 2 * 8 / 4).
-    assert row["icc"] == pytest.approx(1333.333 / 1337.333)
-
-
 # --- images: fewer scans of a method, and persons with several ----------------------------------
 
 
-def appearance(person: list[str], site: str, way: str, age: np.ndarray, volume: np.ndarray) -> Any:
+def appearance(
+    person: list[str], site: str, method: str, age: np.ndarray, volume: np.ndarray
+) -> Any:
     n = len(person)
     rng = np.random.default_rng(0)
     base = {
         "seed": 1, "fold": 0, "scan": np.arange(n) + 100 * (site == "REF"), "person": person,
-        "site": site, "age": age, "way": way, **dict.fromkeys(ANATOMY, volume),
+        "site": site, "age": age, "method": method, **dict.fromkeys(ANATOMY, volume),
         **{name: rng.normal(size=n) for name in FEATURES}, "harmonized_change": 0.1,
         "quantiles": list(np.ones((n, 4, 99))),
     }  # fmt: skip
@@ -237,16 +231,16 @@ def test_effects_are_those_of_persons_and_of_the_scans_a_method_has() -> None:
     volume = 2 * ages
     before = appearance(person, "A", "tissue_scaling", ages, volume)
     after = appearance(person, "A", "combat", ages, volume / 2).iloc[:10]
-    found = biology_table(pd.concat([before, after]), [], 0)
-    assert set(found["way"]) == {"combat"}
+    found = biology_table(pd.concat([before, after]), 0)
+    assert set(found["method"]) == {"combat"}
     row = found.iloc[0]
     assert (row["n_scans"], row["n_persons"]) == (10, 10)
     assert (row["before"], row["after"], row["ratio"]) == pytest.approx((2, 1, 0.5))
-    whole = biology_table(pd.concat([before, before.assign(way="harmonized")]), [], 0).iloc[0]
+    whole = biology_table(pd.concat([before, before.assign(method="harmonized")]), 0).iloc[0]
     assert (whole["n_scans"], whole["n_persons"]) == (15, 12)
 
 
-def test_a_method_that_a_site_lacks_is_left_out() -> None:
+def test_a_method_that_a_site_lacks_is_left_out_and_persons_are_known_again() -> None:
     people = [f"p{i}" for i in range(6)]
     age = np.linspace(20, 80, 6)
     home = appearance([f"r{i}" for i in range(6)], "REF", "tissue_scaling", age, age)
@@ -254,54 +248,31 @@ def test_a_method_that_a_site_lacks_is_left_out() -> None:
     parts[1]["scan"] += 200
     combat = appearance(people, "A", "combat", age, age)
     found = image_table(pd.concat([home, *parts, combat]), "REF", 0)
-    assert set(zip(found["site"], found["way"], strict=True)) == {
+    assert set(zip(found["site"], found["method"], strict=True)) == {
         ("A", "tissue_scaling"), ("A", "combat"), ("B", "tissue_scaling"),
     }  # fmt: skip
     assert (found["n_persons"] == 6).all()
-
-
-def test_exchanged_sites_are_those_of_persons() -> None:
-    # Sixteen scans of four persons on each side: by scans the p would be 1 in 101.
-    rng = np.random.default_rng(3)
-    sides = []
-    for side, shift in (("A", 0.0), ("REF", 0.8)):
-        person = np.repeat([f"{side}{i}" for i in range(4)], 4)
-        part = appearance(list(person), side, "tissue_scaling", np.full(16, 50.0), np.ones(16))
-        part[list(FEATURES)] = np.repeat(rng.normal(shift, 1, (4, len(FEATURES))), 4, axis=0)
-        sides.append(part)
-    row = image_table(pd.concat(sides), "REF", 0).iloc[0]
-    assert row["site_probe_p"] > 0.02
+    assert "within_over_between" not in found
+    parts[0].loc[:1, ["within_person", "between_persons"]] = [[0.1, 0.2], [0.2, 0.4]]
+    found = image_table(pd.concat([home, *parts]), "REF", 0).set_index("site")
+    assert found["within_over_between"]["A"] == pytest.approx(0.5)
+    assert np.isnan(found["within_over_between"]["B"])
 
 
 def test_the_site_probe_cannot_know_a_person_again() -> None:
     # Features tell persons apart and not sites; each person has four scans at one site.
     rng = np.random.default_rng(0)
-    persons = np.repeat(np.arange(20), 4)
-    features = rng.normal(0, 1, (20, 30))[persons] + rng.normal(0, 0.01, (80, 30))
-    common = features, np.full(80, 50.0), np.arange(80) < 40
-    assert site_probe(*common, np.arange(80), 0) > 0.9
-    assert site_probe(*common, persons, 0) < 0.75
+    person = np.repeat([f"p{i}" for i in range(20)], 4)
+    scans = appearance(list(person), "A", "combat", np.full(80, 50.0), np.ones(80))
+    own = rng.normal(0, 1, (20, len(FEATURES))).repeat(4, axis=0)
+    scans[FEATURES] = own + rng.normal(0, 0.01, own.shape)
+    here, home = scans[:40], scans[40:]
+    assert site_probe(here, home, 0) < 0.75
     # Three persons of a side are too few, however many scans they have.
-    few = np.r_[:12, 40:80]
-    assert np.isnan(site_probe(*(part[few] for part in (*common, persons)), 0))
+    assert np.isnan(site_probe(here[:12], home, 0))
     # One person with nearly all scans of a side: a fold may lack the other side.
-    lonely = np.r_[np.zeros(37), 1, 2, 3, np.arange(4, 44)]
-    assert not site_probe(*common, lonely, 0) > 1
-
-
-def test_travelling_persons_are_counted_once() -> None:
-    pairs = pd.DataFrame([
-        {"site": "A", "way": way, "person": person, "mae": mae, "psnr": 20.0, "ssim": 0.9}
-        for way, by in (("tissue_scaling", 0.0), ("harmonized", -0.1))
-        for person, mae in (("p", 0.5 + by), ("p", 0.7 + by), ("q", 0.2 + by), ("r", 0.4 - by))
-    ])  # fmt: skip
-    before, after = (
-        travelling_table(pairs, 0)
-        .set_index("way")
-        .loc[["tissue_scaling", "harmonized"]]
-        .to_dict("records")
-    )
-    assert (before["n_persons"], before["mae"]) == (3, pytest.approx(0.4))
-    assert before["mae_low"] < before["mae"] < before["mae_high"]
-    assert np.isnan(before["closer"])
-    assert after["closer"] == pytest.approx(2 / 3)
+    lonely = here.assign(person=[*["a"] * 37, "b", "c", "d"])
+    assert not site_probe(lonely, home, 0) > 1
+    # Features of the site tell it.
+    other = here.assign(**{name: here[name] + 4 for name in FEATURES})
+    assert site_probe(other, home, 0) > 0.9

@@ -5,23 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from training_data import balls
 from training_heads import people, table
 
 from bids_harmony.config import EvaluateOptions, TrainOptions
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation.experiments import (
+from bids_harmony.evaluation.run import choose_targets, plan_units, unknown_values
+from bids_harmony.evaluation.unit import (
+    Study,
     Unit,
-    plan_units,
+    fit_predictors,
+    person_distances,
     split_of,
     subject_folds,
-    trainable_sites,
 )
-from bids_harmony.evaluation.run import choose_targets, unknown_values
-from bids_harmony.evaluation.unit import Study, fit_predictors
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.targets import Target
 
@@ -70,48 +72,36 @@ def test_nobody_tested_is_seen(travellers: TrainingSet, unit: Unit) -> None:
     assert len(at_b) == {"sites": len(every), "size": 5}[unit.experiment]
 
 
+def planned(data: TrainingSet, *experiments: str, seed: int = 0, **more: Any) -> list[Unit]:
+    options = EvaluateOptions(experiments, **{"cv_folds": 2, **more})
+    return plan_units(data, options, "A", TrainOptions(seed=seed, folds=2))
+
+
 def test_units_of_every_experiment() -> None:
     data = people(table({"A": AGES, "B": AGES[:11], "C": AGES[:6]}))
-    options = EvaluateOptions(("sites", "rotations", "size"), cv_folds=2, n_seeds=2)
-    units = plan_units(data, options, "A", 7, "ABC")
+    units = planned(data, "sites", "rotations", "size", n_seeds=2, seed=7)
     # Eleven scans, half of them tested: sizes 1, 2 and 4.
     assert len(units) == 2 * 2 * (1 + 9 + 3)
     assert {unit.seed for unit in units} == {7, 8}
     pairs = {u.train_sites: u.test_sites for u in units if u.experiment == "rotations"}
     assert pairs[("B",)] == ("A", "C")
     assert pairs[("B", "A")] == pairs[("A", "B")] == ("C",)
-    some = EvaluateOptions(("rotations",), cv_folds=2, train_sites=("B", "C+A"))
-    rotations = [unit.train_sites for unit in plan_units(data, some, "A", 7, "ABC")]
-    assert rotations == [("B",), ("C", "A")] * 2
-
-
-def test_a_site_with_few_persons_does_not_train_alone() -> None:
-    data = people(table({"A": AGES, "B": AGES[:5]}))
-    data.table["subject"] = [str(i) for i in range(len(data))]
-    everything, nothing = np.ones(len(data), bool), np.full(len(data), np.nan)
-    age, bmi = Target("age", "brain_age", data.ages), Target("bmi", "bmi", nothing)
-    assert trainable_sites(data, [age], 2, 2, everything) == ["A", "B"]
-    assert trainable_sites(data, [age, bmi], 2, 3, everything) == ["A"]
-    assert trainable_sites(data, [age], 2, 2, data.sites == "B") == ["B"]
-    assert trainable_sites(data, [bmi], 2, 2, everything) == []
-    ill = np.array([1.0] * 3 + [0.0] * (len(data) - 3))
-    dx = Target("ill", "ill", ill, ("no", "yes"))
-    assert trainable_sites(data, [dx], 3, 2, everything) == ["A"]
-    units = plan_units(data, EvaluateOptions(("rotations",)), "A", 0, ["A"])
-    assert {unit.train_sites for unit in units} == {("A",)}
-    with pytest.raises(UsageError, match="No site keeps enough persons"):
-        plan_units(data, EvaluateOptions(("rotations",)), "A", 0, [])
+    rotations = planned(data, "rotations", train_sites=("B", "C+A"))
+    assert [unit.train_sites for unit in rotations] == [("B",), ("C", "A")] * 2
 
 
 def test_experiments_that_cannot_be_done_are_refused() -> None:
-    data = people(table({"A": AGES, "B": AGES}))
+    # Of four persons two are left, of three one, which is too few for two networks.
+    data = people(table({"A": AGES, "B": AGES[:3]}))
+    assert {unit.train_sites for unit in planned(data, "rotations")} == {("A",)}
     for wrong in ("Q", "A+B", "B"):  # unknown, nothing left to test on, too few persons
-        rotations = EvaluateOptions(("rotations",), train_sites=("A", wrong))
         with pytest.raises(UsageError, match=re.escape(f"--train-sites {wrong} is no rotation")):
-            plan_units(data, rotations, "A", 0, ["A"])
+            planned(data, "rotations", train_sites=("A", wrong))
+    with pytest.raises(UsageError, match="No site keeps enough persons"):
+        planned(people(table({"A": AGES[:3], "B": AGES[:3]})), "rotations")
     for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:1]}):
         with pytest.raises(UsageError, match="no sizes to try"):
-            plan_units(people(table(rows)), EvaluateOptions(("size",)), "A", 0, "A")
+            planned(people(table(rows)), "size")
     with pytest.raises(UsageError, match="--experiments"):
         EvaluateOptions(("sties",))
     with pytest.raises(UsageError, match="--cv-folds is 1"):
@@ -122,11 +112,26 @@ def test_sizes_are_persons_with_all_their_scans() -> None:
     rows = table({"A": AGES, "B": AGES + AGES})
     rows["subject"] = [f"a{i}" for i in range(20)] + 2 * [f"b{i}" for i in range(20)]
     data = people(rows)
-    units = plan_units(data, EvaluateOptions(("size",), cv_folds=2), "A", 0, "A")
+    units = planned(data, "size")
     assert {unit.n_source for unit in units} == {1, 2, 4, 8}  # of ten persons with twenty scans
     _, seen = split_of(data, units[2], subject_folds(data, 2, 0), 0.15)
     left = data.persons[(seen != "test") & (data.sites == "B")]
     assert (len(left), len(set(left))) == (8, 4)
+
+
+def test_images_are_compared_with_the_same_persons_and_another_s() -> None:
+    data = balls({"REF": 3, "A": 2})
+    data.table["subject"] = ["p", "q", "r", "p", "s"]
+    at_home = np.array([0, 1])
+    volume, mask = data.volume(0)
+    found = person_distances(data, 3, (volume + 0.1, mask), at_home)
+    assert found["within_person"] == pytest.approx(0.1)
+    other, there = data.volume(1)  # the scan of another person
+    apart = np.abs(volume + 0.1 - other)[mask & there].mean()
+    assert found["between_persons"] == pytest.approx(apart)
+    # Of the reference itself, of a person whom it lacks, and where it has no other person.
+    for scan, home in ((0, at_home), (4, at_home), (3, at_home[:1])):
+        assert person_distances(data, scan, (volume, mask), home) == {}
 
 
 def test_targets_that_cannot_be_evaluated_are_named() -> None:
@@ -140,21 +145,22 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
         return [target.column for target in found], notes + unknown_values(data, found)
 
     dx = ["control", "ill"] * 14
-    assert chosen(diagnosis=dx) == (["age", "diagnosis"], [])
-    columns, (note,) = chosen(diagnosis=dx, age=np.nan)
-    assert columns == ["diagnosis"]
-    assert note.startswith("Not evaluated: age. No scan of A has a value in the column age.")
-    columns, (note,) = chosen()
-    assert columns == ["age"]
-    assert "Not evaluated: diagnosis. No scan of A has a value" in note
-    columns, (note,) = chosen(diagnosis=dx, age=40.0)
-    assert columns == ["diagnosis"]
-    assert "age has 1 different values at A" in note
-    columns, (note,) = chosen(diagnosis=dx, age=[*AGES, *AGES[:5], *[np.nan] * 3])
-    assert columns == ["age", "diagnosis"]
-    assert note == "brain_age: 3 scans of B without a value in the column age, not tested."
-    columns, (note,) = chosen(diagnosis=[*dx[:20], *["ill"] * 8])
-    assert note.startswith("diagnosis_probability: B has scans of the class ill only (8).")
+    some = [*AGES, *AGES[:5], *[np.nan] * 3]
+    for columns, wanted, said in (
+        ({"diagnosis": dx}, ["age", "diagnosis"], ""),
+        ({"diagnosis": dx, "age": np.nan}, ["diagnosis"],
+         "Not evaluated: age. No scan of A has a value in the column age."),
+        ({}, ["age"], "Not evaluated: diagnosis. No scan of A has a value"),
+        ({"diagnosis": dx, "age": 40.0}, ["diagnosis"], "age has 1 different values at A"),
+        ({"diagnosis": dx, "age": some}, ["age", "diagnosis"],
+         "brain_age: 3 scans of B without a value in the column age, not tested."),
+        ({"diagnosis": [*dx[:20], *["ill"] * 8]}, ["age", "diagnosis"],
+         "diagnosis_probability: B has scans of the class ill only."),
+    ):  # fmt: skip
+        found, notes = chosen(**columns)
+        assert found == wanted
+        assert len(notes) == bool(said)
+        assert said in "".join(notes)
     with pytest.raises(UsageError, match="No scan of A has a value in the column age"):
         chosen(age=np.nan)
     with pytest.raises(UsageError, match="age has 1 different values"):

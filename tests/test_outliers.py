@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from made_scans import USUAL, made_metrics, made_row, made_site, outliers_of
+from made_scans import TYPICAL, made_metrics, made_row, made_site, outliers_of
 
 from bids_harmony.qc.outliers import MOST, site_norms
 from bids_harmony.qc.reference import reference_statistics
@@ -43,7 +43,7 @@ def test_a_small_site_whose_scans_are_all_off_the_common_course_flags_none() -> 
         """Metrics that follow one cause, but for their own part."""
         cause = rng.standard_normal(n)
         return [
-            {k: m + s * (x + own * rng.standard_normal()) for k, (m, s) in USUAL.items()}
+            {k: m + s * (x + own * rng.standard_normal()) for k, (m, s) in TYPICAL.items()}
             for x in cause
         ]
 
@@ -74,10 +74,10 @@ def test_the_good_side_of_a_metric_is_no_reason() -> None:
 @pytest.mark.parametrize("n", [40, 120])
 def test_metrics_that_do_not_go_together_are_seen(n: int) -> None:
     # Each metric is within two deviations; their shared cause never does this.
-    signs = np.resize([1, -1], len(USUAL))
+    signs = np.resize([1, -1], len(TYPICAL))
     values = {
         name: middle + 2.2 * spread * sign
-        for sign, (name, (middle, spread)) in zip(signs, USUAL.items(), strict=True)
+        for sign, (name, (middle, spread)) in zip(signs, TYPICAL.items(), strict=True)
     }
     found = outliers_of([*made_site("A", n), odd(**values)])
     (flag,) = found.flags["sub-odd"]

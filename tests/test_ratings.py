@@ -14,19 +14,19 @@ from bids_harmony.qc.ratings import (
     DISPUTED,
     REJECTED,
     Rating,
-    apply_ratings,
     merge_ratings,
+    rated_status,
     rating_files,
     read_ratings,
     unmatched,
     write_ratings,
 )
+from bids_harmony.training.inputs import find_training_scans, without_rejected
 
-HEADER = "scan\trater\ttime\tverdict\tcomment\n"
 
-
-def ratings_file(path: Path, *rows: str, header: str = HEADER) -> Path:
-    path.write_text(header + "".join(row.replace(" | ", "\t") + "\n" for row in rows))
+def ratings_file(path: Path, *rows: str) -> Path:
+    lines = ["scan | rater | time | verdict | comment", *rows]
+    path.write_text("".join(row.replace(" | ", "\t") + "\n" for row in lines))
     return path
 
 
@@ -55,7 +55,6 @@ def test_a_file_is_read_however_it_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoding", "separator", "said"),
     [
-        ("utf-8", ",", "is separated by ','"),
         ("utf-8-sig", ";", "is separated by ';'"),
         ("utf-16", "\t", "is UTF-16"),
         ("latin-1", "\t", "Latin-1"),
@@ -73,6 +72,16 @@ def test_a_file_is_read_in_any_encoding_and_with_any_separator(
         ["sub-01", "Zo\xe9", "reject"],
         ["sub-02", "NA", ""],
     ]
+
+
+def test_a_scan_may_be_named_by_any_of_its_files(tmp_path: Path) -> None:
+    names = {
+        "sub-01\\anat\\sub-01_T1w.nii.gz": "sub-01", "x/sub-02_t1w.NII": "sub-02",
+        "sub-03.html": "sub-03", "sub-04_acq-b_T1w.nii.gz": "sub-04_acq-b",
+        "sub-05_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz": "sub-05_run-1_chunk-2",
+    }  # fmt: skip
+    rows = [f"{name} | ann | 2026-01-01 | reject | " for name in names]
+    assert list(merged(ratings_file(tmp_path / "r.tsv", *rows))) == list(names.values())
 
 
 def test_wrong_rows_are_named_and_kept_and_do_not_count(tmp_path: Path) -> None:
@@ -109,26 +118,18 @@ def test_newest_verdict_of_a_rater_counts_whatever_the_order(tmp_path: Path) -> 
 
 
 def test_disagreement_is_kept_and_decides_nothing(tmp_path: Path) -> None:
-    path = ratings_file(
-        tmp_path / "r.tsv",
-        "sub-01 | ann | 2026-03-01 | accept | ",
-        "sub-01 | bob | 2026-03-02 | reject | ",
-        "sub-02 | ann | 2026-03-01 | reject | ",
-        "sub-02 | bob | 2026-03-01 | reject | ",
-        "sub-03 | ann | 2026-03-01 | accept | ",
-        "sub-04 | ann | 2026-03-01 | accept | ",
-        "sub-05 | ann | 2026-03-01 | unsure | ",
-    )
-    found = merged(path)
+    verdicts = [("01", "ann", "accept"), ("01", "bob", "reject"), ("02", "ann", "reject"),
+                ("02", "bob", "reject"), ("03", "ann", "accept"), ("04", "ann", "accept"),
+                ("05", "ann", "unsure")]  # fmt: skip
+    rows = [
+        f"sub-{scan} | {rater} | 2026-03-01 | {verdict} | " for scan, rater, verdict in verdicts
+    ]
+    found = merged(ratings_file(tmp_path / "r.tsv", *rows))
     assert (found["sub-01"], found["sub-02"]) == (Rating(DISPUTED, 2), Rating("reject", 2))
-    statuses = {
-        "sub-01": "warn", "sub-02": "pass", "sub-03": "fail", "sub-04": "error", "sub-05": "fail",
-        "sub-06": None,
-    }  # fmt: skip
-    assert apply_ratings(statuses, found) == {
-        "sub-01": "warn", "sub-02": REJECTED, "sub-03": "pass", "sub-04": "error",
-        "sub-05": "fail", "sub-06": None,
-    }  # fmt: skip
+    statuses = {"sub-01": "warn", "sub-02": "pass", "sub-03": "fail", "sub-04": "error",
+                "sub-05": "fail", "sub-06": None}  # fmt: skip
+    decided = {scan: rated_status(status, found.get(scan)) for scan, status in statuses.items()}
+    assert decided == statuses | {"sub-02": REJECTED, "sub-03": "pass"}
 
 
 @pytest.mark.parametrize("content", [b"", b"scan\trater\n", b"\xff\xfe\x00s", b"\0"])
@@ -153,67 +154,40 @@ def test_written_ratings_are_read_back_and_never_doubled(tmp_path: Path) -> None
 def test_training_leaves_out_what_raters_reject_and_takes_back_what_they_accept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bids_harmony.training.inputs import find_training_scans, without_rejected
-
     scans = []
     for label, status in (("01", "pass"), ("02", "fail"), ("03", "fail")):
-        folder = tmp_path / f"sub-{label}" / "anat"
-        folder.mkdir(parents=True)
+        stem = tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_"
+        stem.parent.mkdir(parents=True)
         for name in ("preproc_T1w", "brain_mask"):
-            stem = f"sub-{label}_space-MNI152NLin2009aSym_res-2_desc-"
-            (folder / f"{stem}{name}.nii.gz").touch()
-        (folder / f"sub-{label}_desc-harmony_qc.json").write_text(f'{{"status": "{status}"}}')
+            Path(f"{stem}space-MNI152NLin2009aSym_res-2_desc-{name}.nii.gz").touch()
+        Path(f"{stem}desc-harmony_qc.json").write_text(f'{{"status": "{status}"}}')
         scans.append(
             Scan(path=Path("x"), key=f"sub-{label}", site="A", entities={"subject": label})
         )
     config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path, level="train")
     lines: list[str] = []
 
-    def kept() -> list[str]:
+    def subjects() -> list[str]:
         found = find_training_scans(tmp_path, scans, config)[0]
         return [scan.subject for scan in without_rejected(found, lines.append)]
 
-    assert kept() == ["01"]
+    assert subjects() == ["01"]
     ratings_file(
         tmp_path / "qc_ratings.tsv",
-        "sub-01 | ann |  | reject | ",
-        "sub-02 | ann |  | accept | ",
-        "sub-03 | ann |  | maybe | ",
+        *("sub-01 | ann |  | reject | ", "sub-02 | ann |  | accept | "),
+        *("sub-03 | ann |  | maybe | ", "sub-1 | ann |  | reject | "),
     )
     lines.clear()
-    assert kept() == ["02"]
+    assert subjects() == ["02"]
     assert "sub-01" in lines[0]
     assert "the raters reject it" in lines[0]
-    assert "line 4: the verdict 'maybe'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "scan"),
-    [
-        ("sub-01\\anat\\sub-01_T1w.nii.gz", "sub-01"), ("x/sub-01_t1w.NII", "sub-01"),
-        ("sub-01.html", "sub-01"), ("sub-01_acq-b_T1w.nii.gz", "sub-01_acq-b"),
-        ("sub-01_run-1_space-T_chunk-2_res-2_desc-brain_mask.nii.gz", "sub-01_run-1_chunk-2"),
-    ],
-)  # fmt: skip
-def test_a_scan_may_be_named_by_any_of_its_files(tmp_path: Path, name: str, scan: str) -> None:
-    path = ratings_file(tmp_path / "r.tsv", f"{name} | ann | 2026-01-01 | reject | ")
-    assert list(merged(path)) == [scan]
-
-
-def test_a_verdict_on_a_scan_that_is_not_there_is_told_in_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [f"{scan} | ann | 2026-01-01 | reject | " for scan in ("sub-1", "sub-02", "sub-9")]
-    from bids_harmony.training.inputs import find_training_scans
-
-    table, _ = read_ratings([ratings_file(tmp_path / "qc_ratings.tsv", *rows)])
-    said = "2 rated scans without a record here: sub-1, sub-9. Did you mean sub-01?"
-    assert unmatched(table, ["sub-01", "sub-02"]) == said
-    assert unmatched(table, ["sub-1", "sub-02", "sub-9"]) == ""
-    scans = [Scan(path=tmp_path / f"sub-{s}_T1w.nii.gz", key=f"sub-{s}", entities={"subject": s})
-             for s in ("01", "02")]  # fmt: skip
-    config = RunConfig(bids_dir=tmp_path, output_dir=tmp_path)
-    find_training_scans(tmp_path, scans, config)
-    assert said in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "line 4: the verdict 'maybe'" in told
+    # A verdict on a scan that is not there.
+    said = "1 rated scan without a record here: sub-1. Did you mean sub-01?"
+    assert said in told
+    table, _ = read_ratings(rating_files(config))
+    assert unmatched(table, ["sub-01", "sub-02", "sub-03"]) == said
+    assert unmatched(table, ["sub-01", "sub-02", "sub-03", "sub-1"]) == ""
     find_training_scans(tmp_path, scans, replace(config, participant_label=("01",)))
     assert "rated" not in capsys.readouterr().out

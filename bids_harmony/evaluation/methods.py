@@ -57,6 +57,7 @@ COMMON = 0.5
 
 #: Takes scan number, volume and mask; gives the prepared volume.
 Change = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,7 @@ class PreparedVolumes:
 
 
 def prepare(
-    data: TrainingSet,
-    scans: Sequence[int],
-    method: Method,
-    work_dir: Path,
-    say: Callable[[str], None],
+    data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path, say: Say
 ) -> TrainingSet:
     """Prepare some scans by a method, once: they are cached in ``work_dir``.
 
@@ -141,9 +138,7 @@ def prepare(
     return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
 
 
-def unharmonized(
-    data: TrainingSet, work_dir: Path, say: Callable[[str], None]
-) -> TrainingSet | None:
+def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | None:
     """Take all scans without any harmonization: resampled, and divided by a percentile.
 
     Neither bias field nor tissue means nor the surface are touched; the brain mask is the one that
@@ -174,24 +169,20 @@ def unharmonized(
     def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raw, transform, brain_mask = sources[scan]
         moved = resample(load_t1w(raw)[0], grid, transform, antialias=True)
+        values = np.asarray(moved.dataobj)
         brain = mask | (np.asarray(nib.load(brain_mask).dataobj) > 0)
-        return over_percentile(np.asarray(moved.dataobj), brain)
+        top = max(float(np.percentile(values[brain], PERCENTILE)), 1e-6)
+        # Above 0: that is the background.
+        return np.where(brain, np.clip(values / top, 1e-3, MAX_SCALED), 0).astype(np.float32)
 
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-             for source in sources for path in source]  # fmt: skip
+    stats = [(str(path), path.stat()) for source in sources for path in source]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     try:
         method = Method(change, f"plain {files}", np.unique(data.sites))
         return prepare(data, range(len(data)), method, work_dir, say)
     except ScanError as error:
         say(f"{warning}{error.cause}")
         return None
-
-
-def over_percentile(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Divide a scan by the :data:`PERCENTILE` of its brain; background 0, brain in (0, 2]."""
-    top = max(float(np.percentile(volume[mask], PERCENTILE)), 1e-6)
-    # Above 0: that is the background.
-    return np.where(mask, np.clip(volume / top, 1e-3, MAX_SCALED), 0).astype(np.float32)
 
 
 def matching(quantiles: np.ndarray, sites: Iterable[str]) -> Method:
@@ -260,11 +251,11 @@ def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], see
     values = np.stack([data.volume(scan)[0][common] for scan in scans], axis=1)
     varied = np.ptp(values, axis=1) > 0
     common[common] = varied
-    sites = pd.DataFrame({"site": data.sites[scans]})
     from neuroCombat import neuroCombat
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
+            sites = pd.DataFrame({"site": data.sites[scans]})
             fit = neuroCombat(values[varied], sites, "site")["estimates"]
         mean, spread = fit["stand.mean"][:, 0], np.sqrt(fit["var.pooled"][:, 0])
         shift, scale = np.asarray_chkfinite([fit["gamma.star"], np.sqrt(fit["delta.star"])])
@@ -278,9 +269,9 @@ def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], see
         if here == home:
             return volume
         standard = ((volume[common] - mean) / spread - shift[here]) / scale[here]
-        standard = standard * scale[home] + shift[home]
+        moved = (standard * scale[home] + shift[home]) * spread + mean
         out = volume.copy()
-        out[common] = np.clip(standard * spread + mean, 1e-3, 2.0)
+        out[common] = np.clip(moved, 1e-3, 2.0)
         return np.where(mask, out, 0).astype(np.float32)
 
     content = hashlib.sha256(data.content(among)).hexdigest()

@@ -13,35 +13,31 @@ import pandas as pd
 
 from bids_harmony import __version__
 from bids_harmony.evaluation.methods import METHODS
-from bids_harmony.evaluation.statistics import fit_line
 from bids_harmony.evaluation.tables import PRIMARY
 from bids_harmony.evaluation.unit import Study
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.reference import dictionary
-from bids_harmony.reports.drawing import scatter_figure, svg_text
-from bids_harmony.training.harmonizer import HARMONIZED
+from bids_harmony.reports import render
+from bids_harmony.reports.drawing import new_figure, scatter_figure, svg_text
+from bids_harmony.sites.statistics import fit_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "evaluation"
-TABLES = (
-    "experiments", "predictions", "left_out", "images", "biology", "travelling", "agreement",
-)  # fmt: skip
+#: Tables that are not always there; the last two are an earlier version's.
+OPTIONAL = ("left_out", "images", "biology", "travelling", "agreement")
 #: A difference with a p below this is spoken of as one.
 LEVEL = 0.05
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
 #: Shapes too tell methods apart.
 MARKERS = dict(zip(METHODS, "sD^vXoP", strict=True))
 
+Tables = dict[str, pd.DataFrame]
+
 
 def write_page(
-    out: Path,
-    study: Study,
-    reference: str,
-    tables: dict[str, pd.DataFrame],
-    notes: Sequence[str],
-    **flags: bool,
+    out: Path, study: Study, reference: str, tables: Tables, notes: Sequence[str], **flags: bool
 ) -> Path:
     """Write tables with their dictionaries, figures, and ``evaluation.html``.
 
@@ -54,7 +50,7 @@ def write_page(
     reference : str
         Reference site of all experiments but ``rotations``.
     tables : dict of str to pandas.DataFrame
-        Some of :data:`TABLES`; an earlier evaluation's others are deleted.
+        By name; an earlier evaluation's others are deleted.
     notes : sequence of str
         What was not evaluated, and why.
     **flags : bool
@@ -66,29 +62,25 @@ def write_page(
     pathlib.Path
         The page.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    for name in TABLES:
-        if name in tables:
-            write_table(out / FOLDER, name, tables[name])
-        else:
-            (out / FOLDER / f"{name}.tsv").unlink(missing_ok=True)
-            (out / FOLDER / f"{name}.json").unlink(missing_ok=True)
+    for name, table in tables.items():
+        write_table(out / FOLDER, name, table)
+    for name in set(OPTIONAL) - set(tables):
+        for ending in (".tsv", ".json"):
+            (out / FOLDER / f"{name}{ending}").unlink(missing_ok=True)
     figures = {
         name: svg_text(figure) for name, figure in draw_figures(study, reference, tables).items()
     }
     for name, svg in figures.items():
         write_text(out / FOLDER / "figures" / f"{name}.svg", svg)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = files("bids_harmony.data").joinpath("evaluation.html").read_text("utf-8")
-    html = environment.from_string(template).render(
-        flags, study=study, reference=reference, notes=notes, version=__version__,
-        methods=METHODS, units=UNITS, describe=describe, experiments=page_tables(tables),
+    page = render(
+        "evaluation.html", **flags, study=study, reference=reference, notes=notes,
+        version=__version__, methods=METHODS, units=UNITS, describe=describe,
+        experiments=page_tables(tables["experiments"]),
         tables={name: records(table) for name, table in tables.items()},
         left_out=left_out(tables.get("left_out", pd.DataFrame())),
         figures={name: svg[svg.index("<svg") :] for name, svg in figures.items()},
     )  # fmt: skip
-    write_text(out / "evaluation.html", html)
+    write_text(out / "evaluation.html", page)
     return out / "evaluation.html"
 
 
@@ -106,10 +98,9 @@ def describe(column: str) -> str:
     """Describe a table's column; ends of intervals and spreads by what they belong to."""
     text = files("bids_harmony.data").joinpath("evaluation_columns.json").read_text("utf-8")
     known: dict[str, str] = json.loads(text)
-    for ending, of in known.items():
-        if ending.startswith("_") and column.endswith(ending):
-            known.setdefault(column, of.format(column.removesuffix(ending)))
-            break
+    for ending in ("_low", "_high", "_seed_sd"):
+        if column.endswith(ending):
+            return known[ending].format(column.removesuffix(ending))
     return known.get(column) or f"Median over scans. {dictionary()[column]['Description']}"
 
 
@@ -119,32 +110,24 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
 
 
-def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def page_tables(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Lay the experiments out as tables of a page: one per experiment and target.
 
     Returns
     -------
     list of dict
         ``experiment``, ``target``, ``primary`` (what methods are compared by) and ``cells``, lists
-        of rows of one test site, by method: with ``gain`` of the harmonized scans over them,
-        ``gain_low``, ``gain_high``, ``p`` and ``verdict``: 1 where harmonized scans are clearly
-        better, -1 where worse, else 0.
+        of rows of one test site, by method: with ``verdict``, 1 where harmonized scans are clearly
+        better, -1 where worse, else 0. With few persons the interval may leave out zero where the
+        test finds nothing.
     """
+    better, worse = (table[f"gain_{end}"] * sign > 0 for end, sign in (("low", 1), ("high", -1)))
+    table = table.assign(verdict=(better.astype(int) - worse) * (table["p"] < LEVEL))
     shown = []
-    by_target = tables["experiments"].groupby(["experiment", "target"], sort=False)
-    for (experiment, target), part in by_target:
-        cells = []
-        keys = ["train_sites", "test_site", "n_source"]
-        for _, group in part.groupby(keys, dropna=False, sort=False):
-            cell = records(group)
-            ours = next((row for row in cell if row["way"] == HARMONIZED), {})
-            for row in cell:
-                for name in ("gain", "gain_low", "gain_high", "p"):
-                    figure, *end = name.split("_")
-                    row[name] = ours.get("_".join([figure, "over", row["way"], *end]))
-                row["verdict"] = verdict(row["gain_low"], row["gain_high"], row["p"])
-            cells.append(cell)
+    keys = ["train_sites", "test_site", "n_source"]
+    for (experiment, target), part in table.groupby(["experiment", "target"], sort=False):
         primary = PRIMARY["n_cases" in part and bool(part["n_cases"].notna().any())]
+        cells = [records(cell) for _, cell in part.groupby(keys, dropna=False, sort=False)]
         row = {"experiment": experiment, "target": target, "primary": primary, "cells": cells}
         shown.append(row)
     return shown
@@ -152,54 +135,39 @@ def page_tables(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def left_out(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Count the trainings and tests that a method or a target could not be had in."""
-    keys = ["experiment", "way", "target", "test_site", "reason"]
+    keys = ["experiment", "method", "target", "test_site", "reason"]
     rows = table.reindex(columns=[*keys, "n_scans"]).groupby(keys, dropna=False, sort=False)
     return records(rows["n_scans"].agg(trainings="size", tests="sum").reset_index())
 
 
-def verdict(low: float | None, high: float | None, p: float | None) -> int:
-    """Whether a gain is clear (1), or a loss is (-1); or neither (0).
-
-    With few persons the interval may leave out zero where the test finds nothing.
-    """
-    if low is None or high is None or p is None or p >= LEVEL:
-        return 0
-    return int(low > 0) - int(high < 0)
-
-
-def draw_figures(
-    study: Study, reference: str, tables: dict[str, pd.DataFrame]
-) -> dict[str, Figure]:
+def draw_figures(study: Study, reference: str, tables: Tables) -> dict[str, Figure]:
     """Draw what there is to draw, by the figures' names: what is shown, and the target's name."""
     drawn = {}
     for target in study.targets:
-        sites, sizes, rows = (
-            table[(table["target"] == target.name) & (table["experiment"] == experiment)]
-            for table, experiment in (
-                (tables["experiments"], "sites"),
-                (tables["experiments"], "size"),
-                (tables["predictions"], "sites"),
-            )
+        found, predictions = (
+            tables[name][tables[name]["target"] == target.name]
+            for name in ("experiments", "predictions")
         )
+        primary = PRIMARY[target.binary]
+        sites, sizes = (found[found["experiment"] == name] for name in ("sites", "size"))
         if len(sites):
-            drawn[f"sites_{target.name}"] = _points(sites, "test_site", PRIMARY[target.binary])
+            drawn[f"sites_{target.name}"] = _points(sites, "test_site", primary)
         if not target.binary and sites["test_site"].nunique() > 1:
+            rows = predictions[predictions["experiment"] == "sites"]
             drawn[f"scatter_{target.name}"] = _scatter(rows, reference)
         if len(sizes):
             sizes = sizes.astype({"n_source": int})
-            drawn[f"size_{target.name}"] = _points(sizes, "n_source", PRIMARY[target.binary])
+            drawn[f"size_{target.name}"] = _points(sizes, "n_source", primary)
     return drawn
 
 
 def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
     """One point with its interval per method, and site or number of persons that calibrate it."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(7.2, 3.4), layout="constrained")
+    figure = new_figure(0.47, 7.2)
     axes = figure.subplots()
     groups = table.groupby(by, sort=False)["n_persons"].max()
     for k, method in enumerate(METHODS):
-        part = table[table["way"] == method].set_index(by).reindex(groups.index)
+        part = table[table["method"] == method].set_index(by).reindex(groups.index)
         ends = np.abs(part[[f"{name}_low", f"{name}_high"]].to_numpy().T - part[name].to_numpy())
         at = np.arange(len(part)) + 0.12 * (k - 3)
         axes.errorbar(at, part[name], ends, fmt=f"C{k}{MARKERS[method]}", label=METHODS[method])
@@ -213,9 +181,10 @@ def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
 def _scatter(rows: pd.DataFrame, reference: str) -> Figure:
     """Predicted against true, one panel per method, with the reference's line."""
     panels = {}
-    for method in (method for method in METHODS if method in set(rows["way"])):
-        part = rows[rows["way"] == method].rename(columns={"test_site": "site"})
+    for method, title in METHODS.items():
+        part = rows[rows["method"] == method].rename(columns={"test_site": "site"})
         home = part[part["site"] == reference]
-        line = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
-        panels[METHODS[method]] = (part, line)
+        if len(part):
+            line = fit_line(home["predicted"].to_numpy(), home["truth"].to_numpy())
+            panels[title] = (part, line)
     return scatter_figure(panels, reference)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,13 @@ import torch
 from bids_harmony import __version__
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
-from bids_harmony.config import TrainOptions
-from bids_harmony.console import say as tell
+from bids_harmony.config import EvaluateOptions, TrainOptions
+from bids_harmony.console import say
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation import tables
-from bids_harmony.evaluation.experiments import Unit, plan_units, trainable_sites
 from bids_harmony.evaluation.methods import METHODS, combat_available, unharmonized
 from bids_harmony.evaluation.page import FOLDER, write_page, write_table
-from bids_harmony.evaluation.unit import Rows, Study, measure_unit, prepare_unit
+from bids_harmony.evaluation.unit import Rows, Study, Unit, measure_unit, prepare_unit
 from bids_harmony.files import read_json_or_empty, write_text
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation import GENERATOR
@@ -36,6 +36,8 @@ from bids_harmony.training.targets import SIMULATED, Target, find_target, find_t
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
+#: Persons of a site that calibrate it, in ``size``.
+SIZES = (1, 2, 4, 8, 16, 32)
 #: With ``--sloppy``: minutes instead of hours, to see that everything runs; its figures mean
 #: little.
 SLOPPY: dict[str, Any] = {"predictor_steps": 60, "folds": 2}
@@ -57,22 +59,17 @@ def run_evaluate(config: RunConfig) -> int:
     int
         0, or 1 where a unit could not be finished; tables then hold the others.
     """
-    study, reference, notes = read_study(config, tell)
-    options, train, folder = study.options, study.train, config.output_dir / FOLDER
-    trainable = trainable_sites(
-        study.data, study.targets, options.cv_folds, train.folds, study.fit
-    )
-    units = plan_units(study.data, options, reference, train.seed, trainable)
-    tell(
-        "\n  ".join([f"{counted(len(units), 'unit')} of training and testing:", *map(str, units)])
-    )
+    study, reference, notes = read_study(config)
+    folder = config.output_dir / FOLDER
+    units = plan_units(study.data, study.options, reference, study.train)
+    say("\n  ".join([f"{counted(len(units), 'unit')} of training and testing:", *map(str, units)]))
     results: dict[int, Result] = {}
     failed: list[HarmonyError] = []
     for number, result in run_units(study, units, config.nprocs):
         if isinstance(result, HarmonyError):
             failed.append(result)
             notes.append(f"Not finished: {units[number]}: {result.cause}")
-            tell(f"Warning: {notes[-1]}")
+            say(f"Warning: {notes[-1]}")
             continue
         results[number] = result
         # What comes later may fail, and hours of training must not be without a table.
@@ -94,11 +91,11 @@ def run_evaluate(config: RunConfig) -> int:
         config.output_dir, study, reference, found, notes, sloppy=config.sloppy,
         simulated=GENERATOR in str(described.get("GeneratedBy")),
     )  # fmt: skip
-    tell(f"Tables are in {folder}; the report is {page}.")
+    say(f"Tables are in {folder}; the report is {page}.")
     return EXIT_SCAN_FAILED if failed else EXIT_OK
 
 
-def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, str, list[str]]:
+def read_study(config: RunConfig) -> tuple[Study, str, list[str]]:
     """Read the preprocessed scans, and choose reference site and targets.
 
     Returns
@@ -118,15 +115,19 @@ def read_study(config: RunConfig, say: Callable[[str], None]) -> tuple[Study, st
     fit = select_scans(data.table, options.fit_filter)
     reference = choose_reference(data.sites[fit].tolist(), options)
     targets, notes = choose_targets(data, options, reference, fit)
-    say(f"{len(data)} scans of {len(np.unique(data.persons))} persons and "
+    say(
+        f"{len(data)} scans of {len(np.unique(data.persons))} persons and "
         f"{len(np.unique(data.sites))} sites; reference {reference}; "
-        f"targets {', '.join(target.name for target in targets)}")  # fmt: skip
+        f"targets {', '.join(target.name for target in targets)}"
+    )
     notes += unknown_values(data, targets)
     for note in notes:
         say(note)
     work_dir = config.work_dir / FOLDER
-    study = Study(data, targets, options, config.evaluate, work_dir, say)
-    return replace(study, unharmonized=unharmonized(data, work_dir, say)), reference, notes
+    study = Study(
+        data, targets, options, config.evaluate, work_dir, say, unharmonized(data, work_dir, say)
+    )
+    return study, reference, notes
 
 
 def choose_targets(
@@ -179,10 +180,83 @@ def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
             if target.binary and values.nunique() == 1:
                 notes.append(
                     f"{target.name}: {site} has scans of the class "
-                    f"{target.classes[int(values.max())]} only ({values.count()}). It has no area "
-                    "under the curve, and that of several sites together may tell sites apart."
+                    f"{target.classes[int(values.max())]} only. It has no area under the curve, "
+                    "and that of several sites together may tell sites apart."
                 )
     return notes
+
+
+def plan_units(
+    data: TrainingSet, options: EvaluateOptions, reference: str, train: TrainOptions
+) -> list[Unit]:
+    """List the units of all experiments asked for, those of one fold together.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    options : EvaluateOptions
+        Experiments, folds and repetitions.
+    reference : str
+        Reference site of all experiments but ``rotations``, which tries every site.
+    train : TrainOptions
+        ``seed`` is the first; repetitions take the next ones.
+
+    Raises
+    ------
+    UsageError
+        When a rotation cannot be trained, or too few scans are there.
+    """
+    sites = tuple(np.unique(data.sites).tolist())
+    persons = pd.Series(data.persons).groupby(data.sites).nunique()
+    planned: list[tuple[Any, ...]] = []
+    if "sites" in options.experiments:
+        planned.append(("sites", (reference,), sites))
+    if "rotations" in options.experiments:
+        # A fold may take more than its share; each network of an ensemble wants a person.
+        left = persons - np.ceil(persons / options.cv_folds)
+        first = left.index[left >= train.folds].tolist()
+        planned += [
+            ("rotations", trained, tuple(site for site in sites if site not in trained))
+            for trained in _rotations(sites, first, options.train_sites)
+        ]
+    if "size" in options.experiments:
+        others = persons.drop(reference)
+        sizes = [n for n in SIZES if n < others.max() * (1 - 1 / options.cv_folds)]
+        if not sizes:
+            raise UsageError(
+                "There are no sizes to try: no other site leaves more than "
+                f"{counted(min(SIZES), 'person')} to calibrate on.",
+                "Take size out of --experiments, or choose more --cv-folds.",
+            )
+        planned += [("size", (reference,), (str(others.idxmax()),), n) for n in sizes]
+    return [
+        Unit(experiment, train.seed + repetition, fold, *rest)
+        for repetition, fold in itertools.product(range(options.n_seeds), range(options.cv_folds))
+        for experiment, *rest in planned
+    ]
+
+
+def _rotations(
+    sites: Sequence[str], first: Sequence[str], asked: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """List those asked for, of every site and ordered pair that leaves a site to test on."""
+    pairs = itertools.permutations(sites, 2) if len(sites) > 2 else ()
+    every: list[tuple[str, ...]] = [(site,) for site in first]
+    every += [pair for pair in pairs if pair[0] in first]
+    if not every:
+        raise UsageError(
+            "No site keeps enough persons to train on.",
+            "Choose fewer --folds, more --cv-folds or another --target.",
+        )
+    chosen = [tuple(name.split("+")) for name in asked]
+    if wrong := [rotation for rotation in chosen if rotation not in every]:
+        raise UsageError(
+            f"--train-sites {'+'.join(wrong[0])} is no rotation that can be trained and tested.",
+            "Give a site, or two joined by + that leave another to test on; the first may be "
+            f"{', '.join(first)}.",
+        )
+    return chosen or every
 
 
 def run_units(
@@ -190,16 +264,15 @@ def run_units(
 ) -> Iterator[tuple[int, Result | HarmonyError]]:
     """Run units, several at once, and yield each one's number and result, or why it has none."""
     if nprocs == 1 or len(units) == 1:
-        for number, unit in enumerate(units):
-            yield number, try_unit(study, unit)
+        yield from enumerate(try_unit(study, unit) for unit in units)
         return
-    alone = replace(study, train=replace(study.train, threads=1))
+    train = replace(study.train, threads=1)
     calls = [
-        (replace(alone, say=partial(prefixed, tell, f"[{number}] ")), unit)
+        (replace(study, train=train, say=partial(prefixed, say, f"[{number}] ")), unit)
         for number, unit in enumerate(units, 1)
     ]
     for n, (number, result) in enumerate(side_by_side(try_unit, calls, nprocs), 1):
-        study.say(f"{n} of {len(units)} completed: {units[number]}")
+        say(f"{n} of {len(units)} completed: {units[number]}")
         yield number, result
 
 
@@ -221,7 +294,7 @@ def run_unit(study: Study, unit: Unit) -> Result:
         study.say(str(unit))
         result = measure_unit(study, unit, prepare_unit(study, unit))
         for row in result["left_out"]:
-            what = row.get("target") or f"{METHODS[row['way']]} at {row['test_site']}"
+            what = row.get("target") or f"{METHODS[row['method']]} at {row['test_site']}"
             n = counted(row["n_scans"], "scan")
             study.say(f"Left out here: {what} ({n}): {row['reason']}")
         write_text(path, json.dumps(result))
@@ -252,9 +325,9 @@ def make_tables(
     study: Study, results: dict[int, Result], reference: str | None = None
 ) -> dict[str, pd.DataFrame]:
     """Make the tables of what was found, those with rows; of images where a reference is named."""
-    predictions, left_out, scans, pairs = (
+    predictions, left_out, scans = (
         pd.DataFrame([row for k in sorted(results) for row in results[k][name]])
-        for name in ("predictions", "left_out", "scans", "pairs")
+        for name in ("predictions", "left_out", "scans")
     )
     predictions = predictions.rename(columns={"site": "test_site"})
     predictions = predictions.drop(columns="age", errors="ignore")
@@ -266,10 +339,6 @@ def make_tables(
         "left_out": left_out.drop(columns="n_source", errors="ignore"),
     }
     if reference is not None and len(scans):
-        found |= {
-            "images": tables.image_table(scans, reference, seed),
-            "biology": tables.biology_table(scans, study.targets, seed),
-            "travelling": tables.travelling_table(pairs, seed),
-            "agreement": tables.agreement_table(scans, predictions),
-        }
+        found["images"] = tables.image_table(scans, reference, seed)
+        found["biology"] = tables.biology_table(scans, seed)
     return {name: table for name, table in found.items() if len(table)}

@@ -1,22 +1,26 @@
-"""One unit: fit what it needs, then predict and measure the scans that nothing was fitted to."""
+"""One unit: fit what it needs, then predict and measure the scans that nothing was fitted to.
+
+Subjects are split into folds once per seed. A unit trains predictors and calibrates sites on all
+folds but one and tests on that one, so that no figure rests on a scan, or on another scan of a
+person, that anything in the unit was trained on.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.metrics
 
+from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import VALIDATION_FRACTION, EvaluateOptions, TrainOptions
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import methods
-from bids_harmony.evaluation.experiments import Unit, split_of, subject_folds
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import predict_value
@@ -30,7 +34,7 @@ from bids_harmony.training.data import TrainingSet, locked
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
 from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.splits import TEST, TRAIN
+from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
 from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target
 
@@ -40,10 +44,47 @@ ANATOMY = [f"{tissue}_ml" for tissue in TISSUES]
 PERCENTILES = (5, 25, 50, 75, 95)
 FEATURES = [*(f"quantile_{q}" for q in PERCENTILES), "noise", "sharpness"]
 QUANTILES = np.linspace(0.01, 0.99, 99)
-#: Images are compared on this range: their own 99.5th percentile would differ between pairs.
-PAIR_RANGE = 1.5
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of networks and predictors, and where they are tested.
+
+    Attributes
+    ----------
+    experiment : str
+        Of :data:`bids_harmony.evaluation.EXPERIMENTS`.
+    seed, fold : int
+        Of weights and folds; fold of the subjects that is tested.
+    train_sites : tuple of str
+        Where predictors are trained; the first is the reference site.
+    test_sites : tuple of str
+        Where they are tested.
+    n_source : int or None
+        Persons of the test site that calibrate it; None: all that are not tested.
+    """
+
+    experiment: str
+    seed: int
+    fold: int
+    train_sites: tuple[str, ...]
+    test_sites: tuple[str, ...]
+    n_source: int | None = None
+
+    def __str__(self) -> str:
+        few = self.n_source and f", calibrated on {counted(self.n_source, 'person')}"
+        return (
+            f"{self.experiment}: trained at {' + '.join(self.train_sites)}, tested at "
+            f"{' + '.join(self.test_sites)}{few or ''} (seed {self.seed}, fold {self.fold + 1})"
+        )
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The fields that rows of tables carry."""
+        fields = asdict(self) | {"train_sites": "+".join(self.train_sites)}
+        return {name: value for name, value in fields.items() if name != "test_sites"}
 
 
 @dataclass(frozen=True)
@@ -95,13 +136,63 @@ class Prepared:
     split : numpy.ndarray
         (scans,) part of each.
     left_out : list of dict
-        What cannot be had here: ``way``, ``test_site``, ``n_scans``, ``reason``.
+        What cannot be had here: ``method``, ``test_site``, ``n_scans``, ``reason``.
     """
 
     sets: dict[str, TrainingSet]
     test: dict[str, np.ndarray]
     split: np.ndarray
     left_out: Rows
+
+
+def subject_folds(
+    data: TrainingSet, n_folds: int, seed: int, targets: Sequence[Target] = ()
+) -> np.ndarray:
+    """Give every scan a fold: whole persons, every site and age in each, classes alike.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans; a person seen at two sites has one fold.
+    n_folds : int
+        Number of folds.
+    seed : int
+        Of the random number generator.
+    targets : sequence of Target
+        Folds are balanced over their classes too.
+    """
+    classes = [np.nan_to_num(target.values, nan=-1) for target in targets if target.binary]
+    strata = ["|".join(map(str, key)) for key in zip(data.sites, *classes, strict=True)]
+    rng = np.random.default_rng(seed)
+    return make_folds(data, np.arange(len(data)), n_folds, rng, np.array(strata))
+
+
+def split_of(
+    data: TrainingSet, unit: Unit, folds: np.ndarray, validation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the scans for a unit.
+
+    Returns
+    -------
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``, by persons.
+    seen : numpy.ndarray
+        The same for calibration: what it may not see is ``test`` too.
+    """
+    rng = np.random.default_rng([unit.seed, unit.fold])
+    split = split_subjects(data, validation, 0.0, rng)
+    split[folds == unit.fold] = TEST
+    for site in np.unique(data.sites):
+        # The little that is left of a site is trained on; a checkpoint can be chosen without it.
+        left = data.persons[(data.sites == site) & (split != TEST)]
+        if not (split[data.sites == site] == TRAIN).any():
+            split[np.isin(data.persons, left)] = TRAIN
+    seen = split.copy()
+    if unit.n_source is not None:
+        here = np.flatnonzero(np.isin(data.sites, unit.test_sites) & (split != TEST))
+        persons = rng.permutation(np.unique(data.persons[here]))[unit.n_source :]
+        seen[here[np.isin(data.persons[here], persons)]] = TEST
+    return split, seen
 
 
 def prepare_unit(study: Study, unit: Unit) -> Prepared:
@@ -131,7 +222,7 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
             sets[name] = methods.prepare(data, scans, method, study.work_dir, study.say)
             tested[name] = test[covered[test]]
         for site, n in Counter(data.sites[test[~covered[test]]].tolist()).items():
-            row = {"way": name, "test_site": site, "n_scans": n, "reason": method.reason}
+            row = {"method": name, "test_site": site, "n_scans": n, "reason": method.reason}
             left_out.append(unit.labels | row)
     return Prepared(sets, tested, split, left_out)
 
@@ -171,17 +262,16 @@ def calibrations(
         ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
     )[study.train.map]  # fmt: skip
     slice_mm = study.train.contract.slice_mm
-    ways = harmonizer.ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
+    tried = harmonizer.ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
     if ensembles is None or np.isnan(data.ages[among]).all():
-        del ways[harmonizer.KNOWN_AGES]
+        del tried[harmonizer.KNOWN_AGES]
     found = {}
-    for name, (ages, net) in ways.items():
-        of_site = {}
+    for name, (ages, net) in tried.items():
+        maps = {}
         for site in np.unique(data.sites[among]).tolist():
-            scans = data.site_scans(site, among)
-            code = harmonizer.calibrated(data, scans, appearance, ages)
-            of_site[site] = SiteMap.of(code, appearance, net, data.box)
-        found[name] = methods.mapping(name, of_site, data.sites)
+            code = harmonizer.calibrated(data, data.site_scans(site, among), appearance, ages)
+            maps[site] = SiteMap.of(code, appearance, net, data.box)
+        found[name] = methods.mapping(name, maps, data.sites)
     return found
 
 
@@ -200,7 +290,9 @@ def fit_predictors(
     reasons : dict of str to str
         By target, why there are too few persons, or persons of a class, to learn from.
     """
-    joined, reference = _joined(prepared, unit), unit.train_sites[0]
+    reference, *others = unit.train_sites
+    sites = prepared.table["site"].replace(dict.fromkeys(others, reference))
+    joined = replace(prepared, table=prepared.table.assign(site=sites))  # trained as one site
     predictors: dict[str, Predictor] = {}
     reasons: dict[str, str] = {}
     shared = f"{unit.seed}-{unit.fold}-{'-'.join(unit.train_sites)}"
@@ -217,57 +309,42 @@ def fit_predictors(
     return predictors, reasons
 
 
-def _joined(data: TrainingSet, unit: Unit) -> TrainingSet:
-    """Take a unit's training sites for one: that is where its predictors are trained."""
-    first, *others = unit.train_sites
-    sites = data.table["site"].replace(dict.fromkeys(others, first))
-    return replace(data, table=data.table.assign(site=sites))
-
-
 def measure_unit(study: Study, unit: Unit, prepared: Prepared) -> dict[str, Rows]:
     """Predict and measure the unit's test scans, prepared by every method that can be had.
 
     Returns
     -------
     dict of str to list of dict
-        Rows with the unit's fields, ``scan`` (number), ``person``, ``site``, ``age`` and ``way``
-        (the method), of
+        Rows with the unit's fields, ``scan`` (number), ``person``, ``site``, ``age`` and
+        ``method``, of
 
         * ``predictions``, one per scan, target and method: ``participant``, ``target``, ``truth``,
           ``predicted`` (a logit for two classes) and ``half_width`` of the predictor's interval
           (None for two classes), for scans whose truth is known;
         * ``scans``, in ``sites`` one per scan and method that keeps the contract's scale: of
-          :func:`measure_scan`;
-        * ``pairs``, in ``sites`` one per such scan of a person whom the reference has too: of
-          :func:`compare_images`, with that person's first scan there as preprocessed. Where a
-          person was scanned twice there, the two scans give the floor: ``way`` is ``rescan``;
+          :func:`measure_scan` and :func:`person_distances`;
         * ``left_out``, one per method and site, or target, that cannot be had: ``reason``.
     """
-    data, home, grey = study.data, unit.train_sites[0], study.train.contract.grey
-    found: dict[str, Rows] = {"predictions": [], "scans": [], "pairs": []}
-    at_home = data.site_scans(home, prepared.test[SCALED])[::-1]
-    first = dict(zip(data.persons[at_home], at_home.tolist(), strict=True))
+    data, grey = study.data, study.train.contract.grey
+    at_home = data.site_scans(unit.train_sites[0], prepared.test[SCALED])
+    found: dict[str, Rows] = {"predictions": [], "scans": [], "left_out": prepared.left_out}
     reasons: dict[str, str] = {}
     for name, prepared_data in prepared.sets.items():
         predictors, reasons = fit_predictors(study, unit, prepared_data, prepared.split)
         scans = prepared.test[name].tolist()
         for scan in counted_off(scans, len(scans), f"testing {name}", study.say):
-            person, site = str(data.persons[scan]), str(data.sites[scan])
-            subject, age = str(data.table["subject"].iloc[scan]), float(data.ages[scan])
-            facts = unit.labels | {"scan": scan, "participant": subject, "person": person}
-            facts |= {"site": site, "age": age, "way": name}
+            facts = unit.labels | {
+                "scan": scan, "participant": str(data.table["subject"].iloc[scan]),
+                "person": str(data.persons[scan]), "site": str(data.sites[scan]),
+                "age": float(data.ages[scan]), "method": name,
+            }  # fmt: skip
             image = prepared_data.volume(scan)
-            predicted = _predict(study, predictors, scan, image[0])
+            predicted = predict_scan(study, predictors, scan, image[0])
             found["predictions"] += [facts | row for row in predicted]
-            if unit.experiment != "sites" or name == NONE:
-                continue
-            measures = measure_scan(data.volume(scan), image[0], data.affine, grey)
-            found["scans"].append(facts | measures)
-            again = {"way": "rescan"} if site == home else {}
-            if first.get(person, scan) != scan and (name == SCALED or not again):
-                pair = compare_images(image, data.volume(first[person]))
-                found["pairs"].append(facts | pair | again)
-    found["left_out"] = prepared.left_out
+            if unit.experiment == "sites" and name != NONE:
+                measures = measure_scan(data.volume(scan), image[0], data.affine, grey)
+                distances = person_distances(data, scan, image, at_home)
+                found["scans"].append(facts | measures | distances)
     for target in (target for target in study.targets if target.name in reasons):
         n = int(np.isfinite(target.values[prepared.test[SCALED]]).sum())
         row = {"target": target.name, "n_scans": n, "reason": reasons[target.name]}
@@ -275,21 +352,21 @@ def measure_unit(study: Study, unit: Unit, prepared: Prepared) -> dict[str, Rows
     return found
 
 
-def _predict(
+def predict_scan(
     study: Study, predictors: dict[str, Predictor], scan: int, volume: np.ndarray
-) -> Iterator[dict[str, Any]]:
+) -> Rows:
     """Predict the targets of a scan whose truth is known."""
-    data, slice_mm = study.data, study.train.contract.slice_mm
+    data, found = study.data, []
     for target in study.targets:
         predictor, truth = predictors.get(target.name), float(target.values[scan])
         if predictor is not None and np.isfinite(truth):
-            ensembles = predictor.ensembles
-            yield {
-                "target": target.name,
-                "truth": truth,
-                "predicted": predict_value(ensembles, volume, data.affine, data.box, slice_mm),
-                "half_width": predictor.target.get("interval", {}).get("half_width"),
-            }
+            value = predict_value(
+                predictor.ensembles, volume, data.affine, data.box, study.train.contract.slice_mm
+            )
+            half_width = predictor.target.get("interval", {}).get("half_width")
+            row = {"target": target.name, "truth": truth, "predicted": value}
+            found.append(row | {"half_width": half_width})
+    return found
 
 
 def measure_scan(
@@ -300,44 +377,55 @@ def measure_scan(
     Returns
     -------
     dict
-        One value of each of :data:`FEATURES` and of :data:`ANATOMY` (tissue limits follow an
-        intensity mapping, as the guard's do), the guard's measures, and ``quantiles`` (4, 99).
+        One value of each of :data:`FEATURES` (0 where it cannot be measured) and of
+        :data:`ANATOMY` (tissue limits follow an intensity mapping, as the guard's do), the guard's
+        measures, and ``quantiles`` (4, 99) of the brain as a whole and of each tissue.
     """
-    volume, mask = before
+    (volume, mask), values = before, after[before[1]]
     changes = measure(volume, after, mask, affine)
+    edges = edges_and_noise(after, mask, (abs(float(affine[0, 0])),) * 3, grey, 1.0)
+    features = [*np.percentile(values, PERCENTILES), edges["noise"], edges["sharpness"]]
+    tissue = np.digitize(values, (grey / 2, (1 + grey) / 2))
+    groups = [values, *(values[tissue == k] for k in range(3))]
+    quantiles = [np.quantile(g, QUANTILES) if g.size else 0 * QUANTILES for g in groups]
     return {
-        **appearance_features(after, mask, abs(float(affine[0, 0])), grey),
+        **{name: float(value or 0) for name, value in zip(FEATURES, features, strict=True)},
         **{name: changes[f"harmonized_{name}"] for name in ANATOMY},
         **{name: value for name, value in changes.items() if not name.endswith("_ml")},
-        "quantiles": np.round(tissue_quantiles(after, mask, grey), 5).tolist(),
+        "quantiles": np.round(quantiles, 5).tolist(),
     }
 
 
-def compare_images(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+def person_distances(
+    data: TrainingSet, scan: int, image: tuple[np.ndarray, np.ndarray], at_home: np.ndarray
 ) -> dict[str, float]:
-    """Mean absolute difference, PSNR (dB) and SSIM of two scans with masks, inside both masks."""
-    (a, mask_a), (b, mask_b) = one, other
-    mask = mask_a & mask_b
-    metrics: Any = skimage.metrics  # not typed
-    alike = metrics.structural_similarity(a, b, data_range=PAIR_RANGE, full=True)[1]
-    psnr = metrics.peak_signal_noise_ratio(a[mask], b[mask], data_range=PAIR_RANGE)
-    difference = np.abs(a - b)[mask].mean(dtype=float)
-    return {"mae": float(difference), "psnr": float(psnr), "ssim": float(alike[mask].mean())}
+    """Compare the image of a person seen at the reference too with that person's scan there.
 
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans as preprocessed.
+    scan : int
+        Number of the scan.
+    image : tuple of numpy.ndarray
+        The scan as prepared by some method, and its mask.
+    at_home : numpy.ndarray
+        Numbers of the tested scans of the reference.
 
-def appearance_features(
-    volume: np.ndarray, mask: np.ndarray, zoom_mm: float, grey: float
-) -> dict[str, float]:
-    """Measure :data:`FEATURES` of a normalized volume; what cannot be measured is 0."""
-    edges = edges_and_noise(volume, mask, (zoom_mm,) * 3, grey, 1.0)
-    found = [*np.percentile(volume[mask], PERCENTILES), edges["noise"], edges["sharpness"]]
-    return {name: float(value or 0) for name, value in zip(FEATURES, found, strict=True)}
-
-
-def tissue_quantiles(volume: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
-    """Quantiles of the brain's intensities, as a whole and in each tissue: (4, 99)."""
-    values = volume[mask]
-    parts = np.digitize(values, (grey / 2, (1 + grey) / 2))
-    groups = [values, *(values[parts == k] for k in range(3))]
-    return np.array([np.quantile(g, QUANTILES) if g.size else 0 * QUANTILES for g in groups])
+    Returns
+    -------
+    dict
+        Mean absolute differences inside both masks from the person's first scan there
+        (``within_person``), and from another person's (``between_persons``); empty where there is
+        none of one, and for scans of the reference.
+    """
+    own = data.persons[at_home] == data.persons[scan]
+    if scan in at_home or own.all() or not own.any():
+        return {}
+    others = at_home[~own]
+    compared = {"within_person": at_home[own][0], "between_persons": others[scan % len(others)]}
+    found = {}
+    for name, number in compared.items():
+        volume, mask = data.volume(int(number))
+        found[name] = float(np.abs(image[0] - volume)[mask & image[1]].mean(dtype=float))
+    return found

@@ -237,18 +237,13 @@ class MeasureScan(base.Step):
         from bids_harmony.qc.reference import check_registration
         from bids_harmony.sites.code import describe
 
-        template, native = base.template_of(given), nib.load(given.t1w_ras)
-        zoom = float(template.t1w.header.get_zooms()[0])
         brain_mask, preproc = base.array(given.brain_mask) > 0, nib.load(given.preproc)
         metrics = scan_metrics(
-            native=np.asarray(native.dataobj),
+            native=nib.load(given.t1w_ras),
             native_mask=base.array(given.t1w_mask) > 0,
-            zooms=tuple(float(z) for z in native.header.get_zooms()[:3]),
             registered=base.array(given.unscaled),
             registered_mask=brain_mask,
-            template=np.asarray(template.t1w.dataobj),
-            template_mask=template.mask,
-            template_zoom=zoom,
+            template=base.template_of(given),
             scaled=np.asarray(preproc.dataobj),
             scaled_mask=base.array(given.preproc_mask) > 0,
             transform=given.xfm,

@@ -52,23 +52,19 @@ class Guard(base.Step):
 
     def step(self, given: Any, folder: Path) -> dict[str, Any]:
         """Compare before and after."""
-        from bids_harmony.anat.template import deep_grey, load_template
         from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.qc.guard import describe_change, guard_record, measure
+        from bids_harmony.qc.guard import guard_record, measure
         from bids_harmony.qc.reference import reference_distances
 
         bundle = load_bundle(Path(given.bundle))
-        affine = nib.load(given.raw).affine
         before, after = base.array(given.raw), base.array(given.harmonized)
         mask = before > 0
-        changes = measure(before, after, mask, affine)
-        deep = deep_grey(load_template(bundle.contract.resolution))
-        said = describe_change(before, after, mask, affine, deep)
+        changes = measure(before, after, mask, nib.load(given.raw).affine)
         histogram = bundle.qc_reference()["histograms"].get(bundle.reference_site)
         changes |= reference_distances(before, after, mask, histogram)
         return {
             "metrics": given.metrics | changes,
-            "guard": guard_record(changes, bundle.guard(), said),
+            "guard": guard_record(changes, bundle.guard()),
         }
 
 

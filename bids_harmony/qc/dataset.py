@@ -11,17 +11,18 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from bids_harmony.bids.dataset import counted
+from bids_harmony.bids.outputs import scans_dictionary
 from bids_harmony.bids.records import QC_ENDING, image_digest, listed_files, read_predictions
 from bids_harmony.qc.reference import dictionary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STATUSES = ("pass", "warn", "fail", "error")
 #: Columns and the sidecar fields they show.
@@ -35,20 +36,20 @@ SCANNER = {
     "flip_angle": "FlipAngle",
     "sequence": "PulseSequenceType",
 }
+VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm")
 #: Columns before the metrics, and those that say how a scan was made; every table has them.
 FACTS = (
     "scan", "participant_id", "session_id", "person", "site", "age", "sex", "diagnosis", *SCANNER,
-    "voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "qc_status", "error",
+    *VOXELS, "qc_status", "error",
 )  # fmt: skip
 PROCESSING = (
     "skull_strip", "registration", "template", "resolution", "normalization", "options",
     "software_version", "tools", "bundle",
 )  # fmt: skip
-TEXTS = frozenset(
-    {"scan", "participant_id", "session_id", "person", "site", "sex", "diagnosis", "manufacturer",
-     "model", "sequence", "qc_status", "error", "harmonization_status", "input_sha256",
-     *PROCESSING} - {"resolution"}
-)  # fmt: skip
+#: Of these, and beside metrics and predictions, the columns that hold numbers.
+NUMBERS = {"age", "resolution", *VOXELS, *SCANNER} - {"manufacturer", "model", "sequence"}
+#: Options that change a scan's outputs, in the column ``options``.
+OPTIONS = ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
 VOLUMES = {
     "preproc": "_desc-preproc_T1w.nii.gz",
     "harmonized": "_desc-harmonized_T1w.nii.gz",
@@ -206,8 +207,9 @@ def _read_scan(path: Path, out: Path) -> ScanRow:
 def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> ScanRow:
     """Take a scan's row from its record and predictions."""
     failed = record["status"] == "error"
-    scanner, guard, bundle = (record.get(part) or {} for part in ("scanner", "guard", "bundle"))
-    sizes = (record.get("check") or {}).get("voxel_size_mm", ())
+    scanner, guard, bundle, check = (
+        record.get(part) or {} for part in ("scanner", "guard", "bundle", "check")
+    )
     # A scan that failed to be harmonized keeps what preprocessing found, to go on from.
     metrics = {} if failed else record.get("metrics") or {}
     predictions, problem = read_predictions(path, record)
@@ -221,7 +223,7 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
         **names,
         **{name: value for name, value in facts.items() if value is not None},
         **{column: scanner.get(name) for column, name in SCANNER.items()},
-        **{f"voxel_{axis}_mm": size for axis, size in zip("xyz", sizes, strict=False)},
+        **dict(zip(VOXELS, check.get("voxel_size_mm", ()), strict=False)),
         "qc_status": record["status"],
         "error": record["error"]["cause"] if failed else None,
         **metrics,
@@ -239,17 +241,22 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
         reasons=tuple(record.get("reasons") or ()),
         guard_reasons=tuple(guard.get("reasons") or ()),
         figures=tuple(sorted(path for path in outputs if "/figures/" in path)),
-        volumes={} if failed else _volumes(outputs),
+        # Those on the scan's own grid name no space.
+        volumes={} if failed else {
+            name: path for path in outputs for name, ending in VOLUMES.items()
+            if path.endswith(ending) and "_space-" in path and "_space-T1w" not in path
+        },
         bundle=bundle,
         problem=problem,
-    )
+    )  # fmt: skip
 
 
 def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
     """Read from a scan's record how it was made; what it does not say is None."""
-    processing, mask = record.get("processing") or {}, record.get("mask") or {}
-    contract, digests = processing.get("contract") or {}, record.get("inputs") or {}
-    asked = processing.get("registration")
+    processing, mask, digests = (
+        record.get(part) or {} for part in ("processing", "mask", "inputs")
+    )
+    contract, asked = processing.get("contract") or {}, processing.get("registration")
     # Of two files of one name the content tells.
     template = (processing.get("template"), (digests.get("template") or "")[:12])
     scaling = (("grey", "grey matter at"), ("shading_order", "a bias field of order"))
@@ -257,7 +264,7 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {**(record.get("harmonization") or {}), **processing}
     options = [
         f"--{name.replace('_', '-')}" + ("" if chosen[name] is True else f" {chosen[name]}")
-        for name in ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
+        for name in OPTIONS
         if chosen.get(name) not in (None, False)
     ]
     if atlases := digests.get("atlases"):
@@ -266,7 +273,7 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "skull_strip": "stripped" if mask.get("detected") else mask.get("method"),
         "registration": contract.get("registration") if asked == "auto" else asked,
-        "template": " ".join(part for part in template if part) or None,
+        "template": " ".join(filter(None, template)) or None,
         "resolution": contract.get("resolution"),
         "normalization": " and ".join(scaled) or None,
         "options": " ".join(options) or None,
@@ -289,16 +296,6 @@ def _predicted(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _volumes(outputs: Iterable[str]) -> dict[str, str]:
-    """Images on the template grid; those on the scan's own grid name no space."""
-    return {
-        name: path
-        for path in outputs
-        for name, ending in VOLUMES.items()
-        if path.endswith(ending) and "_space-" in path and "_space-T1w" not in path
-    }
-
-
 def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
     """Put scans into one table.
 
@@ -316,34 +313,28 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
     targets : tuple of str
         What was predicted.
     """
-    import pandas as pd
-
     seen = {name for row in rows for name in row.metrics}
     known = [name for name in dictionary() if name in seen]
     metrics = (*known, *sorted(seen - set(known) - set(FACTS)))
     targets = tuple(sorted({name for row in rows for name in row.targets}))
-    columns = [*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
-               *PROCESSING, "input_sha256"]  # fmt: skip
-    table = {}
-    for column in columns:
-        convert, dtype = (_text, object) if column in TEXTS else (_number, float)
-        cells = [convert(row.values.get(column)) for row in rows]
-        table[column] = pd.Series(cells, dtype=dtype, index=range(len(rows)))
+    texts = {*FACTS, *PROCESSING, "harmonization_status", "input_sha256"} - NUMBERS
+    table: dict[str, Any] = {}
+    for column in (*FACTS, *metrics, "harmonization_status", *prediction_columns(targets),
+                   *PROCESSING, "input_sha256"):  # fmt: skip
+        cells = pd.Series([row.values.get(column) for row in rows], dtype=object)
+        if column in texts:
+            table[column] = cells.map(str, na_action="ignore")
+        else:
+            table[column] = cells.map(_number).astype(float)
     return pd.DataFrame(table), metrics, targets
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _number(value: Any) -> float:
     """Take a finite number as it is; anything else is missing (NaN)."""
-    try:
-        return (
-            float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-        )
-    except OverflowError:
-        return math.nan
+    with suppress(OverflowError):
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return math.nan
 
 
 def prediction_columns(targets: Iterable[str]) -> list[str]:
@@ -394,8 +385,6 @@ def column_dictionary(
         By column, as BIDS describes them; what a predictor was trained on stands with its
         numbers.
     """
-    from bids_harmony.bids.outputs import scans_dictionary
-
     trained = (bundle or {}).get("training_data", {})
     predicted = scans_dictionary(trained)
     for target, data in trained.items():
@@ -418,12 +407,9 @@ def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
 
 def image_notes(rows: Sequence[ScanRow]) -> list[str]:
     """Say which images stand under several scans."""
-    same = [named(scans, " and ") for scans in same_images(rows)]
-    if not same:
-        return []
-    return [
-        f"The same image stands under several scans, and is counted for each: {named(same, '; ')}."
-    ]
+    same = named((named(scans, " and ") for scans in same_images(rows)), "; ")
+    what = "The same image stands under several scans, and is counted for each"
+    return [f"{what}: {same}."] if same else []
 
 
 def processing_notes(table: pd.DataFrame) -> list[str]:
@@ -449,7 +435,7 @@ def processing_notes(table: pd.DataFrame) -> list[str]:
             said = named(f"{value} {n}" for value, n in few_first)
             notes.append(f"Scans differ in {name}: {said} of {len(values)}.")
     if notes:
-        notes.append("Scans that were made in different ways may differ for that alone.")
+        notes.append("Scans that were made differently may differ for that alone.")
     return notes
 
 
@@ -474,10 +460,15 @@ def absent_scans(
     notes : list of str
         The same with counts, for those to whom the first names are enough.
     """
-    recorded, in_dataset, empty = set(keys), set(there), list(without)
+    recorded, empty = set(keys), list(without)
     never = [key for key in there if key not in recorded]
-    gone = sorted(recorded - in_dataset)
+    gone = sorted(recorded - set(there))
     people = counted(len({key.split("_")[0] for key in never}), "participant")
+    absent = [
+        *((key, "no record: not processed, or its record was removed") for key in never),
+        *empty,
+        *((key, "it has a record, but is no longer in the dataset") for key in gone),
+    ]
     notes = {
         f"{counted(len(never), 'scan')} of {people} in the dataset without a record, and in no "
         "table": never,
@@ -486,11 +477,6 @@ def absent_scans(
         f"{counted(len(gone), 'scan')} with a record, no longer in the dataset, but still in the "
         "tables": gone,
     }
-    absent = [
-        *((key, "no record: not processed, or its record was removed") for key in never),
-        *empty,
-        *((key, "it has a record, but is no longer in the dataset") for key in gone),
-    ]
     return absent, [f"{note}: {named(names)}." for note, names in notes.items() if names]
 
 

@@ -42,8 +42,6 @@ FLAT = 0.1
 STEP, FEW = 0.05, 100
 #: Standard deviation, in mm, of the neighbourhood in which local changes are averaged.
 LOCAL_MM = 4.0
-#: Smaller differences are not spoken of: of intensity, and relative of sharpness.
-SAME, AS_SHARP = 0.01, 0.03
 
 
 def measure(
@@ -72,17 +70,15 @@ def measure(
     borders = tissue_limits(before, mask, affine)
     moved = np.interp(borders, *intensity_curve(before, after, mask))
     old, new = tissue_ml(before, mask, affine, borders), tissue_ml(after, mask, affine, moved)
-    values = {
-        "harmonized_change": float(np.abs(after - before)[mask].mean(dtype=np.float64)),
-        **{f"raw_{t}_ml": ml for t, ml in zip(TISSUES, old, strict=True)},
-        **{f"harmonized_{t}_ml": ml for t, ml in zip(TISSUES, new, strict=True)},
+    values: dict[str, Any] = {
+        "harmonized_change": np.abs(after - before)[mask].mean(dtype=np.float64)
     }
     for tissue, was, is_now in zip(TISSUES, old, new, strict=True):
         least = LEAST_VENTRICLE_ML if tissue == "ventricle" else 1.0
+        values[f"raw_{tissue}_ml"], values[f"harmonized_{tissue}_ml"] = was, is_now
         values[f"harmonized_{tissue}_change"] = (is_now - was) / max(was, least)
-    change = np.abs(local_change(before, after, mask, affine)).max()
-    values["harmonized_local_change"] = float(change)
-    return {name: rounded(value) for name, value in values.items()}
+    values["harmonized_local_change"] = np.abs(local_change(before, after, mask, affine)).max()
+    return {name: rounded(float(value)) for name, value in values.items()}
 
 
 def intensity_curve(
@@ -96,9 +92,8 @@ def intensity_curve(
         Ascending intensities before, and medians after.
     """
     # Not the gradient, which is small in the middle of a thin cortex.
-    uneven = ndimage.maximum_filter(before, 3) - ndimage.minimum_filter(before, 3)
-    values, uneven = before[mask], uneven[mask]
-    new = after[mask]
+    uneven = (ndimage.maximum_filter(before, 3) - ndimage.minimum_filter(before, 3))[mask]
+    values, new = before[mask], after[mask]
     x, y = [0.0], [0.0]
     for middle in np.arange(STEP / 2, 1.5, STEP):
         there = np.flatnonzero(np.abs(values - middle) <= STEP / 2)
@@ -178,9 +173,8 @@ def limits(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     for name in MEASURES:
         sizes = [abs(v) for row in rows if (v := row.get(name)) is not None]
         if sizes:
-            many = len(sizes) >= ENOUGH
-            limit = float(np.quantile(sizes, LEVEL if many else SHOWN, method="higher"))
-            limit *= 1 if many else TIMES
+            share, times = (LEVEL, 1.0) if len(sizes) >= ENOUGH else (SHOWN, TIMES)
+            limit = times * float(np.quantile(sizes, share, method="higher"))
             found[name] = {"limit": float(f"{limit:.4g}"), "n": len(sizes)}
     return found
 
@@ -218,7 +212,7 @@ def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str,
 
 
 def guard_record(
-    metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None, change: str = ""
+    metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Write a verdict as it stands in a scan's record.
 
@@ -228,14 +222,12 @@ def guard_record(
         Metric name to value.
     guard : mapping or None
         The bundle's ``guard.json``; None where it has none.
-    change : str
-        Of :func:`describe_change`.
 
     Returns
     -------
     dict
         ``status`` (``pass``, ``warn``, ``fail``; None where the bundle has no guard),
-        ``reasons``, ``flagged``, ``limits`` (measure to limit in words), ``change``.
+        ``reasons``, ``flagged`` and ``limits`` (measure to limit in words).
     """
     found = (guard or {}).get("limits", {})
     verdict = judge(metrics, found)
@@ -248,56 +240,7 @@ def guard_record(
             for name in MEASURES
             if name in found
         },
-        "change": change,
     }
-
-
-def describe_change(
-    raw: np.ndarray,
-    harmonized: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    deep_grey: np.ndarray | None = None,
-) -> str:
-    """Say in one line what harmonization changed.
-
-    Parameters
-    ----------
-    raw, harmonized, mask, affine
-        As of :func:`measure`.
-    deep_grey : numpy.ndarray, optional
-        :func:`bids_harmony.anat.template.deep_grey` on the same grid; without it nothing is said
-        of deep grey matter.
-
-    Returns
-    -------
-    str
-        Such as "grey matter 0.09 brighter, deep grey 0.05 brighter, sharpness unchanged".
-    """
-    before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
-    dark, bright, _ = tissue_limits(before, mask, affine)
-    tissue = mask & (before >= dark)
-    places = {"CSF": mask & (before < dark), "grey matter": tissue & (before < bright)}
-    if deep_grey is not None and deep_grey.shape == mask.shape:
-        # Brighter than the cortex, darker than white matter.
-        places["deep grey"] = tissue & (before < 0.95) & (deep_grey > 0.5)
-    places["white matter"] = tissue & (before >= bright)
-    said = []
-    for name, there in places.items():
-        moved = float((after - before)[there].mean()) if there.any() else 0.0
-        if abs(moved) >= SAME:
-            said.append(f"{name} {abs(moved):.2f} {'brighter' if moved > 0 else 'darker'}")
-    # Against the scan under the same intensity mapping, where borders are.
-    mapped = np.interp(before, *intensity_curve(before, after, mask)).astype(np.float32)
-    core = ndimage.binary_erosion(mask, iterations=2)
-    was, now = (np.linalg.norm(np.gradient(v), axis=0)[core] for v in (mapped, after))
-    steep = was >= np.quantile(was, 0.9) if core.any() else slice(0)
-    sharper = float(now[steep].sum()) / (float(was[steep].sum()) or np.inf) - 1
-    if abs(sharper) >= AS_SHARP and sharper > -1:
-        said.append(f"borders {abs(sharper):.0%} {'sharper' if sharper > 0 else 'smoother'}")
-    elif said:
-        said.append("sharpness unchanged")
-    return ", ".join(said) or "intensities and sharpness unchanged"
 
 
 def spoken(name: str, value: float) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 from scipy import linalg, ndimage
 
 from bids_harmony.anat.intensity import class_means
+from bids_harmony.anat.template import Template
 
 #: Significant digits kept, so that reruns agree to the byte whatever the maths library does.
 DIGITS = 5
@@ -41,14 +43,11 @@ INTENSITY_METRICS = (
 
 def scan_metrics(
     *,
-    native: np.ndarray,
+    native: nib.Nifti1Image,
     native_mask: np.ndarray,
-    zooms: Sequence[float],
     registered: np.ndarray,
     registered_mask: np.ndarray,
-    template: np.ndarray,
-    template_mask: np.ndarray,
-    template_zoom: float,
+    template: Template,
     scaled: np.ndarray,
     scaled_mask: np.ndarray,
     transform: str | Path | np.ndarray,
@@ -57,20 +56,16 @@ def scan_metrics(
 
     Parameters
     ----------
-    native : numpy.ndarray
+    native : nibabel.Nifti1Image
         3-D RAS image as acquired, any intensity unit.
     native_mask : numpy.ndarray
         Boolean brain mask on the same grid.
-    zooms : sequence of float
-        Voxel size of the native grid in mm.
     registered : numpy.ndarray
         The scan on the template grid, in the native intensity unit (before scaling).
     registered_mask : numpy.ndarray
         Boolean brain mask of the scan on the template grid.
-    template, template_mask : numpy.ndarray
-        Brain-only template T1w and its boolean brain mask, same grid.
-    template_zoom : float
-        Isotropic voxel size of the template grid in mm.
+    template : bids_harmony.anat.template.Template
+        Its brain alone, and its mask; the grid is isotropic.
     scaled, scaled_mask : numpy.ndarray
         The scan on the template grid with white matter at 1 and CSF at 0, and its foreground.
     transform : path-like or numpy.ndarray
@@ -82,17 +77,18 @@ def scan_metrics(
         Metric name to value, or to None where it is not defined (for example FBER of a scan
         whose air was blanked). Each name is described in ``data/qc_dictionary.json``.
     """
-    values: dict[str, float | None] = {
-        "brain_volume_ml": float(native_mask.sum() * np.prod(zooms) / 1e3)
+    matrix = transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
+    image, zooms = np.asarray(native.dataobj), [float(z) for z in native.header.get_zooms()[:3]]
+    zoom = float(template.t1w.header.get_zooms()[0])
+    values = {
+        "brain_volume_ml": float(native_mask.sum() * np.prod(zooms) / 1e3),
+        **affine_metrics(matrix),
+        **similarity_metrics(
+            registered, registered_mask, np.asarray(template.t1w.dataobj), template.mask, zoom
+        ),
+        "asymmetry": asymmetry(scaled, scaled_mask, zoom),
+        **intensity_metrics(image, native_mask, zooms),
     }
-    values |= affine_metrics(
-        transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
-    )
-    values |= similarity_metrics(
-        registered, registered_mask, template, template_mask, template_zoom
-    )
-    values["asymmetry"] = asymmetry(scaled, scaled_mask, template_zoom)
-    values |= intensity_metrics(native, native_mask, zooms)
     return {name: rounded(value) for name, value in values.items()}
 
 
@@ -111,15 +107,16 @@ def affine_metrics(matrix: np.ndarray) -> dict[str, float | None]:
     than the template's along that axis, and the determinant is the ratio of the volumes.
     """
     matrix = np.asarray(matrix, dtype=float)[:3, :3]
-    # The symmetric part holds scales and shears.
-    rotation, symmetric = linalg.polar(matrix)
-    angle = math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1) / 2)))
-    scales = {f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")}
-    shears = {"xy": symmetric[0, 1], "xz": symmetric[0, 2], "yz": symmetric[1, 2]}
-    return scales | {f"affine_shear_{axes}": shear for axes, shear in shears.items()} | {
+    rotation, symmetric = linalg.polar(matrix)  # the latter holds scales and shears
+    cosine = np.clip((float(np.trace(rotation)) - 1) / 2, -1.0, 1.0)
+    return {
+        **{f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")},
+        "affine_shear_xy": symmetric[0, 1],
+        "affine_shear_xz": symmetric[0, 2],
+        "affine_shear_yz": symmetric[1, 2],
         "affine_determinant": float(np.linalg.det(matrix)),
-        "affine_rotation_deg": math.degrees(angle),
-    }  # fmt: skip
+        "affine_rotation_deg": math.degrees(math.acos(cosine)),
+    }
 
 
 def similarity_metrics(

@@ -87,8 +87,9 @@ class Outliers(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """What scans are held against, (scans, metrics): for each scan its site's values."""
+    """Scans' values, and what they are held against, (scans, metrics): those of their sites."""
 
+    values: np.ndarray
     median: np.ndarray
     #: Robust deviation below and above the median, as a standard deviation; 0 where unknown.
     below: np.ndarray
@@ -128,11 +129,11 @@ def find_outliers(
     finished = np.flatnonzero(table["qc_status"] != "error")
     values, site = table[metrics].iloc[finished], table["site"].iloc[finished]
     norms = site_norms(values, site, reference)
-    cells, score, notes = values.to_numpy(), np.zeros(len(table)), []
+    score, notes = np.zeros(len(table)), []
     for name in sorted(set(site)):
         here = np.flatnonzero(site == name)
-        this = _Site(name, metrics, cells[here], Norms(*(part[here] for part in norms)))
-        elsewhere = np.delete(cells, here, axis=0)
+        this = _Site(name, metrics, Norms(*(part[here] for part in norms)))
+        elsewhere = np.delete(norms.values, here, axis=0)
         sizes, far = _distances(this, this.norms.z if len(here) >= MIN_SITE else norms.z)
         beyond, note = _beyond_reference(this, reference, elsewhere)
         for i, flag in (*_deviations(this), *far, *_missing(this), *beyond):
@@ -190,12 +191,10 @@ def site_norms(
     scale = np.where(off < 0, below, above)
     z = np.where(scale > 0, off / np.where(scale > 0, scale, 1), 0)
     z = np.where(values.isna(), np.nan, z)
-    bad = z.copy()
-    for j, name in enumerate(map(str, values)):
-        direction = dictionary().get(name, {}).get("Direction")
-        low, high = direction == "lower is better", direction == "higher is better"
-        bad[:, j] = np.clip(z[:, j], 0 if low else -np.inf, 0 if high else np.inf)
-    return Norms(median.to_numpy(), below, above, z, bad)
+    directions = [dictionary().get(str(name), {}).get("Direction") for name in values]
+    low = [0 if direction == "lower is better" else -np.inf for direction in directions]
+    high = [0 if direction == "higher is better" else np.inf for direction in directions]
+    return Norms(values.to_numpy(), median.to_numpy(), below, above, z, np.clip(z, low, high))
 
 
 def _lean(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -206,11 +205,10 @@ def _lean(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 
 class _Site(NamedTuple):
-    """A site's finished scans: their values by metric, and what these are held against."""
+    """A site's name, the metrics that its completed scans are judged by, and their norms."""
 
     name: str
     metrics: list[str]
-    values: np.ndarray
     norms: Norms
 
 
@@ -242,21 +240,21 @@ def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int,
 
 def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
     """Metrics far from the site's median."""
-    bad = site.norms.bad
+    values, median, below, above, _, bad = site.norms
     for i, j in np.argwhere(np.abs(bad) > Z_LIMIT):
-        z, name, median = float(bad[i, j]), site.metrics[j], site.norms.median[i, j]
-        side, scale = ("below", -site.norms.below) if z < 0 else ("above", site.norms.above)
+        z, name, middle = float(bad[i, j]), site.metrics[j], median[i, j]
+        side, limit = ("below", -below[i, j]) if z < 0 else ("above", above[i, j])
         text = (
-            f"{_called(name)} {_said(name, site.values[i, j])} is far {side} the median of "
-            f"{site.name}, {_said(name, median)}: the limit is "
-            f"{_said(name, median + Z_LIMIT * scale[i, j])} (robust z {z:+.1f})"
+            f"{_called(name)} {_said(name, values[i, j])} is far {side} the median of "
+            f"{site.name}, {_said(name, middle)}: the limit is "
+            f"{_said(name, middle + Z_LIMIT * limit)} (robust z {z:+.1f})"
         )
         yield int(i), Flag(name, text, min(abs(z) / Z_LIMIT, MOST))
 
 
 def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
     """Metrics that could not be computed though the site's other scans have them."""
-    absent = np.isnan(site.values)
+    absent = np.isnan(site.norms.values)
     for i, j in np.argwhere(absent & (absent.mean(axis=0) <= 1 - OFTEN)):
         name = site.metrics[j]
         text = f"{_called(name)} could not be computed, as it could for others of {site.name}"
@@ -313,11 +311,11 @@ def _beyond_reference(
     tell whose heads these are and what its scanners do.
     """
     flags, notes = [], []
-    n, bad = len(site.values), np.abs(site.norms.bad)
-    small, also = n < MIN_SITE, ALSO_Z if n < MIN_SITE else ALSO_Z_LARGE
+    values, bad = site.norms.values, np.abs(site.norms.bad)
+    n, small = len(values), len(values) < MIN_SITE
     odd: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for i, values in enumerate(site.values):
-        verdict = judge(dict(zip(site.metrics, values, strict=True)), reference)
+    for i, row in enumerate(values):
+        verdict = judge(dict(zip(site.metrics, row, strict=True)), reference)
         for name, reason in zip(verdict.flagged, verdict.reasons, strict=True):
             odd[name].append((i, reason))
     for name, scans in odd.items():
@@ -325,16 +323,16 @@ def _beyond_reference(
         known = elsewhere[np.isfinite(elsewhere[:, j]), j]
         if small and known.size >= MIN_SITE:
             low, high = np.percentile(known, (1, 99))
-            scans = [(i, reason) for i, reason in scans if not low <= site.values[i, j] <= high]
+            scans = [(i, reason) for i, reason in scans if not low <= values[i, j] <= high]
         if n > 1 and len(scans) > MOST_OF_SITE * n:
             notes.append(
                 f"{len(scans)} of {n} scans of {site.name} lie beyond the bundle's reference in "
                 f"{_called(name)}."
             )
         elif small or dictionary()[name]["Group"] in FIXED_GROUPS:
-            flags += [
-                (i, Flag(name, reason, 1.0)) for i, reason in scans if n < FEW or bad[i, j] > also
-            ]
+            also = ALSO_Z if small else ALSO_Z_LARGE
+            beyond = [(i, reason) for i, reason in scans if n < FEW or bad[i, j] > also]
+            flags += [(i, Flag(name, reason, 1.0)) for i, reason in beyond]
     return flags, notes
 
 

@@ -8,11 +8,14 @@ report saves it. Of one rater the newest verdict counts; what several raters dis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
+
+from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.files import (
     TextError,
@@ -22,10 +25,9 @@ from bids_harmony.files import (
     split_table,
     write_text,
 )
+from bids_harmony.qc.dataset import named
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bids_harmony.config import RunConfig
 
 FILE = "qc_ratings.tsv"
@@ -77,8 +79,6 @@ def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     UsageError
         When a file cannot be read, or lacks the columns scan and verdict.
     """
-    import pandas as pd
-
     rows: dict[tuple[str, ...], None] = {}
     problems: list[str] = []
     for path in paths:
@@ -108,13 +108,18 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
     for n, line in lines:
         cells = dict(zip(header, line, strict=False))
         row = {name: _cell(name, cells.get(name, "")) for name in COLUMNS}
-        row["scan"] = NOT_KEY.sub("", row["scan"])
-        row["verdict"] = row["verdict"].lower()
+        row |= {"scan": NOT_KEY.sub("", row["scan"]), "verdict": row["verdict"].lower()}
         if any(row.values()):
             rows.append(tuple(row.values()))
             if fault := _fault(row):
                 problems.append(f"{path}, line {n}: {fault}.")
     return rows
+
+
+def _cell(name: str, text: str) -> str:
+    """One cell's text, empty for none; a rater's initials may be N. A."""
+    free = name in ("rater", "comment")
+    return "" if text.lower() == "n/a" or (is_missing(text) and not free) else text
 
 
 def _fault(row: Mapping[str, str]) -> str:
@@ -126,12 +131,6 @@ def _fault(row: Mapping[str, str]) -> str:
     if row["time"] and _when(row["time"]) == OLDEST:
         return f"the time '{row['time']}' cannot be read and counts as old"
     return ""
-
-
-def _cell(name: str, text: str) -> str:
-    """One cell's text, empty for none; a rater's initials may be N. A."""
-    free = name in ("rater", "comment")
-    return "" if text.lower() == "n/a" or (is_missing(text) and not free) else text
 
 
 def _when(text: str) -> datetime:
@@ -157,17 +156,13 @@ def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
         By scan. Of one rater the newest row counts, and an empty verdict there takes back an
         earlier one; a scan of which nobody holds a verdict is absent.
     """
-    newest: dict[str, dict[str, str]] = {}
-    for scan, rater, verdict in ratings[["scan", "rater", "verdict"]].itertuples(index=False):
-        if scan and (verdict in VERDICTS or not verdict):
-            newest.setdefault(scan, {})[rater] = verdict
-    merged = {}
-    for scan, by_rater in newest.items():
-        verdicts = [verdict for verdict in by_rater.values() if verdict]
-        if verdicts:
-            common = verdicts[0] if len(set(verdicts)) == 1 else DISPUTED
-            merged[scan] = Rating(common, len(verdicts))
-    return merged
+    counts = ratings["verdict"].isin(["", *VERDICTS]) & (ratings["scan"] != "")
+    newest = ratings[counts].drop_duplicates(["scan", "rater"], keep="last")
+    held = newest[newest["verdict"] != ""].groupby("scan")["verdict"]
+    return {
+        str(scan): Rating(found.iloc[0] if found.nunique() == 1 else DISPUTED, len(found))
+        for scan, found in held
+    }
 
 
 def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
@@ -178,40 +173,32 @@ def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
         return ""
     near = dict.fromkeys(key for name in unknown[:3] for key in look_alikes(name, there))
     meant = f" Did you mean {' or '.join(list(near)[:3])}?" if near else ""
-    n = f"{len(unknown)} rated scan{'s' * (len(unknown) > 1)}"
-    shown = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
-    return f"{n} without a record here: {shown}.{meant}"
+    return f"{counted(len(unknown), 'rated scan')} without a record here: {named(unknown)}.{meant}"
 
 
-def apply_ratings(
-    statuses: Mapping[str, str | None], ratings: Mapping[str, Rating]
-) -> dict[str, str | None]:
-    """Let the raters' verdicts take the place of the automatic ones.
+def rated_status(status: str | None, rating: Rating | None) -> str | None:
+    """Let the raters' verdict on a scan take the place of the automatic one.
 
     Parameters
     ----------
-    statuses : mapping
-        By scan, the status in its record: pass, warn, fail, error or None.
-    ratings : mapping
+    status : str or None
+        In the scan's record: pass, warn, fail, error or None.
+    rating : Rating or None
         Of :func:`merge_ratings`.
 
     Returns
     -------
-    dict
-        By scan: :data:`REJECTED` where the raters reject it, ``pass`` where they accept it, and
-        else the status it had. A scan that could not be finished stays ``error``: there is
-        nothing to accept.
+    str or None
+        :data:`REJECTED` where the raters reject the scan, ``pass`` where they accept it, and else
+        the status it had. A scan that could not be finished stays ``error``: there is nothing to
+        accept.
     """
-    decided = dict(statuses)
-    for scan in statuses.keys() & ratings.keys():
-        if ratings[scan].verdict == "reject":
-            decided[scan] = REJECTED
-        elif ratings[scan].verdict == "accept" and statuses[scan] != "error":
-            decided[scan] = "pass"
-    return decided
+    if rating and rating.verdict == "reject":
+        return REJECTED
+    return "pass" if rating and rating.verdict == "accept" and status != "error" else status
 
 
 def write_ratings(path: Path, ratings: pd.DataFrame) -> None:
     """Write ratings as the group report saves them."""
-    rows: Sequence[Sequence[str]] = [COLUMNS, *ratings[list(COLUMNS)].itertuples(index=False)]
+    rows = [COLUMNS, *ratings[list(COLUMNS)].itertuples(index=False)]
     write_text(path, "".join("\t".join(cell or "n/a" for cell in row) + "\n" for row in rows))

@@ -148,8 +148,8 @@ def _summaries(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str
         values = np.array([v for row in rows if (v := row.get(name)) is not None], dtype=float)
         if values.size:
             p1, median, p99 = np.percentile(values, (1, 50, 99))
-            mad = np.median(np.abs(values - median))
-            numbers = {"median": median, "mad": mad, "p1": p1, "p99": p99}
+            numbers = {"median": median, "mad": np.median(np.abs(values - median))}
+            numbers |= {"p1": p1, "p99": p99}
             summaries[name] = {key: float(f"{v:.6g}") for key, v in numbers.items()}
             summaries[name]["n"] = values.size
     return summaries
@@ -272,9 +272,9 @@ def reference_distances(
         ``reference_distance_raw`` and ``reference_distance_harmonized``; None without a
         reference.
     """
-    names = ("reference_distance_raw", "reference_distance_harmonized")
-    if reference is None:
-        return dict.fromkeys(names)
-    found = [brain_histogram(volume, mask) for volume in (raw, harmonized)]
-    distances = [rounded(histogram_distance(own, reference)) for own in found]
-    return dict(zip(names, distances, strict=True))
+    return {
+        f"reference_distance_{kind}": None
+        if reference is None
+        else rounded(histogram_distance(brain_histogram(volume, mask), reference))
+        for kind, volume in (("raw", raw), ("harmonized", harmonized))
+    }

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from bids_harmony.anat.brain import dice
 from bids_harmony.anat.intensity import class_means
-from bids_harmony.evaluation.statistics import drawn_persons
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.models.slices import uncrop
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
 from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, vector
+from bids_harmony.sites.statistics import drawn_persons
 from bids_harmony.training.data import TrainingSet
 
 #: Intensities between which the logarithm of the intensity mapping's slope is drawn.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_harmony.evaluation.statistics import drawn_persons
+from bids_harmony.sites.statistics import drawn_persons
 
 N_BOOTSTRAP = 2000
 #: With fewer persons, or persons of a class, drawing them again says nothing; and with fewer a

@@ -139,7 +139,7 @@ def find_training_scans(
             TrainScan(
                 scan.entities["subject"], scan.site, t1w, mask, scan.age,
                 dict(record.get("metrics", {})), scan.sex, scan.diagnosis, scan.columns,
-                qc_status=ratings.apply_ratings({scan.key: record.get("status")}, rated)[scan.key],
+                qc_status=ratings.rated_status(record.get("status"), rated.get(scan.key)),
                 made=made_under(record),
                 sha256=image_digest(record) or None,
                 raw=scan.path,

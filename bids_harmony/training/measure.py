@@ -15,11 +15,11 @@ import pandas as pd
 
 from bids_harmony.config import CURVE, TrainOptions
 from bids_harmony.console import counted_off
-from bids_harmony.evaluation.statistics import coverage, site_offset
 from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import limits
 from bids_harmony.sites.code import Appearance
+from bids_harmony.sites.statistics import coverage, site_offset
 from bids_harmony.training.acquisition import GROUP, known_truth, summarize
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.figures import N_BOOTSTRAP, figures
@@ -124,7 +124,7 @@ def measure(
         By target ``folds``, figures of networks on the reference scans that they had not seen,
         and ``sites``: by site and method of preparing the scans the figures of
         :func:`bids_harmony.training.figures.figures` and, for brain age, those of
-        :func:`bids_harmony.evaluation.offset.site_offset`. The methods are ``none``;
+        :func:`bids_harmony.sites.statistics.site_offset`. The methods are ``none``;
         ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
         where it has one, and ``harmonized``, both without the use of any age; and
         ``harmonized_known_ages``.

@@ -111,35 +111,6 @@ def exchange_p(difference: np.ndarray, persons: np.ndarray, n: int, seed: int) -
     ).pvalue)  # fmt: skip
 
 
-def exchanged_labels(
-    labels: np.ndarray, persons: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Exchange the labels of two groups of scans, for a permutation test.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        Boolean (scans,), the group of each.
-    persons : numpy.ndarray
-        (scans,) whose scan it is.
-    rng : numpy.random.Generator
-        Random number generator.
-
-    Returns
-    -------
-    numpy.ndarray
-        Labels are permuted between persons, so that the scans of one keep one label; those of a
-        person seen in both groups are swapped or not.
-    """
-    _, inverse = np.unique(persons, return_inverse=True)
-    share = np.bincount(inverse, labels) / np.bincount(inverse)
-    both = (share > 0) & (share < 1)
-    given = share > 0
-    given[~both] = rng.permutation(given[~both])
-    swapped = rng.random(len(share)) < 0.5
-    return np.asarray(np.where(both[inverse], labels ^ swapped[inverse], given[inverse]))
-
-
 def placements(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Share of the other class that each score is on the right side of, ties counting half.
 
@@ -228,30 +199,6 @@ def coverage(inside: np.ndarray, persons: np.ndarray) -> tuple[float, float, flo
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     return p, max(float(low), 0.0), min(float(high), 1.0)
-
-
-def icc(values: np.ndarray) -> float:
-    """Agreement of one measurement by each of several sites: ICC(2,1).
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (persons, sites), none missing.
-
-    Returns
-    -------
-    float
-        1 is perfect; NaN below two persons or sites, or without any spread.
-    """
-    n, k = values.shape
-    if min(n, k) < 2 or np.ptp(values) <= 1e-9:
-        return np.nan
-    of_person, of_site = values.mean(axis=1, keepdims=True), values.mean(axis=0)
-    persons, sites = k * of_person.var(ddof=1), n * of_site.var(ddof=1)
-    rest = values - of_person - of_site + values.mean()
-    error = (rest**2).sum() / ((n - 1) * (k - 1))
-    total = persons + (k - 1) * error + k * (sites - error) / n
-    return float((persons - error) / total) if total > 0 else np.nan
 
 
 def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:

@@ -6,15 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_harmony.evaluation.statistics import (
+from bids_harmony.sites.statistics import (
     Scans,
     coverage,
     delong,
     drawn_persons,
     exchange_p,
-    exchanged_labels,
     fit_line,
-    icc,
     offset_and_scatter,
     placements,
     site_offset,
@@ -119,23 +117,13 @@ def test_an_interval_is_that_of_persons() -> None:
     assert np.ptp([*persons.values()][2:4]) > 1.7 * np.ptp([*scans.values()][2:4])
 
 
-def test_methods_and_labels_are_exchanged_between_whole_persons() -> None:
+def test_methods_are_exchanged_between_whole_persons() -> None:
     # All eight persons move the same way: of 256 exchanges the two ends are as far apart.
     ones, persons = np.ones(16), np.arange(16) // 2
     assert exchange_p(ones, persons, 1000, 0) == pytest.approx(2 / 256)
     assert exchange_p(ones * np.tile([1, -1], 8), persons, 1000, 0) == 1
     noise = np.random.default_rng(2).normal(0, 3, 40)
     assert exchange_p(noise, np.arange(40), 1000, 0) > 0.05
-
-    persons = np.array(list("aabbccdd"))
-    labels = np.array([1, 1, 0, 0, 0, 0, 1, 0], bool)  # d was seen in both groups
-    rng = np.random.default_rng(0)
-    found = np.array([exchanged_labels(labels, persons, rng) for _ in range(200)])
-    pairs = found.reshape(200, 4, 2)
-    assert (pairs[:, :3, 0] == pairs[:, :3, 1]).all()
-    assert (pairs[:, :3, 0].sum(axis=1) == 1).all()
-    assert (pairs[:, 3, 0] != pairs[:, 3, 1]).all()
-    assert (pairs[:, :, 0].mean(axis=0) > 0.2).all()
 
 
 def test_coverage_is_that_of_persons() -> None:
@@ -146,15 +134,6 @@ def test_coverage_is_that_of_persons() -> None:
     inside, persons = np.append(inside, [False] * 90), np.append(np.arange(10), [9] * 90)
     assert coverage(inside, persons) == pytest.approx((0.9, 0.5958, 0.9821), abs=1e-4)
     assert np.isnan(coverage(np.array([], bool), np.array([]))).all()
-
-
-def test_icc_of_shrout_and_fleiss() -> None:
-    # The six targets and four judges of Shrout and Fleiss (1979), where ICC(2,1) is .29.
-    judged = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9],
-                       [6, 2, 4, 7]], float)  # fmt: skip
-    assert icc(judged) == pytest.approx(0.29, abs=0.005)
-    assert icc(np.repeat(judged[:, :1], 3, axis=1)) == pytest.approx(1)
-    assert np.isnan([icc(judged[:1]), icc(np.full((5, 3), 30.1))]).all()
 
 
 # --- site offset and scatter --------------------------------------------------------------------
