@@ -164,19 +164,17 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
     mask : numpy.ndarray
         Boolean mask on the scan's grid.
     record : dict
-        What is to be said of it: ``notes``, and ``threshold`` where the mask holds other values
-        than 0 and 1.
+        ``notes``, and ``threshold`` where the mask holds other values than 0 and 1.
 
     Raises
     ------
     ScanError
-        When it is no mask, or does not cover the scan's space. What nibabel raises passes.
+        When it cannot be read, is no mask, or does not cover the scan's space.
     """
     name = f"The brain mask {Path(path).name}"
-    given, notes = load_image(path)
+    given, geometry = load_image(path)
     data, record = as_mask(np.asarray(given.dataobj), name)
-    if notes:
-        record["notes"] = [f"{name}: {note}" for note in notes] + record.get("notes", [])
+    notes = [f"{name}: {note}" for note in geometry.notes]
     given = nib.Nifti1Image(data.astype(np.float32), given.affine)
     moved = resample_from_to(given, (img.shape[:3], img.affine), order=1)
     mask = np.asarray(moved.dataobj) > 0.5
@@ -184,7 +182,7 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
         raise ScanError(
             f"{name} does not lie in the scan's space.", "Give a mask in the T1w scan's own space."
         )
-    return mask, record
+    return mask, {**record, "notes": [*notes, *record.get("notes", [])]}
 
 
 def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -196,7 +194,7 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     Parameters
     ----------
     data : numpy.ndarray
-        3-D.
+        Real numbers.
     name : str
         What it is, for messages.
 
@@ -207,19 +205,8 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     record : dict
         Empty for a mask of 0 and 1; otherwise ``threshold``, above which voxels are brain, and
         ``notes``.
-
-    Raises
-    ------
-    ScanError
-        When it is not 3-D.
     """
-    if data.ndim != 3 or data.dtype.fields or np.iscomplexobj(data):
-        shape = " x ".join(map(str, data.shape))
-        raise ScanError(
-            f"{name} is not a 3-D volume of numbers (its shape is {shape}).",
-            "Give one 3-D mask of 0 and 1.",
-        )
-    data = np.nan_to_num(data.astype(np.float32), nan=0, posinf=0, neginf=0)
+    data = np.nan_to_num(data, nan=0, posinf=0, neginf=0)
     values = np.unique(data[data > 0])
     if np.allclose(values, 1, atol=1e-3):
         return data > 0.5, {}
@@ -335,8 +322,8 @@ def multiatlas_mask(
     mask : numpy.ndarray
         Boolean mask on the image's grid: one component without holes.
     record : dict
-        ``n_atlases`` found, ``excluded``, ``used`` (name, similarity and Dice with the fused
-        mask of each voter, best first).
+        ``n_atlases`` found, ``excluded``, ``used`` (name and similarity of each voter, best
+        first).
 
     Raises
     ------
@@ -373,12 +360,8 @@ def multiatlas_mask(
         "n_atlases": len(atlases),
         "excluded": len(atlases) - len(pool),
         "used": [
-            {
-                "name": atlas.name,
-                "similarity": round(similarity, 4),
-                "dice": round(dice(vote > 0.5, share > 0.5), 4),
-            }
-            for (similarity, atlas, _), (_, vote) in zip(ranked, voters, strict=True)
+            {"name": atlas.name, "similarity": round(similarity, 4)}
+            for similarity, atlas, _ in ranked
         ],
     }
 

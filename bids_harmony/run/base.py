@@ -220,7 +220,6 @@ class Run:
                 "version": __version__,
                 "tools": self.tools,
                 "template": self.space,
-                "atlases": config.n_atlases,
                 "contract": self.contract.to_dict(),
                 "mask_source": None if scan.mask is None else scan.mask.name,
             },

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,8 +134,10 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
-    init = {"preprocess": init_preprocess_wf, "harmonize": init_harmonize_wf}
-
+    init = {
+        "preprocess": init_preprocess_wf,
+        "harmonize": partial(init_harmonize_wf, omp_nthreads=config.omp_nthreads),
+    }
     start_log(config)
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
     workflow.config["monitoring"] = {"enabled": str(config.resource_monitor).lower()}
@@ -146,7 +149,7 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         create_report="false",
     )
     for job in jobs:
-        scan_wf = init[job.part](**job.settings, omp_nthreads=config.omp_nthreads)
+        scan_wf = init[job.part](**job.settings)
         scan_wf.base_dir = str(work_folder(config))
         if config.write_graph:
             scan_wf.write_graph(graph2use="colored", format="svg", simple_form=True)

@@ -275,7 +275,7 @@ def settings(
         "template": None if config.template is None else str(config.template),
     }
     if part == PREPROCESS:
-        names = ("skull_strip", "registration", "n_atlases", "sloppy")
+        names = ("skull_strip", "registration", "sloppy")
         return options | {name: getattr(config, name) for name in names} | {
             "atlas_dir": None if config.atlas_dir is None else str(config.atlas_dir),
             "seed": config.random_seed,
