@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,9 +17,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_harmony.anat.intensity import MIN_VOXELS, bias_field, map_intensities, tissue_means
-
-if TYPE_CHECKING:
-    import ants
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Mean local correlation with the template that a registration reaches unless it failed.
@@ -31,7 +28,7 @@ BIAS_ORDER, GREY = 3, 0.55
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
-def to_ants(img: nib.Nifti1Image) -> ants.ANTsImage:
+def to_ants(img: nib.Nifti1Image) -> Any:
     """Make an antspyx image of a 3-D image whose affine has no shear."""
     # ITK reads this on its first use in a process only, and sums in another order with more
     # threads: it must be set before any image is made, not just before a registration.
@@ -115,12 +112,11 @@ def without_csf(brain: nib.Nifti1Image) -> nib.Nifti1Image:
     """Scale a brain (background 0) to CSF 0 and white matter 1, as far as it has tissues."""
     data = np.asarray(brain.dataobj)
     mask = data > 0
-    means = None
     if mask.sum() >= MIN_VOXELS:
         flat = data / bias_field(data, mask, BIAS_ORDER)
         means = tissue_means(flat, mask, float(voxel_sizes(brain.affine).mean()))
-    if means is not None:
-        data = np.where(mask, map_intensities(flat, means, GREY), 0).astype(np.float32)
+        if means is not None:
+            data = np.where(mask, map_intensities(flat, means, GREY), 0).astype(np.float32)
     return nib.Nifti1Image(data, brain.affine)
 
 
@@ -230,11 +226,10 @@ def resample(
     reference: nib.Nifti1Image,
     transform: str | Path,
     *,
-    interpolator: str = "linear",
     invert: bool = False,
     antialias: bool = False,
 ) -> nib.Nifti1Image:
-    """Bring an image onto a reference grid through an ITK affine, in one interpolation.
+    """Bring an image onto a reference grid through an ITK affine, in one linear interpolation.
 
     Parameters
     ----------
@@ -244,8 +239,6 @@ def resample(
         Its grid is the result's.
     transform : path-like
         ITK text transform from the scan to the template.
-    interpolator : str
-        An antspyx name: ``linear``, ``nearestneighbor``, ``gaussian``.
     invert : bool
         Go from the template to the scan instead.
     antialias : bool
@@ -263,9 +256,8 @@ def resample(
     import ants
 
     mapping = ants.read_transform(str(transform))
-    if invert:
-        mapping = mapping.invert()
-    moved = mapping.apply_to_image(moving, reference=grid, interpolation=interpolator)
+    mapping = mapping.invert() if invert else mapping
+    moved = mapping.apply_to_image(moving, reference=grid)
     out = nib.Nifti1Image(moved.numpy().astype(np.float32), reference.affine)
     out.set_qform(reference.affine, int(reference.header["qform_code"]) or 1)
     out.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)

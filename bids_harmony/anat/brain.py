@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +42,8 @@ COARSE_STEPS = {
     "aff_random_sampling_rate": 0.2,
 }  # fmt: skip
 SYN_ITERATIONS = (40, 40, 20)
-#: What a mask's name may say beyond its image's; ``space-`` would be another grid.
-MASK_ENTITIES = ("atlas", "desc", "label", "res", "seg", "mask", "dseg")
+#: What a mask's name adds to its image's; ``space-`` would be another grid.
+MASK_NAME = r"(_T1w)?(_(atlas|desc|label|res|seg)-[^_]+)*_(mask|dseg)"
 
 
 def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
@@ -264,8 +266,8 @@ def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
     atlases = []
     for stem in sorted(files.keys() - set(labels)):
         name = stem.removesuffix("_T1w")
-        if label := next((label for label in labels if _belongs(label, name)), None):
-            atlases.append(Atlas(name, files[stem], files[label]))
+        own = (label for label in labels if re.fullmatch(re.escape(name) + MASK_NAME, label))
+        atlases += [Atlas(name, files[stem], files[label]) for label in islice(own, 1)]
     if not atlases:
         raise UsageError(
             f"No atlas was found in {atlas_dir}: {len(files)} NIfTI files were looked at, and "
@@ -279,14 +281,6 @@ def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
         except ScanError as error:
             raise UsageError(f"In --atlas-dir, {error.cause}", error.remedy) from error
     return sorted(atlases)
-
-
-def _belongs(label: str, name: str) -> bool:
-    """Tell whether a mask's name adds to an image's name only what masks add."""
-    added = label.removeprefix(f"{name}_").removeprefix("T1w_").split("_")
-    return label.startswith(f"{name}_") and all(
-        part.split("-")[0] in MASK_ENTITIES for part in added
-    )
 
 
 def multiatlas_mask(

@@ -261,7 +261,8 @@ def _replace_nonfinite(
 ) -> np.ndarray:
     """Set bad voxels to 0 in place; return a mask of those that surround the head or brain."""
     around = np.zeros_like(bad)
-    if bad.mean() > MAX_NONFINITE and largest_component(~bad).sum() > 0.9 * np.sum(~bad):
+    some = MAX_NONFINITE < bad.mean() < 1 - MAX_NONFINITE
+    if some and largest_component(~bad).sum() > 0.9 * np.sum(~bad):
         around = _at_border(bad)  # around one head, and not through it
     n_around, n_inside = int(around.sum()), int(np.sum(bad & ~around))
     if (share := n_inside / np.sum(~around)) > MAX_NONFINITE:
@@ -328,11 +329,12 @@ def lift(data: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float]:
     """
     if np.mean(data[~background] < 0) <= MAX_NEGATIVE:
         return np.where(background, 0, data), 0.0
-    value = _background_value(data)
-    background = background | _at_border(data == value)
-    # A percentile, as single voxels may lie far below all others; the constant around a scan that
-    # was standardized within the brain lies above it.
-    lowest = float(np.fmin(np.percentile(data[~background], 0.1), value))
+    surround = _at_border(data == _background_value(data)) & ~background
+    background = background | surround
+    # A percentile, as single voxels may lie far below all others.
+    lowest = float(np.percentile(data[~background], 0.1))
+    if surround.any():  # above the lowest where a scan was standardized within the brain
+        lowest = min(lowest, float(data[surround][0]))
     return np.where(background, 0, np.maximum(data - lowest, 0)), -lowest
 
 

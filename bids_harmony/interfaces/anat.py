@@ -88,7 +88,7 @@ class BrainMask(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, img = self.inputs, nib.load(self.inputs.in_file)
-        method, record = inputs.method, {}
+        method, record = inputs.method, dict[str, Any]()
         if inputs.in_mask is not None:
             method = "precomputed"
             mask, record = given_mask(inputs.in_mask, img)

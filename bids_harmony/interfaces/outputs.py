@@ -47,9 +47,7 @@ class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
     staging_dir = traits.Str(mandatory=True, desc="folder of the scan's own, with its figures")
     output_dir = traits.Str(mandatory=True)
     names = traits.Dict(mandatory=True, desc="by image, settings of its DerivativesDataSink")
-    kept = traits.List(
-        traits.Str, usedefault=True, desc="outputs of preprocessing"
-    )
+    kept = traits.List(traits.Str, usedefault=True, desc="outputs of preprocessing")
     bundle = traits.Either(None, traits.Str, usedefault=True, desc="folder of the model bundle")
     t1w_mask = File(exists=True)
     brain_mask = File(exists=True)
