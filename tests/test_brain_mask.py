@@ -85,8 +85,7 @@ def test_mask_on_another_grid_of_the_same_space_is_conformed(tmp_path: Path) -> 
         ([0, NAN, -1, 1, 1], [0, 0, 0, 1, 1], None),
         ([0, 0.2, 0.5, 0.51, 1], [0, 0, 0, 1, 1], 0.5),
         ([-0.1, 0.05, 0.45, 0.95, 1.1], [0, 0, 0, 1, 1], 0.5),
-        ([0, 0, 255, 255, 255], [0, 0, 1, 1, 1], 127.5),
-        ([0, 30, 49, 51, 100, 100, 98], [0, 0, 0, 1, 1, 1, 1], 50),
+        ([0, 0, 255, 255, 255], [0, 0, 1, 1, 1], 0),
         ([0, 2, 3, 17, 41, 42, 77], [0, 1, 1, 1, 1, 1, 1], 0),
         ([0, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1], 0),
     ],
@@ -127,7 +126,7 @@ def test_how_a_mask_was_read_stands_in_the_record(tmp_path: Path) -> None:
     assert found.record["method"] == "precomputed"
     assert found.record["threshold"] == 0.5
     assert found.record["notes"] == [
-        "The brain mask soft_mask.nii holds values other than 0 and 1 up to 0.9; what lies above "
+        "The brain mask soft_mask.nii holds probabilities up to 0.9; what lies above "
         "0.5 was taken as brain"
     ]
 

@@ -29,19 +29,11 @@ BESIDE = 0.1
 STRIPPED_DICE = 0.85
 #: Values up to this are those of a mask, or of probabilities with interpolation's ringing.
 MAX_PROBABILITY = 1.5
-#: Share of a mask's voxels that lie near its highest value, unless the values are labels.
-NEAR_HIGHEST = 0.5
 #: Voxel sizes, in mm, at which atlases are ranked, warped and fused.
 COARSE_MM, SYN_MM, WORK_MM = 8.0, 4.0, 2.0
 #: Local weights compare patches of this standard deviation, in mm, and are their correlation to
 #: this power.
 PATCH_MM, SHARPNESS = 4.0, 4.0
-#: Iterations of the affine at 16 and 8 mm, and of SyN at 16, 8 and 4 mm.
-COARSE_STEPS = {
-    "aff_iterations": (200, 100), "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0),
-    "aff_random_sampling_rate": 0.2,
-}  # fmt: skip
-SYN_ITERATIONS = (40, 40, 20)
 #: What a mask's name adds to its image's; ``space-`` would be another grid.
 MASK_NAME = r"(_T1w)?(_(atlas|desc|label|res|seg)-[^_]+)*_(mask|dseg)"
 
@@ -190,8 +182,7 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
 def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Turn a mask's values into brain or not.
 
-    Probabilities count from 0.5, other scales (0 to 100, 0 to 255) from half of the highest
-    value. Values that are mostly not near the highest are labels, all of them brain.
+    Probabilities count from 0.5; all else is labels, all of them brain.
 
     Parameters
     ----------
@@ -209,15 +200,10 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         ``notes``.
     """
     data = np.nan_to_num(data, nan=0, posinf=0, neginf=0)
-    values = np.unique(data[data > 0])
-    if np.allclose(values, 1, atol=1e-3):
+    highest = float(data.max())
+    if np.allclose(data[data > 0], 1, atol=1e-3):
         return data > 0.5, {}
-    highest, cut = float(values[-1]), 0.0
-    if highest <= MAX_PROBABILITY:
-        cut = 0.5
-    elif np.mean(data[data > 0] >= 0.9 * highest) >= NEAR_HIGHEST:
-        cut = highest / 2
-    kind = "values other than 0 and 1" if cut else "labels"
+    kind, cut = ("probabilities", 0.5) if highest <= MAX_PROBABILITY else ("labels", 0.0)
     note = f"{name} holds {kind} up to {highest:g}; what lies above {cut:g} was taken as brain"
     return data > cut, {"threshold": cut, "notes": [note]}
 
@@ -336,15 +322,17 @@ def multiatlas_mask(
     with tempfile.TemporaryDirectory(prefix="multiatlas") as scratch:
         for n, atlas in enumerate(pool):
             image, mask, affine = _register(
-                coarse, coarse, atlas, f"{scratch}/{n}_", seed, "Affine", **COARSE_STEPS
-            )
+                coarse, coarse, atlas, f"{scratch}/{n}_", seed, "Affine",
+                aff_iterations=(200, 100), aff_shrink_factors=(2, 1),
+                aff_smoothing_sigmas=(1, 0), aff_random_sampling_rate=0.2,
+            )  # fmt: skip
             likeness = local_correlation(np.asarray(coarse.dataobj), image, 1.0)[mask > 0.25]
             ranked.append((float(likeness.mean()) if likeness.size else -1.0, atlas, affine[0]))
         ranked = sorted(ranked, key=lambda item: (-item[0], item[1].name))[:n_best]
         for n, (_, atlas, start) in enumerate(ranked):
             image, mask, _ = _register(
                 middle, fine, atlas, f"{scratch}/syn{n}_", seed, "SyNOnly",
-                initial_transform=start, reg_iterations=SYN_ITERATIONS,
+                initial_transform=start, reg_iterations=(40, 40, 20),
             )  # fmt: skip
             voters.append((image, mask))
     share = fuse(np.asarray(fine.dataobj), voters, PATCH_MM / WORK_MM)
