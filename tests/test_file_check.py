@@ -52,36 +52,18 @@ def damaged(path: Path, *, keep: float = 1.0, zeros: int = 0) -> None:
     path.write_bytes(bytes(content[: int(keep * len(content))]))
 
 
-def with_nans(path: Path) -> None:
-    data = scan()
-    data[::4] = np.nan
-    write(path, data)
-
-
-def far_away() -> np.ndarray:
-    affine = np.diag([4.0, 4, 4, 1])
-    affine[1, 3] = 3.6e16
-    return affine
-
-
 def singular() -> np.ndarray:
     matrix = affine()
     matrix[:, 1] = matrix[:, 0]
     return matrix
 
 
-def colours(path: Path) -> None:
-    data = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(data, affine()), path)
-
-
-def slab_in_zeros(path: Path) -> None:
-    data = scan()
-    data[:, 10:] = 0
-    write(path, data)
-
-
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
+ANNEXED = Path(".git", "annex", "objects", "x")
+RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+FAR = np.array([[4, 0, 0, 0], [0, 4, 0, 3.6e16], [0, 0, 4, 0], [0, 0, 0, 1]])
+EVERY_FOURTH = np.arange(SHAPE[0])[:, None, None] % 4 == 0
+USELESS = srow(np.full((4, 4), NAN)), (QUATERNION, (1, 1, 1))
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (lambda p: damaged(p, keep=0.5), "cannot be read"),
     "corrupt": (lambda p: damaged(p, zeros=2000), "cannot be read"),
@@ -89,42 +71,27 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text": (lambda p: p.write_text("not an image"), "cannot be read"),
     "folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "does not exist"),
-    "broken link": (
-        lambda p: p.symlink_to(p.parent / ".git" / "annex" / "objects" / "x"),
-        "content is not present.*datalad get",
-    ),
+    "broken link": (lambda p: p.symlink_to(ANNEXED), "content is not present.*datalad get"),
     "Git LFS": (lambda p: p.write_text(LFS), "content is not present.*git lfs pull"),
     "4-D": (lambda p: write(p, np.stack([scan(), scan()], -1)), "not a 3-D volume"),
     "one slice": (lambda p: write(p, scan()[:, :, :1]), "not a 3-D volume"),
-    "colours": (colours, "not a 3-D volume of grey values"),
+    "colours": (lambda p: write(p, RGB), "not a 3-D volume of grey values"),
     "complex": (lambda p: write(p, scan(np.complex64)), "not a 3-D volume of grey values"),
     "all zeros": (lambda p: write(p, np.zeros(SHAPE, np.float32)), "the same value"),
-    "NaN-laced": (with_nans, "NaN or infinite"),
+    "NaN-laced": (lambda p: write(p, np.where(EVERY_FOURTH, NAN, scan())), "NaN or infinite"),
     "absurd voxels": (lambda p: write(p, scan(), np.diag([1e-4, 1e4, 1, 1])), "geometry"),
-    "far away": (lambda p: write(p, scan(), far_away()), "impossible geometry"),
+    "far away": (lambda p: write(p, scan(), FAR), "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
-    "no sform and no qform": (
-        lambda p: with_header(p, (CODES, (0, 0))),
-        "neither sform nor qform",
-    ),
-    "sform of zeros alone": (
+    "no forms": (lambda p: with_header(p, (CODES, (0, 0))), "neither sform nor qform"),
+    "sform of zeros": (
         lambda p: with_header(p, srow(np.zeros((4, 4))), (CODES, (0, 1))),
         "impossible geometry: the sform has voxels of 0 x 0 x 0 mm",
     ),
-    "both forms useless": (
-        lambda p: with_header(p, srow(np.full((4, 4), NAN)), (QUATERNION, (1, 1, 1))),
-        "impossible geometry",
-    ),
-    "qform alone, no rotation": (
-        lambda p: with_header(p, (QUATERNION, (1, 1, 1)), (CODES, (1, 0))),
-        "cannot be read",
-    ),
-    "40-mm slab": (
-        lambda p: write(p, scan()[:, :, :10]),
-        "a part of the head only: 192 x 224 x 40 mm, where 80 mm",
-    ),
+    "useless forms": (lambda p: with_header(p, *USELESS), "impossible geometry"),
+    "useless qform": (lambda p: with_header(p, USELESS[1], (CODES, (1, 0))), "cannot be read"),
+    "slab": (lambda p: write(p, scan()[:, :, :10]), "only: 192 x 224 x 40 mm, where 80 mm"),
     "slab among zeros": (
-        slab_in_zeros,
+        lambda p: write(p, np.where(np.arange(SHAPE[1])[:, None] < 10, scan(), 0)),
         "covers a part of the head only: 192 x 40 x 160 mm",
     ),
 }

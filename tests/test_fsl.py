@@ -182,10 +182,9 @@ def test_what_a_failing_program_said_is_the_cause(
 
 def test_words_are_few_however_much_was_said() -> None:
     assert last_words("\n\n \t\n") == ""
-    assert last_words("first\n" + "again\n" * 5 + "last") == "first; again; last"
-    assert last_words("cause\n" + "".join(f"{i}\n" for i in range(9))) == "cause; 7; 8"
-    assert len(last_words("ä" * 10**7)) < 200
-    assert len(last_words("ä b\n" * 10**6)) < 200
+    assert (
+        last_words("cause\n" + "ä\n" * 10**6 + "b\n" + "c" * 10**6) == f"cause; b; {'c' * 160} …"
+    )
 
 
 def test_versions_are_read_without_starting_anything(
@@ -200,14 +199,12 @@ def test_versions_are_read_without_starting_anything(
 
 
 def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
-    by_default, with_fsl = tool_versions("deepbet", "ants"), tool_versions("bet", "flirt")
-    assert set(by_default) - set(with_fsl) == {"deepbet", "antspyx"}
-    assert set(with_fsl) - set(by_default) == {"FSL"}
-    assert with_fsl["FSL"] == "6.0.0"
-    assert {"nipype", "torch", "nilearn"} <= set(by_default)
-    assert all(v and "+" not in v for v in by_default.values())
-    assert "antspyx" in tool_versions("multi-atlas", "flirt")
-    assert not {"deepbet", "FSL"} & set(tool_versions("skip", "ants"))
+    always = {"nipype", "torch", "nilearn"}
+    assert set(tool_versions("deepbet", "ants")) == always | {"deepbet", "antspyx"}
+    assert set(tool_versions("multi-atlas", "flirt")) == always | {"antspyx", "FSL"}
+    versions = tool_versions("skip", "flirt")
+    assert versions["FSL"] == "6.0.0"
+    assert all(v and "+" not in v for v in versions.values())
     code = (
         "import sys; from bids_harmony.models.contract import tool_versions as f\n"
         "f('bet', 'ants')\n"

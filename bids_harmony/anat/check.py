@@ -231,13 +231,12 @@ def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
 
 def _fault(affine: np.ndarray) -> str:
     """Say what makes a matrix useless as an affine; nothing if it is one."""
-    if not np.isfinite(affine).all():
-        return "is not a valid affine: it is not finite or not a rotation"
     sizes = affines.voxel_sizes(affine)
+    finite = np.isfinite(affine).all()
+    if not finite or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
+        return "is not a valid affine"
     if sizes.min() < MIN_ZOOM_MM or sizes.max() > MAX_ZOOM_MM:
         return f"has voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
-    if abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
-        return "is not a valid affine: it is singular"
     if (away := np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
         return f"puts the scan {away / 1000:.3g} m away"
     return ""
