@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel as nib
+import nitransforms as nt
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
@@ -81,8 +82,6 @@ def brain_in_scanner(true: np.ndarray) -> nib.Nifti1Image:
 
 def residual(xfm: Path, true: np.ndarray) -> float:
     """Greatest distance, in mm over the template's brain, between found and true places."""
-    import nitransforms as nt
-
     template = load_template(2)
     points = apply_affine(template.t1w.affine, np.argwhere(template.mask)[::500])
     found = nt.linear.load(str(xfm), fmt="itk").map(points)

@@ -100,7 +100,7 @@ def test_reference_statistics_cover_every_site(bundle: Bundle) -> None:
 def test_the_template_looks_like_an_adult_and_threads_change_nothing(bundle: Bundle) -> None:
     t1 = load_mni152_template(resolution=2)
     mask = np.asarray(load_mni152_brain_mask(resolution=2).dataobj) > 0
-    volume, used, _ = normalize(np.asarray(t1.dataobj), mask, Contract(), 2.0)
+    volume, used, _ = normalize(np.asarray(t1.dataobj), mask, 2.0)
     raw = nib.Nifti1Image(np.where(used, volume, 0).astype(np.float32), t1.affine)
     results = []
     before = torch.get_num_threads()

@@ -15,7 +15,7 @@ from bids_dataset import find, keys, write
 
 from bids_harmony.bids.dataset import check_description
 from bids_harmony.errors import ScanError
-from bids_harmony.interfaces.anat import ConformMask
+from bids_harmony.interfaces.anat import BrainMask
 
 
 def annex(root: Path, name: str, *, fetched: bool = True) -> Path:
@@ -78,8 +78,8 @@ def test_a_mask_that_was_not_fetched_costs_its_scan_and_says_so(tmp_path: Path) 
     t1w_images.write(tmp_path / "t1w.nii.gz", t1w_images.scan())
     mask = tmp_path / "sub-01_desc-brain_mask.nii.gz"
     mask.symlink_to("../.git/annex/objects/nothing")
-    interface = ConformMask(
-        in_file=str(tmp_path / "t1w.nii.gz"), in_mask=str(mask), method="precomputed"
+    interface = BrainMask(
+        in_file=str(tmp_path / "t1w.nii.gz"), in_mask=str(mask), scan_key="sub-01"
     )
     with pytest.raises(ScanError, match="datalad get"):
         interface.run(cwd=str(tmp_path))

@@ -46,7 +46,7 @@ def divide(path: str) -> float:
     return 1 / 0
 
 
-def made_up_wf(*, name: str, function: Any, path: Path, omp_nthreads: int) -> pe.Workflow:
+def made_up_wf(*, name: str, function: Any, path: Path) -> pe.Workflow:
     """Make a workflow of one node that stands for a scan's."""
     workflow = pe.Workflow(name=name)
     node = pe.Node(niu.Function(function=function, output_names=["out"]), name="publish")

@@ -20,7 +20,9 @@ from bids_harmony.errors import ScanError
 from bids_harmony.interfaces.anat import RestoreOrientation
 
 #: Fields of a NIfTI-1 header: place in bytes and format.
-PIXDIM, CODES, QUATERNION, SROW = (76, "4f"), (252, "2h"), (256, "3f"), (280, "12f")
+PIXDIM, CODES, QUATERNION, OFFSET, SROW = (
+    (76, "4f"), (252, "2h"), (256, "3f"), (268, "f"), (280, "12f"),
+)  # fmt: skip
 NAN = float("nan")
 
 
@@ -50,102 +52,48 @@ def damaged(path: Path, *, keep: float = 1.0, zeros: int = 0) -> None:
     path.write_bytes(bytes(content[: int(keep * len(content))]))
 
 
-def with_nans(path: Path) -> None:
-    data = scan()
-    data[::4] = np.nan
-    write(path, data)
-
-
-def far_away() -> np.ndarray:
-    affine = np.diag([4.0, 4, 4, 1])
-    affine[1, 3] = 3.6e16
-    return affine
-
-
 def singular() -> np.ndarray:
     matrix = affine()
     matrix[:, 1] = matrix[:, 0]
     return matrix
 
 
-def claims_too_much(path: Path) -> None:
-    """Write a header of a terabyte without its data."""
-    header = nib.Nifti1Header()
-    header.set_data_shape((10000, 10000, 10000))
-    header.set_data_dtype(np.int16)
-    header.set_sform(affine(), 1)
-    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
-
-
-def colours(path: Path) -> None:
-    data = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(data, affine()), path)
-
-
-def slab_in_zeros(path: Path) -> None:
-    data = scan()
-    data[:, 10:] = 0
-    write(path, data)
-
-
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
+ANNEXED = Path(".git", "annex", "objects", "x")
+RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+FAR = np.array([[4, 0, 0, 0], [0, 4, 0, 3.6e16], [0, 0, 4, 0], [0, 0, 0, 1]])
+EVERY_FOURTH = np.arange(SHAPE[0])[:, None, None] % 4 == 0
+USELESS = srow(np.full((4, 4), NAN)), (QUATERNION, (1, 1, 1))
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (lambda p: damaged(p, keep=0.5), "cannot be read"),
     "corrupt": (lambda p: damaged(p, zeros=2000), "cannot be read"),
     "zero bytes": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text": (lambda p: p.write_text("not an image"), "cannot be read"),
-    "zipped text": (lambda p: p.write_bytes(gzip.compress(b"no image " * 99)), "cannot be read"),
     "folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "does not exist"),
-    "broken link": (
-        lambda p: p.symlink_to(p.parent / ".git" / "annex" / "objects" / "x"),
-        "content is not present.*datalad get",
-    ),
+    "broken link": (lambda p: p.symlink_to(ANNEXED), "content is not present.*datalad get"),
     "Git LFS": (lambda p: p.write_text(LFS), "content is not present.*git lfs pull"),
     "4-D": (lambda p: write(p, np.stack([scan(), scan()], -1)), "not a 3-D volume"),
-    "2-D": (lambda p: write(p, scan()[:, :, 20]), "not a 3-D volume"),
     "one slice": (lambda p: write(p, scan()[:, :, :1]), "not a 3-D volume"),
-    "colours": (colours, "not a 3-D volume of grey values"),
+    "colours": (lambda p: write(p, RGB), "not a 3-D volume of grey values"),
     "complex": (lambda p: write(p, scan(np.complex64)), "not a 3-D volume of grey values"),
     "all zeros": (lambda p: write(p, np.zeros(SHAPE, np.float32)), "the same value"),
-    "NaN-laced": (with_nans, "NaN or infinite"),
-    "absurd affine": (
-        lambda p: write(p, scan(), np.diag([1e-4, 1e4, 1, 1])),
-        "impossible geometry",
-    ),
-    "micrometres": (lambda p: write(p, scan(), affine() @ np.diag([1e3] * 3 + [1])), "geometry"),
-    "NaN affine": (
-        lambda p: with_header(p, (SROW, (NAN, *[1.0] * 11)), (CODES, (0, 1))),
-        "impossible geometry",
-    ),
-    "far away": (lambda p: write(p, scan(), far_away()), "impossible geometry"),
+    "NaN-laced": (lambda p: write(p, np.where(EVERY_FOURTH, NAN, scan())), "NaN or infinite"),
+    "absurd voxels": (lambda p: write(p, scan(), np.diag([1e-4, 1e4, 1, 1])), "geometry"),
+    "far away": (lambda p: write(p, scan(), FAR), "impossible geometry"),
     "singular affine": (lambda p: write(p, scan(), singular()), "impossible geometry"),
-    "no sform and no qform": (
-        lambda p: with_header(p, (CODES, (0, 0))),
-        "neither sform nor qform",
-    ),
-    "sform of zeros alone": (
+    "no forms": (lambda p: with_header(p, (CODES, (0, 0))), "neither sform nor qform"),
+    "sform of zeros": (
         lambda p: with_header(p, srow(np.zeros((4, 4))), (CODES, (0, 1))),
         "impossible geometry: the sform has voxels of 0 x 0 x 0 mm",
     ),
-    "both forms useless": (
-        lambda p: with_header(p, srow(np.full((4, 4), NAN)), (QUATERNION, (1, 1, 1))),
-        "impossible geometry",
-    ),
-    "qform alone, no rotation": (
-        lambda p: with_header(p, (QUATERNION, (1, 1, 1)), (CODES, (1, 0))),
-        "cannot be read",
-    ),
-    "40-mm slab": (
-        lambda p: write(p, scan()[:, :, :10]),
-        "a part of the head only: 192 x 224 x 40 mm, where 80 mm",
-    ),
-    "five slices": (lambda p: write(p, scan()[:5]), "only: 20 x 224 x 160 mm"),
+    "useless forms": (lambda p: with_header(p, *USELESS), "impossible geometry"),
+    "useless qform": (lambda p: with_header(p, USELESS[1], (CODES, (1, 0))), "cannot be read"),
+    "slab": (lambda p: write(p, scan()[:, :, :10]), "only: 192 x 224 x 40 mm, where 80 mm"),
     "slab among zeros": (
-        slab_in_zeros,
+        lambda p: write(p, np.where(np.arange(SHAPE[1])[:, None] < 10, scan(), 0)),
         "covers a part of the head only: 192 x 40 x 160 mm",
     ),
-    "a terabyte": (claims_too_much, "voxels"),
 }
 
 
@@ -193,18 +141,6 @@ def test_any_orientation_keeps_every_voxel_where_it_is(
     )
 
 
-def test_conflicting_forms_are_noted_and_the_sform_wins(tmp_path: Path) -> None:
-    img = nib.Nifti1Image(scan(), affine())
-    img.set_sform(affine(), 1)
-    moved = affine()
-    moved[0, 3] += 30
-    img.set_qform(moved, 1)
-    nib.save(img, tmp_path / "x_T1w.nii.gz")
-    loaded, record = load_t1w(tmp_path / "x_T1w.nii.gz")
-    np.testing.assert_allclose(loaded.affine, affine())
-    assert "disagree by 30.0 mm" in record["notes"][0]
-
-
 @pytest.mark.parametrize(
     "matrix",
     {
@@ -241,13 +177,20 @@ def test_a_useless_sform_gives_way_to_the_qform_everywhere(
     np.testing.assert_allclose(back.affine, stored, atol=1e-3)
 
 
-@pytest.mark.parametrize("change", [(QUATERNION, (1, 1, 1)), (PIXDIM, (1, 4, NAN, 4))])
-def test_a_useless_qform_is_said_beside_a_good_sform(tmp_path: Path, change: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ((QUATERNION, (1, 1, 1)), "the qform is not .*; the sform was used"),
+        ((PIXDIM, (1, 4, NAN, 4)), "the qform is not .*; the sform was used"),
+        ((OFFSET, (30 + affine()[0, 3],)), "sform and qform disagree by 30.0 mm"),
+    ],
+)
+def test_a_useless_or_other_qform_is_said_beside_a_good_sform(
+    tmp_path: Path, change: Any, note: str
+) -> None:
     loaded, record = load_t1w(with_header(tmp_path / "x_T1w.nii.gz", change))
     np.testing.assert_allclose(loaded.affine, affine())
-    (note,) = record["notes"]
-    assert note.startswith("the qform ")
-    assert note.endswith("; the sform was used")
+    assert re.match(note, *record["notes"])
 
 
 def test_a_few_bad_voxels_are_replaced_and_counted(tmp_path: Path) -> None:
@@ -291,11 +234,8 @@ def test_padding_is_background_and_changes_nothing(
     found, record = loaded_from(tmp_path / "x_T1w.nii", np.where(off_view(), padded, data))
     np.testing.assert_array_equal(found, np.where(off_view(), 0, data))
     assert record["padding"] == sorted(set(values))
-    said = [
-        f"the value {value:g} outside the field of view was taken as padding and set to 0"
-        for value in sorted(set(values))
-    ]
-    assert record["notes"] == said
+    assert all("outside the field of view was taken as padding" in n for n in record["notes"])
+    assert len(record["notes"]) == len(record["padding"])
 
 
 def test_what_is_cut_off_at_the_highest_value_is_no_padding(tmp_path: Path) -> None:
@@ -318,19 +258,15 @@ def test_standardized_scans_keep_their_intensities_whatever_surrounds_them(tmp_p
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
-def test_a_constant_background_of_a_standardized_scan_is_no_padding(tmp_path: Path) -> None:
-    """The air of a head was 0 before; what is 0 is 0 again."""
-    data = np.maximum(head(noise=False) - 280, 0)
-    found, record = loaded_from(tmp_path / "x_T1w.nii", data / 500 - 0.8)
+def test_the_constant_background_of_a_standardized_scan_is_0_again(tmp_path: Path) -> None:
+    """Whether air was the lowest, or the scan was standardized within the brain."""
+    path, data = tmp_path / "x_T1w.nii", np.maximum(head(noise=False) - 280, 0)
+    found, record = loaded_from(path, data / 500 - 0.8)
     assert not record["padding"]
     np.testing.assert_allclose(found, data / 500, atol=1e-6)
-
-
-def test_a_scan_standardized_within_the_brain_has_its_background_below_it(tmp_path: Path) -> None:
-    data = head(noise=False)
     brain = data > 0
     scaled = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
-    found, _ = loaded_from(tmp_path / "x_T1w.nii", scaled)
+    found, _ = loaded_from(path, scaled)
     assert not found[~brain].any()
     assert np.corrcoef(found[brain], data[brain])[0, 1] > 0.9999
     assert found[brain].mean() == pytest.approx(-np.percentile(scaled[brain], 0.1), abs=0.01)
@@ -371,13 +307,8 @@ def test_values_that_are_none_within_a_brain_are_refused(tmp_path: Path) -> None
 def test_an_image_is_known_again_in_another_file(tmp_path: Path) -> None:
     """The same voxels uncompressed, or stored as other numbers, are one image."""
     data = scan().round()
-    digests = [
-        load_t1w(write(tmp_path / name, image))[1]["voxels_sha256"]
-        for name, image in (
-            ("a_T1w.nii.gz", data.astype(np.float32)),
-            ("a_T1w.nii", data.astype(np.float32)),
-            ("b_T1w.nii.gz", data.astype(np.int16)),
-            ("c_T1w.nii.gz", np.where(np.arange(data.size).reshape(data.shape) == 7, 5, data)),
-        )
-    ]
+    other = data.copy()
+    other[1, 1, 1] += 1
+    files = {"a.nii.gz": data, "a.nii": data, "b.nii.gz": data.astype(np.int16), "c.nii": other}
+    digests = [load_t1w(write(tmp_path / f, i))[1]["voxels_sha256"] for f, i in files.items()]
     assert digests[0] == digests[1] == digests[2] != digests[3]

@@ -135,7 +135,7 @@ def test_a_rerun_that_is_interrupted_loses_nothing(first: tuple[Path, list[objec
     run = start(*command, "--random-seed", 7)
     work = Path(str(command[4]))
     end = time.monotonic() + 120
-    while not [*work.glob("bids_harmony/sub_01_wf/affine_wf/register/_0x*_unfinished.json")]:
+    while not [*work.glob("bids_harmony/sub_01_wf/register/_0x*_unfinished.json")]:
         assert run.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)

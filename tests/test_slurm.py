@@ -92,7 +92,7 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.05)
 
 
-def made_up_wf(*, name: str, function: Callable, inputs: dict, omp_nthreads: int) -> pe.Workflow:
+def made_up_wf(*, name: str, function: Callable, inputs: dict) -> pe.Workflow:
     """Make a workflow of one node that stands for a scan's."""
     workflow = pe.Workflow(name=name)
     node = pe.Node(niu.Function(function=function, output_names=["out"]), name="publish")

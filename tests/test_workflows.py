@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_record import FACTS, preprocessed_scan
@@ -18,8 +20,8 @@ from bids_harmony.workflows.preprocess import init_preprocess_wf
 MODEL = {"bundle": "/bundle"}
 
 
-def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
-    """Build the graph of one part of a run and return its nodes."""
+def build(tmp_path: Path, scans: list[Scan], **settings: object) -> dict[str, Any]:
+    """Build the graph of one part of a run and return its nodes by their names."""
     common = {
         "output_dir": str(tmp_path / "out"),
         "staging_dir": str(tmp_path / "work" / "outputs"),
@@ -33,7 +35,11 @@ def build(tmp_path: Path, scans: list[Scan], **settings: object) -> list:
     for scan in scans:
         facts = FACTS | {"name": scan.key}
         workflow.add_nodes([init(scan=scan, facts=facts, **common, **settings)])
-    return list(generate_expanded_graph(workflow._create_flat_graph()).nodes())
+    nodes = list(generate_expanded_graph(workflow._create_flat_graph()).nodes())
+    assert all(node.mem_gb > 0 for node in nodes)
+    # Scans of one subject share no node, which works in a folder of its name.
+    assert len({node.fullname for node in nodes}) == len(nodes)
+    return {node.name: node for node in nodes}
 
 
 @pytest.fixture
@@ -47,62 +53,39 @@ def scan(tmp_path: Path) -> Scan:
 def test_options_make_a_connected_graph(
     tmp_path: Path, scan: Scan, skull_strip: str, registration: str
 ) -> None:
-    nodes = build(
-        tmp_path,
-        [scan],
-        skull_strip=skull_strip,
-        registration=registration,
-        atlas_dir=str(tmp_path),
+    scan = replace(scan, mask=tmp_path / "x_mask.nii.gz")
+    methods = {"skull_strip": skull_strip, "registration": registration}
+    nodes = build(tmp_path, [scan], **methods, atlas_dir=str(tmp_path))
+    assert {"check", "normalize", "metrics", "mask_figure", "norm_figure", "publish"} <= set(nodes)
+    assert "harmonize" not in nodes
+    mask = nodes["brain_mask"].inputs
+    assert (mask.method, mask.detect_stripped) == (
+        ("deepbet", True) if skull_strip == "auto" else (skull_strip, False)
     )
-    names = {node.name for node in nodes}
-    assert {"check", "normalize", "metrics", "mask_figure", "norm_figure", "publish"} <= names
-    assert ("bet" in names) == (skull_strip == "bet")
-    assert ("flirt" in names) == (registration == "flirt")
-    assert "harmonize" not in names
-    assert all(node.mem_gb > 0 for node in nodes)
+    assert mask.in_mask == str(scan.mask)
+    wanted = "ants" if registration == "auto" else registration
+    assert nodes["register"].inputs.method == wanted
 
 
 @pytest.mark.parametrize("native", [False, True])
 def test_a_preprocessed_scan_is_harmonized_without_another_look_at_it(
     tmp_path: Path, scan: Scan, native: bool
 ) -> None:
-    nodes = build(tmp_path, [scan], **MODEL, native=native)
-    names = {node.name for node in nodes}
-    assert {"harmonize", "guard", "predict", "figures", "publish"} <= names
-    assert not {"check", "brain_mask", "register", "normalize"} & names
-    assert ("to_native" in names) == native
-    assert all(node.mem_gb > 0 for node in nodes)
-
-
-def test_a_mask_from_elsewhere_replaces_skull_stripping(tmp_path: Path, scan: Scan) -> None:
-    mask = tmp_path / "mask.nii.gz"
-    mask.touch()
-    with_mask = Scan(path=scan.path, key=scan.key, entities=scan.entities, mask=mask)
-    names = {node.name for node in build(tmp_path, [with_mask])}
-    assert "conform_mask" in names
-    assert "brain_mask" not in names
-
-
-def test_networks_queue_for_the_gpu(tmp_path: Path, scan: Scan) -> None:
-    nodes = build(tmp_path, [scan], **MODEL, device="cuda")
-    assert sorted(node.name for node in nodes if node.is_gpu_node()) == ["harmonize", "predict"]
+    nodes = build(tmp_path, [scan], **MODEL, native=native, device="cuda")
+    assert {"harmonize", "guard", "predict", "figures", "publish"} <= set(nodes)
+    assert not {"check", "brain_mask", "register", "normalize"} & set(nodes)
+    assert ("to_native" in nodes) == native
+    assert sorted(n for n in nodes if nodes[n].is_gpu_node()) == ["harmonize", "predict"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"skull_strip": "bet", "registration": "flirt"}, MODEL])
-def test_nodes_reach_other_processes(tmp_path: Path, scan: Scan, settings: dict) -> None:
+def test_nodes_of_several_scans_reach_other_processes(
+    tmp_path: Path, scan: Scan, settings: dict
+) -> None:
     """As nipype's plugins send them: their classes are found by name."""
-    for node in build(tmp_path, [scan], **settings):
+    path = scan.path.with_name("sub-01_run-2_T1w.nii.gz")
+    other = replace(scan, path=path, key="sub-01_run-2", entities={"subject": "01", "run": "2"})
+    for node in build(tmp_path, [scan, other], **settings).values():
         again = pickle.loads(pickle.dumps(node))
         assert again.inputs.get() == node.inputs.get()
         assert type(again.interface) is type(node.interface)
-
-
-def test_scans_of_one_subject_do_not_share_nodes(tmp_path: Path, scan: Scan) -> None:
-    other = Scan(
-        path=scan.path.with_name("sub-01_run-2_T1w.nii.gz"),
-        key="sub-01_run-2",
-        entities={"subject": "01", "run": "2"},
-    )
-    for settings in ({}, MODEL):
-        nodes = build(tmp_path, [scan, other], **settings)
-        assert len({node.fullname for node in nodes}) == len(nodes)

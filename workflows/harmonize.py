@@ -10,10 +10,11 @@ from nipype.pipeline import engine as pe
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.bids.records import PREPROCESSED
 from bids_harmony.config import Contract
-from bids_harmony.interfaces.models import Guard, Harmonize, Predict, ToNative
+from bids_harmony.interfaces.anat import ToNative
+from bids_harmony.interfaces.models import Guard, Harmonize, Predict
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import ScanFigures
-from bids_harmony.workflows.preprocess import figures_prefix, grid_names
+from bids_harmony.workflows.preprocess import figures_prefix, names_of_grid
 
 #: What a record alone says of a calibration.
 FOR_RECORD = frozenset({"sources", "changes"})
@@ -41,7 +42,7 @@ def init_harmonize_wf(
 
     Parameters
     ----------
-    scan, facts, output_dir, staging_dir, contract, space, template, omp_nthreads
+    scan, facts, output_dir, staging_dir, contract, space, template
         See :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf`.
     before : dict
         What preprocessing found out (:func:`bids_harmony.bids.records.preprocessed`).
@@ -57,12 +58,19 @@ def init_harmonize_wf(
         Add age gaps corrected for the bias with age.
     device : {"cpu", "cuda"}
         Where networks run; ``cuda`` nodes queue for the GPU in nipype's MultiProc.
+    omp_nthreads : int
+        Threads of one node.
     """
     outputs = [Path(output_dir) / path for path in before["outputs"]]
     preproc, xfm = _only(outputs, "_desc-preproc_T1w.nii.gz"), _only(outputs, "_xfm.txt")
     t1w_mask = _only([p for p in outputs if "_space-" not in p.name], "_mask.nii.gz")
-    machine = {"device": device, "use_gpu": device == "cuda", "num_threads": omp_nthreads}
-    model = {"bundle": bundle, "calibration": calibration, **machine}
+    model = {
+        "bundle": bundle,
+        "calibration": calibration,
+        "device": device,
+        "use_gpu": device == "cuda",
+        "num_threads": omp_nthreads,
+    }
     harmonize = pe.Node(
         Harmonize(in_file=preproc, **model), name="harmonize", mem_gb=1.0, n_procs=omp_nthreads
     )
@@ -75,8 +83,8 @@ def init_harmonize_wf(
             site=scan.site,
             on_guard_fail=on_guard_fail,
             correct_age_bias=correct_age_bias,
-            **({} if scan.age is None else {"age": scan.age}),
-            **({"calibration_file": path} if (path := facts["calibration"].get("path")) else {}),
+            age=scan.age,
+            calibration_file=facts["calibration"].get("path"),
             **model,
         ),
         name="predict",
@@ -101,7 +109,7 @@ def init_harmonize_wf(
         "Bundle": facts["bundle"],
         "Calibration": {k: v for k, v in facts["calibration"].items() if k not in FOR_RECORD},
     }
-    names = {"harmonized": settings | grid_names(space, contract.resolution, template)}
+    names = {"harmonized": settings | names_of_grid(space, contract.resolution, template)}
     if native:
         names["harmonized_native"] = settings
     publish = pe.Node(

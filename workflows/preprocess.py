@@ -10,10 +10,16 @@ from nipype.pipeline import engine as pe
 
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.config import Contract
-from bids_harmony.interfaces.anat import CheckT1w, MeasureScan, Normalize, RestoreOrientation
+from bids_harmony.interfaces.anat import (
+    BrainMask,
+    CheckT1w,
+    MeasureScan,
+    Normalize,
+    RegisterAffine,
+    RestoreOrientation,
+)
 from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure
-from bids_harmony.workflows.anat import init_affine_wf, init_brain_mask_wf
 
 
 def init_preprocess_wf(
@@ -30,9 +36,8 @@ def init_preprocess_wf(
     atlas_dir: str | None = None,
     seed: int = 42,
     sloppy: bool = False,
-    omp_nthreads: int = 1,
 ) -> pe.Workflow:
-    """Take one T1w scan from raw to the template grid, measured and described (design.md §3).
+    """Take one T1w scan from raw to the template grid, measured and described.
 
     Parameters
     ----------
@@ -60,43 +65,46 @@ def init_preprocess_wf(
         Seed of everything random.
     sloppy : bool
         Register with low quality, for tests.
-    omp_nthreads : int
-        Threads of one node.
     """
-    on_grid: dict[str, Any] = {"resolution": contract.resolution}
-    if template is not None:
-        on_grid["template"] = template
+    grid = {"resolution": contract.resolution, "template": template}
+    prefix = figures_prefix(scan, staging_dir)
     check = pe.Node(CheckT1w(in_file=str(scan.path)), name="check", mem_gb=0.5)
-    brain_mask_wf = init_brain_mask_wf(
-        scan_key=scan.key,
-        method=contract.skull_strip if skull_strip == "auto" else skull_strip,
-        detect_stripped=skull_strip == "auto",
-        mask=None if scan.mask is None else str(scan.mask),
-        atlas_dir=atlas_dir,
-        seed=seed,
-        omp_nthreads=omp_nthreads,
+    brain_mask = pe.Node(
+        BrainMask(
+            in_mask=None if scan.mask is None else str(scan.mask),
+            method=contract.skull_strip if skull_strip == "auto" else skull_strip,
+            detect_stripped=skull_strip == "auto",
+            atlas_dir=atlas_dir,
+            scan_key=scan.key,
+            seed=seed,
+        ),
+        name="brain_mask",
+        mem_gb=2.5 if skull_strip == "multi-atlas" else 1.5,
     )
-    affine_wf = init_affine_wf(
-        method=contract.registration if registration == "auto" else registration,
-        on_grid=on_grid,
-        seed=seed,
-        sloppy=sloppy,
+    mask_figure = pe.Node(MaskFigure(prefix=prefix), name="mask_figure", mem_gb=0.5)
+    register = pe.Node(
+        RegisterAffine(
+            method=contract.registration if registration == "auto" else registration,
+            seed=seed,
+            sloppy=sloppy,
+            **grid,
+        ),
+        name="register",
+        mem_gb=1.0,
     )
     normalize = pe.Node(
-        Normalize(contract=contract.to_dict(), **on_grid), name="normalize", mem_gb=1.0
+        Normalize(contract=contract.to_dict(), **grid), name="normalize", mem_gb=1.0
     )
-    metrics = pe.Node(MeasureScan(name=scan.key, **on_grid), name="metrics", mem_gb=0.8)
-    prefix = figures_prefix(scan, staging_dir)
-    mask_figure = pe.Node(MaskFigure(prefix=prefix), name="mask_figure", mem_gb=0.5)
     norm_figure = pe.Node(
-        RegistrationFigure(prefix=prefix, **on_grid), name="norm_figure", mem_gb=0.5
+        RegistrationFigure(prefix=prefix, **grid), name="norm_figure", mem_gb=0.5
     )
-    figures = pe.Node(niu.Merge(2), name="figures", run_without_submitting=True)
+    metrics = pe.Node(MeasureScan(scan_key=scan.key, **grid), name="metrics", mem_gb=0.8)
     restore_mask = pe.Node(
         RestoreOrientation(original=str(scan.path)), name="restore_mask", mem_gb=0.3
     )
+    figures = pe.Node(niu.Merge(2), name="figures", run_without_submitting=True)
     mask_names = {"desc": "brain", "suffix": "mask", "Type": "Brain"}
-    grid = grid_names(space, contract.resolution, template)
+    grid_names = names_of_grid(space, contract.resolution, template)
     publish = pe.Node(
         SaveOutputs(
             source_file=str(scan.path),
@@ -105,8 +113,9 @@ def init_preprocess_wf(
             facts=facts,
             names={
                 "t1w_mask": mask_names,
-                "brain_mask": mask_names | grid,
-                "preproc": {"desc": "preproc", "suffix": "T1w", "SkullStripped": True} | grid,
+                "brain_mask": mask_names | grid_names,
+                "preproc": {"desc": "preproc", "suffix": "T1w", "SkullStripped": True}
+                | grid_names,
                 "xfm": {"suffix": "xfm", "mode": "image", "from": "T1w", "to": space},
             },
         ),
@@ -115,31 +124,31 @@ def init_preprocess_wf(
     )
     workflow = pe.Workflow(name=scan.wf_name)
     workflow.connect([
-        (check, brain_mask_wf, [("out_file", "inputnode.t1w")]),
-        (check, affine_wf, [("out_file", "inputnode.t1w")]),
-        (brain_mask_wf, affine_wf, [("outputnode.mask", "inputnode.mask")]),
+        (check, brain_mask, [("out_file", "in_file")]),
+        (check, mask_figure, [("out_file", "in_file")]),
+        (brain_mask, mask_figure, [("out_mask", "in_mask")]),
+        (check, register, [("out_file", "in_file")]),
+        (brain_mask, register, [("out_mask", "in_mask")]),
         (check, normalize, [("out_file", "in_file")]),
-        (brain_mask_wf, normalize, [("outputnode.mask", "in_mask")]),
-        (affine_wf, normalize, [("outputnode.xfm", "in_xfm")]),
-        (check, metrics, [("out_file", "t1w_ras")]),
-        (brain_mask_wf, metrics, [("outputnode.mask", "t1w_mask")]),
-        (affine_wf, metrics, [("outputnode.xfm", "xfm")]),
+        (brain_mask, normalize, [("out_mask", "in_mask")]),
+        (register, normalize, [("out_xfm", "in_xfm")]),
+        (normalize, norm_figure, [("out_file", "in_file")]),
+        (check, metrics, [("out_file", "t1w")]),
+        (brain_mask, metrics, [("out_mask", "t1w_mask")]),
+        (register, metrics, [("out_xfm", "in_xfm")]),
         (normalize, metrics, [
             ("unscaled", "unscaled"),
             ("brain_mask", "brain_mask"),
             ("out_file", "preproc"),
             ("out_mask", "preproc_mask"),
         ]),
-        (check, mask_figure, [("out_file", "in_file")]),
-        (brain_mask_wf, mask_figure, [("outputnode.mask", "in_mask")]),
-        (normalize, norm_figure, [("out_file", "in_file")]),
+        (brain_mask, restore_mask, [("out_mask", "in_file")]),
         (mask_figure, figures, [("out_file", "in1")]),
         (norm_figure, figures, [("out_file", "in2")]),
-        (brain_mask_wf, restore_mask, [("outputnode.mask", "in_file")]),
         (check, publish, [("record", "check")]),
-        (brain_mask_wf, publish, [("outputnode.record", "mask")]),
+        (brain_mask, publish, [("record", "mask")]),
         (restore_mask, publish, [("out_file", "t1w_mask")]),
-        (affine_wf, publish, [("outputnode.xfm", "xfm"), ("outputnode.record", "affine")]),
+        (register, publish, [("out_xfm", "xfm"), ("record", "affine")]),
         (normalize, publish, [
             ("brain_mask", "brain_mask"),
             ("out_file", "preproc"),
@@ -156,7 +165,7 @@ def figures_prefix(scan: Scan, staging_dir: str) -> str:
     return f"{staging_dir}/sub-{scan.entities['subject']}/figures/{scan.key}"
 
 
-def grid_names(space: str, resolution: int, template: str | None) -> dict[str, str]:
+def names_of_grid(space: str, resolution: int, template: str | None) -> dict[str, str]:
     """Name the template grid in the name and the sidecar of an image."""
     names = {"space": space, "resolution": str(resolution)}
     return names if template is None else {**names, "SpatialReference": Path(template).name}

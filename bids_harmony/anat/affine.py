@@ -1,13 +1,15 @@
-"""From a native scan to the template grid: registration, one resampling, one scaling."""
+"""Register scans to the template, and resample them through the affine."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,18 +17,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_harmony.anat.intensity import (
-    MIN_VOXELS,
-    bias_field,
-    map_intensities,
-    normalize,
-    tissue_means,
-)
-from bids_harmony.anat.template import Template
-from bids_harmony.config import Contract
-
-if TYPE_CHECKING:
-    import ants
+from bids_harmony.anat.intensity import MIN_VOXELS, bias_field, map_intensities, tissue_means
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Mean local correlation with the template that a registration reaches unless it failed.
@@ -38,7 +29,7 @@ BIAS_ORDER, GREY = 3, 0.55
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
-def to_ants(img: nib.Nifti1Image) -> ants.ANTsImage:
+def to_ants(img: nib.Nifti1Image) -> Any:
     """Make an antspyx image of a 3-D image whose affine has no shear."""
     # ITK reads this on its first use in a process only, and sums in another order with more
     # threads: it must be set before any image is made, not just before a registration.
@@ -100,12 +91,12 @@ def register_affine(
     ants.config.set_ants_deterministic(True, seed)
     best = -np.inf
     with tempfile.TemporaryDirectory(prefix="affine") as scratch:
-        for n, start in enumerate(_starts(fixed, moving)):
+        for n, start in enumerate(_starts(fixed, moving, f"{scratch}/start.txt")):
             found = ants.registration(
                 target,
                 source,
                 type_of_transform="AffineFast" if sloppy else "Affine",
-                initial_transform=start and write_affine(start.matrix, f"{scratch}/start.txt"),
+                initial_transform=start,
                 outprefix=f"{scratch}/{n}_",
             )
             moved = nib.Nifti1Image(found["warpedmovout"].numpy(), fixed.affine)
@@ -122,57 +113,46 @@ def without_csf(brain: nib.Nifti1Image) -> nib.Nifti1Image:
     """Scale a brain (background 0) to CSF 0 and white matter 1, as far as it has tissues."""
     data = np.asarray(brain.dataobj)
     mask = data > 0
-    means = None
     if mask.sum() >= MIN_VOXELS:
         flat = data / bias_field(data, mask, BIAS_ORDER)
         means = tissue_means(flat, mask, float(voxel_sizes(brain.affine).mean()))
-    if means is not None:
-        data = np.where(mask, map_intensities(flat, means, GREY), 0).astype(np.float32)
+        if means is not None:
+            data = np.where(mask, map_intensities(flat, means, GREY), 0).astype(np.float32)
     return nib.Nifti1Image(data, brain.affine)
 
 
-class _Start(NamedTuple):
-    """An initial transform (template RAS to scan RAS) and how alike the images are under it."""
+def _starts(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, scratch: str) -> Iterator[str | None]:
+    """Yield None, for the centres of mass, then files of the likeliest initial transforms.
 
-    correlation: float
-    rotation: Rotation
-    matrix: np.ndarray
-
-
-def _starts(fixed: nib.Nifti1Image, moving: nib.Nifti1Image) -> Iterator[_Start | None]:
-    """Yield None, for the centres of mass, then the likeliest rotations.
-
-    Nothing is computed for the first. The others are the best of 648 rotations, at most 23
-    degrees from any orientation, compared on 8 mm voxels with centres of mass and volumes
-    matched; none is within 40 degrees of one yielded before.
+    Nothing is computed for the first. For each of 24 orientations, 27 tilts are compared on 8 mm
+    voxels with centres of mass and volumes matched.
     """
     yield None
-    coarse = [downsample(img, COARSE_MM) for img in (fixed, moving)]
-    goal, data = (np.asarray(img.dataobj) for img in coarse)
-    volumes, centres = [], []
-    for img in coarse:
-        array = np.asarray(img.dataobj)
-        inside = array > 0.1 * np.percentile(array[array > 0], 98)
-        volumes.append(inside.sum() * abs(np.linalg.det(img.affine[:3, :3])))
-        centres.append(apply_affine(img.affine, np.argwhere(inside).mean(axis=0)))
+    fixed, moving = (downsample(img, COARSE_MM) for img in (fixed, moving))
+    goal, data = (np.asarray(img.dataobj) for img in (fixed, moving))
+    (centre, volume), (other_centre, other_volume) = map(_centre_and_volume, (fixed, moving))
     tilts = Rotation.from_euler("xyz", [*product((-30, 0, 30), repeat=3)], degrees=True)
-    found = []
-    for rotation in (turn for cube in Rotation.create_group("O") for turn in cube * tilts):
-        matrix = np.eye(4)
-        matrix[:3, :3] = rotation.as_matrix() * np.cbrt(volumes[1] / volumes[0])
-        matrix[:3, 3] = centres[1] - matrix[:3, :3] @ centres[0]
-        to_moving = np.linalg.inv(coarse[1].affine) @ matrix @ coarse[0].affine
-        moved = ndimage.affine_transform(data, to_moving, output_shape=goal.shape, order=1)
-        inside = (goal > 0) | (moved > 0)
-        correlation = float(np.corrcoef(moved[inside], goal[inside])[0, 1])
-        found.append(_Start(correlation, rotation, matrix))
-    tried: list[Rotation] = []
-    for start in sorted(found, key=lambda start: -start.correlation):
-        if len(tried) == N_STARTS:
-            return
-        if all((start.rotation * turn.inv()).magnitude() > np.deg2rad(40) for turn in tried):
-            tried.append(start.rotation)
-            yield start
+    best = []
+    for orientation in Rotation.create_group("O"):
+        found = []
+        for rotation in orientation * tilts:
+            matrix = np.eye(4)
+            matrix[:3, :3] = rotation.as_matrix() * np.cbrt(other_volume / volume)
+            matrix[:3, 3] = other_centre - matrix[:3, :3] @ centre
+            to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
+            moved = ndimage.affine_transform(data, to_moving, output_shape=goal.shape, order=1)
+            inside = (goal > 0) | (moved > 0)
+            found.append((np.corrcoef(moved[inside], goal[inside])[0, 1], matrix))
+        best.append(max(found, key=itemgetter(0)))
+    for _, matrix in sorted(best, key=itemgetter(0), reverse=True)[:N_STARTS]:
+        yield write_affine(matrix, scratch)
+
+
+def _centre_and_volume(brain: nib.Nifti1Image) -> tuple[np.ndarray, float]:
+    data = np.asarray(brain.dataobj)
+    inside = data > 0.1 * np.percentile(data[data > 0], 98)
+    centre = apply_affine(brain.affine, np.argwhere(inside).mean(axis=0))
+    return centre, inside.sum() * abs(np.linalg.det(brain.affine[:3, :3]))
 
 
 def likeness(brain: nib.Nifti1Image, template: nib.Nifti1Image) -> float:
@@ -199,10 +179,7 @@ def likeness(brain: nib.Nifti1Image, template: nib.Nifti1Image) -> float:
 
 def local_correlation(a: np.ndarray, b: np.ndarray, sigma: float) -> np.ndarray:
     """Correlation of two arrays in a Gaussian window of ``sigma`` voxels around each voxel."""
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        return np.asarray(ndimage.gaussian_filter(x, sigma))
-
+    mean = partial(ndimage.gaussian_filter, sigma=sigma)
     mean_a, mean_b = mean(a), mean(b)
     covariance = mean(a * b) - mean_a * mean_b
     variance = (mean(a * a) - mean_a**2) * (mean(b * b) - mean_b**2)
@@ -247,11 +224,10 @@ def resample(
     reference: nib.Nifti1Image,
     transform: str | Path,
     *,
-    interpolator: str = "linear",
     invert: bool = False,
     antialias: bool = False,
 ) -> nib.Nifti1Image:
-    """Bring an image onto a reference grid through an ITK affine, in one interpolation.
+    """Bring an image onto a reference grid through an ITK affine, in one linear interpolation.
 
     Parameters
     ----------
@@ -261,8 +237,6 @@ def resample(
         Its grid is the result's.
     transform : path-like
         ITK text transform from the scan to the template.
-    interpolator : str
-        An antspyx name: ``linear``, ``nearestneighbor``, ``gaussian``.
     invert : bool
         Go from the template to the scan instead.
     antialias : bool
@@ -280,62 +254,9 @@ def resample(
     import ants
 
     mapping = ants.read_transform(str(transform))
-    if invert:
-        mapping = mapping.invert()
-    moved = mapping.apply_to_image(moving, reference=grid, interpolation=interpolator)
+    mapping = mapping.invert() if invert else mapping
+    moved = mapping.apply_to_image(moving, reference=grid)
     out = nib.Nifti1Image(moved.numpy().astype(np.float32), reference.affine)
     out.set_qform(reference.affine, int(reference.header["qform_code"]) or 1)
     out.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)
     return out
-
-
-class NormalizedScan(NamedTuple):
-    """A scan on the template grid.
-
-    Attributes
-    ----------
-    volume : nibabel.Nifti1Image
-        What the networks see: float32, scaled, background exactly 0.
-    mask : numpy.ndarray
-        Boolean mask of the volume's foreground.
-    brain_mask : numpy.ndarray
-        The brain mask as it was found, before CSF at its surface was left out.
-    unscaled : nibabel.Nifti1Image
-        The resampled scan before masking and scaling.
-    record : dict
-        Scaling values, JSON-ready.
-    """
-
-    volume: nib.Nifti1Image
-    mask: np.ndarray
-    brain_mask: np.ndarray
-    unscaled: nib.Nifti1Image
-    record: dict[str, Any]
-
-
-def normalize_scan(
-    img: nib.Nifti1Image,
-    mask: nib.Nifti1Image,
-    transform: str | Path,
-    template: Template,
-    contract: Contract,
-) -> NormalizedScan:
-    """Resample a scan once onto the template grid, mask it and scale it.
-
-    Parameters
-    ----------
-    img, mask : nibabel.Nifti1Image
-        Native RAS scan and its brain mask.
-    transform : path-like
-        ITK text transform from the scan to the template.
-    template : Template
-        Its grid is the result's.
-    contract : Contract
-        The bundle's preprocessing contract.
-    """
-    unscaled = resample(img, template.t1w, transform, antialias=True)
-    brain_mask = np.asarray(resample(mask, template.t1w, transform).dataobj) > 0.5
-    zoom_mm = float(template.t1w.header.get_zooms()[0])
-    data, used, record = normalize(np.asarray(unscaled.dataobj), brain_mask, contract, zoom_mm)
-    volume = nib.Nifti1Image(data, unscaled.affine, unscaled.header)
-    return NormalizedScan(volume, used, brain_mask, unscaled, record)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +29,13 @@ BESIDE = 0.1
 STRIPPED_DICE = 0.85
 #: Values up to this are those of a mask, or of probabilities with interpolation's ringing.
 MAX_PROBABILITY = 1.5
-#: Share of a mask's voxels that lie near its highest value, unless the values are labels.
-NEAR_HIGHEST = 0.5
 #: Voxel sizes, in mm, at which atlases are ranked, warped and fused.
 COARSE_MM, SYN_MM, WORK_MM = 8.0, 4.0, 2.0
 #: Local weights compare patches of this standard deviation, in mm, and are their correlation to
 #: this power.
 PATCH_MM, SHARPNESS = 4.0, 4.0
-#: Iterations of the affine at 16 and 8 mm, and of SyN at 16, 8 and 4 mm.
-COARSE_STEPS = {
-    "aff_iterations": (200, 100), "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0),
-    "aff_random_sampling_rate": 0.2,
-}  # fmt: skip
-SYN_ITERATIONS = (40, 40, 20)
-#: What a mask's name may say beyond its image's; ``space-`` would be another grid.
-MASK_ENTITIES = ("atlas", "desc", "label", "res", "seg", "mask", "dseg")
+#: What a mask's name adds to its image's; ``space-`` would be another grid.
+MASK_NAME = r"(_T1w)?(_(atlas|desc|label|res|seg)-[^_]+)*_(mask|dseg)"
 
 
 def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
@@ -164,19 +158,17 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
     mask : numpy.ndarray
         Boolean mask on the scan's grid.
     record : dict
-        What is to be said of it: ``notes``, and ``threshold`` where the mask holds other values
-        than 0 and 1.
+        ``notes``, and ``threshold`` where the mask holds other values than 0 and 1.
 
     Raises
     ------
     ScanError
-        When it is no mask, or does not cover the scan's space. What nibabel raises passes.
+        When it cannot be read, is no mask, or does not cover the scan's space.
     """
     name = f"The brain mask {Path(path).name}"
-    given, notes = load_image(path)
+    given, geometry = load_image(path)
     data, record = as_mask(np.asarray(given.dataobj), name)
-    if notes:
-        record["notes"] = [f"{name}: {note}" for note in notes] + record.get("notes", [])
+    notes = [f"{name}: {note}" for note in geometry.notes]
     given = nib.Nifti1Image(data.astype(np.float32), given.affine)
     moved = resample_from_to(given, (img.shape[:3], img.affine), order=1)
     mask = np.asarray(moved.dataobj) > 0.5
@@ -184,19 +176,18 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
         raise ScanError(
             f"{name} does not lie in the scan's space.", "Give a mask in the T1w scan's own space."
         )
-    return mask, record
+    return mask, {**record, "notes": [*notes, *record.get("notes", [])]}
 
 
 def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Turn a mask's values into brain or not.
 
-    Probabilities count from 0.5, other scales (0 to 100, 0 to 255) from half of the highest
-    value. Values that are mostly not near the highest are labels, all of them brain.
+    Probabilities count from 0.5; all else is labels, all of them brain.
 
     Parameters
     ----------
     data : numpy.ndarray
-        3-D.
+        Real numbers.
     name : str
         What it is, for messages.
 
@@ -207,28 +198,12 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     record : dict
         Empty for a mask of 0 and 1; otherwise ``threshold``, above which voxels are brain, and
         ``notes``.
-
-    Raises
-    ------
-    ScanError
-        When it is not 3-D.
     """
-    if data.ndim != 3 or data.dtype.fields or np.iscomplexobj(data):
-        shape = " x ".join(map(str, data.shape))
-        raise ScanError(
-            f"{name} is not a 3-D volume of numbers (its shape is {shape}).",
-            "Give one 3-D mask of 0 and 1.",
-        )
-    data = np.nan_to_num(data.astype(np.float32), nan=0, posinf=0, neginf=0)
-    values = np.unique(data[data > 0])
-    if np.allclose(values, 1, atol=1e-3):
+    data = np.nan_to_num(data, nan=0, posinf=0, neginf=0)
+    highest = float(data.max())
+    if np.allclose(data[data > 0], 1, atol=1e-3):
         return data > 0.5, {}
-    highest, cut = float(values[-1]), 0.0
-    if highest <= MAX_PROBABILITY:
-        cut = 0.5
-    elif np.mean(data[data > 0] >= 0.9 * highest) >= NEAR_HIGHEST:
-        cut = highest / 2
-    kind = "values other than 0 and 1" if cut else "labels"
+    kind, cut = ("probabilities", 0.5) if highest <= MAX_PROBABILITY else ("labels", 0.0)
     note = f"{name} holds {kind} up to {highest:g}; what lies above {cut:g} was taken as brain"
     return data > cut, {"threshold": cut, "notes": [note]}
 
@@ -277,8 +252,8 @@ def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
     atlases = []
     for stem in sorted(files.keys() - set(labels)):
         name = stem.removesuffix("_T1w")
-        if label := next((label for label in labels if _belongs(label, name)), None):
-            atlases.append(Atlas(name, files[stem], files[label]))
+        own = (label for label in labels if re.fullmatch(re.escape(name) + MASK_NAME, label))
+        atlases += [Atlas(name, files[stem], files[label]) for label in islice(own, 1)]
     if not atlases:
         raise UsageError(
             f"No atlas was found in {atlas_dir}: {len(files)} NIfTI files were looked at, and "
@@ -292,14 +267,6 @@ def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
         except ScanError as error:
             raise UsageError(f"In --atlas-dir, {error.cause}", error.remedy) from error
     return sorted(atlases)
-
-
-def _belongs(label: str, name: str) -> bool:
-    """Tell whether a mask's name adds to an image's name only what masks add."""
-    added = label.removeprefix(f"{name}_").removeprefix("T1w_").split("_")
-    return label.startswith(f"{name}_") and all(
-        part.split("-")[0] in MASK_ENTITIES for part in added
-    )
 
 
 def multiatlas_mask(
@@ -335,8 +302,8 @@ def multiatlas_mask(
     mask : numpy.ndarray
         Boolean mask on the image's grid: one component without holes.
     record : dict
-        ``n_atlases`` found, ``excluded``, ``used`` (name, similarity and Dice with the fused
-        mask of each voter, best first).
+        ``n_atlases`` found, ``excluded``, ``used`` (name and similarity of each voter, best
+        first).
 
     Raises
     ------
@@ -355,15 +322,17 @@ def multiatlas_mask(
     with tempfile.TemporaryDirectory(prefix="multiatlas") as scratch:
         for n, atlas in enumerate(pool):
             image, mask, affine = _register(
-                coarse, coarse, atlas, f"{scratch}/{n}_", seed, "Affine", **COARSE_STEPS
-            )
+                coarse, coarse, atlas, f"{scratch}/{n}_", seed, "Affine",
+                aff_iterations=(200, 100), aff_shrink_factors=(2, 1),
+                aff_smoothing_sigmas=(1, 0), aff_random_sampling_rate=0.2,
+            )  # fmt: skip
             likeness = local_correlation(np.asarray(coarse.dataobj), image, 1.0)[mask > 0.25]
             ranked.append((float(likeness.mean()) if likeness.size else -1.0, atlas, affine[0]))
         ranked = sorted(ranked, key=lambda item: (-item[0], item[1].name))[:n_best]
         for n, (_, atlas, start) in enumerate(ranked):
             image, mask, _ = _register(
                 middle, fine, atlas, f"{scratch}/syn{n}_", seed, "SyNOnly",
-                initial_transform=start, reg_iterations=SYN_ITERATIONS,
+                initial_transform=start, reg_iterations=(40, 40, 20),
             )  # fmt: skip
             voters.append((image, mask))
     share = fuse(np.asarray(fine.dataobj), voters, PATCH_MM / WORK_MM)
@@ -373,12 +342,8 @@ def multiatlas_mask(
         "n_atlases": len(atlases),
         "excluded": len(atlases) - len(pool),
         "used": [
-            {
-                "name": atlas.name,
-                "similarity": round(similarity, 4),
-                "dice": round(dice(vote > 0.5, share > 0.5), 4),
-            }
-            for (similarity, atlas, _), (_, vote) in zip(ranked, voters, strict=True)
+            {"name": atlas.name, "similarity": round(similarity, 4)}
+            for similarity, atlas, _ in ranked
         ],
     }
 

@@ -36,15 +36,13 @@ MAX_NONFINITE, MAX_VALUE = 0.01, 1e15
 MIN_PADDING, MAX_NEGATIVE = 0.001, 0.01
 #: Voxels of a scan, and bytes that may follow them in its file: some programs write there.
 MAX_VOXELS, MAX_SURPLUS = 2**28, 2**24
-REMEDY = "Correct the header's voxel size and affine (for example by converting it again)."
-CONVERT = "The file is damaged or not what it seems: convert or download it again."
 
 
 class Geometry(NamedTuple):
     """The affine of an image, the qform and sform codes of its header, and what was wrong."""
 
     affine: np.ndarray
-    codes: tuple[int | None, int | None]
+    codes: tuple[int, int]
     notes: list[str]
 
 
@@ -71,16 +69,12 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         When the file is absent, unreadable, truncated, not 3-D, empty, not finite within the
         head, covers a part of it alone, or its header makes no sense.
     """
-    path = Path(path)
-    name = path.name
-    check_file(path)
-    img, data = _read(path)
-    affine, codes, notes = usable_affine(img, name)
-    data = data.astype(np.float32)
+    name = Path(path).name
+    img, (affine, codes, notes) = load_image(path)
+    data = np.asarray(img.dataobj)
     # Of the values, so that an image is known again in a file that was compressed in another way.
     voxels = sha256(f"{data.shape}".encode() + data.tobytes()).hexdigest()
     bad = ~(np.abs(data) < MAX_VALUE)
-    n_nonfinite = int(bad.sum())
     background = _replace_nonfinite(data, bad, name, notes)
     padding = find_padding(data, background)
     notes += [f"the value {value:g} outside the field of view was taken as padding and set to 0"
@@ -95,15 +89,13 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     data, added = lift(data, background)
     if added:
         notes.append(f"intensities below 0 were found; {added:.4g} was added to all")
-    # Where the faces hold no constant (None), everything was scanned.
     _check_coverage(data != _background_value(data), affine, name)
-
-    clean = nib.Nifti1Image(data, affine)
-    clean.set_qform(affine, 1)
-    clean.set_sform(affine, 1)
     oblique = float(np.rad2deg(np.max(affines.obliquity(affine))))
     if oblique > 20:
         notes.append(f"the scan is oblique by {oblique:.0f} degrees")
+    clean = nib.Nifti1Image(data, affine)
+    clean.set_qform(affine, 1)
+    clean.set_sform(affine, 1)
     return nib.as_closest_canonical(clean), {
         "shape": [int(n) for n in data.shape],
         "voxel_size_mm": [round(float(z), 4) for z in affines.voxel_sizes(affine)],
@@ -111,37 +103,57 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         "obliquity_deg": round(oblique, 2),
         "qform_code": codes[0],
         "sform_code": codes[1],
-        "nonfinite_voxels": n_nonfinite,
+        "nonfinite_voxels": int(bad.sum()),
         "padding": padding,
         "voxels_sha256": voxels,
         "notes": notes,
     }
 
 
-def load_image(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
-    """Open a 3-D image with its usable affine; trailing axes of one are dropped.
-
-    Parameters
-    ----------
-    path : path-like
-        Any format that nibabel knows.
+def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
+    """Read any 3-D NIfTI image to its end; trailing axes of one are dropped.
 
     Returns
     -------
     img : nibabel.Nifti1Image
-        Its data as they are stored.
-    notes : list of str
-        What was wrong with the header.
+        Values as float32, with the usable affine.
+    geometry : Geometry
+        What its header said.
 
     Raises
     ------
     ScanError
-        When the header gives no usable affine. What nibabel raises passes.
+        When it is absent, cannot be read, is not 3-D, or has no usable affine.
     """
-    img = nib.load(path)
-    affine, _, notes = usable_affine(img, Path(path).name)
-    data = img.dataobj if img.ndim == 3 else _without_single_axes(img)
-    return nib.Nifti1Image(data, affine, dtype=img.get_data_dtype()), notes
+    path = Path(path)
+    check_file(path)
+    try:
+        img = nib.load(path)
+        shape = " x ".join(map(str, img.shape))
+        n_voxels = np.prod(img.shape, dtype=float)
+        if not isinstance(img, nib.Nifti1Pair):
+            raise ImageFileError("it is not NIfTI")
+        if n_voxels > MAX_VOXELS:
+            raise OverflowError(f"it claims {shape} voxels")
+        if path.suffix == ".gz":
+            _unpack(path, n_voxels * img.get_data_dtype().itemsize + MAX_SURPLUS)
+        data = np.asanyarray(img.dataobj)
+    except READ_ERRORS as error:
+        why = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ScanError(
+            f"{path.name} cannot be read ({why}).",
+            "The file is damaged or not what it seems: convert or download it again.",
+        ) from error
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if np.iscomplexobj(data) or data.dtype.fields or data.ndim != 3 or min(data.shape) < 2:
+        raise ScanError(
+            f"{path.name} is not a 3-D volume of grey values (its shape is {shape}, of "
+            f"{data.dtype.name}).",
+            "Provide one 3-D volume of real numbers per file.",
+        )
+    geometry = usable_affine(img, path.name)
+    return nib.Nifti1Image(data.astype(np.float32), geometry.affine), geometry
 
 
 def check_file(path: Path) -> None:
@@ -153,12 +165,7 @@ def check_file(path: Path) -> None:
     """
     fault, remedy = "", "Check the dataset, and how it was converted."
     if why := pointer(path):
-        cause, _, command = why.partition(": run ")
-        fault = f"is no image: {cause}"
-        if command:
-            remedy = f"Run {command}, then the same again."
-        else:
-            remedy = "Fetch its content (in a DataLad dataset: datalad get), or remove the link."
+        fault, remedy = f"is no image: {why}", "Fetch its content; the same command continues."
     elif not path.exists():
         fault = "does not exist"
     elif not path.is_file():  # reading a pipe would wait for ever
@@ -167,29 +174,6 @@ def check_file(path: Path) -> None:
         fault = f"has {size / 1e9:.1f} GB, which no T1w scan has"
     if fault:
         raise ScanError(f"{path.name} {fault}.", remedy)
-
-
-def _read(path: Path) -> tuple[Any, np.ndarray]:
-    """Read an image to its end, and its data, a 3-D array of real numbers."""
-    try:
-        img = nib.load(path)
-        shape = " x ".join(map(str, img.shape))
-        n_voxels = np.prod(img.shape, dtype=float)
-        if n_voxels > MAX_VOXELS:
-            raise OverflowError(f"it claims {shape} voxels")
-        if path.suffix == ".gz":
-            _unpack(path, n_voxels * img.get_data_dtype().itemsize + MAX_SURPLUS)
-        data = _without_single_axes(img)
-    except READ_ERRORS as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ScanError(f"{path.name} cannot be read ({first}).", CONVERT) from error
-    if np.iscomplexobj(data) or data.dtype.fields or data.ndim != 3 or min(data.shape) < 2:
-        raise ScanError(
-            f"{path.name} is not a 3-D volume of grey values (its shape is {shape}, of "
-            f"{data.dtype.name}).",
-            "Provide one magnitude 3-D T1w volume per file.",
-        )
-    return img, data
 
 
 def _unpack(path: Path, limit: float) -> None:
@@ -202,20 +186,12 @@ def _unpack(path: Path, limit: float) -> None:
                 raise OverflowError("it unpacks to more than its header claims")
 
 
-def _without_single_axes(img: Any) -> np.ndarray:
-    """Read an image's data without axes of one behind the third."""
-    data: np.ndarray = np.asanyarray(img.dataobj)
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    return data
-
-
-def usable_affine(img: Any, name: str) -> Geometry:
+def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
     """Choose the affine of an image: its sform if that makes sense, otherwise its qform.
 
     Parameters
     ----------
-    img : nibabel image
+    img : nibabel.Nifti1Pair
         As loaded.
     name : str
         The file's name, for messages.
@@ -225,16 +201,12 @@ def usable_affine(img: Any, name: str) -> Geometry:
     ScanError
         When neither form is set or neither makes sense.
     """
-    codes: tuple[int | None, int | None] = (None, None)
-    if not hasattr(img, "get_qform"):  # another format than NIfTI
-        forms = {"affine": np.asarray(img.affine, dtype=float)}
-    else:
-        codes = int(img.header["qform_code"]), int(img.header["sform_code"])
-        forms = {"sform": img.get_sform()} if codes[1] else {}
-        try:
-            forms |= {"qform": img.get_qform()} if codes[0] else {}
-        except (HeaderDataError, ValueError):  # its quaternion is not a rotation
-            forms["qform"] = np.full((4, 4), np.nan)
+    codes = int(img.header["qform_code"]), int(img.header["sform_code"])
+    forms = {"sform": img.get_sform()} if codes[1] else {}
+    try:
+        forms |= {"qform": img.get_qform()} if codes[0] else {}
+    except (HeaderDataError, ValueError):  # its quaternion is not a rotation
+        forms["qform"] = np.full((4, 4), np.nan)
     if not forms:
         raise ScanError(
             f"{name} has neither sform nor qform, so left and right cannot be told apart.",
@@ -244,7 +216,10 @@ def usable_affine(img: Any, name: str) -> Geometry:
     usable = [form for form in forms if form not in faults]
     if not usable:
         why = ", and ".join(f"the {form} {fault}" for form, fault in faults.items())
-        raise ScanError(f"{name} has an impossible geometry: {why}.", REMEDY)
+        raise ScanError(
+            f"{name} has an impossible geometry: {why}.",
+            "Correct the header's voxel size and affine (for example by converting it again).",
+        )
     notes = [f"the {form} {fault}; the {usable[0]} was used" for form, fault in faults.items()]
     if len(usable) == 2:
         corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(img.shape[:3]) - 1)
@@ -256,13 +231,12 @@ def usable_affine(img: Any, name: str) -> Geometry:
 
 def _fault(affine: np.ndarray) -> str:
     """Say what makes a matrix useless as an affine; nothing if it is one."""
-    if not np.isfinite(affine).all():
-        return "is not a valid affine: it is not finite or not a rotation"
     sizes = affines.voxel_sizes(affine)
+    finite = np.isfinite(affine).all()
+    if not finite or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
+        return "is not a valid affine"
     if sizes.min() < MIN_ZOOM_MM or sizes.max() > MAX_ZOOM_MM:
         return f"has voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
-    if abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
-        return "is not a valid affine: it is singular"
     if (away := np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
         return f"puts the scan {away / 1000:.3g} m away"
     return ""
@@ -270,9 +244,8 @@ def _fault(affine: np.ndarray) -> str:
 
 def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
     """Refuse a slab: what was scanned is too thin for a brain in some direction."""
-    where = [np.flatnonzero(scanned.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    n_voxels = [np.ptp(along) + 1 if along.size else 0 for along in where]
-    lengths = n_voxels * affines.voxel_sizes(affine)
+    (box,) = ndimage.find_objects(scanned.astype(int))
+    lengths = [along.stop - along.start for along in box] * affines.voxel_sizes(affine)
     if lengths.min() < MIN_EXTENT_MM:
         covered = " x ".join(f"{length:.0f}" for length in lengths)
         raise ScanError(
@@ -287,11 +260,10 @@ def _replace_nonfinite(
 ) -> np.ndarray:
     """Set bad voxels to 0 in place; return a mask of those that surround the head or brain."""
     around = np.zeros_like(bad)
-    if bad.mean() > MAX_NONFINITE:
-        head = largest_component(~bad)
-        if head.mean() > MAX_NONFINITE and head.sum() > 0.9 * np.sum(~bad):
-            around = _at_border(bad)  # around one head, and not through it
-    n_inside = int(np.sum(bad & ~around))
+    some = MAX_NONFINITE < bad.mean() < 1 - MAX_NONFINITE
+    if some and largest_component(~bad).sum() > 0.9 * np.sum(~bad):
+        around = _at_border(bad)  # around one head, and not through it
+    n_around, n_inside = int(around.sum()), int(np.sum(bad & ~around))
     if (share := n_inside / np.sum(~around)) > MAX_NONFINITE:
         raise ScanError(
             f"{share:.1%} of the voxels of {name} that are not background are NaN or infinite.",
@@ -300,9 +272,8 @@ def _replace_nonfinite(
     data[bad] = 0
     if n_inside:
         notes.append(f"{n_inside} voxels were NaN or infinite and were set to 0")
-    if around.any():
-        n = around.sum()
-        notes.append(f"{n} voxels around the brain were NaN or infinite and were set to 0")
+    if n_around:
+        notes.append(f"{n_around} voxels around the brain were NaN or infinite and were set to 0")
     return around
 
 
@@ -357,23 +328,20 @@ def lift(data: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float]:
     """
     if np.mean(data[~background] < 0) <= MAX_NEGATIVE:
         return np.where(background, 0, data), 0.0
-    value = _background_value(data)
-    surround = _at_border(data == value) & ~background
+    surround = _at_border(data == _background_value(data)) & ~background
+    background = background | surround
     # A percentile, as single voxels may lie far below all others.
-    lowest = float(np.percentile(data[~(background | surround)], 0.1))
-    if value is not None and surround.any():
-        if value > lowest:  # standardized within the brain alone
-            background = background | surround
-        else:
-            lowest = value
+    lowest = float(np.percentile(data[~background], 0.1))
+    if surround.any():  # above the lowest where a scan was standardized within the brain
+        lowest = min(lowest, float(data[surround][0]))
     return np.where(background, 0, np.maximum(data - lowest, 0)), -lowest
 
 
-def _background_value(data: np.ndarray) -> float | None:
-    """Find the value that most voxels on a volume's faces hold, if one does."""
+def _background_value(data: np.ndarray) -> float:
+    """Find the value that most voxels on a volume's faces hold; NaN where none does."""
     faces = np.concatenate([data.take(i, axis).ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
-    return float(values[counts.argmax()]) if counts.max() >= 0.5 * counts.sum() else None
+    return float(values[counts.argmax()]) if counts.max() >= 0.5 * counts.sum() else np.nan
 
 
 def _at_border(mask: np.ndarray) -> np.ndarray:

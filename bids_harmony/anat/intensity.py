@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from bids_harmony.config import Contract
 from bids_harmony.errors import ScanError
 
 #: Scaled values are cut here: white matter is 1, vessels and stray fat can be far brighter.
@@ -31,9 +30,9 @@ class TissueMeans(NamedTuple):
 
 
 def normalize(
-    data: np.ndarray, mask: np.ndarray, contract: Contract, zoom_mm: float
+    data: np.ndarray, mask: np.ndarray, zoom_mm: float, *, bias_order: int = 3, grey: float = 0.55
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Bring a volume to CSF 0, grey matter ``contract.grey``, white matter 1.
+    """Bring a volume to CSF 0, grey matter ``grey``, white matter 1.
 
     The bias field is divided out first (:func:`bias_field`), then :func:`tissue_means` are found
     in the volume itself and mapped along straight lines (:func:`map_intensities`). With CSF at the
@@ -47,10 +46,12 @@ def normalize(
         3-D volume on the template grid, arbitrary units.
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
-    contract : Contract
-        ``shading_order`` (of the bias field) and ``grey`` are read.
     zoom_mm : float
         Isotropic voxel size in mm.
+    bias_order : int
+        Order of the polynomial by which the bias field is removed; 0 leaves it.
+    grey : float
+        Value of grey matter.
 
     Returns
     -------
@@ -74,11 +75,11 @@ def normalize(
             f"Only {int(given.sum())} voxels lie inside the brain mask on the template grid.",
             "Look at the brain mask and at the registration.",
         )
-    field = bias_field(data, given, contract.shading_order)
+    field = bias_field(data, given, bias_order)
     data = data / field
     means = tissue_means(data, given, zoom_mm)
     if means is not None:
-        scaled = map_intensities(data, means, contract.grey)
+        scaled = map_intensities(data, means, grey)
         used = _foreground(scaled, given)
     if means is None or used.sum() < MIN_VOXELS:
         raise ScanError(

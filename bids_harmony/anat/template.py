@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.processing import resample_to_output
 
 from bids_harmony.anat.check import load_image
-from bids_harmony.errors import UsageError
+from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
 #: Box in template mm, x, y and z, that holds the basal ganglia and the thalamus.
@@ -54,7 +55,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
     Raises
     ------
     UsageError
-        When the file cannot be read as a stripped 3-D image.
+        When the file cannot be read, or is not a stripped 3-D image.
     """
     if path is None:
         from nilearn import datasets
@@ -67,20 +68,16 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         )
         brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
         return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
-    from nibabel.processing import resample_to_output
-
     try:
         img = nib.as_closest_canonical(load_image(path)[0])
-        data = np.nan_to_num(img.get_fdata(dtype=np.float32), posinf=0, neginf=0)
-    except Exception as error:
+        data = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0)
+        if (data > 0).mean() > 0.7:
+            raise ScanError("It is not skull-stripped.")
+    except ScanError as error:
         raise UsageError(
-            f"The template {path} cannot be read ({error}).", "Give a NIfTI image."
+            f"The template {path} cannot be used: {error.cause}",
+            "Give a brain-only 3-D T1w template with background 0.",
         ) from error
-    if data.ndim != 3 or (data > 0).mean() > 0.7:
-        raise UsageError(
-            f"The template {path} is not a skull-stripped 3-D image.",
-            "Give a brain-only T1w template with background 0.",
-        )
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)
     return Template(template_label(path), _masked(data, data > 0, img.affine), data > 0, {})

@@ -2,262 +2,276 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 from bids_harmony.anat import made_by
+from bids_harmony.anat.affine import register_affine, resample
+from bids_harmony.anat.brain import (
+    check_mask,
+    deepbet_mask,
+    find_atlases,
+    foreground,
+    given_mask,
+    is_stripped,
+    multiatlas_mask,
+    outlines_brain,
+)
+from bids_harmony.anat.check import load_t1w, usable_affine
+from bids_harmony.anat.fsl import bet, flirt
+from bids_harmony.anat.intensity import normalize
+from bids_harmony.anat.template import load_template
 from bids_harmony.config import Contract
-from bids_harmony.errors import ScanError
-from bids_harmony.files import why_unread
-from bids_harmony.interfaces import base
+from bids_harmony.interfaces.base import (
+    ImageOutputSpec,
+    TemplateInputSpec,
+    apply_mask,
+    read_array,
+    reorient,
+    save_image,
+    save_mask,
+)
+from bids_harmony.qc.metrics import scan_metrics
+from bids_harmony.qc.reference import check_registration
+from bids_harmony.sites.code import describe
 
 
-class CheckT1w(base.Step):
-    """Refuse an unusable scan, and conform a usable one to RAS; ``in_file`` may be anything."""
-
-    takes = base.fields(in_file=base.TEXT)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE, record=traits.Dict())
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Check the scan."""
-        from bids_harmony.anat.check import load_t1w
-
-        img, record = load_t1w(given.in_file)
-        return {"out_file": base.save_image(img, folder / "t1w.nii"), "record": record}
+class _CheckT1wInputSpec(BaseInterfaceInputSpec):
+    in_file = traits.Str(mandatory=True, desc="T1w scan, or whatever is in its place")
 
 
-class BrainMask(base.Step):
-    """Find the brain; ``exclude`` is the scan's name, as it is never its own atlas."""
+class _CheckT1wOutputSpec(ImageOutputSpec):
+    record = traits.Dict(desc="what was found in the file")
 
-    takes = base.fields(
-        in_file=base.FILE, method=traits.Enum("deepbet", "multi-atlas", "skip", mandatory=True),
-        detect_stripped=traits.Bool(False, usedefault=True), atlas_dir=traits.Str(),
-        exclude=base.TEXT, seed=traits.Int(42, usedefault=True),
-        num_threads=traits.Int(1, usedefault=True),
-    )  # fmt: skip
-    leaves = base.fields(out_mask=base.OPTIONAL_FILE, record=traits.Dict())
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Make the mask."""
-        from bids_harmony.anat import brain
+class CheckT1w(SimpleInterface):
+    """Refuse an unusable scan, and conform a usable one to RAS."""
 
-        base.set_threads(given.num_threads)
-        img = nib.load(given.in_file)
-        method, record = given.method, {}
-        if given.detect_stripped and method != "skip" and brain.is_stripped(img):
+    input_spec = _CheckT1wInputSpec
+    output_spec = _CheckT1wOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        img, self._results["record"] = load_t1w(self.inputs.in_file)
+        self._results["out_file"] = save_image(img, "t1w.nii")
+        return runtime
+
+
+class _BrainMaskInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
+    in_mask = traits.Either(None, traits.Str, usedefault=True, desc="mask that was made earlier")
+    method = traits.Enum("deepbet", "multi-atlas", "bet", "skip", usedefault=True)
+    detect_stripped = traits.Bool(False, usedefault=True, desc="recognise a stripped scan")
+    atlas_dir = traits.Either(None, traits.Str, usedefault=True, desc="library of multi-atlas")
+    scan_key = traits.Str(mandatory=True, desc="the scan's name, as it is never its own atlas")
+    seed = traits.Int(42, usedefault=True)
+
+
+class _BrainMaskOutputSpec(TraitedSpec):
+    out_mask = File(exists=True)
+    record = traits.Dict(desc="which method and tool made the mask")
+
+
+class BrainMask(SimpleInterface):
+    """Find the brain by one of four methods, or bring a mask made earlier onto the scan's grid."""
+
+    input_spec = _BrainMaskInputSpec
+    output_spec = _BrainMaskOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, img = self.inputs, nib.load(self.inputs.in_file)
+        method, record = inputs.method, dict[str, Any]()
+        if inputs.in_mask is not None:
+            method = "precomputed"
+            mask, record = given_mask(inputs.in_mask, img)
+        elif method != "skip" and inputs.detect_stripped and is_stripped(img):
             method, record = "skip", {"detected": "the scan is already skull-stripped"}
         if method == "skip":
-            mask = brain.foreground(img)
+            mask = foreground(img)
         elif method == "deepbet":
-            mask = brain.deepbet_mask(img)
-        else:
-            from bids_harmony.anat.brain import find_atlases, multiatlas_mask
-
+            mask = deepbet_mask(img)
+        elif method == "multi-atlas":
+            atlases = find_atlases(inputs.atlas_dir)
             mask, record = multiatlas_mask(
-                img,
-                find_atlases(given.atlas_dir),
-                seed=given.seed,
-                exclude=(given.exclude,),
+                img, atlases, seed=inputs.seed, exclude=(inputs.scan_key,)
             )
-        brain.check_mask(mask, img)
-        return {
-            "out_mask": base.save_mask(mask, img.affine, folder / "mask.nii.gz"),
-            "record": {"method": method, **made_by(method), **record},
-        }
+        elif method == "bet":
+            path, record = bet(img, Path(runtime.cwd))
+            mask, _ = given_mask(path, img)
+            if outlines_brain(img) is not None:
+                record["notes"].append(
+                    "the scan looks stripped already, and bet shaves the cortex off such scans: "
+                    "use --skull-strip auto or skip"
+                )
+        check_mask(mask, img)
+        self._results["out_mask"] = save_mask(mask, img.affine, "mask.nii.gz")
+        self._results["record"] = {"method": method, **made_by(method), **record}
+        return runtime
 
 
-class ConformMask(base.Step):
-    """Bring a mask made elsewhere (FSL, ``--derivatives``) onto the RAS scan's grid.
-
-    ``record`` is what the program that made it recorded.
-    """
-
-    takes = base.fields(
-        in_file=base.FILE,
-        in_mask=File(mandatory=True),  # perhaps not fetched yet
-        method=base.TEXT,
-        record=traits.Dict(value={}, usedefault=True),
-    )
-    leaves = BrainMask.leaves
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Conform the mask."""
-        from bids_harmony.anat import brain
-
-        img, path = nib.load(given.in_file), Path(given.in_mask)
-        try:
-            mask, record = brain.given_mask(path, img)
-        except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-            raise ScanError(
-                f"The brain mask {path.name} cannot be read ({why_unread(path, error)}).",
-                "Provide it, or leave --derivatives out.",
-            ) from error
-        brain.check_mask(mask, img)
-        notes = [*given.record.get("notes", ()), *record.get("notes", ())]
-        if given.method == "bet" and brain.outlines_brain(img) is not None:
-            notes.append(
-                "the scan looks stripped already, and bet shaves the cortex off such scans: "
-                "use --skull-strip auto or skip"
-            )
-        found = {"method": given.method, **given.record, **record}
-        return {
-            "out_mask": base.save_mask(mask, img.affine, folder / "mask.nii.gz"),
-            "record": found | ({"notes": notes} if notes else {}),
-        }
+class _RegisterAffineInputSpec(TemplateInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
+    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    method = traits.Enum("ants", "flirt", usedefault=True)
+    seed = traits.Int(42, usedefault=True)
+    sloppy = traits.Bool(False, usedefault=True, desc="low quality, for tests")
 
 
-class RegisterAffine(base.Step):
-    """Register the brain to the template with 12 degrees of freedom by antspyx."""
+class _RegisterAffineOutputSpec(TraitedSpec):
+    out_xfm = File(exists=True, desc="ITK text transform, scan to template")
+    record = traits.Dict(desc="which method and tool found the transform")
 
-    takes = base.fields(
-        in_file=base.FILE, in_mask=base.FILE, seed=traits.Int(42, usedefault=True),
-        sloppy=traits.Bool(False, usedefault=True), **base.TEMPLATE,
-    )  # fmt: skip
-    leaves = base.fields(out_xfm=base.OPTIONAL_FILE, record=traits.Dict())
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Register the brain."""
-        from bids_harmony.anat.affine import register_affine
+class RegisterAffine(SimpleInterface):
+    """Register the brain to the template with 12 degrees of freedom."""
 
-        out = register_affine(
-            masked(given.in_file, given.in_mask),
-            base.template_of(given).t1w,
-            folder / "affine.txt",
-            seed=given.seed,
-            sloppy=given.sloppy,
+    input_spec = _RegisterAffineInputSpec
+    output_spec = _RegisterAffineOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, out_xfm, record = self.inputs, Path(runtime.cwd) / "affine.txt", {}
+        brain = apply_mask(inputs.in_file, inputs.in_mask)
+        template = load_template(inputs.resolution, inputs.template).t1w
+        if inputs.method == "flirt":
+            record = flirt(brain, template, out_xfm)
+        else:
+            register_affine(brain, template, out_xfm, seed=inputs.seed, sloppy=inputs.sloppy)
+        self._results["out_xfm"] = str(out_xfm)
+        self._results["record"] = {"method": inputs.method, **made_by(inputs.method), **record}
+        return runtime
+
+
+class _NormalizeInputSpec(TemplateInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
+    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
+    contract = traits.Dict(mandatory=True, desc="the bundle's preprocessing contract")
+
+
+class _NormalizeOutputSpec(ImageOutputSpec):
+    out_file = File(exists=True, desc="scaled brain on the template grid, background 0")
+    out_mask = File(exists=True, desc="its foreground")
+    brain_mask = File(exists=True, desc="the brain mask on the template grid")
+    unscaled = File(exists=True, desc="the scan on the template grid, neither masked nor scaled")
+    record = traits.Dict(desc="tissue means, bias field and volumes")
+
+
+class Normalize(SimpleInterface):
+    """Resample the scan once onto the template grid, then mask and scale it by the contract."""
+
+    input_spec = _NormalizeInputSpec
+    output_spec = _NormalizeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, contract = self.inputs, Contract.from_dict(self.inputs.contract)
+        grid = load_template(inputs.resolution, inputs.template).t1w
+        unscaled = resample(nib.load(inputs.in_file), grid, inputs.in_xfm, antialias=True)
+        brain_mask = resample(nib.load(inputs.in_mask), grid, inputs.in_xfm)
+        inside = np.asarray(brain_mask.dataobj) > 0.5
+        data, used, self._results["record"] = normalize(
+            np.asarray(unscaled.dataobj),
+            inside,
+            float(grid.header.get_zooms()[0]),
+            bias_order=contract.shading_order,
+            grey=contract.grey,
         )
-        return {"out_xfm": str(out), "record": {"method": "ants", **made_by("ants")}}
-
-
-class SaveBrain(base.Step):
-    """Write the brain and the template to files, for programs that read files."""
-
-    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, **base.TEMPLATE)
-    leaves = base.fields(brain=base.OPTIONAL_FILE, template=base.OPTIONAL_FILE)
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Write both."""
-        brain = masked(given.in_file, given.in_mask)
-        return {
-            "brain": base.save_image(brain, folder / "brain.nii.gz"),
-            "template": base.save_image(base.template_of(given).t1w, folder / "template.nii.gz"),
+        scaled = nib.Nifti1Image(data, grid.affine, unscaled.header)
+        self._results |= {
+            "out_file": save_image(scaled, "preproc.nii.gz"),
+            "out_mask": save_mask(used, grid.affine, "mask.nii.gz", code=4),
+            "brain_mask": save_mask(inside, grid.affine, "brain_mask.nii.gz", code=4),
+            "unscaled": save_image(unscaled, "unscaled.nii.gz"),
         }
+        return runtime
 
 
-class FlirtToITK(base.Step):
-    """Convert FLIRT's matrix to an ITK text transform."""
-
-    takes = base.fields(
-        in_matrix=base.FILE, moving=base.FILE, reference=base.FILE, record=base.DICT
-    )
-    leaves = RegisterAffine.leaves
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Convert the matrix."""
-        from bids_harmony.anat.fsl import fsl_to_itk
-
-        out = folder / "affine.txt"
-        fsl_to_itk(given.in_matrix, given.moving, given.reference, out)
-        return {"out_xfm": str(out), "record": {"method": "flirt", **given.record}}
+class _RestoreOrientationInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image in RAS orientation")
+    original = traits.Str(mandatory=True, desc="the scan as it was acquired")
 
 
-class Normalize(base.Step):
-    """Resample the scan once onto the template grid, then mask and scale it by the contract.
-
-    It leaves the scaled brain with background 0, the foreground it was cut with, the brain mask
-    and the unscaled scan, all on the template grid.
-    """
-
-    takes = base.fields(
-        in_file=base.FILE, in_mask=base.FILE, in_xfm=base.FILE, contract=base.DICT, **base.TEMPLATE
-    )
-    leaves = base.fields(
-        **dict.fromkeys(("out_file", "out_mask", "brain_mask", "unscaled"), base.OPTIONAL_FILE),
-        record=traits.Dict(),
-    )
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Resample, mask and scale."""
-        from bids_harmony.anat.affine import normalize_scan
-
-        result = normalize_scan(
-            nib.load(given.in_file),
-            nib.load(given.in_mask),
-            given.in_xfm,
-            base.template_of(given),
-            Contract.from_dict(given.contract),
-        )
-        affine = result.volume.affine
-        return {
-            "out_file": base.save_image(result.volume, folder / "preproc.nii.gz"),
-            "unscaled": base.save_image(result.unscaled, folder / "unscaled.nii.gz"),
-            "out_mask": base.save_mask(result.mask, affine, folder / "mask.nii.gz", code=4),
-            "brain_mask": base.save_mask(
-                result.brain_mask, affine, folder / "brain_mask.nii.gz", code=4
-            ),
-            "record": result.record,
-        }
-
-
-class RestoreOrientation(base.Step):
+class RestoreOrientation(SimpleInterface):
     """Undo the flips and permutations that brought a scan to RAS, so that results overlay it."""
 
-    takes = base.fields(in_file=base.FILE, original=base.TEXT)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
+    input_spec = _RestoreOrientationInputSpec
+    output_spec = ImageOutputSpec
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Turn the image back."""
-        from bids_harmony.anat.check import usable_affine
-
-        original = Path(given.original)
-        stored = usable_affine(nib.load(original), original.name).affine
-        out = base.like_stored(nib.load(given.in_file), stored)
-        return {"out_file": base.save_image(out, folder / "original_axes.nii.gz")}
+    def _run_interface(self, runtime: Any) -> Any:
+        original = Path(self.inputs.original)
+        affine = usable_affine(nib.load(original), original.name).affine
+        out = reorient(nib.load(self.inputs.in_file), affine)
+        self._results["out_file"] = save_image(out, "original_axes.nii.gz")
+        return runtime
 
 
-class MeasureScan(base.Step):
-    """Measure a scan and describe its intensities; raise ScanError where its registration failed.
+class _MeasureScanInputSpec(TemplateInputSpec):
+    scan_key = traits.Str(mandatory=True, desc="the scan's name")
+    t1w = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
+    t1w_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
+    unscaled = File(exists=True, mandatory=True, desc="the scan on the template grid")
+    brain_mask = File(exists=True, mandatory=True, desc="the brain mask on the template grid")
+    preproc = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    preproc_mask = File(exists=True, mandatory=True, desc="its foreground")
 
-    ``unscaled``, ``brain_mask``, ``preproc`` and ``preproc_mask`` are on the template grid.
-    """
 
-    _files = ("t1w_ras", "t1w_mask", "xfm", "unscaled", "brain_mask", "preproc", "preproc_mask")
-    takes = base.fields(**dict.fromkeys(_files, base.FILE), **base.TEMPLATE, name=base.TEXT)
-    leaves = base.fields(metrics=traits.Dict(), descriptors=traits.Dict())
+class _MeasureScanOutputSpec(TraitedSpec):
+    metrics = traits.Dict()
+    descriptors = traits.Dict()
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Measure and describe."""
-        from bids_harmony.qc.metrics import scan_metrics
-        from bids_harmony.qc.reference import check_registration
-        from bids_harmony.sites.code import describe
 
-        brain_mask, preproc = base.array(given.brain_mask) > 0, nib.load(given.preproc)
+class MeasureScan(SimpleInterface):
+    """Measure a scan and describe its intensities; refuse it where its registration failed."""
+
+    input_spec = _MeasureScanInputSpec
+    output_spec = _MeasureScanOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs = self.inputs
+        brain_mask, preproc = read_array(inputs.brain_mask) > 0, nib.load(inputs.preproc)
         metrics = scan_metrics(
-            native=nib.load(given.t1w_ras),
-            native_mask=base.array(given.t1w_mask) > 0,
-            registered=base.array(given.unscaled),
+            native=nib.load(inputs.t1w),
+            native_mask=read_array(inputs.t1w_mask) > 0,
+            registered=read_array(inputs.unscaled),
             registered_mask=brain_mask,
-            template=base.template_of(given),
+            template=load_template(inputs.resolution, inputs.template),
             scaled=np.asarray(preproc.dataobj),
-            scaled_mask=base.array(given.preproc_mask) > 0,
-            transform=given.xfm,
+            scaled_mask=read_array(inputs.preproc_mask) > 0,
+            transform=inputs.in_xfm,
         )
-        check_registration(metrics, given.name)
+        check_registration(metrics, inputs.scan_key)
         zoom = float(preproc.header.get_zooms()[0])
-        return {
-            "metrics": metrics,
-            "descriptors": describe(np.asarray(preproc.dataobj), brain_mask, zoom),
-        }
+        self._results["metrics"] = metrics
+        self._results["descriptors"] = describe(np.asarray(preproc.dataobj), brain_mask, zoom)
+        return runtime
 
 
-def masked(in_file: str, in_mask: str) -> nib.Nifti1Image:
-    """Load an image with everything outside the mask set to 0."""
-    img = nib.load(in_file)
-    data = np.where(base.array(in_mask) > 0, np.asarray(img.dataobj), 0)
-    return nib.Nifti1Image(data.astype(np.float32), img.affine, img.header)
+class _ToNativeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image on the template grid")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on the scan's own grid")
+    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
+
+
+class ToNative(SimpleInterface):
+    """Resample a template-space image to the grid of the scan's own mask, background 0."""
+
+    input_spec = _ToNativeInputSpec
+    output_spec = ImageOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        mask = nib.load(self.inputs.in_mask)
+        ras = nib.as_closest_canonical(mask)
+        moved = resample(nib.load(self.inputs.in_file), ras, self.inputs.in_xfm, invert=True)
+        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
+        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
+        self._results["out_file"] = save_image(reorient(out, mask.affine), "native.nii.gz")
+        return runtime

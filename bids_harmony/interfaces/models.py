@@ -6,123 +6,123 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
-from nipype.interfaces.base import traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
-from bids_harmony.interfaces import base
-
-#: The bundle's folder, the calibration of the scan's site as in its file, and the device;
-#: ``use_gpu`` is what nipype's MultiProc queues nodes by.
-MODEL = {
-    "bundle": base.TEXT,
-    "calibration": base.DICT,
-    "device": traits.Enum("cpu", "cuda", usedefault=True),
-    "use_gpu": traits.Bool(False, usedefault=True),
-    "num_threads": traits.Int(1, usedefault=True),
-}
-
-
-class Harmonize(base.Step):
-    """Map a scaled brain on the template grid to the reference site by the forward map."""
-
-    takes = base.fields(**MODEL, in_file=base.FILE)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Harmonize the scan."""
-        from bids_harmony.models.apply import harmonize
-        from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.sites.calibration import Calibration
-
-        base.set_threads(given.num_threads)
-        out = harmonize(
-            nib.load(given.in_file),
-            load_bundle(given.bundle),
-            Calibration.from_dict(given.calibration),
-            device=given.device,
-        )
-        return {"out_file": base.save_image(out, folder / "harmonized.nii.gz")}
+from bids_harmony.interfaces.base import ImageOutputSpec, read_array, save_image
+from bids_harmony.models.apply import harmonize, predict
+from bids_harmony.models.bundle import load_bundle
+from bids_harmony.qc.guard import guard_record, measure
+from bids_harmony.qc.reference import reference_distances
+from bids_harmony.sites.calibration import Calibration
 
 
-class Guard(base.Step):
+class _ModelInputSpec(BaseInterfaceInputSpec):
+    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    calibration = traits.Dict(mandatory=True, desc="of the scan's site, as in its file")
+    device = traits.Enum("cpu", "cuda", usedefault=True)
+    use_gpu = traits.Bool(False, usedefault=True, desc="queue for the GPU in nipype's plugins")
+    num_threads = traits.Int(1, usedefault=True)
+
+
+class _HarmonizeInputSpec(_ModelInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+
+
+class Harmonize(SimpleInterface):
+    """Map a scan to the reference site by the forward map."""
+
+    input_spec = _HarmonizeInputSpec
+    output_spec = ImageOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        import torch
+
+        inputs = self.inputs
+        torch.set_num_threads(inputs.num_threads)
+        calibration = Calibration.from_dict(inputs.calibration)
+        img, bundle = nib.load(inputs.in_file), load_bundle(inputs.bundle)
+        out = harmonize(img, bundle, calibration, device=inputs.device)
+        self._results["out_file"] = save_image(out, "harmonized.nii.gz")
+        return runtime
+
+
+class _GuardInputSpec(BaseInterfaceInputSpec):
+    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    harmonized = File(exists=True, mandatory=True)
+    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    metrics = traits.Dict(mandatory=True, desc="of the scan before harmonization")
+
+
+class _GuardOutputSpec(TraitedSpec):
+    metrics = traits.Dict(desc="with those of harmonization")
+    guard = traits.Dict(desc="whether the anatomy stayed")
+
+
+class Guard(SimpleInterface):
     """Measure what harmonization did to a scan, and decide whether its anatomy stayed."""
 
-    takes = base.fields(raw=base.FILE, harmonized=base.FILE, bundle=base.TEXT, metrics=base.DICT)
-    leaves = base.fields(metrics=traits.Dict(), guard=traits.Dict())
+    input_spec = _GuardInputSpec
+    output_spec = _GuardOutputSpec
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Compare before and after."""
-        from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.qc.guard import guard_record, measure
-        from bids_harmony.qc.reference import reference_distances
-
-        bundle = load_bundle(Path(given.bundle))
-        before, after = base.array(given.raw), base.array(given.harmonized)
+    def _run_interface(self, runtime: Any) -> Any:
+        bundle = load_bundle(Path(self.inputs.bundle))
+        affine = nib.load(self.inputs.raw).affine
+        before, after = read_array(self.inputs.raw), read_array(self.inputs.harmonized)
         mask = before > 0
-        changes = measure(before, after, mask, nib.load(given.raw).affine)
+        changes = measure(before, after, mask, affine)
         histogram = bundle.qc_reference()["histograms"].get(bundle.reference_site)
         changes |= reference_distances(before, after, mask, histogram)
-        return {
-            "metrics": given.metrics | changes,
-            "guard": guard_record(changes, bundle.guard()),
-        }
+        self._results["metrics"] = self.inputs.metrics | changes
+        self._results["guard"] = guard_record(changes, bundle.guard())
+        return runtime
 
 
-class Predict(base.Step):
-    """Predict every target of the bundle on the raw and on the harmonized volume.
+class _PredictInputSpec(_ModelInputSpec):
+    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    harmonized = File(exists=True, mandatory=True)
+    guard = traits.Dict(mandatory=True, desc="of the anatomy guard")
+    site = traits.Str(mandatory=True)
+    age = traits.Either(None, traits.Float, usedefault=True, desc="in years")
+    calibration_file = traits.Either(
+        None, traits.Str, usedefault=True, desc="the calibration among the outputs"
+    )
+    on_guard_fail = traits.Enum("flag", "raw", usedefault=True)
+    correct_age_bias = traits.Bool(False, usedefault=True)
 
-    ``calibration_file`` is where the outputs have the calibration, below their root; ``age`` is
-    in years.
-    """
 
-    takes = base.fields(
-        **MODEL, raw=base.FILE, harmonized=base.FILE, site=base.TEXT,
-        calibration_file=traits.Str(), age=traits.Float(), guard=base.DICT,
-        on_guard_fail=traits.Enum("flag", "raw", usedefault=True),
-        correct_age_bias=traits.Bool(False, usedefault=True),
-    )  # fmt: skip
-    leaves = base.fields(predictions=traits.Dict())
+class _PredictOutputSpec(TraitedSpec):
+    predictions = traits.Dict()
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Predict."""
-        from bids_harmony.models.apply import predict
-        from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.sites.calibration import Calibration
 
-        base.set_threads(given.num_threads)
-        left_out = given.on_guard_fail == "raw" and given.guard["status"] == "fail"
+class Predict(SimpleInterface):
+    """Predict every target of the bundle on the raw and on the harmonized volume."""
+
+    input_spec = _PredictInputSpec
+    output_spec = _PredictOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        import torch
+
+        inputs = self.inputs
+        torch.set_num_threads(inputs.num_threads)
+        left_out = inputs.on_guard_fail == "raw" and inputs.guard["status"] == "fail"
         predictions = predict(
-            nib.load(given.raw),
-            load_bundle(given.bundle),
-            harmonized=None if left_out else nib.load(given.harmonized),
-            age=base.given_or(given.age),
-            site=given.site,
-            calibration=Calibration.from_dict(given.calibration),
-            correct_age_bias=given.correct_age_bias,
-            device=given.device,
+            nib.load(inputs.raw),
+            load_bundle(inputs.bundle),
+            harmonized=None if left_out else nib.load(inputs.harmonized),
+            age=inputs.age,
+            site=inputs.site,
+            calibration=Calibration.from_dict(inputs.calibration),
+            correct_age_bias=inputs.correct_age_bias,
+            device=inputs.device,
         )
-        if path := base.given_or(given.calibration_file):
-            predictions["calibration"]["path"] = path
-        return {"predictions": predictions}
-
-
-class ToNative(base.Step):
-    """Resample a template-space image to the grid of the scan's own mask, background 0."""
-
-    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, in_xfm=base.FILE)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Resample."""
-        from bids_harmony.anat.affine import resample
-
-        mask = nib.load(given.in_mask)
-        ras = nib.as_closest_canonical(mask)
-        moved = resample(nib.load(given.in_file), ras, given.in_xfm, invert=True)
-        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
-        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
-        return {
-            "out_file": base.save_image(
-                base.like_stored(out, mask.affine), folder / "native.nii.gz"
-            )
-        }
+        if inputs.calibration_file is not None:
+            predictions["calibration"]["path"] = inputs.calibration_file
+        self._results["predictions"] = predictions
+        return runtime

@@ -7,14 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nipype.interfaces.base import traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, traits
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
 from bids_harmony.bids.outputs import publish_scan
 from bids_harmony.bids.records import PREPROCESSED, scan_file, scan_record
 from bids_harmony.files import write_json
-from bids_harmony.interfaces import base
+from bids_harmony.interfaces.base import ImageOutputSpec
+from bids_harmony.models.bundle import load_bundle
 from bids_harmony.qc.reference import judge
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
@@ -41,69 +42,80 @@ class DerivativesDataSink(_DerivativesDataSink):
         return runtime
 
 
-class SaveOutputs(base.Step):
+class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
+    facts = traits.Dict(mandatory=True, desc="what was known before anything was computed")
+    source_file = traits.Str(mandatory=True, desc="the T1w scan")
+    staging_dir = traits.Str(mandatory=True, desc="folder of the scan's own, with its figures")
+    output_dir = traits.Str(mandatory=True)
+    names = traits.Dict(mandatory=True, desc="by image, settings of its DerivativesDataSink")
+    kept = traits.List(traits.Str, usedefault=True, desc="outputs of preprocessing")
+    bundle = traits.Either(None, traits.Str, usedefault=True, desc="folder of the model bundle")
+    t1w_mask = File(exists=True)
+    brain_mask = File(exists=True)
+    preproc = File(exists=True)
+    xfm = File(exists=True)
+    harmonized = File(exists=True)
+    harmonized_native = File(exists=True)
+    figures = traits.List(File(exists=True), usedefault=True)
+    check = traits.Dict(mandatory=True)
+    mask = traits.Dict(mandatory=True)
+    affine = traits.Dict(mandatory=True)
+    scale = traits.Dict(mandatory=True)
+    metrics = traits.Dict(mandatory=True)
+    descriptors = traits.Dict(mandatory=True)
+    guard = traits.Either(None, traits.Dict, usedefault=True)
+    predictions = traits.Either(None, traits.Dict, usedefault=True)
+
+
+class SaveOutputs(SimpleInterface):
     """Write a scan's images and its record, and put them in the place of those that it had.
 
     All is written below ``staging_dir``, where the figures are already, and copied from there at
     the end, so that a run that is cut short leaves what there was. The record
     (``desc-harmony_qc.json``) names the other files and comes last: where it is, they are whole.
-
-    ``names`` holds, by each image's input, the settings of its :class:`DerivativesDataSink`;
-    ``kept`` are outputs of preprocessing that are in place already.
     """
 
-    _files = ("t1w_mask", "brain_mask", "preproc", "xfm", "harmonized", "harmonized_native")
-    takes = base.fields(
-        facts=base.DICT, source_file=base.TEXT, staging_dir=base.TEXT, output_dir=base.TEXT,
-        names=base.DICT, kept=traits.List(traits.Str, value=[], usedefault=True),
-        bundle=traits.Str(),
-        **dict.fromkeys(_files, base.OPTIONAL_FILE),
-        figures=traits.List(base.FILE),
-        **dict.fromkeys(PREPROCESSED, base.DICT),
-        guard=traits.Dict(), predictions=traits.Dict(),
-    )  # fmt: skip
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
+    input_spec = _SaveOutputsInputSpec
+    output_spec = ImageOutputSpec
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Write all, the record last."""
-        staging, facts = Path(given.staging_dir), given.facts
-        written = list(base.given_or(given.figures, []))
-        guard, predictions = base.given_or(given.guard), base.given_or(given.predictions)
-        for name, settings in given.names.items():
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, guard = self.inputs, self.inputs.guard
+        staging, facts = Path(inputs.staging_dir), inputs.facts
+        written = list(inputs.figures)
+        for name, settings in inputs.names.items():
             image = settings["suffix"] != "xfm"
-            said: dict[str, Any] = {}
+            metadata: dict[str, Any] = {}
             if image:
-                said["Sources"] = [f"bids:raw:{facts['source']}"]
+                metadata["Sources"] = [f"bids:raw:{facts['source']}"]
             if guard and "harmonized" in name:
-                said["AnatomyGuard"] = {"Status": guard["status"], "Reasons": guard["reasons"]}
+                metadata["AnatomyGuard"] = {"Status": guard["status"], "Reasons": guard["reasons"]}
             sink = DerivativesDataSink(
-                base_directory=given.staging_dir,
-                source_file=given.source_file,
-                in_file=getattr(given, name),
+                base_directory=inputs.staging_dir,
+                source_file=inputs.source_file,
+                in_file=getattr(inputs, name),
                 compress=image,
                 **settings,
-                **said,
+                **metadata,
             )
-            written.append(sink.run(cwd=str(folder)).outputs.out_file)
-        if predictions is not None:
+            written.append(sink.run(cwd=runtime.cwd).outputs.out_file)
+        if inputs.predictions is not None:
             path = scan_file(staging, facts["entities"], facts["name"], "predictions")
-            write_json(path, predictions)
+            write_json(path, inputs.predictions)
             written.append(path)
         reference = None
-        if bundle := base.given_or(given.bundle):
-            from bids_harmony.models.bundle import load_bundle
-
-            reference = load_bundle(Path(bundle)).qc_reference()["metrics"]
-        verdict = judge(given.metrics, reference)
+        if inputs.bundle is not None:
+            reference = load_bundle(inputs.bundle).qc_reference()["metrics"]
+        verdict = judge(inputs.metrics, reference)
         record = scan_record(
             facts,
-            **{name: getattr(given, name) for name in PREPROCESSED},
+            **{name: getattr(inputs, name) for name in PREPROCESSED},
             reasons=verdict.reasons,
             flagged=verdict.flagged,
             guard=guard,
-            outputs=[*given.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
+            outputs=[*inputs.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
         )
         path = scan_file(staging, facts["entities"], facts["name"], "qc")
         write_json(path, record)
-        out = publish_scan(staging, Path(given.output_dir), path, kept=given.kept)
-        return {"out_file": str(out)}
+        out_file = publish_scan(staging, Path(inputs.output_dir), path, kept=inputs.kept)
+        self._results["out_file"] = str(out_file)
+        return runtime

@@ -11,62 +11,90 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
-from bids_harmony.interfaces import base
+from bids_harmony.anat.template import load_template
+from bids_harmony.interfaces.base import ImageOutputSpec, TemplateInputSpec
+from bids_harmony.models.bundle import load_bundle
+from bids_harmony.qc.reference import brain_histogram
+from bids_harmony.reports import figures
 
 
-class MaskFigure(base.Step):
+class _MaskFigureInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
+    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    prefix = traits.Str(mandatory=True)
+
+
+class MaskFigure(SimpleInterface):
     """Draw the brain mask on the scan."""
 
-    takes = base.fields(in_file=base.FILE, in_mask=base.FILE, prefix=base.TEXT)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
+    input_spec = _MaskFigureInputSpec
+    output_spec = ImageOutputSpec
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Draw it."""
-        from bids_harmony.reports.figures import mask_figure
-
-        out = figure_path(given.prefix, "brainmask")
-        mask_figure(nib.load(given.in_file), nib.load(given.in_mask), out)
-        return {"out_file": str(out)}
-
-
-class RegistrationFigure(base.Step):
-    """Draw the template's outlines on a scan on the template grid."""
-
-    takes = base.fields(in_file=base.FILE, **base.TEMPLATE, prefix=base.TEXT)
-    leaves = base.fields(out_file=base.OPTIONAL_FILE)
-
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Draw it."""
-        from bids_harmony.reports.figures import registration_figure
-
-        out = figure_path(given.prefix, "norm")
-        registration_figure(nib.load(given.in_file), base.template_of(given), out)
-        return {"out_file": str(out)}
+    def _run_interface(self, runtime: Any) -> Any:
+        img, mask = nib.load(self.inputs.in_file), nib.load(self.inputs.in_mask)
+        out_file = figure_path(self.inputs.prefix, "brainmask")
+        figures.mask_figure(img, mask, out_file)
+        self._results["out_file"] = str(out_file)
+        return runtime
 
 
-class ScanFigures(base.Step):
-    """Draw what harmonization did, the predictions and the metrics."""
+class _RegistrationFigureInputSpec(TemplateInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="brain on the template grid")
+    prefix = traits.Str(mandatory=True)
 
-    takes = base.fields(
-        bundle=base.TEXT, age=traits.Any(), raw=base.FILE, harmonized=base.FILE,
-        predictions=base.DICT, metrics=base.DICT, prefix=base.TEXT,
-    )  # fmt: skip
-    leaves = base.fields(out_files=traits.List(base.OPTIONAL_FILE))
 
-    def step(self, given: Any, folder: Path) -> dict[str, Any]:
-        """Draw them; there is none of predictions without a brain age, or of metrics unknown."""
-        from bids_harmony.models.bundle import load_bundle
-        from bids_harmony.qc.reference import brain_histogram
-        from bids_harmony.reports import figures
+class RegistrationFigure(SimpleInterface):
+    """Draw the template's outlines on a registered scan."""
 
-        bundle = load_bundle(Path(given.bundle))
+    input_spec = _RegistrationFigureInputSpec
+    output_spec = ImageOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        template = load_template(self.inputs.resolution, self.inputs.template)
+        out_file = figure_path(self.inputs.prefix, "norm")
+        figures.registration_figure(nib.load(self.inputs.in_file), template, out_file)
+        self._results["out_file"] = str(out_file)
+        return runtime
+
+
+class _ScanFiguresInputSpec(BaseInterfaceInputSpec):
+    bundle = traits.Str(mandatory=True, desc="folder of the model bundle")
+    age = traits.Any(desc="in years, if known")
+    raw = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
+    harmonized = File(exists=True, mandatory=True)
+    predictions = traits.Dict(mandatory=True)
+    metrics = traits.Dict(mandatory=True)
+    prefix = traits.Str(mandatory=True)
+
+
+class _ScanFiguresOutputSpec(TraitedSpec):
+    out_files = traits.List(File(exists=True))
+
+
+class ScanFigures(SimpleInterface):
+    """Draw what harmonization did, the predictions and the metrics.
+
+    There is no figure of predictions without a brain age, or of unknown metrics.
+    """
+
+    input_spec = _ScanFiguresInputSpec
+    output_spec = _ScanFiguresOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        bundle = load_bundle(Path(self.inputs.bundle))
         reference = bundle.qc_reference()
-        raw, harmonized = nib.load(given.raw), nib.load(given.harmonized)
+        raw, harmonized = nib.load(self.inputs.raw), nib.load(self.inputs.harmonized)
         before, after = np.asarray(raw.dataobj), np.asarray(harmonized.dataobj)
         names = ("harmonized", "histogram", "predictions", "qc")
-        out = {name: figure_path(given.prefix, name) for name in names}
+        out = {name: figure_path(self.inputs.prefix, name) for name in names}
         figures.harmonization_figure(raw, harmonized, before > 0, out["harmonized"])
         histograms = {
             "reference": reference["histograms"].get(bundle.reference_site),
@@ -74,10 +102,11 @@ class ScanFigures(base.Step):
             "after": brain_histogram(after, before > 0),
         }
         figures.histogram_figure(histograms, bundle.reference_site, out["histogram"])
-        if brain_age := given.predictions.get("brain_age"):
-            figures.prediction_figure(brain_age, out["predictions"], age=given.age)
-        figures.metrics_figure(given.metrics, reference["metrics"], out["qc"])
-        return {"out_files": [str(path) for path in out.values() if path.exists()]}
+        if brain_age := self.inputs.predictions.get("brain_age"):
+            figures.prediction_figure(brain_age, out["predictions"], age=self.inputs.age)
+        figures.metrics_figure(self.inputs.metrics, reference["metrics"], out["qc"])
+        self._results["out_files"] = [str(path) for path in out.values() if path.exists()]
+        return runtime
 
 
 def figure_path(prefix: str, desc: str) -> Path:

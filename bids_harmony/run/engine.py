@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,10 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
+    init = {
+        "preprocess": init_preprocess_wf,
+        "harmonize": partial(init_harmonize_wf, omp_nthreads=config.omp_nthreads),
+    }
     start_log(config)
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
     workflow.config["execution"].update(
@@ -140,8 +145,7 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         create_report="false",
     )
     for job in jobs:
-        init = init_preprocess_wf if job.part == "preprocess" else init_harmonize_wf
-        scan_wf = init(**job.settings, omp_nthreads=config.omp_nthreads)
+        scan_wf = init[job.part](**job.settings)
         scan_wf.base_dir = str(work_folder(config))
         shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
         for name in scan_wf.list_node_names():

@@ -40,34 +40,6 @@ def zipped(path: Path, *changes: tuple[tuple[int, str], tuple[float, ...]]) -> N
     path.write_bytes(gzip.compress(raw(*changes), 1))
 
 
-def billions_of_voxels(path: Path) -> None:
-    zipped(path, (DIM, (3, 30000, 30000, 30000, 1, 1, 1, 1)))
-
-
-def negative_size(path: Path) -> None:
-    zipped(path, (DIM, (3, -48, 56, 40, 1, 1, 1, 1)))
-
-
-def nan_zoom(path: Path) -> None:
-    zipped(path, (PIXDIM, (1, np.nan, 4, 4)), (FORMS, (1, 0)))
-
-
-def zero_zoom(path: Path) -> None:
-    zipped(path, (PIXDIM, (1, 0, 4, 4)), (FORMS, (1, 0)))
-
-
-def infinite_offset(path: Path) -> None:
-    zipped(path, (VOX_OFFSET, (np.inf,)))
-
-
-def unknown_datatype(path: Path) -> None:
-    zipped(path, (DATATYPE, (12345, 32)))
-
-
-def overflowing_slope(path: Path) -> None:
-    zipped(path, (SCALE, (1e30, 0)))
-
-
 def gzip_bomb(path: Path) -> None:
     """Write a good scan with 256 MB of zeros behind it, in 1.5 MB."""
     with gzip.open(path, "wb", 1) as file:
@@ -83,41 +55,60 @@ def huge_file(path: Path) -> None:
     os.truncate(path, 352 + 4 * 2000**3)
 
 
-def plain_named_gz(path: Path) -> None:
-    path.write_bytes(raw())
-
-
-def gz_named_plain(path: Path) -> None:
-    path.with_suffix("").write_bytes(gzip.compress(raw(), 1))
-
-
-def dicom(path: Path) -> None:
-    path.with_suffix("").write_bytes(bytes(128) + b"DICM" + bytes(2000))
-
-
 def mgh(path: Path) -> None:
     other = path.with_name("x.mgz")
     nib.save(nib.MGHImage(scan(), affine()), other)
     other.rename(path)
 
 
-def named_pipe(path: Path) -> None:
-    os.mkfifo(path)
+def plain(path: Path, content: bytes) -> None:
+    path.with_suffix("").write_bytes(content)
 
 
-#: By row of the fault table.
-UNUSABLE: dict[str, Callable[[Path], None]] = {
-    f.__name__.replace("_", " "): f
-    for f in (
-        *(billions_of_voxels, negative_size, nan_zoom, zero_zoom, infinite_offset),
-        *(unknown_datatype, overflowing_slope, gzip_bomb, huge_file, plain_named_gz),
-        *(gz_named_plain, dicom, mgh, named_pipe),
-    )
+#: By name: what writes the file, and why it cannot be used.
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "billions of voxels": (
+        lambda p: zipped(p, (DIM, (3, 30000, 30000, 30000, 1, 1, 1, 1))),
+        "claims 30000 x 30000 x 30000",
+    ),
+    "negative size": (lambda p: zipped(p, (DIM, (3, -48, 56, 40, 1, 1, 1, 1))), "cannot be read"),
+    "nan zoom": (
+        lambda p: zipped(p, (PIXDIM, (1, np.nan, 4, 4)), (FORMS, (1, 0))),
+        "impossible geometry",
+    ),
+    "zero zoom": (
+        lambda p: zipped(p, (PIXDIM, (1, 0, 4, 4)), (FORMS, (1, 0))),
+        "a part of the head only",
+    ),
+    "infinite offset": (lambda p: zipped(p, (VOX_OFFSET, (np.inf,))), "cannot be read"),
+    "unknown datatype": (lambda p: zipped(p, (DATATYPE, (12345, 32))), "cannot be read"),
+    "overflowing slope": (lambda p: zipped(p, (SCALE, (1e30, 0))), "NaN or infinite"),
+    "gzip bomb": (gzip_bomb, "unpacks to more than"),
+    "huge file": (huge_file, "which no T1w scan has"),
+    "plain named gz": (lambda p: p.write_bytes(raw()), "cannot be read"),
+    "gz named plain": (lambda p: plain(p, gzip.compress(raw(), 1)), "cannot be read"),
+    "dicom": (lambda p: plain(p, bytes(128) + b"DICM" + bytes(2000)), "cannot be read"),
+    "mgh": (mgh, "cannot be read"),
+    "named pipe": (os.mkfifo, "it is not a file"),
+}
+#: Unusual scans that are processed, and the warning, if any.
+ODD = {
+    "big-endian": "",
+    "oblique by 40 degrees": "",
+    "no slope": "",
+    "negative zooms": "",
+    "left-handed": "",
+    "5-mm slices": "",
+    "0.4-mm slices": "",
+    "sform of zeros": "the qform was used",
+    "padding": "taken as padding",
+    "padding of 65535": "taken as padding",
+    "NaN around": "around the brain were NaN or infinite",
 }
 
 
 def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
-    """A good scan in ways that are unusual and right, by name."""
+    """Make the scans of :data:`ODD` of a good one."""
     from nibabel.processing import resample_to_output
 
     data = img.get_fdata(dtype=np.float32)

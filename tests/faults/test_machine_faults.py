@@ -185,7 +185,7 @@ def test_signals_end_a_run_at_once_and_the_next_one_goes_on(
         if out.exists():
             assert_whole(out)
 
-    run = begin("brain_mask_wf")
+    run = begin("brain_mask")
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     ended(run)
 
@@ -201,7 +201,7 @@ def test_signals_end_a_run_at_once_and_the_next_one_goes_on(
     run.terminate()
     ended(run)
 
-    run = begin("affine_wf")
+    run = begin("register")
     run.kill()
     ended(run, killed=True)
 

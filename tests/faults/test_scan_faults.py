@@ -8,51 +8,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_line import harmony, label_of, new_dataset, place, record_of
-from faulty_scans import UNUSABLE, odd_scans
+from faulty_scans import ODD, UNUSABLE, odd_scans
 
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.errors import ScanError
-
-#: Why each file cannot be used.
-REASONS = {
-    "billions of voxels": "claims 30000 x 30000 x 30000",
-    "negative size": "cannot be read",
-    "nan zoom": "impossible geometry",
-    "zero zoom": "a part of the head only",
-    "infinite offset": "cannot be read",
-    "unknown datatype": "cannot be read",
-    "overflowing slope": "NaN or infinite",
-    "gzip bomb": "unpacks to more than",
-    "huge file": "which no T1w scan has",
-    "plain named gz": "cannot be read",
-    "gz named plain": "cannot be read",
-    "dicom": "cannot be read",
-    "mgh": "cannot be read",
-    "named pipe": "it is not a file",
-}
-#: Scans that are processed, and the warning, if any.
-ODD = {
-    "big-endian": "",
-    "oblique by 40 degrees": "",
-    "no slope": "",
-    "negative zooms": "",
-    "left-handed": "",
-    "5-mm slices": "",
-    "0.4-mm slices": "",
-    "sform of zeros": "the qform was used",
-    "padding": "taken as padding",
-    "padding of 65535": "taken as padding",
-    "NaN around": "around the brain were NaN or infinite",
-}
 
 
 @pytest.mark.parametrize("row", UNUSABLE)
 def test_unusable_files_are_refused_in_their_words(tmp_path: Path, row: str) -> None:
     path = tmp_path / "sub-01_T1w.nii.gz"
-    UNUSABLE[row](path)
+    make, reason = UNUSABLE[row]
+    make(path)
     with pytest.raises(ScanError) as raised:
         load_t1w(path if path.exists() else path.with_suffix(""))
-    assert REASONS[row] in raised.value.cause
+    assert reason in raised.value.cause
     assert raised.value.remedy
 
 
@@ -60,7 +29,7 @@ def test_unusable_files_are_refused_in_their_words(tmp_path: Path, row: str) -> 
 def mixed(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Outputs and log of a run over every unusable file, every odd scan and a plain one."""
     root = new_dataset(tmp_path_factory.mktemp("mixed") / "bids")
-    for row, make in UNUSABLE.items():
+    for row, (make, _) in UNUSABLE.items():
         make(place(root, label_of(row)))
     plain = nib.load(heads / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     nib.save(plain, place(root, "plain"))
@@ -81,8 +50,7 @@ def test_unusable_scans_fail_alone_with_their_reason(mixed: tuple[Path, str]) ->
     out, log = mixed
     table = {line.split()[0]: line for line in log.splitlines() if " failed  " in line}
     assert set(table) == {f"sub-{label_of(row)}" for row in UNUSABLE}
-    for row in UNUSABLE:
-        says = REASONS[row]
+    for row, (_, says) in UNUSABLE.items():
         assert says in table[f"sub-{label_of(row)}"]
         record = record_of(out, label_of(row))
         assert record["status"] == "error"
