@@ -16,9 +16,8 @@ from bids_harmony.evaluation.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import predict_value
-from bids_harmony.training.data import open_training_set
+from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
 from bids_harmony.training.harmonizer import Predict, cross_calibrated, quick_age
-from bids_harmony.training.inputs import find_training_scans, usable_scans
 
 #: A site's persons are parted in this many; each part is mapped as the others say.
 FOLDS = 5

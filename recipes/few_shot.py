@@ -21,9 +21,13 @@ from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
 from bids_harmony.sites.code import Appearance
-from bids_harmony.training.data import TrainingSet, open_training_set
+from bids_harmony.training.data import (
+    TrainingSet,
+    find_training_scans,
+    open_training_set,
+    usable_scans,
+)
 from bids_harmony.training.harmonizer import calibrated, quick_age
-from bids_harmony.training.inputs import find_training_scans, usable_scans
 
 #: Persons that calibrate; of a site, as many as leave LEAST_TESTED persons to test on.
 PERSONS, LEAST_TESTED = (1, 2, 4, 8, 16), 3

@@ -10,12 +10,18 @@ from training_heads import people, table
 
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet, scan_table
+from bids_harmony.training.data import (
+    TrainingSet,
+    TrainScan,
+    make_folds,
+    scan_table,
+    split_subjects,
+    without_copies,
+    without_rejected,
+)
 from bids_harmony.training.figures import figures
-from bids_harmony.training.inputs import TrainScan, without_copies, without_rejected
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.predictors import empirical_half_width, plan_folds
-from bids_harmony.training.splits import make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
 HERE = Path("nowhere")

@@ -153,7 +153,7 @@ def test_written_ratings_are_read_back_and_never_doubled(tmp_path: Path) -> None
 def test_training_leaves_out_what_raters_reject_and_takes_back_what_they_accept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bids_harmony.training.inputs import find_training_scans, without_rejected
+    from bids_harmony.training.data import find_training_scans, without_rejected
 
     scans = []
     for label, status in (("01", "pass"), ("02", "fail"), ("03", "fail")):
@@ -204,7 +204,7 @@ def test_a_verdict_on_a_scan_that_is_not_there_is_told_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [f"{scan} | ann | 2026-01-01 | reject | " for scan in ("sub-1", "sub-02", "sub-9")]
-    from bids_harmony.training.inputs import find_training_scans
+    from bids_harmony.training.data import find_training_scans
 
     table, _ = read_ratings([ratings_file(tmp_path / "qc_ratings.tsv", *rows)])
     said = "2 rated scans without a record here: sub-1, sub-9. Did you mean sub-01?"

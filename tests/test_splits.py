@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training_heads import people, table
 
-from bids_harmony.training.splits import (
+from bids_harmony.training.data import (
     TEST,
     TRAIN,
     VALIDATION,

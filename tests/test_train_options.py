@@ -12,7 +12,7 @@ from training_heads import people, table
 from bids_harmony.errors import UsageError
 from bids_harmony.models.contract import Contract
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.inputs import TrainScan, common_contract, made_under
+from bids_harmony.training.data import TrainScan, common_contract, made_under
 from bids_harmony.training.targets import find_target, find_targets
 
 

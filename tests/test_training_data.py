@@ -21,8 +21,14 @@ from bids_harmony.bids.filters import select_scans
 from bids_harmony.bids.tables import Columns, Table, describe
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
-from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
-from bids_harmony.training.inputs import TrainScan, find_training_scans, without_rejected
+from bids_harmony.training.data import (
+    TrainingSet,
+    TrainScan,
+    find_training_scans,
+    open_training_set,
+    scan_table,
+    without_rejected,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from training_data import from_arrays
 
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.inputs import TrainScan
+from bids_harmony.training.data import TrainingSet, TrainScan
 
 SHAPE = (40, 44, 30)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -19,8 +19,7 @@ import pandas as pd
 from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
+from bids_harmony.training.data import TEST, TRAIN, TrainingSet, make_folds, split_subjects
 from bids_harmony.training.targets import Target
 
 #: Persons of a site that calibrate it, in ``size``.

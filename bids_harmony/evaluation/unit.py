@@ -26,11 +26,10 @@ from bids_harmony.training import harmonizer
 from bids_harmony.training.bundle import age_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet, locked
+from bids_harmony.training.data import TEST, TRAIN, TrainingSet, locked
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
 from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.splits import TEST, TRAIN
 from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target
 
@@ -171,7 +170,7 @@ def calibrations(
         ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
     )[study.train.map]  # fmt: skip
     slice_mm = study.train.contract.slice_mm
-    ways = harmonizer.ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
+    ways = harmonizer.calibration_methods(data, ensembles, slice_mm, appearance, network)
     if ensembles is None or np.isnan(data.ages[among]).all():
         del ways[harmonizer.KNOWN_AGES]
     found = {}

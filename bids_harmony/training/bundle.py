@@ -27,13 +27,23 @@ from bids_harmony.reports.pages import card_html, model_card
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
+from bids_harmony.training.data import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingSet,
+    TrainScan,
+    open_training_set,
+    read_scans,
+    scan_table,
+    split_subjects,
+    splits_record,
+    usable_scans,
+)
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
-from bids_harmony.training.inputs import TrainScan, read_scans, usable_scans
 from bids_harmony.training.measure import accept, known_truth_figures, measure, removed
 from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects, splits_record
 from bids_harmony.training.storage import one_device
 
 if TYPE_CHECKING:

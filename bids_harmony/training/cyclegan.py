@@ -50,17 +50,8 @@ ALIKE = 5
 RIM = 2
 #: Gain of the finest details in what discriminators see.
 FINE = 20.0
-
-
-class Weights(NamedTuple):
-    """How much each loss counts."""
-
-    adversarial: float = 3.0
-    cycle: float = 10.0
-    paired: float = 1.0
-
-
-WEIGHTS = Weights()
+#: How much each loss counts.
+WEIGHTS = {"adversarial": 3.0, "cycle": 10.0, "paired": 1.0}
 
 
 class Source(NamedTuple):
@@ -109,7 +100,7 @@ def train_cyclegan(
     n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
     ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
-        *WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
+        WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
         maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
     ]  # fmt: skip
     learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
@@ -164,15 +155,12 @@ def train_cyclegan(
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            loss = WEIGHTS.adversarial * unlike + WEIGHTS.cycle * lost
+            # Among these are reference scans as they are, with a code that is sampling noise.
+            known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
+            parts = {"adversarial": unlike, "cycle": lost, "paired": known_loss}
+            loss = _sum(WEIGHTS[name] * part for name, part in parts.items())
             loss.backward()  # type: ignore[no-untyped-call]
-            found |= {"adversarial": unlike.item(), "cycle": lost.item()}
-            if WEIGHTS.paired:
-                # Among these are reference scans as they are, with a code that is sampling noise.
-                known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                loss = WEIGHTS.paired * known_loss
-                loss.backward()  # type: ignore[no-untyped-call]
-                found["paired"] = known_loss.item()
+            found = {name: part.item() for name, part in parts.items()}
             for network in (forward, backward):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             maps_step.step()
@@ -352,11 +340,7 @@ class Discriminator(nn.Module):
 
 def inside(mask: Tensor) -> Tensor:
     """Take :data:`RIM` voxels off a mask's surface."""
-    for axis in range(3):
-        size, pad = [1, 1, 1], [0, 0, 0]
-        size[axis], pad[axis] = 2 * RIM + 1, RIM
-        mask = -F.max_pool3d(-mask, size, 1, pad)
-    return mask
+    return -F.max_pool3d(-mask, 2 * RIM + 1, 1, RIM)
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
-from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.data import TrainingSet
@@ -39,7 +38,6 @@ def grey_matter_networks(
     *,
     acquisitions: int,
     seed: int,
-    resolution: int,
     path: Path,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[nn.Module]]:
@@ -55,8 +53,6 @@ def grey_matter_networks(
         Made-up sites that are drawn for each fold.
     seed : int
         Of the first fold; the others take the next ones.
-    resolution : int
-        Of the template grid in mm.
     path : pathlib.Path
         What the file of the weights begins with.
     say : callable
@@ -81,7 +77,7 @@ def grey_matter_networks(
     networks = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
     if load_network(path, networks) is None:
         say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
-        _fit(networks, examples, folds, options, acquisitions, seed, resolution)
+        _fit(networks, examples, folds, options, acquisitions, seed)
         save_network(path, networks)
     return options, [*networks]
 
@@ -93,16 +89,14 @@ def _fit(
     options: dict[str, Any],
     acquisitions: int,
     seed: int,
-    resolution: int,
 ) -> None:
     """Fit the weights of each network without its fold."""
     data, scans, cell = examples.data, examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
-    deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.
     differences = [
         maps_between_acquisitions(
-            data, scans[folds == fold], maps[folds == fold], deep, cell, acquisitions, seed + fold
+            data, scans[folds == fold], maps[folds == fold], cell, acquisitions, seed + fold
         )
         for fold in range(folds.max() + 1)
     ]
@@ -148,7 +142,6 @@ def maps_between_acquisitions(
     data: TrainingSet,
     scans: np.ndarray,
     maps: np.ndarray,
-    deep: torch.Tensor,
     cell: int,
     n_sites: int,
     seed: int,
@@ -163,8 +156,6 @@ def maps_between_acquisitions(
         (n,) numbers of the scans.
     maps : numpy.ndarray
         (n, points) of these.
-    deep : torch.Tensor
-        (1, 1, slices, rows, columns) map of deep grey matter.
     cell : int
         Of :func:`bids_harmony.models.networks.grey_matter_map`.
     n_sites : int
@@ -186,7 +177,7 @@ def maps_between_acquisitions(
     for _ in range(n_sites):
         acquisition = Acquisition.draw(generator, float(rng.uniform()))
         here = rng.permutation(len(scans))[:PER_SITE]
-        anew = [acquire(data, scan, acquisition, generator, deep) for scan in scans[here].tolist()]
+        anew = [acquire(data, scan, acquisition, generator) for scan in scans[here].tolist()]
         described, wrong = np.array([row for _, row in anew]), rng.normal(0, WRONG)
         for place, (stack, _) in zip(here, anew, strict=True):
             others = persons[here] != persons[place]

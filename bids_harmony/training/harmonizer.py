@@ -11,8 +11,7 @@ from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
 from bids_harmony.models.slices import Box, predict_value
 from bids_harmony.sites.calibration import estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.splits import make_folds
+from bids_harmony.training.data import TrainingSet, make_folds
 
 #: Methods of harmonizing: by the curve alone, without the use of any age, and with known ages.
 MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
@@ -52,7 +51,7 @@ def quick_age(
     return predict
 
 
-def ways_to_calibrate(
+def calibration_methods(
     data: TrainingSet,
     ensembles: Sequence[Sequence[nn.Module]] | None,
     slice_mm: tuple[float, float],

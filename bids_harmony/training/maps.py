@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bids_harmony.console import counted_off
 from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
-from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.config import TrainOptions
@@ -216,8 +215,6 @@ def make_pairs(
     path = work_dir / f"acquired-{digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
-        deep_grey = data.deep_grey(options.contract.resolution)
-        deep = torch.from_numpy(crop(deep_grey, data.box))[None, None]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         shape = (n_sites * PER_SITE, len(data.heights), *data.size)
         originals, shifts, curves = [], [], []
@@ -225,16 +222,12 @@ def make_pairs(
             for site in counted_off(range(n_sites), n_sites, "making up sites", say, "sites"):
                 acquisition = Acquisition.draw(generator, float(rng.uniform(*STRENGTH)))
                 here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE).tolist()
-                anew = [acquire(data, scan, acquisition, generator, deep) for scan in here]
+                anew = [acquire(data, scan, acquisition, generator) for scan in here]
                 volumes[site * PER_SITE : (site + 1) * PER_SITE] = [stack for stack, _ in anew]
-                changes = [
-                    row - data.descriptors[i] for i, (_, row) in zip(here, anew, strict=True)
-                ]
-                stacks = [
-                    (new, data.stack(i)[0]) for i, (new, _) in zip(here[:3], anew, strict=False)
-                ]
+                stacks = [(anew[k][0], data.stack(here[k])[0]) for k in range(min(3, PER_SITE))]
                 originals += here
-                shifts.append(np.mean(changes, axis=0))
+                described = np.array([row for _, row in anew])
+                shifts.append(np.mean(described - data.descriptors[here], axis=0))
                 curves.append(read_curve(stacks))
         np.savez(about, originals=originals, shifts=np.array(shifts), curves=np.array(curves))
     with np.load(about) as cached:

@@ -21,18 +21,17 @@ from bids_harmony.qc.guard import limits
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import GROUP, known_truth, summarize
 from bids_harmony.training.config import CURVE, TrainOptions
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.figures import N_BOOTSTRAP, figures
+from bids_harmony.training.data import TEST, VALIDATION, TrainingSet
+from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.harmonizer import (
     MAPPED,
     MAX_HISTOGRAM,
+    calibration_methods,
     cross_calibrated,
     match_histogram,
     mean_quantiles,
-    ways_to_calibrate,
 )
 from bids_harmony.training.predictors import Predictor
-from bids_harmony.training.splits import TEST, VALIDATION
 
 #: Ends the name of a site where scans are measured that may not calibrate it.
 LEFT_OUT = ", not in --fit-filter"
@@ -72,25 +71,17 @@ def known_truth_figures(
         return {}, {name: [] for name in networks}
     measured = partial(
         known_truth, data, chosen[:MAX_KNOWN], appearance, networks,
-        data.deep_grey(options.contract.resolution),
         sites=1 if options.fast_dev_run else N_ACQUISITIONS, per_site=PER_SITE, seed=options.seed,
     )  # fmt: skip
-    rows = measured(kinds=("all", JUDGED, "intensity mapping"))
-    judged = measured(kinds=(JUDGED,), strength=GUARD_STRENGTH)
+    rows = measured(kinds=("all", JUDGED, "intensity mapping")).groupby("map")
+    judged = measured(kinds=(JUDGED,), strength=GUARD_STRENGTH).groupby("map")
     return (
         {
-            str(name): {"limits": limits(_records(part)), "n": len(part)}
-            for name, part in judged.groupby("map")
+            str(name): {"limits": limits(part.to_dict("records")), "n": len(part)}  # type: ignore[arg-type]
+            for name, part in judged
         },
-        {
-            str(name): _records(summarize(part, options.seed).round(4))
-            for name, part in rows.groupby("map")
-        },
+        {str(name): summarize(part, options.seed) for name, part in rows},
     )
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def removed(rows: list[dict[str, Any]]) -> float:
@@ -136,7 +127,7 @@ def measure(
     tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
     quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
     ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
-    methods = ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
+    methods = calibration_methods(data, ensembles, slice_mm, appearance, network)
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = data.site_scans(site, tested)
@@ -187,32 +178,21 @@ def site_metrics(
             text = ", ".join(f"{k} {v}" for k, v in row.items() if not k.endswith("_95"))
             say(f"{name}, {site}, {method}: {text}")
         metrics[name]["sites"] = sites
-        metrics[name]["predictions"] = [
-            [str(r.site), str(r.method), round(r.truth, 2), round(r.predicted, 2)]
-            for r in found.itertuples()
-        ]
+        columns = found[["site", "method", "truth", "predicted"]].round(2)
+        metrics[name]["predictions"] = columns.to_numpy().tolist()
     return metrics
 
 
 def _figures_of(part: pd.DataFrame, predictor: Predictor, seed: int) -> dict[str, Any]:
     """Figures of the predictions of one target at one site."""
-    persons = part["person"].to_numpy()
-    row = figures(
-        part["predicted"].to_numpy(), part["truth"].to_numpy(), predictor.binary,
-        np.random.default_rng(seed), persons,
-    )  # fmt: skip
+    predicted, truth, persons = (part[c].to_numpy() for c in ("predicted", "truth", "person"))
+    row = figures(predicted, truth, predictor.binary, seed, persons)
     if (interval := predictor.target.get("interval")) is not None:
-        inside = (part["predicted"] - part["truth"]).abs() <= interval["half_width"]
-        shares = coverage(inside.to_numpy(), persons)
-        row["coverage"], *row["coverage_95"] = (round(v, 3) for v in shares)
+        ends = coverage(np.abs(predicted - truth) <= interval["half_width"], persons)
+        names = ("coverage", "coverage_low", "coverage_high")
+        row |= paired_ends(dict(zip(names, ends, strict=True)))
     if predictor.unseen is not None and not predictor.binary:
-        offset = site_offset(part, predictor.unseen, N_BOOTSTRAP, seed)
-        known = {k: round(float(v), 3) if np.isfinite(v) else None for k, v in offset.items()}
-        for name in ("offset", "scatter"):
-            row[name] = known[name]
-            ends = [known[f"{name}_{end}"] for end in ("low", "high")]
-            row[f"{name}_95"] = None if None in ends else ends
-        row["in_reference_range"] = known["in_reference_range"]
+        row |= paired_ends(site_offset(part, predictor.unseen, N_BOOTSTRAP, seed))
     return row
 
 
@@ -286,19 +266,17 @@ def acceptance(
     still = sorted(set(judged) - set(moved))
     disturbed = [site for site in still if not _holds_zero(judged[site][1])]
     removed = None
+    text = "No site could be judged: offsets need brain ages of three persons"
     if moved:
         offsets = np.array([[abs(found["offset"]) for found in judged[site]] for site in moved])
         before, after = offsets.mean(axis=0).tolist()
         removed = round(1 - after / before, 3)
-    passed = not disturbed and (removed is None or removed >= LEAST_REMOVED) if judged else None
-    if not judged:
-        text = "No site could be judged: offsets need brain ages of three persons"
-    elif removed is None:
+        names = ", ".join(moved)
+        text = f"The map removes {100 * removed:.0f} % of the mean site offset at {names}"
+    elif judged:
         text = "No site differs from the reference by more than chance"
-    else:
-        sites_text = ", ".join(moved)
-        text = f"The map removes {100 * removed:.0f} % of the mean site offset at {sites_text}"
     text += f", and makes one at {', '.join(disturbed)}." if disturbed else "."
+    passed = not disturbed and (removed is None or removed >= LEAST_REMOVED) if judged else None
     return {"passed": passed, "removed": removed, "moved": moved, "still": still, "text": text}
 
 

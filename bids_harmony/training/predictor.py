@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,40 +34,17 @@ from bids_harmony.training.storage import Losses, has_bf16
 SLOW_AFTER, STOP_AFTER, RISES = 5, 10, 5
 #: A loss that falls by less than this share stands still.
 STILL = 1e-3
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Sizes of the random changes made to each training slice.
-
-    Attributes
-    ----------
-    tone : float
-        Standard deviation of the shift of CSF and grey matter (CSF is 0, white matter 1).
-    bias : float
-        Standard deviation of a smooth multiplicative field's logarithm.
-    noise : float
-        Largest standard deviation of added noise.
-    blur : float
-        Largest weight of a 3 x 3 blur; the same weight, negative, sharpens.
-    shift, scale, degrees : float
-        Standard deviations of shift (fraction of the half-width), scale and rotation.
-    edge : float
-        Share of slices whose outermost voxels are taken away.
-    plain : float
-        Share of slices only shifted by whole pixels and reflected: every other one has been
-        interpolated, and a network that never saw an untouched slice misjudges it by years.
-    """
-
-    tone: float = 0.08
-    bias: float = 0.08
-    noise: float = 0.04
-    blur: float = 0.5
-    shift: float = 0.02
-    scale: float = 0.03
-    degrees: float = 2.0
-    edge: float = 0.3
-    plain: float = 0.3
+#: Sizes of :func:`augment`'s changes: standard deviations of the shift of CSF and grey matter (CSF
+#: is 0, white matter 1) and of a smooth multiplicative field's logarithm, the largest standard
+#: deviation of noise, and the largest weight of a blur, negative to sharpen.
+TONE, BIAS, NOISE, BLUR = 0.08, 0.08, 0.04, 0.5
+#: Standard deviations of shift (fraction of the half-width), scale and rotation.
+SHIFT, SCALE, DEGREES = 0.02, 0.03, 2.0
+#: Share of slices whose outermost voxels are taken away.
+EDGE = 0.3
+#: Share of slices only shifted by whole pixels and reflected: every other one has been
+#: interpolated, and a network that never saw an untouched slice misjudges it by years.
+PLAIN = 0.3
 
 
 @dataclass(frozen=True)
@@ -92,8 +69,8 @@ class PredictorConfig:
         Steps of the cycle; with ``patient``, the most that are taken.
     patient : bool
         The paper's schedule (:func:`is_over`) and losses.
-    augmentation : Augmentation or None
-        Random changes of training slices.
+    augmented : bool
+        Whether training slices are changed at random (:func:`augment`).
     acquisitions : int
         Made-up sites, for each fold, that the network on maps of grey matter is to hold still
         between (:mod:`bids_harmony.training.grey_matter`); with 0 there is no such network.
@@ -107,12 +84,8 @@ class PredictorConfig:
     weight_decay: float = 1e-2
     steps: int = 1_600
     patient: bool = False
-    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    augmented: bool = True
     acquisitions: int = 32
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self) | {"channels": list(self.channels)}
 
 
 FAST = PredictorConfig()
@@ -123,7 +96,7 @@ ARTICLE = PredictorConfig(
     weight_decay=0.0,
     steps=200_000,
     patient=True,
-    augmentation=None,
+    augmented=False,
     acquisitions=0,
 )
 PREDICTORS = {config.name: config for config in (FAST, ARTICLE)}
@@ -293,8 +266,8 @@ class _Training:
     def step(self, which: np.ndarray, slices: np.ndarray) -> float:
         """Learn from slices, given by place of scan and of slice; return the loss."""
         x = self.examples.draw(which, slices)
-        if self.config.augmentation is not None:
-            x = augment(x, self.config.augmentation, self.generator)
+        if self.config.augmented:
+            x = augment(x, self.generator)
         height = self.heights[slices][:, None, None, None].expand_as(x)
         x = torch.cat([x, height], dim=1).to(self.device, memory_format=self.layout)
         with self.autocast:
@@ -423,17 +396,17 @@ def _even(targets: np.ndarray) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) -> Tensor:
     """Change the appearance and pose of slices at random.
 
     Parameters
     ----------
     slices : torch.Tensor
         (batch, 1, rows, columns) intensities, background 0.
-    how : Augmentation
-        Sizes of the changes.
     generator : torch.Generator
         Random number generator.
+    plain : float
+        Share of slices that are only shifted and reflected.
 
     Returns
     -------
@@ -448,15 +421,15 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    plain = uniform(n, 1, 1, 1) < how.plain
+    as_it_is = uniform(n, 1, 1, 1) < plain
     rows_by, columns_by = (int(v) for v in torch.randint(-2, 3, (2,), generator=generator))
     untouched = torch.roll(slices, (rows_by, columns_by), dims=(2, 3))
     untouched = torch.where(uniform(n, 1, 1, 1) < 0.5, untouched.flip(2), untouched)
     # Pose: rotation, anisotropic scale, shift and reflection, in one resampling.
-    angle = normal(n) * how.degrees * torch.pi / 180
-    sx, sy = (1 + how.scale * normal(2, n)).unbind()
+    angle = normal(n) * DEGREES * torch.pi / 180
+    sx, sy = (1 + SCALE * normal(2, n)).unbind()
     flip = torch.where(uniform(n) < 0.5, -1.0, 1.0)
-    dx, dy = (how.shift * normal(2, n)).unbind()
+    dx, dy = (SHIFT * normal(2, n)).unbind()
     cos, sin = torch.cos(angle), torch.sin(angle)
     # Columns come first in grid_sample; rows run left to right in the brain, so rows are flipped.
     top = torch.stack([sx * cos, -sin, dx], dim=1)
@@ -465,23 +438,23 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     x = F.grid_sample(slices, grid, align_corners=False)
     mask = (x > 5e-4).float()
     # Intensity mapping: move CSF (0) and grey matter against white matter (1).
-    csf = how.tone * normal(n, 1, 1, 1)
+    csf = TONE * normal(n, 1, 1, 1)
     x = torch.relu(x - csf) / (1 - csf)
-    x = x ** torch.exp(2 * how.tone * normal(n, 1, 1, 1))
-    x = x * (1 + 0.5 * how.tone * normal(n, 1, 1, 1))
+    x = x ** torch.exp(2 * TONE * normal(n, 1, 1, 1))
+    x = x * (1 + 0.5 * TONE * normal(n, 1, 1, 1))
     # Bias field: cubic interpolation of a coarse random grid.
     field = F.interpolate(
-        how.bias * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
+        BIAS * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
     )
     x = x * torch.exp(field)
     # Sharpness, then noise.
-    weight = how.blur * (2 * uniform(n, 1, 1, 1) - 1)
+    weight = BLUR * (2 * uniform(n, 1, 1, 1) - 1)
     smooth = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = x + weight * (smooth - x)
-    x = x + how.noise * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
+    x = x + NOISE * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
     # Mask: on some slices, peel one more voxel where a smooth random field says so.
     inner = 1 - F.max_pool2d(1 - mask, 3, 1, 1)
     patch = F.interpolate(uniform(n, 1, 6, 6), size=(rows, columns), mode="bilinear")
-    away = (uniform(n, 1, 1, 1) < how.edge) & (patch < 0.5)
+    away = (uniform(n, 1, 1, 1) < EDGE) & (patch < 0.5)
     mask = torch.where(away, inner, mask)
-    return torch.where(plain, untouched, torch.clamp(x, 0, 2) * mask)
+    return torch.where(as_it_is, untouched, torch.clamp(x, 0, 2) * mask)

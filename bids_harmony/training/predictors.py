@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from torch import nn
 
 from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
+from bids_harmony.evaluation import statistics
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, predict_value
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TEST, VALIDATION, TrainingSet, make_folds
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.predictor import (
@@ -31,7 +32,6 @@ from bids_harmony.training.predictor import (
     network_options,
     train_predictor,
 )
-from bids_harmony.training.splits import TEST, VALIDATION, make_folds
 from bids_harmony.training.storage import digest_of, load_network, save_network
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
@@ -131,7 +131,7 @@ class Ensemble:
     @cached_property
     def paths(self) -> list[Path]:
         """File of each network, named by all that decides its weights."""
-        recipe = {k: v for k, v in self.config.to_dict().items() if k != "acquisitions"}
+        recipe = {k: v for k, v in asdict(self.config).items() if k != "acquisitions"}
         content = self.examples.content() + (self.validation.content() if self.validation else b"")
         found = []
         for fold in range(self.n_networks):
@@ -280,8 +280,7 @@ def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say)
         name = f"{name}_grey_matter"
         grey_options, networks[name] = grey_matter_networks(
             ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
-            seed=ensemble.seed, resolution=options.contract.resolution,
-            path=ensemble.folder / name, say=say,
+            seed=ensemble.seed, path=ensemble.folder / name, say=say,
         )  # fmt: skip
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
@@ -291,7 +290,7 @@ def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say)
                 each, entries[name]["options"], predicted[k], truth, ensemble.folds
             )
     unseen = np.mean(predicted, axis=0)
-    found = figures(unseen, truth, target.binary, np.random.default_rng(options.seed), persons)
+    found = figures(unseen, truth, target.binary, options.seed, persons)
     say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
@@ -340,23 +339,14 @@ def _describe(
         "column": target.column,
     }
     if target.binary:
-        return entry | {
-            "classes": list(target.classes),
-            "counts": [int((values == k).sum()) for k in (0, 1)],
-        }
-    entry |= {
-        "training_range": [round(float(values.min()), 1), round(float(values.max()), 1)],
-        "interval": {
-            "half_width": round(empirical_half_width(unseen - values, persons), 2),
-            "level": 0.9,
-            "n": n,
-            "n_persons": len(np.unique(persons)),
-            "method": INTERVAL,
-        },
-    }
-    if target.name == "brain_age":
-        entry["age_bias"] = age_bias(unseen, values)
-    return entry
+        counts = [int((values == k).sum()) for k in (0, 1)]
+        return entry | {"classes": list(target.classes), "counts": counts}
+    half_width = round(empirical_half_width(unseen - values, persons), 2)
+    interval: dict[str, Any] = {"half_width": half_width, "level": 0.9, "n": n}
+    interval |= {"n_persons": len(np.unique(persons)), "method": INTERVAL}
+    entry["training_range"] = [round(float(end), 1) for end in (values.min(), values.max())]
+    bias = {"age_bias": age_bias(unseen, values)} if target.name == "brain_age" else {}
+    return entry | {"interval": interval} | bias
 
 
 def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -370,12 +360,11 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     Returns
     -------
     slope, intercept : float
-        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); where there is nothing to fit, the
-        predictions are left as they are.
+        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); it is 1 where there is nothing to
+        fit.
     """
-    if len(truth) < 3 or np.ptp(predicted) == 0:
-        return 1.0, 0.0
-    slope = float(np.clip(np.polyfit(predicted, truth, 1)[0], 1 / MOST_STRETCH, MOST_STRETCH))
+    slope = np.nan_to_num(statistics.fit_line(truth, predicted)[0], nan=1.0)
+    slope = float(np.clip(slope, 1 / MOST_STRETCH, MOST_STRETCH))
     return slope, float(truth.mean() - slope * predicted.mean())
 
 
@@ -416,11 +405,8 @@ def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
     dict
         ``slope``, ``intercept`` (years) and ``n``.
     """
-    if len(age) < 3 or np.ptp(age) == 0:
-        return {"slope": 0.0, "intercept": 0.0, "n": len(age)}
-    slope, intercept = np.polyfit(age, predicted - age, 1)
-    return {"slope": round(float(slope), 4), "intercept": round(float(intercept), 3),
-            "n": len(age)}  # fmt: skip
+    slope, intercept = np.nan_to_num(statistics.fit_line(predicted - age, age)).tolist()
+    return {"slope": round(slope, 4), "intercept": round(intercept, 3), "n": len(age)}
 
 
 def plan_folds(
@@ -519,7 +505,7 @@ def _finish_simulated(ensemble: Ensemble, seed: int, say: Say) -> Predictor:
     if held.any():
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
-        found = figures(score, truth, True, np.random.default_rng(seed), persons)
+        found = figures(score, truth, True, seed, persons)
     say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         {SIMULATED_NAME: networks},

@@ -90,8 +90,7 @@ def as_stored(network: Network) -> Network:
 
 def digest_of(what: Any, content: bytes) -> str:
     """Name weights by what decides them: JSON-ready values, and bytes."""
-    said = json.dumps(what, sort_keys=True).encode()
-    return hashlib.sha256(said + content).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode() + content).hexdigest()[:16]
 
 
 def save_network(path: Path, network: Network) -> Network:
@@ -113,8 +112,6 @@ def load_network(path: Path, network: Network) -> Network | None:
 
     Nothing but tensors and plain values is read, never code.
     """
-    for part in path.parent.glob(f".{path.name}.*.part"):
-        part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     if not path.is_file():
         return None
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
