@@ -26,11 +26,9 @@ from bids_harmony.training import harmonizer
 from bids_harmony.training.bundle import age_line
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TEST, TRAIN, TrainingSet, locked
+from bids_harmony.training.data import TEST, TrainingRun, TrainingSet, locked
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
-from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target
 
 #: Volumes that biology is looked for in.
@@ -160,15 +158,15 @@ def calibrations(
     data, reference = study.data, unit.train_sites[0]
     at_reference = replace(unit, train_sites=(reference,))
     predictors, _ = fit_predictors(study, at_reference, data, split)
-    learnt = np.flatnonzero((split != TEST) & (data.sites == reference) & study.fit)
+    train = replace(study.train, seed=unit.seed)
+    run = TrainingRun(data, split, study.fit, reference, train, study.work_dir, study.say)
+    learnt = run.learnt
     appearance = Appearance.fit(
         data.descriptors[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
     )
     ensembles = None if appearance.line is None else predictors["brain_age"].ensembles
-    network = train_maps(
-        data, learnt[split[learnt] == TRAIN], among[data.sites[among] != reference], appearance,
-        ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
-    )[study.train.map]  # fmt: skip
+    others = among[data.sites[among] != reference]
+    network = train_maps(run, others, appearance, ensembles)[study.train.map]
     slice_mm = study.train.contract.slice_mm
     ways = harmonizer.calibration_methods(data, ensembles, slice_mm, appearance, network)
     if ensembles is None or np.isnan(data.ages[among]).all():
@@ -208,9 +206,10 @@ def fit_predictors(
             options = replace(study.train, targets=(target.column,), seed=unit.seed)
             try:
                 predictors |= train_predictors(
-                    joined, split, study.fit, reference, options, recipe_of(options),
-                    study.work_dir, device=one_device(options.device), say=study.say,
-                )  # fmt: skip
+                    TrainingRun(
+                        joined, split, study.fit, reference, options, study.work_dir, study.say
+                    )
+                )
             except UsageError as error:
                 reasons[target.name] = error.cause
     return predictors, reasons

@@ -25,7 +25,7 @@ from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_i
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.harmonizer import filled_ages, quick_age
 from bids_harmony.training.maps import Reference, Say, errors
 from bids_harmony.training.storage import (
@@ -183,31 +183,23 @@ def train_cyclegan(
 
 
 def train_maps(
-    data: TrainingSet,
-    scans: np.ndarray,
+    run: TrainingRun,
     others: np.ndarray,
     appearance: Appearance,
     ensembles: Sequence[Sequence[nn.Module]] | None,
-    options: TrainOptions,
-    work_dir: Path,
-    say: Say,
 ) -> dict[str, MapNetwork | None]:
-    """Train what follows a site's intensity mapping, as ``options.map`` says.
+    """Train what follows a site's intensity mapping, as ``run.options.map`` says.
 
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    scans, others : numpy.ndarray
-        Numbers of scans to learn from: the reference's, and other sites'.
+    run : TrainingRun
+        The reference's training scans are learnt from.
+    others : numpy.ndarray
+        Numbers of scans of other sites to learn from.
     appearance : Appearance
         Of the reference.
     ensembles : sequence of sequence of torch.nn.Module or None
         By which unknown ages are estimated.
-    options : TrainOptions
-        What the user chose.
-    work_dir, say
-        As of :func:`train_cyclegan`.
 
     Returns
     -------
@@ -219,6 +211,7 @@ def train_maps(
     UsageError
         When a CycleGAN is asked for and ``others`` is empty.
     """
+    data, options = run.data, run.options
     found: dict[str, MapNetwork | None] = {CURVE: None}
     if options.map == CURVE:
         return found
@@ -227,19 +220,19 @@ def train_maps(
             "--map cyclegan learns from scans of other sites, and there are none to fit on.",
             "Leave it out, or add scans of other sites.",
         )
-    reference = Reference(data, scans, appearance)
-    found[NETWORK] = network = maps.train_map(reference, options, work_dir, say)
+    reference = Reference(data, run.trained, appearance)
+    last = options, run.work_dir, run.say
+    found[NETWORK] = network = maps.train_map(reference, *last)
     if options.map == CYCLEGAN:
         predict = None
         if ensembles is not None:
-            slice_mm = options.contract.slice_mm
-            predict = quick_age(data, ensembles, slice_mm, appearance, network)
+            predict = quick_age(data, ensembles, options.contract.slice_mm, appearance, network)
         sources = []
         for site in np.unique(data.sites[others]):
             here = data.site_scans(site, others)
             ages = filled_ages(data, here, data.ages[here], appearance, predict)
             sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
-        found[CYCLEGAN] = train_cyclegan(network, reference, sources, options, work_dir, say)
+        found[CYCLEGAN] = train_cyclegan(network, reference, sources, *last)
     return found
 
 

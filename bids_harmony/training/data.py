@@ -655,6 +655,49 @@ def _box(union: np.ndarray) -> Box:
     return ends[0], ends[1]
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all parts of a training share.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        All scans.
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``.
+    fit : numpy.ndarray
+        (scans,) whether ``--fit-filter`` lets maps and predictors of numbers be fitted on a scan.
+    reference : str
+        Reference site.
+    options : TrainOptions
+        What the user chose.
+    work_dir : pathlib.Path
+        Where finished networks are cached, so that the same call continues where it was cut short
+        and ends with the same weights.
+    say : callable
+        Takes a line of progress; with several processes, a function of a module.
+    """
+
+    data: TrainingSet
+    split: np.ndarray
+    fit: np.ndarray
+    reference: str
+    options: TrainOptions
+    work_dir: Path
+    say: Say
+
+    @cached_property
+    def learnt(self) -> np.ndarray:
+        """Numbers of the reference's scans to fit on: neither test scans nor filtered out."""
+        at_home = self.data.sites == self.reference
+        return np.flatnonzero(at_home & (self.split != TEST) & self.fit)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Those of them that are no validation scans either."""
+        return np.asarray(self.learnt[self.split[self.learnt] == TRAIN])
+
+
 # --- Splits ------------------------------------------------------------------------------------
 
 

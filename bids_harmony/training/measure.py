@@ -20,8 +20,8 @@ from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import limits
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training.acquisition import GROUP, known_truth, summarize
-from bids_harmony.training.config import CURVE, TrainOptions
-from bids_harmony.training.data import TEST, VALIDATION, TrainingSet
+from bids_harmony.training.config import CURVE
+from bids_harmony.training.data import TEST, VALIDATION, Say, TrainingRun
 from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.harmonizer import (
     MAPPED,
@@ -43,16 +43,10 @@ LEAST_REMOVED = 0.5
 JUDGED, GUARD_STRENGTH = "all but blur", 0.5
 #: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each.
 MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
-Say = Callable[[str], None]
 
 
 def known_truth_figures(
-    data: TrainingSet,
-    split: np.ndarray,
-    learnt: np.ndarray,
-    appearance: Appearance,
-    networks: Mapping[str, MapNetwork | None],
-    options: TrainOptions,
+    run: TrainingRun, appearance: Appearance, networks: Mapping[str, MapNetwork | None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Set the guard's limits, and measure how much of made-up acquisitions each map removes.
 
@@ -64,9 +58,9 @@ def known_truth_figures(
         By map, rows of :func:`bids_harmony.training.acquisition.summarize`.
     """
     # Validation scans where there are enough; the map was fitted to the others' mean alone.
-    enough = GROUP + PER_SITE
-    chosen = learnt[split[learnt] == VALIDATION]
-    chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else learnt
+    data, options, enough = run.data, run.options, GROUP + PER_SITE
+    chosen = run.learnt[run.split[run.learnt] == VALIDATION]
+    chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else run.learnt
     if len(np.unique(data.persons[chosen])) < enough:
         return {}, {name: [] for name in networks}
     measured = partial(
@@ -91,15 +85,10 @@ def removed(rows: list[dict[str, Any]]) -> float:
 
 
 def measure(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
+    run: TrainingRun,
     seen: np.ndarray,
-    reference: str,
     predictors: dict[str, Predictor],
     appearance: Appearance,
-    options: TrainOptions,
-    say: Say,
     network: MapNetwork | None,
 ) -> dict[str, Any]:
     """Measure predictions at every site, with and without harmonization.
@@ -120,7 +109,8 @@ def measure(
         where it has one, and ``harmonized``, both without the use of any age; and
         ``harmonized_known_ages``.
     """
-    at_home, slice_mm = data.sites == reference, options.contract.slice_mm
+    data, split, fit, options = run.data, run.split, run.fit, run.options
+    at_home, slice_mm = data.sites == run.reference, options.contract.slice_mm
     learnt = np.flatnonzero(at_home & (split != TEST))
     known = np.concatenate([data.persons[learnt], data.persons[seen]])
     foreign = ~at_home & ~np.isin(data.persons, known)
@@ -131,7 +121,7 @@ def measure(
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = data.site_scans(site, tested)
-        among = learnt if site == reference else here
+        among = learnt if site == run.reference else here
         among = among[fit[among]] if fit[among].any() else among
         codes = {
             name: cross_calibrated(
@@ -139,7 +129,7 @@ def measure(
             )
             for name, (ages, _) in methods.items()
         }
-        for scan in counted_off(here.tolist(), len(here), f"measuring {site}", say):
+        for scan in counted_off(here.tolist(), len(here), f"measuring {site}", run.say):
             volume, mask = data.volume(scan)
             matched = match_histogram(volume, mask, quantiles)
             images = {"none": volume, "histogram_matching": matched}
@@ -155,11 +145,11 @@ def measure(
                     )
                     rows.append((measured_as, name, scan, target, value))
     table = pd.DataFrame(rows, columns=["site", "method", "scan", "target", "predicted"])
-    return site_metrics(table, data, predictors, options.seed, say)
+    return site_metrics(table, run, predictors)
 
 
 def site_metrics(
-    rows: pd.DataFrame, data: TrainingSet, predictors: dict[str, Predictor], seed: int, say: Say
+    rows: pd.DataFrame, run: TrainingRun, predictors: dict[str, Predictor]
 ) -> dict[str, Any]:
     """Turn predictions into the figures that :func:`measure` returns."""
     metrics: dict[str, Any] = {}
@@ -170,13 +160,13 @@ def site_metrics(
         sites: dict[str, Any] = {}
         found = rows[rows["target"] == name].assign(seed=0)
         found["truth"] = predictor.truth[found["scan"]]
-        found["person"] = data.persons[found["scan"]]
+        found["person"] = run.data.persons[found["scan"]]
         found = found[np.isfinite(found["truth"])]
         for (site, method), part in found.groupby(["site", "method"], sort=False):
-            row = _figures_of(part, predictor, seed)
+            row = _figures_of(part, predictor, run.options.seed)
             sites.setdefault(str(site), {})[str(method)] = row
             text = ", ".join(f"{k} {v}" for k, v in row.items() if not k.endswith("_95"))
-            say(f"{name}, {site}, {method}: {text}")
+            run.say(f"{name}, {site}, {method}: {text}")
         metrics[name]["sites"] = sites
         columns = found[["site", "method", "truth", "predicted"]].round(2)
         metrics[name]["predictions"] = columns.to_numpy().tolist()

@@ -22,17 +22,17 @@ from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import crop, predict_value
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TEST, VALIDATION, TrainingSet, make_folds
+from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.predictor import (
     Examples,
     PredictorConfig,
     network_options,
+    recipe_of,
     train_predictor,
 )
-from bids_harmony.training.storage import digest_of, load_network, save_network
+from bids_harmony.training.storage import digest_of, load_network, one_device, save_network
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 Say = Callable[[str], None]
@@ -166,46 +166,18 @@ class Ensemble:
 
 
 def train_predictors(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    options: TrainOptions,
-    config: PredictorConfig,
-    work_dir: Path,
-    *,
-    device: str = "cpu",
-    nprocs: int = 1,
-    say: Say,
+    run: TrainingRun, config: PredictorConfig | None = None, nprocs: int = 1
 ) -> dict[str, Predictor]:
     """Train every target's ensemble on the reference site.
 
-    Finished networks are cached in ``work_dir``, so that the same call continues where it was
-    cut short and ends with the same weights.
-
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    split : numpy.ndarray
-        (scans,) ``train``, ``validation`` or ``test``.
-    fit : numpy.ndarray
-        (scans,) whether predictors of numbers may be fitted on a scan; those of two classes need
-        the scans that ``--fit-filter`` leaves out.
-    reference : str
-        Reference site.
-    options : TrainOptions
-        Targets, folds and seed.
-    config : PredictorConfig
-        Size and optimisation.
-    work_dir : pathlib.Path
-        Where finished networks are cached.
-    device : str
-        torch device.
+    run : TrainingRun
+        Predictors of two classes need the scans that ``--fit-filter`` leaves out, too.
+    config : PredictorConfig, optional
+        Size and optimisation; the options' recipe when None.
     nprocs : int
         Networks trained at once on the CPU, each in a process of one thread.
-    say : callable
-        Takes a line of progress; with several processes, a function of a module.
 
     Returns
     -------
@@ -217,12 +189,13 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    folder, slice_mm = work_dir / "predictors", options.contract.slice_mm
+    data, options, config = run.data, run.options, config or recipe_of(run.options)
+    folder, slice_mm = run.work_dir / "predictors", options.contract.slice_mm
     columns = [column for column in options.targets if column != SIMULATED]
-    targets = find_targets(data, columns, reference, fit)
+    targets = find_targets(data, columns, run.reference, run.fit)
     ensembles = []
     for target in targets:
-        scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
+        scans, watched, folds = plan_folds(run, target, config)
         examples, validation = (
             Examples(data, some, target.values[some], slice_mm) for some in (scans, watched)
         )
@@ -231,26 +204,23 @@ def train_predictors(
                      options.seed, config, folder)
         )  # fmt: skip
     if SIMULATED in options.targets:
-        examples, held = simulated_patients(data, split, reference, options, say)
+        examples, held = simulated_patients(run)
         ensembles.append(
             Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
                      options.seed + 1000, config, folder)
         )  # fmt: skip
-    train_networks(ensembles, device, nprocs, say)
+    train_networks(ensembles, one_device(options.device), nprocs, run.say)
     predictors = {
-        target.name: _finish(target, ensemble, options, say)
+        target.name: _finish(target, ensemble, run)
         for target, ensemble in zip(targets, ensembles, strict=False)
     }
     if SIMULATED in options.targets:
-        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], options.seed, say)
+        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], run)
     return predictors
 
 
 def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
-    """Train the networks of all ensembles but those that an earlier run has finished.
-
-    The parameters are those of :func:`train_predictors`.
-    """
+    """Train the networks of all ensembles but those that an earlier run has finished."""
     calls: list[tuple[Any, ...]] = []
     for ensemble in ensembles:
         for fold, path in enumerate(ensemble.paths):
@@ -271,7 +241,7 @@ def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -
     ensemble.train(fold, device, say)
 
 
-def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say) -> Predictor:
+def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
     """Calibrate a target's ensembles on their folds."""
     name, truth, persons = target.name, ensemble.examples.targets, ensemble.examples.persons
     networks = {name: ensemble.load()}
@@ -280,7 +250,7 @@ def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say)
         name = f"{name}_grey_matter"
         grey_options, networks[name] = grey_matter_networks(
             ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
-            seed=ensemble.seed, path=ensemble.folder / name, say=say,
+            seed=ensemble.seed, path=ensemble.folder / name, say=run.say,
         )  # fmt: skip
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
@@ -290,8 +260,8 @@ def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say)
                 each, entries[name]["options"], predicted[k], truth, ensemble.folds
             )
     unseen = np.mean(predicted, axis=0)
-    found = figures(unseen, truth, target.binary, options.seed, persons)
-    say(f"{target.name} on folds not seen: {json.dumps(found)}")
+    found = figures(unseen, truth, target.binary, run.options.seed, persons)
+    run.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -410,19 +380,13 @@ def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
 
 
 def plan_folds(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    target: Target,
-    options: TrainOptions,
-    config: PredictorConfig,
+    run: TrainingRun, target: Target, config: PredictorConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Say which scans a target's networks learn from, and which one each leaves out.
 
     Parameters
     ----------
-    data, split, fit, reference, options, config
+    run, config
         As of :func:`train_predictors`.
     target : Target
         What is predicted.
@@ -440,7 +404,8 @@ def plan_folds(
     UsageError
         When there are fewer persons than folds, in all or of a class.
     """
-    usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
+    data, split, options = run.data, run.split, run.options
+    usable = (data.sites == run.reference) & np.isfinite(target.values) & (run.fit | target.binary)
     # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
     watched = np.flatnonzero(usable & (split == VALIDATION) & config.patient)
     scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
@@ -459,9 +424,7 @@ def plan_folds(
     return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
 
 
-def simulated_patients(
-    data: TrainingSet, split: np.ndarray, reference: str, options: TrainOptions, say: Say
-) -> tuple[Examples, np.ndarray]:
+def simulated_patients(run: TrainingRun) -> tuple[Examples, np.ndarray]:
     """Make patients of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
@@ -474,9 +437,10 @@ def simulated_patients(
     held : numpy.ndarray
         (examples,) whether a scan is held out.
     """
-    scans = np.flatnonzero(data.sites == reference)
+    data, options = run.data, run.options
+    scans = np.flatnonzero(data.sites == run.reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
-    held = split[scans] == TEST
+    held = run.split[scans] == TEST
     # Patients and controls alternate along age, in training and held-out persons alike.
     persons = data.persons[scans]
     ill: list[str] = []
@@ -494,19 +458,19 @@ def simulated_patients(
         # Other slices are never read, and so take no memory.
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
-    say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    run.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
     return replace(examples, data=replace(data, volumes=changed)), held
 
 
-def _finish_simulated(ensemble: Ensemble, seed: int, say: Say) -> Predictor:
+def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:
     """Tell how the network trained on simulated labels does on the scans held out."""
     held, networks = ensemble.folds == 0, ensemble.load()
     found: dict[str, Any] = {"n": 0}
     if held.any():
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
-        found = figures(score, truth, True, seed, persons)
-    say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+        found = figures(score, truth, True, run.options.seed, persons)
+    run.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         {SIMULATED_NAME: networks},
         {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},
