@@ -21,12 +21,11 @@ from bids_harmony.training.cyclegan import (
     Discriminator,
     Source,
     Unpaired,
-    Weights,
     inside,
     missed,
     train_maps,
 )
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.maps import Reference
 
 N, SIZE = 12, (16, 24, 24)
@@ -85,7 +84,7 @@ def trained(
     network = MapNetwork(channels=(8, 8, 8), embedding=8).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     options = TrainOptions(seed=0, device="cpu")
-    for name, value in ({"STEPS": (1, 1), "WEIGHTS": Weights()} | constants).items():
+    for name, value in ({"STEPS": (1, 1)} | constants).items():
         monkeypatch.setattr(cyclegan, name, value)
     found = cyclegan.train_cyclegan(
         network, reference_of(data), [Source(SITE, data.ages[SITE])], options, work_dir,
@@ -116,7 +115,8 @@ def test_unpaired_scans_teach_the_map_to_smooth(
     # Nothing but the discriminators tells the map what the reference's scans look like.
     found = trained(
         data, tmp_path, monkeypatch,
-        WEIGHTS=Weights(1.0, 5.0, 0.0), STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
+        WEIGHTS={"adversarial": 1.0, "cycle": 5.0, "paired": 0.0},
+        STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
     )  # fmt: skip
     assert distance(found, data) < 0.85 * distance(None, data)
 
@@ -136,7 +136,7 @@ def test_seeds_reproduce_and_a_finished_network_is_cached(
         assert f"{name} loss" in told[0]
     # What a network depends on names it.
     trained(both(2), tmp_path / "one", monkeypatch)
-    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=Weights(adversarial=0.5))
+    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=cyclegan.WEIGHTS | {"adversarial": 0.5})
     assert len(list((tmp_path / "one").glob("cyclegan-*.pt"))) == 3
 
 
@@ -179,7 +179,8 @@ def test_without_another_site_it_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(UsageError, match="other sites"):
         train_maps(
-            data, REFERENCE, np.arange(0), reference_of(data).appearance, None,
-            TrainOptions(map="cyclegan"), tmp_path, lambda line: None,
+            TrainingRun(data, np.full(2 * N, "train"), np.ones(2 * N, bool), "reference",
+                        TrainOptions(map="cyclegan"), tmp_path, print),
+            np.arange(0), reference_of(data).appearance, None,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())

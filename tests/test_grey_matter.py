@@ -19,8 +19,7 @@ from bids_harmony.training.grey_matter import (
     maps_between_acquisitions,
     ridge,
 )
-from bids_harmony.training.predictor import FAST, Examples
-from bids_harmony.training.predictors import Ensemble
+from bids_harmony.training.predictor import FAST, Ensemble, Examples
 
 
 def test_maps_show_grey_matter_and_not_its_side() -> None:
@@ -79,7 +78,7 @@ def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) 
     def fitted(data: TrainingSet, folder: Path) -> tuple[Examples, list[Any]]:
         examples = Examples(data, np.arange(20), data.ages, (-20.0, 20.0))
         options, networks = grey_matter_networks(
-            examples, folds, acquisitions=2, seed=0, resolution=2, path=folder / "age_grey_matter",
+            examples, folds, acquisitions=2, seed=0, path=folder / "age_grey_matter",
             say=lines.append,
         )  # fmt: skip
         assert (len(networks), options["cell"]) == (4, 4)
@@ -106,10 +105,9 @@ def test_made_up_sites_leave_differences_that_harmonization_makes_small() -> Non
     maps = np.concatenate(
         [grey_matter_map(torch.from_numpy(data.stack(i)[0])[None], 4).numpy() for i in range(8)]
     )
-    deep = torch.zeros(1, 1, 12, 32, 48)
-    found = maps_between_acquisitions(data, np.arange(8), maps, deep, 4, 3, 0)
+    found = maps_between_acquisitions(data, np.arange(8), maps, 4, 3, 0)
     assert found.shape == (3 * grey_matter.PER_SITE, maps.shape[1])
     assert np.isfinite(found).all()
     assert 0 < np.abs(found).max() < 0.5
-    alone = maps_between_acquisitions(data, np.arange(1), maps[:1], deep, 4, 3, 0)
+    alone = maps_between_acquisitions(data, np.arange(1), maps[:1], 4, 3, 0)
     assert alone.shape == (0, maps.shape[1])  # nobody is there to calibrate on

@@ -150,9 +150,8 @@ def test_what_a_site_blurs_is_sharpened_again(
     assert 0 < float(said[-1].rpartition("paired loss ")[2]) < 2
 
     appearance = Appearance.fit(data.descriptors[:8], data.ages[:8], data.persons[:8], None)
-    deep = torch.zeros((1, 1, *data.volumes[0].shape))
     generator = torch.Generator().manual_seed(1)
-    anew = [acquire(data, scan, blurred, generator, deep) for scan in range(10)]
+    anew = [acquire(data, scan, blurred, generator) for scan in range(10)]
     shift = np.mean([row - data.descriptors[i] for i, (_, row) in enumerate(anew)], axis=0)
     for scan in (8, 9):  # which it has not seen
         original = data.stack(scan)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from training_heads import people, table
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import (
+    TrainingRun,
     TrainingSet,
     TrainScan,
     make_folds,
@@ -70,29 +72,27 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     ill[12:] = 1
     target = Target("dx", "dx_probability", ill, ("no", "yes"))
     split, everything = np.full(24, "train"), np.ones(24, bool)
-    scans, _, folds = plan_folds(
-        data, split, everything, "REF", target, TrainOptions(folds=3), PREDICTORS["fast"]
-    )
+    run = TrainingRun(data, split, everything, "REF", TrainOptions(folds=3), HERE, print)
+    scans, _, folds = plan_folds(run, target, PREDICTORS["fast"])
     assert scans.tolist() == list(range(24))
     assert (folds[::2] == folds[1::2]).all()
     # Six persons begin healthy: seven folds are too many, though there are more scans.
     with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
-        plan_folds(data, split, everything, "REF", target, TrainOptions(folds=7),
-                   PREDICTORS["fast"])  # fmt: skip
+        plan_folds(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
 
 
 def test_intervals_of_repeated_scans_are_those_of_persons() -> None:
     rng = np.random.default_rng(0)
     truth, error = np.repeat(rng.uniform(20, 80, 12), 10), np.repeat(rng.normal(0, 5, 12), 10)
     persons = np.repeat(np.arange(12), 10)
-    once = figures((truth + error)[::10], truth[::10], False, np.random.default_rng(1))
-    many = figures(truth + error, truth, False, np.random.default_rng(1), persons)
-    as_scans = figures(truth + error, truth, False, np.random.default_rng(1))
+    once = figures((truth + error)[::10], truth[::10], False, 1)
+    many = figures(truth + error, truth, False, 1, persons)
+    as_scans = figures(truth + error, truth, False, 1)
     assert (many["n"], many["n_persons"]) == (120, 12)
     assert many["bias_95"] == once["bias_95"]  # the same persons drawn, ten equal scans each
     width = [np.ptp(found["bias_95"]) for found in (many, as_scans)]
     assert width[0] > 2 * width[1]
-    assert figures(truth[:20], truth[:20], False, rng, persons[:20])["mae_95"] is None
+    assert figures(truth[:20], truth[:20], False, 1, persons[:20])["mae_95"] is None
 
 
 def test_the_empirical_interval_counts_each_person_once() -> None:

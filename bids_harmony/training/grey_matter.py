@@ -7,7 +7,7 @@ same acquisition say, so that the differences are those that harmonization leave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,31 +74,18 @@ def grey_matter_networks(
     what = [acquisitions, options, seed, PENALTY, STEADY, PER_SITE, WRONG]
     content = data.content(examples.scans) + examples.content() + folds.tobytes()
     path = path.with_name(f"{path.name}-{digest_of(what, content)}.pt")
-    networks = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
-    if load_network(path, networks) is None:
-        say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
-        _fit(networks, examples, folds, options, acquisitions, seed)
-        save_network(path, networks)
-    return options, [*networks]
-
-
-def _fit(
-    networks: Iterable[Any],
-    examples: Examples,
-    folds: np.ndarray,
-    options: dict[str, Any],
-    acquisitions: int,
-    seed: int,
-) -> None:
-    """Fit the weights of each network without its fold."""
-    data, scans, cell = examples.data, examples.scans, options["cell"]
+    networks: Any = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
+    if load_network(path, networks) is not None:
+        return options, [*networks]
+    say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
+    scans, cell = examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.
     differences = [
         maps_between_acquisitions(
             data, scans[folds == fold], maps[folds == fold], cell, acquisitions, seed + fold
         )
-        for fold in range(folds.max() + 1)
+        for fold in range(len(networks))
     ]
     unit = (examples.targets - options["mean"]) / options["scale"]
     for fold, network in enumerate(networks):
@@ -108,6 +95,8 @@ def _fit(
         weights = ridge(maps[seen] - centre, unit[seen] - level, others)
         network.linear.weight.data = torch.from_numpy(weights).float()[None]
         network.linear.bias.data = torch.tensor([level - centre @ weights]).float()
+    save_network(path, networks)
+    return options, [*networks]
 
 
 def ridge(seen: np.ndarray, targets: np.ndarray, differences: np.ndarray) -> np.ndarray:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,19 @@ from torch import nn
 from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import statistics
-from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import crop, predict_value
+from bids_harmony.models.slices import crop
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.predictor import (
+    Ensemble,
     Examples,
     PredictorConfig,
-    network_options,
     recipe_of,
-    train_predictor,
 )
-from bids_harmony.training.storage import digest_of, load_network, one_device, save_network
+from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 Say = Callable[[str], None]
@@ -85,84 +82,6 @@ class Predictor:
     def binary(self) -> bool:
         """Whether the networks give logits."""
         return bool(self.target["output"] == "logit")
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Networks for one target, each trained on the scans of all folds but its own.
-
-    Attributes
-    ----------
-    name : str
-        The target's name.
-    examples : Examples
-        Scans and targets.
-    validation : Examples or None
-        Scans that the paper's schedule watches.
-    folds : numpy.ndarray
-        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
-    n_networks : int
-        How many there are.
-    binary : bool
-        Whether they give logits.
-    seed : int
-        Of the first network; the others take the next ones.
-    config : PredictorConfig
-        Size and optimisation.
-    folder : pathlib.Path
-        Where finished networks are cached.
-    """
-
-    name: str
-    examples: Examples
-    validation: Examples | None
-    folds: np.ndarray
-    n_networks: int
-    binary: bool
-    seed: int
-    config: PredictorConfig
-    folder: Path
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """Options of the networks."""
-        return network_options(self.examples, self.config, self.binary)
-
-    @cached_property
-    def paths(self) -> list[Path]:
-        """File of each network, named by all that decides its weights."""
-        recipe = {k: v for k, v in asdict(self.config).items() if k != "acquisitions"}
-        content = self.examples.content() + (self.validation.content() if self.validation else b"")
-        found = []
-        for fold in range(self.n_networks):
-            what = [recipe, self.options, self.binary, self.seed + fold]
-            digest = digest_of(what, content + (self.folds != fold).tobytes())
-            found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
-        return found
-
-    def train(self, fold: int, device: str, say: Say) -> None:
-        """Train the network of a fold and save it."""
-        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
-        network = train_predictor(
-            self.examples, np.flatnonzero(self.folds != fold), self.validation, self.options,
-            self.config, binary=self.binary, seed=self.seed + fold, say=say, device=device,
-        )  # fmt: skip
-        save_network(self.paths[fold], network)
-
-    def load(self) -> list[nn.Module]:
-        """Load the finished networks, with the weights as a bundle has them."""
-        loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
-        return [network for network in loaded if network is not None]
-
-    def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
-        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
-        data, slice_mm = self.examples.data, self.examples.slice_mm
-        found = np.full(len(self.folds), np.nan)
-        for i in np.flatnonzero(self.folds < len(networks)):
-            volume = data.volume(self.examples.scans[i])[0]
-            ensemble = [[networks[self.folds[i]]]]
-            found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
-        return found
 
 
 def train_predictors(
