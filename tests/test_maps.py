@@ -24,7 +24,7 @@ from bids_harmony.models.mapnetwork import (
     code_input,
 )
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
-from bids_harmony.training import maps, storage
+from bids_harmony.training import maps
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet
@@ -187,13 +187,11 @@ def test_a_finished_network_is_taken_from_the_work_folder_and_seeds_repeat(
         assert torch.equal(value, kept[name])
 
 
-@pytest.mark.parametrize(("rate", "words"), [(3.0, "training diverges"), (1e30, "not a number")])
-def test_a_training_that_diverges_ends(
-    rate: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_loss_that_is_no_number_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", rate)):
+    for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", 1e30)):
         monkeypatch.setattr(maps, name, value)
-    monkeypatch.setattr(storage, "RECENT", 5)
-    with pytest.raises(HarmonyError, match=words):
+    with pytest.raises(HarmonyError, match="not a number at step"):
         trained(brains(6), tmp_path)
     assert not list(tmp_path.glob("map-*"))

@@ -23,19 +23,11 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
-from bids_harmony.training import maps
+from bids_harmony.training import maps, storage
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.harmonizer import filled_ages, quick_age
 from bids_harmony.training.maps import Reference, Say, errors
-from bids_harmony.training.storage import (
-    Losses,
-    digest_of,
-    has_bf16,
-    load_network,
-    one_device,
-    save_network,
-)
 
 #: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
 #: steps in which all networks do.
@@ -96,7 +88,7 @@ def train_cyclegan(
     MapNetwork
         The forward map.
     """
-    data, seed, device = reference.data, options.seed, one_device(options.device)
+    data, seed, device = reference.data, options.seed, storage.one_device(options.device)
     n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
     ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
@@ -105,9 +97,9 @@ def train_cyclegan(
     ]  # fmt: skip
     learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
     known = b"".join(_known(data, *source) for source in learnt_from)
-    path = work_dir / f"cyclegan-{digest_of(what, known + paired.content())}.pt"
+    path = work_dir / f"cyclegan-{storage.digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
-    if finished := load_network(path, forward):
+    if finished := storage.load_network(path, forward):
         return finished
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -131,7 +123,7 @@ def train_cyclegan(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n, losses = has_bf16(device), ahead + together, Losses("map")
+    bf16, n, losses = storage.has_bf16(device), ahead + together, storage.Losses("map")
     progress = counted_off(
         range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
         "steps",
@@ -179,7 +171,7 @@ def train_cyclegan(
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
-    return save_network(path, forward)
+    return storage.save_network(path, forward)
 
 
 def train_maps(

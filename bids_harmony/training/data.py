@@ -179,15 +179,13 @@ def find_training_scans(
 
 def made_under(record: dict[str, Any]) -> Contract | None:
     """Read from a scan's QC record how it was preprocessed; None where it does not say."""
-    processing = record.get("processing")
-    if not isinstance(processing, dict) or not isinstance(processing.get("contract"), dict):
-        return None
-    asked = {name: processing.get(name, "auto") for name in ("skull_strip", "registration")}
     try:
+        processing = record["processing"]
         contract = Contract.from_dict(processing["contract"])
-    except BundleError:  # another version's
+    except (KeyError, TypeError, BundleError):  # another version's
         return None
-    return replace(contract, **{name: how for name, how in asked.items() if how != "auto"})
+    used = {name: processing.get(name, "auto") for name in ("skull_strip", "registration")}
+    return replace(contract, **{name: how for name, how in used.items() if how != "auto"})
 
 
 def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> Contract:

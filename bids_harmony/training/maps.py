@@ -17,17 +17,10 @@ from torch import Tensor
 from bids_harmony.console import counted_off
 from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
 from bids_harmony.sites.code import Appearance
+from bids_harmony.training import storage
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
-from bids_harmony.training.storage import (
-    Losses,
-    digest_of,
-    has_bf16,
-    load_network,
-    one_device,
-    save_network,
-)
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
 N_SITES, PER_SITE, STRENGTH = 100, 6, (0.2, 1.1)
@@ -82,22 +75,22 @@ def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: 
     say : callable
         Takes a line of progress.
     """
-    quick, seed, device = options.fast_dev_run, options.seed, one_device(options.device)
+    quick, seed, device = options.fast_dev_run, options.seed, storage.one_device(options.device)
     steps, n_sites = QUICK if quick else (STEPS, N_SITES)
     what = [steps, n_sites, PER_SITE, STRENGTH, BATCH, RATE, UNTOUCHED, PERSONS, seed]
     about = replace(reference.appearance, line=None).to_dict()
-    digest = digest_of([what, about], reference.data.content(reference.scans))
+    digest = storage.digest_of([what, about], reference.data.content(reference.scans))
     path = work_dir / f"map-{digest}.pt"
     torch.manual_seed(seed)
     network = MapNetwork(channels=(4, 4, 4)) if quick else MapNetwork()
-    if found := load_network(path, network):
+    if found := storage.load_network(path, network):
         return found
     rng = np.random.default_rng(seed)
     pairs = make_pairs(reference, n_sites, options, work_dir, say)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16, losses = has_bf16(device), Losses("map")
+    bf16, losses = storage.has_bf16(device), storage.Losses("map")
     progress = counted_off(
         range(steps), steps, "training the map", lambda line: say(f"{line}; {losses}"), "steps"
     )
@@ -112,7 +105,7 @@ def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: 
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return save_network(path, network)
+    return storage.save_network(path, network)
 
 
 @dataclass(frozen=True)
@@ -212,7 +205,7 @@ def make_pairs(
     """
     data, scans, seed = reference.data, reference.scans, options.seed
     what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
-    path = work_dir / f"acquired-{digest_of(what, data.content(scans))}.npy"
+    path = work_dir / f"acquired-{storage.digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)

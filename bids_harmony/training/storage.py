@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,8 @@ from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
 Network = TypeVar("Network", bound=nn.Module)
-#: Losses of so many steps are averaged. The map's ``paired`` loss is 2 for a network that changes
-#: nothing; training ends where its average is above this.
-RECENT, DIVERGED = 50, 4.0
+#: Losses of so many steps are averaged.
+RECENT = 50
 
 
 def one_device(asked: str) -> str:
@@ -46,7 +45,7 @@ class Losses:
 
     def __init__(self, what: str) -> None:
         self.what, self.step = what, 0
-        self.recent: dict[str, deque[float]] = {}
+        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
 
     def add(self, **losses: float) -> None:
         """Take the losses of a step.
@@ -54,7 +53,7 @@ class Losses:
         Raises
         ------
         HarmonyError
-            When one is no number, or the training diverges.
+            When one is no number.
         """
         self.step += 1
         for name, loss in losses.items():
@@ -63,14 +62,7 @@ class Losses:
                     f"The {self.what}'s loss is not a number at step {self.step}.",
                     "Look for damaged scans or absurd values of the target.",
                 )
-            recent = self.recent.setdefault(name, deque(maxlen=RECENT))
-            recent.append(loss)
-            if name == "paired" and len(recent) == RECENT and np.mean(recent) > DIVERGED:
-                raise HarmonyError(
-                    f"The {self.what}'s training diverges: at step {self.step} its loss is "
-                    f"{np.mean(recent):.1f}, and 2 without any network.",
-                    "Give another --random-seed, or --map intensity-mapping.",
-                )
+            self.recent[name].append(loss)
 
     def __str__(self) -> str:
         return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
