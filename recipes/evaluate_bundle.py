@@ -17,7 +17,7 @@ from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.mapnetwork import SiteMap
 from bids_harmony.models.slices import predict_value
 from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
-from bids_harmony.training.harmonizer import Predict, cross_calibrated, quick_age
+from bids_harmony.training.harmonizer import Calibrator, Predict
 
 #: A site's persons are parted in this many; each part is mapped as the others say.
 FOLDS = 5
@@ -51,7 +51,7 @@ def main() -> int:
     fit = select_scans(data.table, given.fit_filter)
 
     slice_mm, network = bundle.contract.slice_mm, bundle.map_network()
-    quick = quick_age(data, ensembles, slice_mm, appearance, network, bundle.box)
+    calibrator = Calibrator(data, appearance, network, ensembles, slice_mm, bundle.box)
 
     def predict(scan: int, site_map: Map | None) -> float:
         volume = data.volume(scan)[0]
@@ -59,7 +59,7 @@ def main() -> int:
         return predict_value(ensembles, mapped, data.affine, bundle.box, slice_mm)
 
     def maps(here: np.ndarray, ages: Predict | None) -> dict[int, SiteMap]:
-        codes = cross_calibrated(data, here, here[fit[here]], appearance, ages, FOLDS, 0)
+        codes = calibrator.cross_codes(here, here[fit[here]], ages, FOLDS, 0)
         return {
             scan: SiteMap.of(code, appearance, network, bundle.box) for scan, code in codes.items()
         }
@@ -70,7 +70,7 @@ def main() -> int:
         here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
         ways: dict[str, dict[int, Map | None]] = {
             "not harmonized": dict.fromkeys(here.tolist()),
-            "harmonized": {**maps(here, quick)},
+            "harmonized": {**maps(here, calibrator.predict_age)},
             "… with known ages": {**maps(here, None)},
         }
         groups = {site: here} if fit[here].all() else {

@@ -16,11 +16,9 @@ from bids_harmony.errors import HarmonyError
 from bids_harmony.models.contract import Contract
 from bids_harmony.models.mapnetwork import (
     CODE_SIZE,
-    N_BANDS,
     MapNetwork,
     SiteMap,
     apply_network,
-    bands,
     code_input,
 )
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
@@ -87,18 +85,6 @@ def test_a_site_s_map_is_the_curve_and_then_the_network(
     condition = code_input(shift, 8, appearance)
     assert condition.shape == (CODE_SIZE,)
     assert condition[[0, -2, -1]] == pytest.approx([0.25, 4.0, 0.25])
-
-
-def test_bands_do_not_look_beyond_the_mask() -> None:
-    torch.manual_seed(0)
-    x, mask = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
-    mask[..., 4:12] = 1
-    found = bands(x, mask)
-    assert found.shape == (1, N_BANDS, 16, 16, 16)
-    assert torch.equal(found, bands(x * mask + 7 * (1 - mask), mask))
-    assert (found * (1 - mask) == 0).all()
-    flat = bands(torch.full_like(x, 0.5), mask)
-    assert flat.abs().max() < 1e-5
 
 
 def test_a_known_curve_is_read_and_followed() -> None:

@@ -168,7 +168,8 @@ def calibrations(
     others = among[data.sites[among] != reference]
     network = train_maps(run, others, appearance, ensembles)[study.train.map]
     slice_mm = study.train.contract.slice_mm
-    ways = harmonizer.calibration_methods(data, ensembles, slice_mm, appearance, network)
+    calibrator = harmonizer.Calibrator(data, appearance, network, ensembles, slice_mm)
+    ways = calibrator.methods()
     if ensembles is None or np.isnan(data.ages[among]).all():
         del ways[harmonizer.KNOWN_AGES]
     found = {}
@@ -176,7 +177,7 @@ def calibrations(
         of_site = {}
         for site in np.unique(data.sites[among]).tolist():
             scans = data.site_scans(site, among)
-            code = harmonizer.calibrated(data, scans, appearance, ages)
+            code = calibrator.code(scans, ages)
             of_site[site] = SiteMap.of(code, appearance, net, data.box)
         found[name] = methods.mapping(name, of_site, data.sites)
     return found

@@ -26,7 +26,7 @@ from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site
 from bids_harmony.training import maps, storage
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
 from bids_harmony.training.data import TrainingRun, TrainingSet
-from bids_harmony.training.harmonizer import filled_ages, quick_age
+from bids_harmony.training.harmonizer import Calibrator
 from bids_harmony.training.maps import Reference, Say, errors
 
 #: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
@@ -216,13 +216,13 @@ def train_maps(
     last = options, run.work_dir, run.say
     found[NETWORK] = network = maps.train_map(reference, *last)
     if options.map == CYCLEGAN:
-        predict = None
-        if ensembles is not None:
-            predict = quick_age(data, ensembles, options.contract.slice_mm, appearance, network)
+        slice_mm = options.contract.slice_mm
+        calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
+        predict = None if ensembles is None else calibrator.predict_age
         sources = []
         for site in np.unique(data.sites[others]):
             here = data.site_scans(site, others)
-            ages = filled_ages(data, here, data.ages[here], appearance, predict)
+            ages = calibrator.filled_ages(here, data.ages[here], predict)
             sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
         found[CYCLEGAN] = train_cyclegan(network, reference, sources, *last)
     return found

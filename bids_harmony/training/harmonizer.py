@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -23,140 +25,132 @@ N_QUANTILES, MAX_HISTOGRAM = 256, 200
 Predict = Callable[[int, SiteCode, bool], float]
 
 
-def quick_age(
-    data: TrainingSet,
-    ensembles: Sequence[Sequence[nn.Module]],
-    slice_mm: tuple[float, float],
-    appearance: Appearance,
-    network: MapNetwork | None,
-    box: Box | None = None,
-) -> Predict:
-    """Predict brain age from every fourth slice, for calibration without known ages.
+@dataclass(frozen=True)
+class Calibrator:
+    """Calibrates the sites of a training set.
 
-    ``box`` is what the networks see, the data's when None.
-
-    What was predicted is cached: with and without the network, calibration takes the same steps.
-    """
-    known: dict[tuple[object, ...], float] = {}
-    box = box or data.box
-
-    def predict(scan: int, code: SiteCode, spare: bool) -> float:
-        follows = None if spare else network
-        key = scan, code.shift.tobytes(), code.age, code.n, follows is None
-        if key not in known:
-            volume = SiteMap.of(code, appearance, follows, box)(data.volume(scan)[0])
-            known[key] = predict_value(ensembles, volume, data.affine, box, slice_mm, step=4)
-        return known[key]
-
-    return predict
-
-
-def calibration_methods(
-    data: TrainingSet,
-    ensembles: Sequence[Sequence[nn.Module]] | None,
-    slice_mm: tuple[float, float],
-    appearance: Appearance,
-    network: MapNetwork | None,
-) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
-    """Name the methods of harmonizing that are compared.
-
-    Parameters
-    ----------
-    data, slice_mm, appearance, network
-        As of :func:`quick_age`.
-    ensembles : sequence of sequence of torch.nn.Module or None
-        By which ages are estimated; None where no age is predicted.
-
-    Returns
-    -------
-    dict
-        By method, what estimates ages (None: those that are known) and the network that follows
-        the curve. Without a network the curve alone is harmonization, and no method of its own.
-    """
-    methods: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
-    ages = spared = None
-    if ensembles is not None:
-        predict = ages = quick_age(data, ensembles, slice_mm, appearance, network)
-        spared = lambda scan, code, spare: predict(scan, code, True)  # noqa: E731
-    if network is not None:
-        methods[MAPPED] = (spared, None)
-    return methods | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
-
-
-def calibrated(
-    data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
-) -> SiteCode:
-    """Estimate a site's code from some of its scans.
-
-    Parameters
+    Attributes
     ----------
     data : TrainingSet
         All scans.
-    scans : numpy.ndarray
-        Numbers of the scans to calibrate on.
     appearance : Appearance
         Of the reference.
-    predict : callable or None
-        Estimates the ages, as if none were known; None takes those that are known.
+    network : MapNetwork or None
+        What follows the curve.
+    ensembles : sequence of sequence of torch.nn.Module or None
+        By which ages are estimated; None where no age is predicted.
+    slice_mm : tuple of float
+        Of the contract.
+    box : tuple, optional
+        What the networks see; the data's when None.
     """
-    known = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
-    ages = filled_ages(data, scans, known, appearance, predict)
-    used = scans[~np.isnan(ages)]
-    ages = ages[~np.isnan(ages)]
-    return site_code(data.descriptors[used], ages, data.persons[used], appearance)
 
+    data: TrainingSet
+    appearance: Appearance
+    network: MapNetwork | None
+    ensembles: Sequence[Sequence[nn.Module]] | None
+    slice_mm: tuple[float, float]
+    box: Box | None = None
+    known: dict[Any, float] = field(default_factory=dict)
 
-def filled_ages(
-    data: TrainingSet,
-    scans: np.ndarray,
-    ages: np.ndarray,
-    appearance: Appearance,
-    predict: Predict | None,
-) -> np.ndarray:
-    """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
-    by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
-    return estimate_ages(data.descriptors[scans], ages, data.persons[scans], appearance, by_number)
+    def predict_age(self, scan: int, code: SiteCode, spare: bool = False) -> float:
+        """Predict brain age from every fourth slice, for calibration without known ages.
 
+        What was predicted is cached: with and without the network, calibration takes the same
+        steps.
+        """
+        spare, data, box = spare or self.network is None, self.data, self.box or self.data.box
+        key = scan, code.shift.tobytes(), code.age, code.n, spare
+        if key not in self.known:
+            follows = None if spare else self.network
+            volume = SiteMap.of(code, self.appearance, follows, box)(data.volume(scan)[0])
+            self.known[key] = predict_value(
+                self.ensembles or (), volume, data.affine, box, self.slice_mm, step=4
+            )
+        return self.known[key]
 
-def cross_calibrated(
-    data: TrainingSet,
-    scans: np.ndarray,
-    among: np.ndarray,
-    appearance: Appearance,
-    predict: Predict | None,
-    n_folds: int,
-    seed: int,
-) -> dict[int, SiteCode]:
-    """Give each scan of a site the code that the site's other persons say.
+    def methods(self) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
+        """Name the methods of harmonizing that are compared.
 
-    Parameters
-    ----------
-    data, appearance, predict
-        As of :func:`calibrated`.
-    scans : numpy.ndarray
-        Numbers of the scans of one site.
-    among : numpy.ndarray
-        Those of them that may be calibrated on.
-    n_folds : int
-        Parts of the site's persons; each is mapped as the others say.
-    seed : int
-        Of the folds.
+        Returns
+        -------
+        dict
+            By method, what estimates ages (None: those that are known) and the network that
+            follows the curve. Without a network the curve alone is harmonization, and no method
+            of its own.
+        """
+        ages = spared = None
+        if self.ensembles is not None:
+            ages, spared = self.predict_age, self._spared
+        found = {} if self.network is None else {MAPPED: (spared, None)}
+        return found | {HARMONIZED: (ages, self.network), KNOWN_AGES: (None, self.network)}
 
-    Returns
-    -------
-    dict of int to SiteCode
-        By the scan's number; scans that no other person is left to calibrate for have none.
-    """
-    n_folds = min(n_folds, len(np.unique(data.persons[scans])))
-    folds = make_folds(data, scans, n_folds, np.random.default_rng(seed))
-    found: dict[int, SiteCode] = {}
-    for fold in range(n_folds):
-        tested = scans[folds[scans] == fold]
-        others = among[~np.isin(data.persons[among], data.persons[tested])]
-        if len(others):
-            code = calibrated(data, others, appearance, predict)
-            found |= {int(scan): code for scan in tested}
-    return found
+    def _spared(self, scan: int, code: SiteCode, _: bool) -> float:
+        return self.predict_age(scan, code, spare=True)
+
+    def code(self, scans: np.ndarray, predict: Predict | None) -> SiteCode:
+        """Estimate a site's code from some of its scans.
+
+        Parameters
+        ----------
+        scans : numpy.ndarray
+            Numbers of the scans to calibrate on.
+        predict : callable or None
+            Estimates the ages, as if none were known; None takes those that are known.
+        """
+        known = self.data.ages[scans] if predict is None else np.full(len(scans), np.nan)
+        ages = self.filled_ages(scans, known, predict)
+        used, ages = scans[~np.isnan(ages)], ages[~np.isnan(ages)]
+        return site_code(
+            self.data.descriptors[used], ages, self.data.persons[used], self.appearance
+        )
+
+    def filled_ages(
+        self, scans: np.ndarray, ages: np.ndarray, predict: Predict | None
+    ) -> np.ndarray:
+        """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
+        by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
+        descriptors, persons = self.data.descriptors[scans], self.data.persons[scans]
+        return estimate_ages(descriptors, ages, persons, self.appearance, by_number)
+
+    def cross_codes(
+        self,
+        scans: np.ndarray,
+        among: np.ndarray,
+        predict: Predict | None,
+        n_folds: int,
+        seed: int,
+    ) -> dict[int, SiteCode]:
+        """Give each scan of a site the code that the site's other persons say.
+
+        Parameters
+        ----------
+        scans : numpy.ndarray
+            Numbers of the scans of one site.
+        among : numpy.ndarray
+            Those of them that may be calibrated on.
+        predict : callable or None
+            As of :meth:`code`.
+        n_folds : int
+            Parts of the site's persons; each is mapped as the others say.
+        seed : int
+            Of the folds.
+
+        Returns
+        -------
+        dict of int to SiteCode
+            By the scan's number; scans that no other person is left to calibrate for have none.
+        """
+        persons = self.data.persons
+        n_folds = min(n_folds, len(np.unique(persons[scans])))
+        folds = make_folds(self.data, scans, n_folds, np.random.default_rng(seed))
+        found: dict[int, SiteCode] = {}
+        for fold in range(n_folds):
+            tested = scans[folds[scans] == fold]
+            others = among[~np.isin(persons[among], persons[tested])]
+            if len(others):
+                found |= dict.fromkeys(tested.tolist(), self.code(others, predict))
+        return found
 
 
 def mean_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:

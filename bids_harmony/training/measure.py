@@ -26,8 +26,7 @@ from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.harmonizer import (
     MAPPED,
     MAX_HISTOGRAM,
-    calibration_methods,
-    cross_calibrated,
+    Calibrator,
     match_histogram,
     mean_quantiles,
 )
@@ -96,7 +95,7 @@ def measure(
     Test scans of the reference, and all scans of other sites but those of persons that the
     reference has, or that the map has ``seen``: nothing was fitted to any of them, and each is
     mapped as other persons of its site say
-    (:func:`bids_harmony.training.harmonizer.cross_calibrated`).
+    (:func:`bids_harmony.training.harmonizer.Calibrator.cross_codes`).
 
     Returns
     -------
@@ -117,16 +116,15 @@ def measure(
     tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
     quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
     ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
-    methods = calibration_methods(data, ensembles, slice_mm, appearance, network)
+    calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
+    methods = calibrator.methods()
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = data.site_scans(site, tested)
         among = learnt if site == run.reference else here
         among = among[fit[among]] if fit[among].any() else among
         codes = {
-            name: cross_calibrated(
-                data, here, among, appearance, ages, options.folds, options.seed
-            )
+            name: calibrator.cross_codes(here, among, ages, options.folds, options.seed)
             for name, (ages, _) in methods.items()
         }
         for scan in counted_off(here.tolist(), len(here), f"measuring {site}", run.say):
