@@ -12,7 +12,7 @@ from scipy import ndimage
 from training_data import from_arrays
 
 from bids_harmony.errors import UsageError
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.networks import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
 from bids_harmony.training import cyclegan, maps
 from bids_harmony.training.config import TrainOptions
@@ -116,7 +116,7 @@ def test_unpaired_scans_teach_the_map_to_smooth(
     found = trained(
         data, tmp_path, monkeypatch,
         WEIGHTS={"adversarial": 1.0, "cycle": 5.0, "paired": 0.0},
-        STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
+        STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3, 2e-3),
     )  # fmt: skip
     assert distance(found, data) < 0.85 * distance(None, data)
 

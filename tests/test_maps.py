@@ -14,7 +14,7 @@ from training_data import from_arrays
 
 from bids_harmony.errors import HarmonyError
 from bids_harmony.models.contract import Contract
-from bids_harmony.models.mapnetwork import (
+from bids_harmony.models.networks import (
     CODE_SIZE,
     MapNetwork,
     SiteMap,

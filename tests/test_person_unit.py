@@ -13,11 +13,8 @@ from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import (
     TrainingRun,
-    TrainingSet,
     TrainScan,
-    make_folds,
     scan_table,
-    split_subjects,
     without_copies,
     without_rejected,
 )
@@ -34,14 +31,6 @@ def scan(subject: str, site: str = "A", name: str = "", **more: object) -> Train
     return TrainScan(subject, site, t1w, HERE / "mask.nii.gz", **more)  # type: ignore[arg-type]
 
 
-def two_names(n: int = 24) -> TrainingSet:
-    """Return n persons seen at two sites under different labels, by the dataset's own column."""
-    rows = table({"A": [30.0 + i for i in range(n)], "B": [31.0 + i for i in range(n)]})
-    rows["subject"] = [f"{s}{i}" for s in "ab" for i in range(n)]
-    rows["person"] = [f"p{i}" for _ in "ab" for i in range(n)]
-    return people(rows)
-
-
 @pytest.mark.parametrize("column", ["person", "Person_ID"])
 def test_the_datasets_column_names_persons(column: str) -> None:
     scans = [scan("01", columns={column: "07"}), scan("02", columns={column: "sub-07"}),
@@ -52,16 +41,6 @@ def test_the_datasets_column_names_persons(column: str) -> None:
     assert people(scan_table([scan("01"), scan("02")])).persons.tolist() == ["01", "02"]
     # Codes for no value make no one person of all whom they stand for.
     assert [scan("01", columns={column: cell}).person for cell in ("-9", "-999.0")] == [None] * 2
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_two_labels_of_a_person_stay_together(seed: int) -> None:
-    data, rng = two_names(), np.random.default_rng(seed)
-    split = split_subjects(data, 0.2, 0.2, rng)
-    folds = make_folds(data, np.arange(48), 4, rng, data.sites)
-    for values in (split, folds):
-        assert (values[:24] == values[24:]).all()
-    assert set(split) == {"train", "validation", "test"}
 
 
 def test_a_person_who_falls_ill_is_in_one_fold() -> None:

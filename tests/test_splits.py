@@ -15,8 +15,6 @@ from bids_harmony.training.data import (
     splits_record,
 )
 
-# --- sampling -----------------------------------------------------------------------------------
-
 
 def test_parts_are_whole_subjects_of_every_age_at_each_site() -> None:
     ages = {"REF": np.linspace(20, 80, 40).tolist(), "A": [30.0] * 8, "B": [30.0] * 3}
@@ -53,6 +51,3 @@ def test_scans_of_a_subject_are_never_parted_even_between_sites(seed: int) -> No
         assert len(set(folds[here][data.sites[here] == "REF"])) <= 1
     assert set(folds[ref]) == {0, 1, 2}
     assert set(np.delete(folds, ref)) == {-1}
-
-
-# --- covariates ---------------------------------------------------------------------------------

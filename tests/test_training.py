@@ -20,8 +20,7 @@ from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.bundle import train_bundle
 from bids_harmony.training.config import TrainOptions
 from bids_harmony.training.data import TrainingSet, TrainScan, open_training_set
-from bids_harmony.training.harmonizer import match_histogram
-from bids_harmony.training.measure import accept, acceptance
+from bids_harmony.training.harmonizer import accept, acceptance, match_histogram
 from bids_harmony.training.predictor import augment
 
 

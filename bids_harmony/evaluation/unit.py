@@ -17,11 +17,10 @@ from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import EvaluateOptions, methods
 from bids_harmony.evaluation.experiments import Unit, split_of, subject_folds
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import TISSUES, measure
 from bids_harmony.qc.metrics import edges_and_noise
-from bids_harmony.sites.code import Appearance
 from bids_harmony.training import harmonizer
 from bids_harmony.training.bundle import age_line
 from bids_harmony.training.config import TrainOptions
@@ -160,10 +159,7 @@ def calibrations(
     predictors, _ = fit_predictors(study, at_reference, data, split)
     train = replace(study.train, seed=unit.seed)
     run = TrainingRun(data, split, study.fit, reference, train, study.work_dir, study.say)
-    learnt = run.learnt
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
-    )
+    appearance = run.appearance(age_line(predictors))
     ensembles = None if appearance.line is None else predictors["brain_age"].ensembles
     others = among[data.sites[among] != reference]
     network = train_maps(run, others, appearance, ensembles)[study.train.map]

@@ -25,7 +25,7 @@ from bids_harmony.sites.code import Appearance
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+    from bids_harmony.models.networks import MapNetwork, SiteMap
     from bids_harmony.sites.code import SiteCode
 
 FORMAT = 3
@@ -131,7 +131,7 @@ class Bundle:
 
     def site_map(self, code: SiteCode, device: str = "cpu", *, spare: bool = False) -> SiteMap:
         """Make the map of a site of this code; without its network where that is to be spared."""
-        from bids_harmony.models.mapnetwork import SiteMap
+        from bids_harmony.models.networks import SiteMap
 
         network = None if spare else self.map_network(device)
         return SiteMap.of(code, self.appearance(), network, self.box)
@@ -228,8 +228,7 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from bids_harmony.models.mapnetwork import MapNetwork
-    from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
+    from bids_harmony.models.networks import GreyMatterNetwork, MapNetwork, SliceNetwork
 
     kinds: dict[str, type[nn.Module]] = {
         "slice": SliceNetwork, "grey_matter": GreyMatterNetwork, "map": MapNetwork,

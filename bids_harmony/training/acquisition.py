@@ -22,7 +22,7 @@ from scipy.stats import norm
 from bids_harmony.anat.brain import dice
 from bids_harmony.anat.intensity import class_means
 from bids_harmony.evaluation.statistics import Scans, with_intervals
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.networks import MapNetwork, SiteMap
 from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
 from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, vector
@@ -294,8 +294,6 @@ def known_truth(
         originals = [data.volume(scan)[0] for scan in scans]
         for kind in kinds:
             only = acquisition.only(*KINDS[kind])
-            if only == Acquisition():
-                continue
             acquired = [apply(only, v, generator, data.deep_grey) for v in originals]
             code = _code_of(data, scans[:GROUP], originals, acquired, appearance)
             for name, network in networks.items():

@@ -25,7 +25,6 @@ from bids_harmony.files import read_json_or_empty
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.qc.reference import brain_histogram, mean_histogram, reference_statistics
 from bids_harmony.reports.pages import card_html, model_card
-from bids_harmony.sites.code import Appearance
 from bids_harmony.training.config import CURVE, CYCLEGAN, TrainOptions
 from bids_harmony.training.cyclegan import train_maps
 from bids_harmony.training.data import (
@@ -41,8 +40,13 @@ from bids_harmony.training.data import (
     splits_record,
     usable_scans,
 )
-from bids_harmony.training.harmonizer import MAX_HISTOGRAM
-from bids_harmony.training.measure import accept, known_truth_figures, measure, removed
+from bids_harmony.training.harmonizer import (
+    MAX_HISTOGRAM,
+    accept,
+    known_truth_figures,
+    measure,
+    removed,
+)
 from bids_harmony.training.predictors import Predictor, train_predictors
 
 if TYPE_CHECKING:
@@ -140,10 +144,8 @@ def train_bundle(
     predictors = train_predictors(run, nprocs=options.threads)
 
     # 3. Appearance of the reference at each age.
-    learnt, line = run.learnt, age_line(predictors)
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], line
-    )
+    line = age_line(predictors)
+    appearance = run.appearance(line)
 
     # 4. What no intensity mapping mends: a network, used where it comes nearer to known truth.
     train = split == TRAIN
@@ -194,7 +196,7 @@ def train_bundle(
     }
     of_site = {s: data.table["metrics"][(data.sites == s) & (split != TEST)] for s in sites}
     histogram = mean_histogram(
-        [brain_histogram(*data.stack(scan)) for scan in learnt[:MAX_HISTOGRAM]]
+        [brain_histogram(*data.stack(scan)) for scan in run.learnt[:MAX_HISTOGRAM]]
     )
     card = model_card(info, guard)
     tables: dict[str, dict[str, Any] | str] = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
-from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
+from bids_harmony.models.networks import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps, storage
 from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
@@ -32,8 +32,8 @@ from bids_harmony.training.maps import Reference, Say, errors
 #: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
 #: steps in which all networks do.
 STEPS = 80, 40
-#: Learning rates of the forward map, the backward map and the discriminators; they fall to 0.
-RATES = (1e-3, 2e-3, 1e-3)
+#: Learning rates of the forward map, the backward map and the two discriminators; they fall to 0.
+RATES = (1e-3, 2e-3, 1e-3, 1e-3)
 #: First and second moment's memory: a short one, since what is to be learnt moves.
 BETAS = (0.5, 0.99)
 #: A site's scan is set beside one of this many reference scans, of like age and the same sex.
@@ -110,14 +110,11 @@ def train_cyclegan(
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     pairs = maps.make_pairs(reference, n_sites, options, work_dir, say)
     unpaired = Unpaired(reference, sources)
-    of_maps = [
-        {"params": network.parameters(), "lr": rate}
-        for network, rate in zip((forward, backward), RATES, strict=False)
-    ]
-    of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
-    maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
-    discriminators_step = torch.optim.AdamW(
-        of_discriminators, lr=RATES[2], betas=BETAS, weight_decay=1e-4
+    rates = zip((forward, backward, at_reference, at_site), RATES, strict=True)
+    groups = [{"params": network.parameters(), "lr": rate} for network, rate in rates]
+    maps_step, discriminators_step = (
+        torch.optim.AdamW(some, betas=BETAS, weight_decay=1e-4)
+        for some in (groups[:2], groups[2:])
     )
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))

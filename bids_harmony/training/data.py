@@ -33,7 +33,7 @@ from bids_harmony.models.contract import Contract
 from bids_harmony.models.slices import Box, crop, slice_heights, uncrop
 from bids_harmony.qc import ratings
 from bids_harmony.qc.record import image_digest
-from bids_harmony.sites.code import describe, vector
+from bids_harmony.sites.code import Appearance, describe, vector
 from bids_harmony.training.config import TrainOptions
 
 if TYPE_CHECKING:
@@ -689,6 +689,11 @@ class TrainingRun:
         """Numbers of the reference's scans to fit on: neither test scans nor filtered out."""
         at_home = self.data.sites == self.reference
         return np.flatnonzero(at_home & (self.split != TEST) & self.fit)
+
+    def appearance(self, line: tuple[float, float] | None) -> Appearance:
+        """Fit the appearance of the reference at each age; ``line`` is of its brain age on age."""
+        data, used = self.data, self.learnt
+        return Appearance.fit(data.descriptors[used], data.ages[used], data.persons[used], line)
 
     @property
     def trained(self) -> np.ndarray:

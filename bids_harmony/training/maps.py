@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bids_harmony.console import counted_off
-from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
+from bids_harmony.models.networks import MapNetwork, code_input, padded
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training import storage
 from bids_harmony.training.acquisition import Acquisition, acquire
