@@ -1,4 +1,4 @@
-"""The networks: two predict, the paper's on slices and a linear one on grey matter, one maps scans.
+"""The networks: two predict, on slices and on maps of grey matter, and one maps scans.
 
 :class:`MapNetwork` mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
 It is conditioned on the site's code and sees the scan. For each place it says how much of each

@@ -24,6 +24,7 @@ import pandas as pd
 
 from bids_harmony.anat.template import deep_grey, load_template
 from bids_harmony.bids.dataset import counted, find_scans
+from bids_harmony.bids.outputs import scan_file
 from bids_harmony.bids.tables import named_person
 from bids_harmony.console import counted_off
 from bids_harmony.console import say as tell
@@ -147,21 +148,17 @@ def find_training_scans(
     some = config.participant_label or config.session_label or config.bids_filters
     if not some and (unknown := ratings.unmatched(table, [scan.key for scan in scans])):
         tell(f"Warning: {unknown}")
+    space, grid = contract.template, f"space-{contract.template}_res-{contract.resolution}"
     found, missing = [], []
     for scan in scans:
-        folder = output_dir / f"sub-{scan.entities['subject']}"
-        if session := scan.entities.get("session"):
-            folder /= f"ses-{session}"
-        stem, space = folder / "anat" / scan.key, contract.template
-        t1w, mask = (
-            Path(f"{stem}_space-{space}_res-{contract.resolution}_desc-{end}.nii.gz")
-            for end in ("preproc_T1w", "brain_mask")
-        )
+        qc = scan_file(output_dir, scan.entities, scan.key, "qc")
+        t1w = qc.with_name(f"{scan.key}_{grid}_desc-preproc_T1w.nii.gz")
+        mask = qc.with_name(f"{scan.key}_{grid}_desc-brain_mask.nii.gz")
         if not (t1w.is_file() and mask.is_file()):
             missing.append(scan.key)
             continue
-        record = read_json_or_empty(Path(f"{stem}_desc-harmony_qc.json"))
-        transform = Path(f"{stem}_from-T1w_to-{space}_mode-image_xfm.txt")
+        record = read_json_or_empty(qc)
+        transform = qc.with_name(f"{scan.key}_from-T1w_to-{space}_mode-image_xfm.txt")
         found.append(
             TrainScan(
                 scan.entities["subject"], scan.site, t1w, mask, scan.age,
@@ -327,8 +324,6 @@ class TrainingSet:
         ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (a
         row of numbers), ``_source`` (the scan's raw image, transform and brain mask, where known),
         and the dataset's other columns.
-    heights : numpy.ndarray
-        (slices,) template z in mm.
     box : tuple
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
@@ -339,7 +334,6 @@ class TrainingSet:
 
     volumes: Any
     table: pd.DataFrame
-    heights: np.ndarray
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
@@ -381,6 +375,11 @@ class TrainingSet:
     def descriptors(self) -> np.ndarray:
         """Descriptors of each scan, (scans, descriptors)."""
         return np.array(self.table["descriptors"].tolist(), dtype=float)
+
+    @cached_property
+    def heights(self) -> np.ndarray:
+        """Template z of each slice in mm."""
+        return slice_heights(self.shape[2], self.affine)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -512,7 +511,6 @@ def open_training_set(
     return TrainingSet(
         volumes=Volumes(path),
         table=table.assign(descriptors=about["descriptors"]),
-        heights=slice_heights(about["shape"][2], affine),
         box=((a, b), (c, d)),
         shape=tuple(about["shape"]),
         affine=affine,
