@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,6 @@ from bids_harmony.training.cyclegan import (
     train_maps,
 )
 from bids_harmony.training.data import TrainingRun, TrainingSet
-from bids_harmony.training.maps import Reference
 
 N, SIZE = 12, (16, 24, 24)
 BRAIN = (slice(1, 15), slice(2, 22), slice(2, 22))
@@ -68,9 +68,12 @@ def data() -> TrainingSet:
     return both()
 
 
-def reference_of(data: TrainingSet) -> Reference:
-    learnt = data.descriptors[:N], data.ages[:N], data.persons[:N]
-    return Reference(data, REFERENCE, Appearance.fit(*learnt, None))
+def reference_of(
+    data: TrainingSet, folder: Path = Path(), say: Any = print, **options: Any
+) -> tuple[TrainingRun, Appearance]:
+    split, fit = np.full(2 * N, "train"), np.ones(2 * N, bool)
+    run = TrainingRun(data, split, fit, "reference", TrainOptions(**options), folder, say)
+    return run, run.appearance(None)
 
 
 def trained(
@@ -83,20 +86,18 @@ def trained(
     torch.manual_seed(0)
     network = MapNetwork(channels=(8, 8, 8), embedding=8).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    options = TrainOptions(seed=0, device="cpu")
     for name, value in ({"STEPS": (1, 1)} | constants).items():
         monkeypatch.setattr(cyclegan, name, value)
-    found = cyclegan.train_cyclegan(
-        network, reference_of(data), [Source(SITE, data.ages[SITE])], options, work_dir,
-        (said if said is not None else []).append,
-    )  # fmt: skip
+    say = (said if said is not None else []).append
+    reference = reference_of(data, work_dir, say, seed=0, device="cpu")
+    found = cyclegan.train_cyclegan(network, *reference, [Source(SITE, data.ages[SITE])])
     assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
     return found.state_dict()
 
 
 def distance(state: dict[str, torch.Tensor] | None, data: TrainingSet) -> float:
     """How far the site's scans, mapped, scatter about the same persons at the reference."""
-    network, appearance = None, reference_of(data).appearance
+    network, appearance = None, reference_of(data)[1]
     if state is not None:
         network = MapNetwork(channels=(8, 8, 8), embedding=8).eval()
         network.load_state_dict(state)
@@ -141,7 +142,7 @@ def test_seeds_reproduce_and_a_finished_network_is_cached(
 
 
 def test_a_scan_is_set_beside_persons_like_it(data: TrainingSet) -> None:
-    unpaired = Unpaired(reference_of(data), [])
+    unpaired = Unpaired(*reference_of(data), [])
     found = unpaired.alike(35.0, "F")
     assert set(data.sexes[found]) == {"F"}
     assert 80 not in data.ages[found]
@@ -150,7 +151,7 @@ def test_a_scan_is_set_beside_persons_like_it(data: TrainingSet) -> None:
 
 
 def test_codes_leave_out_the_person(data: TrainingSet) -> None:
-    unpaired, rng = Unpaired(reference_of(data), []), np.random.default_rng(0)
+    unpaired, rng = Unpaired(*reference_of(data), []), np.random.default_rng(0)
     site, person = Source(SITE, data.ages[SITE]), data.persons[SITE[0]]
     codes = [unpaired.draw_code(site, person, rng) for _ in range(20)]
     assert {code.n for code in codes} <= set(range(N // 2, N))
@@ -177,10 +178,7 @@ def test_discriminators_see_the_brain_alone_and_no_surface() -> None:
 def test_without_another_site_it_is_refused_before_anything_is_trained(
     data: TrainingSet, tmp_path: Path
 ) -> None:
+    run, appearance = reference_of(data, tmp_path, map="cyclegan")
     with pytest.raises(UsageError, match="other sites"):
-        train_maps(
-            TrainingRun(data, np.full(2 * N, "train"), np.ones(2 * N, bool), "reference",
-                        TrainOptions(map="cyclegan"), tmp_path, print),
-            np.arange(0), reference_of(data).appearance, None,
-        )  # fmt: skip
+        train_maps(run, np.arange(0), appearance, None)
     assert not list(tmp_path.iterdir())

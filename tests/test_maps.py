@@ -13,7 +13,6 @@ from scipy import ndimage
 from training_data import from_arrays
 
 from bids_harmony.errors import HarmonyError
-from bids_harmony.models.contract import Contract
 from bids_harmony.models.networks import (
     CODE_SIZE,
     MapNetwork,
@@ -25,8 +24,8 @@ from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, SiteCode
 from bids_harmony.training import maps
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.config import TrainOptions
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.maps import KNOTS, Reference, follow, read_curve, train_map
+from bids_harmony.training.data import TrainingRun, TrainingSet
+from bids_harmony.training.maps import KNOTS, follow, read_curve, train_map
 
 BOX = ((2, 26), (1, 33))
 SIZE = len(LEVELS) + N_TEXTURE
@@ -118,9 +117,11 @@ def trained(data: TrainingSet, folder: Path, said: list[str] | None = None) -> M
     appearance = Appearance.fit(
         data.descriptors[learnt], data.ages[learnt], data.persons[learnt], None
     )
-    options = TrainOptions(seed=0, device="cpu", contract=Contract(resolution=4))
-    reference = Reference(data, learnt, appearance)
-    return train_map(reference, options, folder, (said if said is not None else []).append)
+    split = np.where(np.arange(len(data)) < len(learnt), "train", "test")
+    say = (said if said is not None else []).append
+    options = TrainOptions(seed=0, device="cpu")
+    run = TrainingRun(data, split, np.ones(len(data), bool), "REF", options, folder, say)
+    return train_map(run, appearance)
 
 
 def test_what_a_site_blurs_is_sharpened_again(

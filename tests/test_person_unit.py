@@ -20,7 +20,7 @@ from bids_harmony.training.data import (
 )
 from bids_harmony.training.figures import figures
 from bids_harmony.training.predictor import PREDICTORS
-from bids_harmony.training.predictors import empirical_half_width, plan_folds
+from bids_harmony.training.predictors import empirical_half_width, plan_ensemble
 from bids_harmony.training.targets import Target
 
 HERE = Path("nowhere")
@@ -52,12 +52,12 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     target = Target("dx", "dx_probability", ill, ("no", "yes"))
     split, everything = np.full(24, "train"), np.ones(24, bool)
     run = TrainingRun(data, split, everything, "REF", TrainOptions(folds=3), HERE, print)
-    scans, _, folds = plan_folds(run, target, PREDICTORS["fast"])
-    assert scans.tolist() == list(range(24))
-    assert (folds[::2] == folds[1::2]).all()
+    ensemble = plan_ensemble(run, target, PREDICTORS["fast"])
+    assert ensemble.examples.scans.tolist() == list(range(24))
+    assert (ensemble.folds[::2] == ensemble.folds[1::2]).all()
     # Six persons begin healthy: seven folds are too many, though there are more scans.
     with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
-        plan_folds(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
+        plan_ensemble(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
 
 
 def test_intervals_of_repeated_scans_are_those_of_persons() -> None:

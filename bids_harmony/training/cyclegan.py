@@ -11,7 +11,6 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
 from bids_harmony.training import maps, storage
-from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
+from bids_harmony.training.config import CURVE, CYCLEGAN, NETWORK
 from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.harmonizer import Calibrator
-from bids_harmony.training.maps import Reference, Say, errors
+from bids_harmony.training.maps import errors
 
 #: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
 #: steps in which all networks do.
@@ -63,12 +61,7 @@ class Source(NamedTuple):
 
 
 def train_cyclegan(
-    paired: MapNetwork,
-    reference: Reference,
-    sources: Sequence[Source],
-    options: TrainOptions,
-    work_dir: Path,
-    say: Say,
+    paired: MapNetwork, run: TrainingRun, appearance: Appearance, sources: Sequence[Source]
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
@@ -76,28 +69,27 @@ def train_cyclegan(
     ----------
     paired : MapNetwork
         Of :func:`bids_harmony.training.maps.train_map`; it stays as it is.
-    reference : Reference
+    run, appearance
         What it learnt from.
     sources : sequence of Source
         Real sites.
-    options, work_dir, say
-        As of :func:`bids_harmony.training.maps.train_map`.
 
     Returns
     -------
     MapNetwork
         The forward map.
     """
-    data, seed, device = reference.data, options.seed, storage.one_device(options.device)
+    data, options, seed = run.data, run.options, run.options.seed
+    device = storage.one_device(options.device)
     n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
     ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
         WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
-        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
+        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
     ]  # fmt: skip
-    learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
+    learnt_from = [Source(run.trained, data.ages[run.trained]), *sources]
     known = b"".join(_known(data, *source) for source in learnt_from)
-    path = work_dir / f"cyclegan-{storage.digest_of(what, known + paired.content())}.pt"
+    path = run.work_dir / f"cyclegan-{storage.digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
     if finished := storage.load_network(path, forward):
         return finished
@@ -108,8 +100,8 @@ def train_cyclegan(
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    pairs = maps.make_pairs(reference, n_sites, options, work_dir, say)
-    unpaired = Unpaired(reference, sources)
+    pairs = maps.make_pairs(run, appearance, n_sites)
+    unpaired = Unpaired(run, appearance, sources)
     rates = zip((forward, backward, at_reference, at_site), RATES, strict=True)
     groups = [{"params": network.parameters(), "lr": rate} for network, rate in rates]
     maps_step, discriminators_step = (
@@ -120,12 +112,8 @@ def train_cyclegan(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n, losses = storage.has_bf16(device), ahead + together, storage.Losses("map")
-    progress = counted_off(
-        range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
-        "steps",
-    )  # fmt: skip
-    for step in progress:
+    bf16, losses = storage.has_bf16(device), storage.Losses("map")
+    for step in losses.steps(ahead + together, "training the map on real sites", run.say):
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         found: dict[str, float] = {}
@@ -209,9 +197,7 @@ def train_maps(
             "--map cyclegan learns from scans of other sites, and there are none to fit on.",
             "Leave it out, or add scans of other sites.",
         )
-    reference = Reference(data, run.trained, appearance)
-    last = options, run.work_dir, run.say
-    found[NETWORK] = network = maps.train_map(reference, *last)
+    found[NETWORK] = network = maps.train_map(run, appearance)
     if options.map == CYCLEGAN:
         slice_mm = options.contract.slice_mm
         calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
@@ -221,7 +207,7 @@ def train_maps(
             here = data.site_scans(site, others)
             ages = calibrator.filled_ages(here, data.ages[here], predict)
             sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
-        found[CYCLEGAN] = train_cyclegan(network, reference, sources, *last)
+        found[CYCLEGAN] = train_cyclegan(network, run, appearance, sources)
     return found
 
 
@@ -239,12 +225,13 @@ class Unpaired:
     The attributes are parameters of :func:`train_cyclegan`.
     """
 
-    reference: Reference
+    run: TrainingRun
+    appearance: Appearance
     sources: Sequence[Source]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
-        data, appearance = self.reference.data, self.reference.appearance
+        data, appearance = self.run.data, self.appearance
         source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
@@ -259,14 +246,14 @@ class Unpaired:
 
     def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
         """Calibrate on some of the other persons, so that no site has a single code."""
-        data = self.reference.data
+        data = self.run.data
         persons = data.persons[source.scans]
         others = np.unique(persons[persons != person])
         others = others if len(others) else np.unique(persons)
         n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
         used = np.isin(persons, rng.choice(others, n, replace=False))
         values = data.descriptors[source.scans[used]]
-        return site_code(values, source.ages[used], persons[used], self.reference.appearance)
+        return site_code(values, source.ages[used], persons[used], self.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
@@ -274,7 +261,7 @@ class Unpaired:
         Discriminators could else tell sites by the ages of their persons, and the generators would
         change these.
         """
-        data, scans = self.reference.data, self.reference.scans
+        data, scans = self.run.data, self.run.trained
         same = scans[data.sexes[scans] == sex] if sex else scans
         same = same if len(same) >= ALIKE else scans
         distance = np.abs(data.ages[same] - age)
@@ -284,7 +271,7 @@ class Unpaired:
 
     def person(self, age: float, sex: str) -> Tensor:
         """Scale age and sex for a discriminator: (1, 2)."""
-        years = 0.0 if np.isnan(age) else (age - self.reference.appearance.mean_age) / 20
+        years = 0.0 if np.isnan(age) else (age - self.appearance.mean_age) / 20
         return torch.tensor([[years, {"M": 1.0, "F": -1.0}.get(sex, 0.0)]], dtype=torch.float32)
 
 

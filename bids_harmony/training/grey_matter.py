@@ -7,8 +7,6 @@ same acquisition say, so that the differences are those that harmonization leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,8 @@ from torch import nn
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.predictor import Examples, target_scale
+from bids_harmony.training.data import Say, TrainingSet
+from bids_harmony.training.predictor import Ensemble, target_scale
 from bids_harmony.training.storage import digest_of, load_network, save_network
 
 #: Side of the map's cells.
@@ -32,29 +30,13 @@ PENALTY, STEADY = 0.3, 1000.0
 PER_SITE, WRONG = 6, 8.0
 
 
-def grey_matter_networks(
-    examples: Examples,
-    folds: np.ndarray,
-    *,
-    acquisitions: int,
-    seed: int,
-    path: Path,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Any], list[nn.Module]]:
+def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], list[nn.Module]]:
     """Fit a network without each fold, or take those that an earlier run has fitted.
 
     Parameters
     ----------
-    examples : Examples
-        Scans and targets.
-    folds : numpy.ndarray
-        (examples,) fold of each scan.
-    acquisitions : int
-        Made-up sites that are drawn for each fold.
-    seed : int
-        Of the first fold; the others take the next ones.
-    path : pathlib.Path
-        What the file of the weights begins with.
+    ensemble : Ensemble
+        Of slice networks: these are fitted to the same scans, targets and folds.
     say : callable
         Takes a line of progress.
 
@@ -65,7 +47,8 @@ def grey_matter_networks(
     networks : list of GreyMatterNetwork
         With the weights as stored.
     """
-    data = examples.data
+    examples, folds, data = ensemble.examples, ensemble.folds, ensemble.examples.data
+    acquisitions, seed, name = ensemble.config.acquisitions, ensemble.seed, ensemble.name
     options: dict[str, Any] = {
         "shape": [len(data.heights), *data.size],
         "cell": max(round(CELL_MM / data.zoom_mm), 1),
@@ -73,11 +56,11 @@ def grey_matter_networks(
     }
     what = [acquisitions, options, seed, PENALTY, STEADY, PER_SITE, WRONG]
     content = data.content(examples.scans) + examples.content() + folds.tobytes()
-    path = path.with_name(f"{path.name}-{digest_of(what, content)}.pt")
+    path = ensemble.folder / f"{name}_grey_matter-{digest_of(what, content)}.pt"
     networks: Any = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
     if load_network(path, networks) is not None:
         return options, [*networks]
-    say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
+    say(f"{name}, networks on maps of grey matter")
     scans, cell = examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.

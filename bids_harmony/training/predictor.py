@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
-from bids_harmony.console import counted_off
 from bids_harmony.models.networks import SliceNetwork
 from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predict_value, predictor_input
 from bids_harmony.training.config import TrainOptions
@@ -309,14 +308,7 @@ def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
     """One cycle of the rate: up over the first tenth, down along a half cosine."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
-    progress = counted_off(
-        range(steps),
-        steps,
-        "training a predictor",
-        lambda line: say(f"{line}; {training.losses}"),
-        "steps",
-    )
-    for number in progress:
+    for number in training.losses.steps(steps, "training a predictor", say):
         share = number / steps
         rise = min(1.0, (share + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))

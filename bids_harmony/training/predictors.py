@@ -36,6 +36,7 @@ Say = Callable[[str], None]
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
+FOLDER = "predictors"
 SIMULATED_NAME = "schizophrenia_probability"
 #: A network is never stretched beyond this, either way.
 MOST_STRETCH = 2.0
@@ -108,26 +109,12 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    data, options, config = run.data, run.options, config or recipe_of(run.options)
-    folder, slice_mm = run.work_dir / "predictors", options.contract.slice_mm
+    options, config = run.options, config or recipe_of(run.options)
     columns = [column for column in options.targets if column != SIMULATED]
-    targets = find_targets(data, columns, run.reference, run.fit)
-    ensembles = []
-    for target in targets:
-        scans, watched, folds = plan_folds(run, target, config)
-        examples, validation = (
-            Examples(data, some, target.values[some], slice_mm) for some in (scans, watched)
-        )
-        ensembles.append(
-            Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
-                     options.seed, config, folder)
-        )  # fmt: skip
+    targets = find_targets(run.data, columns, run.reference, run.fit)
+    ensembles = [plan_ensemble(run, target, config) for target in targets]
     if SIMULATED in options.targets:
-        examples, held = simulated_patients(run)
-        ensembles.append(
-            Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
-                     options.seed + 1000, config, folder)
-        )  # fmt: skip
+        ensembles.append(simulated_patients(run, config))
     train_networks(ensembles, one_device(options.device), nprocs, run.say)
     predictors = {
         target.name: _finish(target, ensemble, run)
@@ -167,10 +154,7 @@ def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
     entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
     if ensemble.config.acquisitions and not target.binary:
         name = f"{name}_grey_matter"
-        grey_options, networks[name] = grey_matter_networks(
-            ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
-            seed=ensemble.seed, path=ensemble.folder / name, say=run.say,
-        )  # fmt: skip
+        grey_options, networks[name] = grey_matter_networks(ensemble, run.say)
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
@@ -298,25 +282,10 @@ def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
     return {"slope": round(slope, 4), "intercept": round(intercept, 3), "n": len(age)}
 
 
-def plan_folds(
-    run: TrainingRun, target: Target, config: PredictorConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plan_ensemble(run: TrainingRun, target: Target, config: PredictorConfig) -> Ensemble:
     """Say which scans a target's networks learn from, and which one each leaves out.
 
-    Parameters
-    ----------
-    run, config
-        As of :func:`train_predictors`.
-    target : Target
-        What is predicted.
-
-    Returns
-    -------
-    scans, watched : numpy.ndarray
-        Numbers of the scans to learn from, and of those that only say when to end.
-    folds : numpy.ndarray
-        Fold of each of ``scans``: whole persons, balanced on age, and on class where there are
-        two.
+    Folds are of whole persons, balanced on age, and on class where there are two.
 
     Raises
     ------
@@ -340,21 +309,21 @@ def plan_folds(
             f"There must be at least {options.folds}, one for each fold.",
         )
     strata = target.values if target.binary else None
-    return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
+    folds = make_folds(data, scans, options.folds, rng, strata)[scans]
+    examples, validation = (
+        Examples(data, some, target.values[some], options.contract.slice_mm)
+        for some in (scans, watched)
+    )
+    return Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
+                    options.seed, config, run.work_dir / FOLDER)  # fmt: skip
 
 
-def simulated_patients(run: TrainingRun) -> tuple[Examples, np.ndarray]:
+def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
     """Make patients of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
-    like the simulation's patients, and every output says so.
-
-    Returns
-    -------
-    examples : Examples
-        Labels 0 and 1.
-    held : numpy.ndarray
-        (examples,) whether a scan is held out.
+    like the simulation's patients, and every output says so. One network leaves out the scans of
+    fold 0, which are held out.
     """
     data, options = run.data, run.options
     scans = np.flatnonzero(data.sites == run.reference)
@@ -378,7 +347,9 @@ def simulated_patients(run: TrainingRun) -> tuple[Examples, np.ndarray]:
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
     run.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
-    return replace(examples, data=replace(data, volumes=changed)), held
+    examples = replace(examples, data=replace(data, volumes=changed))
+    return Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
+                    options.seed + 1000, config, run.work_dir / FOLDER)  # fmt: skip
 
 
 def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:

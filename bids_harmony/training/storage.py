@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
@@ -63,6 +65,10 @@ class Losses:
                     "Look for damaged scans or absurd values of the target.",
                 )
             self.recent[name].append(loss)
+
+    def steps(self, n: int, what: str, say: Callable[[str], None]) -> Iterator[int]:
+        """Count the steps of a training, and say now and then where its losses are."""
+        return counted_off(range(n), n, what, lambda line: say(f"{line}; {self}"), "steps")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
