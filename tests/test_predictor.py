@@ -10,13 +10,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from bids_dataset import write
 from random_bundle import write_random_bundle
-from training_data import from_arrays
-from training_heads import AFFINE, head
+from training_data import balls
 
 from bids_harmony.bids.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.models.apply import predict
@@ -41,30 +39,16 @@ from bids_harmony.training.predictors import (
 )
 
 SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4, acquisitions=1)
-SLICE_MM = (-20.0, 20.0)
+SLICE_MM = (20.0, 90.0)
 
 
 @pytest.fixture(scope="module")
 def data() -> TrainingSet:
-    """Return 16 heads of a reference and 4 of another site."""
-    rng = np.random.default_rng(0)
-    ages = np.linspace(20, 70, 20)
-    pairs = [head(age, rng) for age in ages]
-    images, masks = (
-        np.stack([np.moveaxis(pair[k], 2, 0)[:, 4:36, 6:38] for pair in pairs]) for k in (0, 1)
-    )
-    table = pd.DataFrame(
-        {
-            "subject": [f"s{i}" for i in range(20)],
-            "site": ["REF"] * 16 + ["A"] * 4,
-            "age": ages,
-            "iq": 100 + np.arange(20.0),
-            "diagnosis": ["patient" if i % 3 == 0 else "control" for i in range(20)],
-        }
-    )
-    return from_arrays(
-        images, masks, table, affine=AFFINE, box=((4, 36), (6, 38)), shape=(40, 44, 30)
-    )
+    """Return 16 scans of a reference and 4 of another site."""
+    found = balls({"REF": 16, "A": 4}, (30, 32, 32))
+    illness = ["patient" if i % 3 == 0 else "control" for i in range(20)]
+    table = found.table.assign(iq=100 + np.arange(20.0), diagnosis=illness)
+    return replace(found, table=table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
 
 
 def run_of(data: TrainingSet, work_dir: Path, targets: tuple[str, ...], say: Any) -> TrainingRun:
