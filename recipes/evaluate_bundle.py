@@ -13,12 +13,11 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.models.slices import predict_value
 from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
-from bids_harmony.training.data import open_training_set
-from bids_harmony.training.harmonizer import Predict, cross_calibrated, quick_age
-from bids_harmony.training.inputs import find_training_scans, usable_scans
+from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
+from bids_harmony.training.harmonizer import Calibrator, Predict
 
 #: A site's persons are parted in this many; each part is mapped as the others say.
 FOLDS = 5
@@ -52,7 +51,7 @@ def main() -> int:
     fit = select_scans(data.table, given.fit_filter)
 
     slice_mm, network = bundle.contract.slice_mm, bundle.map_network()
-    quick = quick_age(data, ensembles, slice_mm, appearance, network, bundle.box)
+    calibrator = Calibrator(data, appearance, network, ensembles, slice_mm, bundle.box)
 
     def predict(scan: int, site_map: Map | None) -> float:
         volume = data.volume(scan)[0]
@@ -60,7 +59,7 @@ def main() -> int:
         return predict_value(ensembles, mapped, data.affine, bundle.box, slice_mm)
 
     def maps(here: np.ndarray, ages: Predict | None) -> dict[int, SiteMap]:
-        codes = cross_calibrated(data, here, here[fit[here]], appearance, ages, FOLDS, 0)
+        codes = calibrator.cross_codes(here, here[fit[here]], ages, FOLDS, 0)
         return {
             scan: SiteMap.of(code, appearance, network, bundle.box) for scan, code in codes.items()
         }
@@ -71,7 +70,7 @@ def main() -> int:
         here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
         ways: dict[str, dict[int, Map | None]] = {
             "not harmonized": dict.fromkeys(here.tolist()),
-            "harmonized": {**maps(here, quick)},
+            "harmonized": {**maps(here, calibrator.predict_age)},
             "… with known ages": {**maps(here, None)},
         }
         groups = {site: here} if fit[here].all() else {

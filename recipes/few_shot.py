@@ -17,13 +17,17 @@ from bids_harmony.config import RunConfig
 from bids_harmony.files import write_text
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.statistics import offset_and_scatter
-from bids_harmony.training.data import TrainingSet, open_training_set
-from bids_harmony.training.harmonizer import calibrated, quick_age
-from bids_harmony.training.inputs import find_training_scans, usable_scans
+from bids_harmony.training.data import (
+    TrainingSet,
+    find_training_scans,
+    open_training_set,
+    usable_scans,
+)
+from bids_harmony.training.harmonizer import Calibrator
 
 #: Persons that calibrate; of a site, as many as leave LEAST_TESTED persons to test on.
 PERSONS, LEAST_TESTED = (1, 2, 4, 8, 16), 3
@@ -67,9 +71,8 @@ def measure_site(
     """Calibrate a site on some of its persons, without their ages, and test on the others."""
     persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
     network, slice_mm = bundle.map_network(), bundle.contract.slice_mm
-    estimate = quick_age(
-        data, bundle.ensembles("brain_age"), slice_mm, appearance, network, bundle.box
-    )
+    ensembles = bundle.ensembles("brain_age")
+    calibrator = Calibrator(data, appearance, network, ensembles, slice_mm, bundle.box)
 
     for n in (0, *(n for n in PERSONS if n <= len(persons) - LEAST_TESTED)):
         offsets = []
@@ -77,7 +80,7 @@ def measure_site(
             chosen = np.isin(data.persons[here], rng.choice(persons, n, replace=False))
             site_map = None
             if n:
-                code = calibrated(data, here[chosen], appearance, estimate)
+                code = calibrator.code(here[chosen], calibrator.predict_age)
                 site_map = SiteMap.of(code, appearance, network, bundle.box)
             tested, ages = here[~chosen], []
             for volume, _ in map(data.volume, tested.tolist()):

@@ -25,13 +25,18 @@ GUARD = {
 def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None = None) -> Bundle:
     """Write a bundle whose networks are small and untrained, for the 2 mm template grid."""
     torch.manual_seed(seed)
-    options = {"channels": [4, 4, 4, 4, 4], "shape": [80, 96], "hidden": 8}
-    age_options = {**options, "mean": 45.0, "scale": 15.0}
-    grey_options = {"shape": [95, 80, 96], "cell": 8, "mean": 45.0, "scale": 15.0}
+    years = {"mean": 45.0, "scale": 15.0}
+    options: dict[str, Any] = {"channels": [4, 4, 4, 4, 4], "shape": [80, 96], "hidden": 8}
+    grey = {"shape": [95, 80, 96], "cell": 8, **years}
     networks: dict[str, list[Any]] = {
-        "brain_age": [SliceNetwork(**age_options) for _ in range(2)],
-        "brain_age_grey_matter": [GreyMatterNetwork(**grey_options)],
+        "brain_age": [SliceNetwork(**options, **years) for _ in range(2)],
+        "brain_age_grey_matter": [GreyMatterNetwork(**grey)],  # type: ignore[arg-type]
         "schizophrenia": [SliceNetwork(**options)],
+    }
+    entries = {
+        "brain_age": ("slice", options | years, ["brain_age", "brain_age-2"]),
+        "brain_age_grey_matter": ("grey_matter", grey, ["brain_age_grey_matter"]),
+        "schizophrenia": ("slice", options, ["schizophrenia"]),
     }
     info = {
         "name": "random",
@@ -41,21 +46,8 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "contract": (contract or Contract()).to_dict(),
         "box": BOX,
         "networks": {
-            "brain_age": {
-                "kind": "slice",
-                "files": ["brain_age.safetensors", "brain_age-2.safetensors"],
-                "options": age_options,
-            },
-            "brain_age_grey_matter": {
-                "kind": "grey_matter",
-                "files": ["brain_age_grey_matter.safetensors"],
-                "options": grey_options,
-            },
-            "schizophrenia": {
-                "kind": "slice",
-                "files": ["schizophrenia.safetensors"],
-                "options": options,
-            },
+            name: {"kind": kind, "files": [f"{f}.safetensors" for f in files], "options": given}
+            for name, (kind, given, files) in entries.items()
         },
         "map": {"kind": "intensity-mapping"},
         "targets": {
@@ -67,31 +59,22 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
                 "interval": {"half_width": 12.0, "level": 0.9, "n": 10},
             },
             "schizophrenia_probability": {
-                "networks": ["schizophrenia"],
-                "output": "logit",
-                "training_data": "simulated",
+                "networks": ["schizophrenia"], "output": "logit", "training_data": "simulated",
             },
         },
         "metrics": {},
         "training": {},
         "licences": [],
         "intended_use": "Tests.",
-    }
+    }  # fmt: skip
     flat = brain_histogram(np.linspace(0, 1, 64).reshape(4, 4, 4), np.ones((4, 4, 4), bool))
-    reference = {"metrics": {}, "histograms": {"REF": flat}}
-    usual = np.concatenate([LEVELS, np.zeros(N_TEXTURE)])  # quantiles, then texture
-    slopes = np.concatenate([0.001 * (np.array(LEVELS) - 0.5), np.zeros(N_TEXTURE)])
-    appearance = Appearance(
-        usual,
-        slopes,
-        np.full(len(usual), 0.02),
-        (20.0, 80.0),
-        (0.8, 9.0),
-        45.0,
-        10,
-    )
+    texture = np.zeros(N_TEXTURE)
+    expected = np.concatenate([LEVELS, texture])
+    slopes = np.concatenate([0.001 * (np.array(LEVELS) - 0.5), texture])
+    sd = np.full(len(expected), 0.02)
+    appearance = Appearance(expected, slopes, sd, (20.0, 80.0), (0.8, 9.0), 45.0, 10)
     tables = {
-        "qc_reference.json": reference,
+        "qc_reference.json": {"metrics": {}, "histograms": {"REF": flat}},
         "guard.json": GUARD,
         "appearance.json": appearance.to_dict(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from training_data import from_arrays
 
 from bids_harmony.config import TrainOptions
 from bids_harmony.errors import UsageError
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.models.networks import MapNetwork, SiteMap
 from bids_harmony.sites.code import Appearance, site_code
 from bids_harmony.training import cyclegan, maps
 from bids_harmony.training.cyclegan import (
@@ -21,13 +22,11 @@ from bids_harmony.training.cyclegan import (
     Discriminator,
     Source,
     Unpaired,
-    Weights,
     inside,
     missed,
     train_maps,
 )
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.maps import Reference
+from bids_harmony.training.data import TrainingRun, TrainingSet
 
 N, SIZE = 12, (16, 24, 24)
 BRAIN = (slice(1, 15), slice(2, 22), slice(2, 22))
@@ -69,9 +68,12 @@ def data() -> TrainingSet:
     return both()
 
 
-def reference_of(data: TrainingSet) -> Reference:
-    learnt = data.descriptors[:N], data.ages[:N], data.persons[:N]
-    return Reference(data, REFERENCE, Appearance.fit(*learnt, None))
+def reference_of(
+    data: TrainingSet, folder: Path = Path(), say: Any = print, **options: Any
+) -> tuple[TrainingRun, Appearance]:
+    split, fit = np.full(2 * N, "train"), np.ones(2 * N, bool)
+    run = TrainingRun(data, split, fit, "reference", TrainOptions(**options), folder, say)
+    return run, run.appearance(None)
 
 
 def trained(
@@ -84,20 +86,18 @@ def trained(
     torch.manual_seed(0)
     network = MapNetwork(channels=(8, 8, 8), embedding=8).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    options = TrainOptions(seed=0, device="cpu")
-    for name, value in ({"STEPS": (1, 1), "WEIGHTS": Weights()} | constants).items():
+    for name, value in ({"STEPS": (1, 1)} | constants).items():
         monkeypatch.setattr(cyclegan, name, value)
-    found = cyclegan.train_cyclegan(
-        network, reference_of(data), [Source(SITE, data.ages[SITE])], options, work_dir,
-        (said if said is not None else []).append,
-    )  # fmt: skip
+    say = (said if said is not None else []).append
+    reference = reference_of(data, work_dir, say, seed=0, device="cpu")
+    found = cyclegan.train_cyclegan(network, *reference, [Source(SITE, data.ages[SITE])])
     assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
     return found.state_dict()
 
 
 def distance(state: dict[str, torch.Tensor] | None, data: TrainingSet) -> float:
     """How far the site's scans, mapped, scatter about the same persons at the reference."""
-    network, appearance = None, reference_of(data).appearance
+    network, appearance = None, reference_of(data)[1]
     if state is not None:
         network = MapNetwork(channels=(8, 8, 8), embedding=8).eval()
         network.load_state_dict(state)
@@ -116,7 +116,8 @@ def test_unpaired_scans_teach_the_map_to_smooth(
     # Nothing but the discriminators tells the map what the reference's scans look like.
     found = trained(
         data, tmp_path, monkeypatch,
-        WEIGHTS=Weights(1.0, 5.0, 0.0), STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3),
+        WEIGHTS={"adversarial": 1.0, "cycle": 5.0, "paired": 0.0},
+        STEPS=(20, 30), RATES=(4e-3, 2e-3, 2e-3, 2e-3),
     )  # fmt: skip
     assert distance(found, data) < 0.85 * distance(None, data)
 
@@ -136,12 +137,12 @@ def test_seeds_reproduce_and_a_finished_network_is_cached(
         assert f"{name} loss" in told[0]
     # What a network depends on names it.
     trained(both(2), tmp_path / "one", monkeypatch)
-    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=Weights(adversarial=0.5))
+    trained(data, tmp_path / "one", monkeypatch, WEIGHTS=cyclegan.WEIGHTS | {"adversarial": 0.5})
     assert len(list((tmp_path / "one").glob("cyclegan-*.pt"))) == 3
 
 
 def test_a_scan_is_set_beside_persons_like_it(data: TrainingSet) -> None:
-    unpaired = Unpaired(reference_of(data), [])
+    unpaired = Unpaired(*reference_of(data), [])
     found = unpaired.alike(35.0, "F")
     assert set(data.sexes[found]) == {"F"}
     assert 80 not in data.ages[found]
@@ -150,7 +151,7 @@ def test_a_scan_is_set_beside_persons_like_it(data: TrainingSet) -> None:
 
 
 def test_codes_leave_out_the_person(data: TrainingSet) -> None:
-    unpaired, rng = Unpaired(reference_of(data), []), np.random.default_rng(0)
+    unpaired, rng = Unpaired(*reference_of(data), []), np.random.default_rng(0)
     site, person = Source(SITE, data.ages[SITE]), data.persons[SITE[0]]
     codes = [unpaired.draw_code(site, person, rng) for _ in range(20)]
     assert {code.n for code in codes} <= set(range(N // 2, N))
@@ -177,9 +178,7 @@ def test_discriminators_see_the_brain_alone_and_no_surface() -> None:
 def test_without_another_site_it_is_refused_before_anything_is_trained(
     data: TrainingSet, tmp_path: Path
 ) -> None:
+    run, appearance = reference_of(data, tmp_path, map="cyclegan")
     with pytest.raises(UsageError, match="other sites"):
-        train_maps(
-            data, REFERENCE, np.arange(0), reference_of(data).appearance, None,
-            TrainOptions(map="cyclegan"), tmp_path, lambda line: None,
-        )  # fmt: skip
+        train_maps(run, np.arange(0), appearance, None)
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from bids_harmony.evaluation.methods import (
     prepare,
     unharmonized,
 )
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.sites.code import IntensityMapping
 from bids_harmony.training.data import TrainingSet
 

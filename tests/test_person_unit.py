@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ from training_heads import people, table
 
 from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
-from bids_harmony.training.data import TrainingSet, scan_table
+from bids_harmony.training.data import (
+    TrainingRun,
+    TrainScan,
+    scan_table,
+    without_copies,
+    without_rejected,
+)
 from bids_harmony.training.figures import figures
-from bids_harmony.training.inputs import TrainScan, without_copies, without_rejected
 from bids_harmony.training.predictor import PREDICTORS
-from bids_harmony.training.predictors import empirical_half_width, plan_folds
-from bids_harmony.training.splits import make_folds, split_subjects
+from bids_harmony.training.predictors import empirical_half_width, plan_ensemble
 from bids_harmony.training.targets import Target
 
 HERE = Path("nowhere")
@@ -24,14 +29,6 @@ HERE = Path("nowhere")
 def scan(subject: str, site: str = "A", name: str = "", **more: object) -> TrainScan:
     t1w = HERE / f"sub-{subject}{name}_T1w.nii.gz"
     return TrainScan(subject, site, t1w, HERE / "mask.nii.gz", **more)  # type: ignore[arg-type]
-
-
-def two_names(n: int = 24) -> TrainingSet:
-    """Return n persons seen at two sites under different labels, by the dataset's own column."""
-    rows = table({"A": [30.0 + i for i in range(n)], "B": [31.0 + i for i in range(n)]})
-    rows["subject"] = [f"{s}{i}" for s in "ab" for i in range(n)]
-    rows["person"] = [f"p{i}" for _ in "ab" for i in range(n)]
-    return people(rows)
 
 
 @pytest.mark.parametrize("column", ["person", "Person_ID"])
@@ -46,16 +43,6 @@ def test_the_datasets_column_names_persons(column: str) -> None:
     assert [scan("01", columns={column: cell}).person for cell in ("-9", "-999.0")] == [None] * 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_two_labels_of_a_person_stay_together(seed: int) -> None:
-    data, rng = two_names(), np.random.default_rng(seed)
-    split = split_subjects(data, 0.2, 0.2, rng)
-    folds = make_folds(data, np.arange(48), 4, rng, data.sites)
-    for values in (split, folds):
-        assert (values[:24] == values[24:]).all()
-    assert set(split) == {"train", "validation", "test"}
-
-
 def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     rows = table({"REF": [30.0 + i for i in range(24)]})
     rows["subject"] = [f"s{i // 2}" for i in range(24)]
@@ -64,29 +51,27 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     ill[12:] = 1
     target = Target("dx", "dx_probability", ill, ("no", "yes"))
     split, everything = np.full(24, "train"), np.ones(24, bool)
-    scans, _, folds = plan_folds(
-        data, split, everything, "REF", target, TrainOptions(folds=3), PREDICTORS["fast"]
-    )
-    assert scans.tolist() == list(range(24))
-    assert (folds[::2] == folds[1::2]).all()
+    run = TrainingRun(data, split, everything, "REF", TrainOptions(folds=3), HERE, print)
+    ensemble = plan_ensemble(run, target, PREDICTORS["fast"])
+    assert ensemble.examples.scans.tolist() == list(range(24))
+    assert (ensemble.folds[::2] == ensemble.folds[1::2]).all()
     # Six persons begin healthy: seven folds are too many, though there are more scans.
     with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
-        plan_folds(data, split, everything, "REF", target, TrainOptions(folds=7),
-                   PREDICTORS["fast"])  # fmt: skip
+        plan_ensemble(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
 
 
 def test_intervals_of_repeated_scans_are_those_of_persons() -> None:
     rng = np.random.default_rng(0)
     truth, error = np.repeat(rng.uniform(20, 80, 12), 10), np.repeat(rng.normal(0, 5, 12), 10)
     persons = np.repeat(np.arange(12), 10)
-    once = figures((truth + error)[::10], truth[::10], False, np.random.default_rng(1))
-    many = figures(truth + error, truth, False, np.random.default_rng(1), persons)
-    as_scans = figures(truth + error, truth, False, np.random.default_rng(1))
+    once = figures((truth + error)[::10], truth[::10], False, 1)
+    many = figures(truth + error, truth, False, 1, persons)
+    as_scans = figures(truth + error, truth, False, 1)
     assert (many["n"], many["n_persons"]) == (120, 12)
     assert many["bias_95"] == once["bias_95"]  # the same persons drawn, ten equal scans each
     width = [np.ptp(found["bias_95"]) for found in (many, as_scans)]
     assert width[0] > 2 * width[1]
-    assert figures(truth[:20], truth[:20], False, rng, persons[:20])["mae_95"] is None
+    assert figures(truth[:20], truth[:20], False, 1, persons[:20])["mae_95"] is None
 
 
 def test_the_empirical_interval_counts_each_person_once() -> None:

@@ -21,7 +21,7 @@ from bids_harmony.qc.ratings import (
     unmatched,
     write_ratings,
 )
-from bids_harmony.training.inputs import find_training_scans, without_rejected
+from bids_harmony.training.data import find_training_scans, without_rejected
 
 
 def ratings_file(path: Path, *rows: str) -> Path:

@@ -89,18 +89,6 @@ def test_labels_of_both_lists_come_to_the_template_as_the_same_structures(
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_scan_counts_where_it_has_labels_and_an_image(tmp_path: Path) -> None:
-    sizes = {"sub-01": 1.0, "sub-02": 1.1, "sub-03": 0.9}
-    dataset, output = write_dataset(tmp_path, "manual", sizes)
-    next(output.glob("sub-01/anat/*desc-preproc*")).unlink()
-    scans = segmentation.find_labelled(dataset, output)
-    assert [(s.name, s.person, list(s.images)) for s in scans] == [
-        ("sub-02", "twice", ["raw"]), ("sub-03", "twice", ["raw"]),
-    ]  # fmt: skip
-    with pytest.raises(SystemExit, match="Run the participant level first"):
-        segmentation.find_labelled(dataset, tmp_path / "nowhere")
-
-
 def test_no_person_is_both_learnt_and_held_out(tmp_path: Path) -> None:
     sizes = {f"sub-0{i}": 1.0 for i in range(1, 7)}
     scans = segmentation.find_labelled(*write_dataset(tmp_path, "manual", sizes))
@@ -109,22 +97,6 @@ def test_no_person_is_both_learnt_and_held_out(tmp_path: Path) -> None:
         assert sorted([*learn, *out], key=lambda s: s.name) == scans
         assert out
         assert not {s.person for s in learn} & {s.person for s in out}
-
-
-def test_labels_move_with_the_slices_and_heights_stay() -> None:
-    rng = np.random.default_rng(0)
-    y = torch.zeros(8, 40, 56, dtype=torch.long)
-    y[:, 6:20, 10:40] = 1
-    x = torch.cat([y[:, None].float(), torch.full((8, 1, 40, 56), 0.3)], 1)
-    moved, labels = segmentation.change_pose(x, y, rng)
-    assert (labels != y).any((1, 2)).all()
-    assert ((moved[:, 0] > 0.5).long() == labels).float().mean() > 0.99
-    assert (moved[:, 1] == 0.3).all()
-    # A rotation keeps angles and areas although the slices are no squares.
-    assert (labels.sum((1, 2)) / (14 * 30)).sub(1).abs().max() < 0.2
-    # About half are flipped, from the upper half to the lower.
-    lower = labels[:, 20:].sum((1, 2)) > labels[:, :20].sum((1, 2))
-    assert 0 < lower.sum() < 8
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")  # structures that no ball has
@@ -158,31 +130,6 @@ def test_a_network_learns_the_structures_and_sees_tone(
     bright = np.where(shells == 3, 0.95, volume).astype(np.float32)
     changed = segmentation.segment(network, bright, AFFINE) != before
     assert changed.sum() > 0.2 * (shells == 3).sum()
-
-
-@pytest.mark.parametrize("first", [0, 3, 20])
-def test_a_brain_at_the_edge_of_its_grid_is_segmented_whole(first: int) -> None:
-    volume = np.zeros(SHAPE, np.float32)
-    volume[first : first + 9, 5:12, 4:8] = 1.0
-
-    class Bright(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            assert x.shape[2] % 2 == x.shape[3] % 2 == 0
-            return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], 1)
-
-    found = segmentation.segment(Bright(), volume, AFFINE)
-    np.testing.assert_array_equal(found, volume > 0)
-    assert segmentation.segment(Bright(), 0 * volume, AFFINE).sum() == 0
-
-
-def test_dice_of_known_overlaps() -> None:
-    found, truth = np.zeros((2, 4, 4), np.uint8)
-    truth[:2], found[1:3] = 1, 1
-    truth[3], found[3] = 9, 9
-    values = segmentation.dice(found, truth)
-    assert values["ventricles"] == pytest.approx(0.5)
-    assert values["white matter"] == 1
-    assert np.isnan(values["thalamus"])
 
 
 def test_gains_are_of_the_same_scans_and_intervals_over_persons() -> None:

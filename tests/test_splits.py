@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training_heads import people, table
 
-from bids_harmony.training.splits import (
+from bids_harmony.training.data import (
     TEST,
     TRAIN,
     VALIDATION,
@@ -14,8 +14,6 @@ from bids_harmony.training.splits import (
     split_subjects,
     splits_record,
 )
-
-# --- sampling -----------------------------------------------------------------------------------
 
 
 def test_parts_are_whole_subjects_of_every_age_at_each_site() -> None:
@@ -53,6 +51,3 @@ def test_scans_of_a_subject_are_never_parted_even_between_sites(seed: int) -> No
         assert len(set(folds[here][data.sites[here] == "REF"])) <= 1
     assert set(folds[ref]) == {0, 1, 2}
     assert set(np.delete(folds, ref)) == {-1}
-
-
-# --- covariates ---------------------------------------------------------------------------------

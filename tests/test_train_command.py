@@ -5,41 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-from training_heads import AFFINE, head
+from bids_dataset import write
+from training_heads import write_scans
 
 from bids_harmony.cli.run import main
 from bids_harmony.config import Contract
 from bids_harmony.models.bundle import load_bundle
 
-STEM = "space-MNI152NLin2009aSym_res-2_desc-"
+STEM = "sub-{0}/anat/sub-{0}_space-MNI152NLin2009aSym_res-2_desc-"
 
 
 def preprocessed_dataset(root: Path, counts: dict[str, int], tones: dict[str, float]) -> None:
     """Write a BIDS dataset and what the participant level would have made of it by FSL flirt."""
-    rng = np.random.default_rng(0)
     rows = ["participant_id\tage\tsex\tsite"]
     processing = {"contract": Contract().to_dict(), "skull_strip": "auto", "registration": "flirt"}
-    for site, n in counts.items():
-        for i in range(n):
-            age = 20 + 50 * i / max(n - 1, 1)
-            label = f"sub-{site}{i}"
-            rows.append(f"{label}\t{age:.1f}\t{'MF'[i % 2]}\t{site}")
-            raw, out = (root / part / label / "anat" for part in ("bids", "out"))
-            raw.mkdir(parents=True)
-            out.mkdir(parents=True)
-            nib.save(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), raw / f"{label}_T1w.nii.gz")
-            volume, mask = head(age, rng, tones.get(site, 1.0))
-            for name, data in (("preproc_T1w", volume), ("brain_mask", mask.astype(np.uint8))):
-                nib.save(nib.Nifti1Image(data, AFFINE), out / f"{label}_{STEM}{name}.nii.gz")
-            record = {"status": "pass", "metrics": {"snr_wm": 10.0 + i}, "processing": processing}
-            (out / f"{label}_desc-harmony_qc.json").write_text(json.dumps(record))
-    (root / "bids" / "participants.tsv").write_text("\n".join(rows) + "\n")
-    (root / "bids" / "dataset_description.json").write_text(
-        json.dumps({"Name": "heads", "BIDSVersion": "1.10.0", "License": "CC0"})
-    )
+    names = (f"{STEM}preproc_T1w.nii.gz", f"{STEM}brain_mask.nii.gz")
+    for i, scan in enumerate(write_scans(root / "out", counts, tones, names)):
+        label = f"sub-{scan.subject}"
+        rows.append(f"{label}\t{scan.age:.1f}\t{'MF'[i % 2]}\t{scan.site}")
+        write(root / "bids", f"{label}/anat/{label}_T1w.nii.gz")
+        record = {"status": "pass", "metrics": scan.metrics, "processing": processing}
+        write(root / "out", f"{label}/anat/{label}_desc-harmony_qc.json", json.dumps(record))
+    write(root / "bids", "participants.tsv", "\n".join(rows) + "\n")
+    about = {"Name": "heads", "BIDSVersion": "1.10.0", "License": "CC0"}
+    write(root / "bids", "dataset_description.json", json.dumps(about))
 
 
 @pytest.fixture(scope="module")

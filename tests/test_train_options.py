@@ -11,25 +11,32 @@ from training_heads import people, table
 
 from bids_harmony.config import Contract
 from bids_harmony.errors import UsageError
-from bids_harmony.training.inputs import TrainScan, common_contract, made_under
+from bids_harmony.training.data import TrainScan, common_contract, made_under
 from bids_harmony.training.targets import find_target, find_targets
 
 
-def test_targets_never_share_a_name_with_each_other_or_the_program() -> None:
+def test_columns_become_targets_that_never_share_a_name() -> None:
     rows = table({"REF": [20.0, 30, 40, 50], "A": [30.0, 40]})
-    rows["schizophrenia"] = ["no", "yes", "no", "yes", "no", "no"]
+    rows["schizophrenia"] = ["yes", "no", None, "yes", "no", "no"]
+    rows["coded"] = [1, 0, 1, 0, 0, 0]
     rows["harmonizer"] = rows["brain_age"] = np.arange(6.0)
     rows["mini mental/30"] = rows["mini-mental 30"] = np.arange(6.0)
-    data = people(rows)
-    every = np.ones(6, dtype=bool)
-    asked = ("age", "schizophrenia", "harmonizer", "brain_age", "mini mental/30", "age")
-    assert [target.name for target in find_targets(data, asked, "REF", every)] == [
+    data, every = people(rows), np.ones(6, dtype=bool)
+    asked = ("age", "schizophrenia", "coded", "harmonizer", "brain_age", "mini mental/30", "age")
+    found = {target.name: target for target in find_targets(data, asked, "REF", every)}
+    assert list(found) == [
         "brain_age",
         "column_schizophrenia_probability",
+        "coded_probability",
         "column_harmonizer",
         "column_brain_age",
         "mini_mental_30",
     ]
+    assert [target.binary for target in found.values()] == [False, True, True, False, False, False]
+    ill = found["column_schizophrenia_probability"]
+    assert ill.classes == ("no", "yes")
+    assert np.array_equal(ill.values, [1, 0, np.nan, 1, 0, 0], equal_nan=True)
+    assert found["coded_probability"].classes == ("0", "1")
     with pytest.raises(UsageError, match="both be called mini_mental_30"):
         find_targets(data, ("mini mental/30", "mini-mental 30"), "REF", every)
 
@@ -39,13 +46,17 @@ def test_two_classes_of_three_are_kept_with_the_filter() -> None:
     rows["diagnosis"] = ["control", "bipolar", "patient", "control", "patient", "bipolar"]
     rows["empty"] = [np.nan] * 5 + [1.0]
     data = people(rows)
-    with pytest.raises(UsageError, match="3 different values"):
-        find_target(data, "diagnosis", "REF", np.ones(6, dtype=bool))
     target = find_target(data, "diagnosis", "REF", (rows["diagnosis"] != "bipolar").to_numpy())
     assert target.classes == ("control", "patient")
     assert np.array_equal(target.values, [0, np.nan, 1, 0, 1, np.nan], equal_nan=True)
-    with pytest.raises(UsageError, match="No scan of REF has a value in the column empty"):
-        find_target(data, "empty", "REF")
+    for column, words in (
+        ("diagnosis", "3 different values"),
+        ("empty", "No scan of REF has a value in the column empty"),
+        ("height", "no column"),
+        ("metrics", "no column"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            find_target(data, column, "REF", np.ones(6, dtype=bool))
 
 
 def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:

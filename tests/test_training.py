@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from bids_dataset import write
 from training_heads import AFFINE, write_scans
 
+from bids_harmony.anat.template import load_template
 from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import calibrate, harmonize, predict
-from bids_harmony.models.bundle import load_bundle
 from bids_harmony.simulation.effect import apply_effect
 from bids_harmony.training.bundle import train_bundle
-from bids_harmony.training.data import TrainingSet, open_training_set
-from bids_harmony.training.harmonizer import match_histogram
-from bids_harmony.training.inputs import TrainScan
-from bids_harmony.training.measure import accept, acceptance
-from bids_harmony.training.predictor import Augmentation, augment
+from bids_harmony.training.data import TrainingSet, TrainScan, open_training_set
+from bids_harmony.training.harmonizer import accept, acceptance, match_histogram
+from bids_harmony.training.predictor import augment
 
 
 @pytest.fixture(scope="module")
@@ -40,42 +38,38 @@ def data(scans: list[TrainScan], tmp_path_factory: pytest.TempPathFactory) -> Tr
 def test_augmentation_keeps_background_and_leaves_some_slices_alone(data: TrainingSet) -> None:
     x = torch.from_numpy(np.array([data.stack(i)[0][15] for i in range(8)]))[:, None]
     generator = torch.Generator().manual_seed(0)
-    y = augment(x, Augmentation(plain=0.0), generator)
-    assert y.shape == x.shape
-    assert float(y.min()) == 0
+    y = augment(x, generator, plain=0.0)
+    assert (y.shape, float(y.min())) == (x.shape, 0)
     assert float((y == 0).float().mean()) > 0.2
     assert not torch.allclose(x, y)
-    z = augment(x, Augmentation(plain=1.0), generator)
+    z = augment(x, generator, plain=1.0)
     assert torch.equal(torch.sort(z.flatten(1))[0], torch.sort(x.flatten(1))[0])
 
 
 def test_matched_scan_has_the_reference_histogram(data: TrainingSet) -> None:
-    quantiles = np.linspace(0.2, 1.2, 256)
     stack, mask = data.stack(20)
-    matched = match_histogram(stack, mask, quantiles)
+    matched = match_histogram(stack, mask, np.linspace(0.2, 1.2, 256))
     got = np.quantile(matched[mask], [0.1, 0.5, 0.9])
     assert np.allclose(got, [0.3, 0.7, 1.1], atol=0.03)
     assert not matched[~mask].any()
 
 
 def test_simulated_effect_widens_ventricles_thins_cortex_and_is_repeatable() -> None:
-    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+    template = load_template(4)
+    mask, affine = template.mask, template.t1w.affine
+    t1w = np.asarray(template.t1w.dataobj)
+    volume = np.where(mask, t1w / np.percentile(t1w, 97), 0)
 
-    t1 = load_mni152_template(resolution=4)
-    mask = np.asarray(load_mni152_brain_mask(resolution=4).dataobj) > 0
-    volume = np.where(mask, np.asarray(t1.dataobj) / np.percentile(t1.dataobj, 97), 0)
-    made = {s: apply_effect(volume, mask, t1.affine, strength=s, seed=5) for s in (0.0, 0.7, 1.4)}
-    again = apply_effect(volume, mask, t1.affine, strength=0.7, seed=5)
-    assert np.array_equal(made[0.7][0], again[0])
-    assert not np.array_equal(
-        made[0.7][0], apply_effect(volume, mask, t1.affine, strength=0.7, seed=6)[0]
-    )
-    mm = nib.affines.apply_affine(t1.affine, np.argwhere(np.ones(mask.shape, bool)))
+    def made(strength: float, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        return apply_effect(volume, mask, affine, strength=strength, seed=seed)
+
+    assert np.array_equal(made(0.7)[0], made(0.7)[0])
+    assert not np.array_equal(made(0.7)[0], made(0.7, seed=6)[0])
+    mm = nib.affines.apply_affine(affine, np.argwhere(np.ones(mask.shape, bool)))
     central = (np.abs(mm - (0, -8, 15)) < (26, 40, 18)).all(axis=1).reshape(mask.shape)
-    fluid = [int(((v < 0.6) & central & m).sum()) for v, m in made.values()]
-    brain = [float(v.sum()) for v, _ in made.values()]
-    assert fluid[0] < fluid[1] < fluid[2]
-    assert brain[0] > brain[1] > brain[2]
+    each = [made(strength) for strength in (0.0, 0.7, 1.4)]
+    assert (np.diff([int(((v < 0.6) & central & m).sum()) for v, m in each]) > 0).all()
+    assert (np.diff([float(v.sum()) for v, _ in each]) < 0).all()
 
 
 @pytest.mark.parametrize(
@@ -116,46 +110,37 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     )
     info = bundle.info
     assert (bundle.name, bundle.reference_site, info["licences"]) == ("small", "REF", ["CC0"])
-    assert {s: v["n"] + v["n_held_out"] for s, v in info["sites"].items()} == {
-        "REF": 16, "A": 8, "B": 3,
-    }  # fmt: skip
+    counts = {site: row["n"] + row["n_held_out"] for site, row in info["sites"].items()}
+    assert counts == {"REF": 16, "A": 8, "B": 3}
     splits = json.loads((bundle.path / "splits.json").read_text())
-    for part in splits.values():
-        assert not set(part["train"]) & set(part["test"])
+    assert not any(set(part["train"]) & set(part["test"]) for part in splits.values())
     figures = info["metrics"]["brain_age"]["sites"]
     assert figures["REF"]["harmonized"]["n"] == info["sites"]["REF"]["n_held_out"]
     # What the fine-tuned map has seen, it is not tested on.
     assert set(info["map"]["known_truth"]) <= {"intensity-mapping", "network", "cyclegan"}
     n = 8 - (len(splits["A"]["train"]) if info["map"]["kind"] == "cyclegan" else 0)
-    ways = ["none", "histogram_matching", "harmonized", "harmonized_known_ages"]
-    # The curve alone is a way of its own where something follows it.
-    ways += ["intensity_mapping"] * (info["map"]["kind"] != "intensity-mapping")
-    assert {way: row["n"] for way, row in figures["A"].items()} == dict.fromkeys(ways, n)
+    methods = ["none", "histogram_matching", "harmonized", "harmonized_known_ages"]
+    # The curve alone is a method of its own where something follows it.
+    methods += ["intensity_mapping"] * (info["map"]["kind"] != "intensity-mapping")
+    assert {name: row["n"] for name, row in figures["A"].items()} == dict.fromkeys(methods, n)
     assert any("training the map on real sites" in line for line in lines)
     row = figures["A"]["harmonized"]
-    assert row["offset_95"][0] <= row["offset"] <= row["offset_95"][1]
-    assert 0 <= row["coverage_95"][0] <= row["coverage"] <= row["coverage_95"][1] <= 1
+    for name in ("offset", "coverage", "mae"):
+        assert row[f"{name}_95"][0] <= row[name] <= row[f"{name}_95"][1]
     assert info["targets"]["schizophrenia_probability"]["training_data"] == "simulated"
-    assert info["map"]["acceptance"]["text"].endswith(".")
+    assert info["targets"]["brain_age"]["interval"]["method"].startswith("empirical")
     reference = bundle.qc_reference()
     assert reference["metrics"]["sites"]["A"]["snr_wm"]["n"] == info["sites"]["A"]["n"]
     assert set(reference["histograms"]) == {"REF"}
-    method = info["targets"]["brain_age"]["interval"]["method"]
-    assert method.startswith("empirical")
-    assert "conformal" not in json.dumps(info)
     card = json.loads((bundle.path / "model_card.json").read_text())
     assert card["metrics"] == info["metrics"]
     page = (bundle.path / "model_card.html").read_text()
-    assert info["map"]["acceptance"]["text"] in page
-    assert "<svg" in page
-    assert '<th class="n">offset</th>' in page
-    assert 'src="' not in page
+    assert all(part in page for part in (info["map"]["acceptance"]["text"], "<svg", ">offset<"))
 
     # A is calibrated from its own scans, and moves towards the reference.
     assert bundle.appearance().n == info["sites"]["REF"]["n"]
     of_a = [scan for scan in scans if scan.site == "A"]
-    images, masks = ([nib.load(path) for path in paths]
-                     for paths in zip(*((s.t1w, s.mask) for s in of_a), strict=True))  # fmt: skip
+    images, masks = ([nib.load(getattr(scan, kind)) for scan in of_a] for kind in ("t1w", "mask"))
     calibration = calibrate(images, bundle, masks=masks, ages=[s.age for s in of_a], site="A")
     mapped = harmonize(images[4], bundle, calibration)
     volume = np.asarray(images[4].dataobj)
@@ -165,11 +150,6 @@ def test_whole_training_writes_a_bundle_that_runs(scans: list[TrainScan], tmp_pa
     assert np.isfinite(result["brain_age"]["harmonized"])
     assert result["in_training"]["site"] is True
     assert result["calibration"]["sha256"] == calibration.sha256
-    # What was measured was measured with the weights as stored.
-    again = load_bundle(bundle.path).networks()["brain_age"]
-    for value in again[0].state_dict().values():
-        if value.is_floating_point():
-            assert torch.equal(value, value.half().float())
 
 
 @pytest.mark.slow
@@ -239,34 +219,23 @@ def test_a_map_must_remove_half_of_what_sites_add() -> None:
     assert acceptance({"A": {"none": {"offset": 1.0, "offset_95": None}}})["passed"] is None
 
 
-def test_recipe_links_the_datasets_into_one(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
-    try:
-        import default_bundle
-    finally:
-        sys.path.pop(0)
+def test_recipe_links_the_datasets_into_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "recipes")
+    import default_bundle
+
     for folder in default_bundle.SOURCES:
-        anat = tmp_path / folder / "sub-01" / "anat"
-        anat.mkdir(parents=True)
-        (anat / "sub-01_T1w.nii.gz").write_bytes(folder.encode())
-        (tmp_path / folder / "participants.tsv").write_text(
-            f"participant_id\tage\tsex\tsite\nsub-01\t30\tF\t{folder}\n"
-        )
-        (tmp_path / folder / "dataset_description.json").write_text(
-            json.dumps({"Name": folder, "License": "CC0"})
-        )
-    (tmp_path / "ixi_hh" / "T1w.json").write_text('{"MagneticFieldStrength": 3}')
+        write(tmp_path / folder, "sub-01/anat/sub-01_T1w.nii.gz", folder)
+        people = f"participant_id\tage\tsex\tsite\nsub-01\t30\tF\t{folder}\n"
+        write(tmp_path / folder, "participants.tsv", people)
+        write(tmp_path / folder, "dataset_description.json", '{"Name": "d", "License": "CC0"}')
+    write(tmp_path / "ixi_hh", "T1w.json", '{"MagneticFieldStrength": 3}')
     merged = tmp_path / "merged"
-    assert default_bundle.merge(tmp_path, merged) == 3
-    assert default_bundle.merge(tmp_path, merged) == 3
-    with (merged / "participants.tsv").open() as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    assert [(r["participant_id"], r["site"], r["diagnosis"]) for r in rows] == [
-        ("sub-IXI01", "ixi_hh", "n/a"),
-        ("sub-NSK01", "ds002748", "n/a"),
-        ("sub-UCLA01", "ds000011", "n/a"),
-    ]
+    assert default_bundle.merge(tmp_path, merged) == default_bundle.merge(tmp_path, merged) == 3
+    rows = pd.read_csv(merged / "participants.tsv", sep="\t")
+    assert rows["participant_id"].tolist() == ["sub-IXI01", "sub-NSK01", "sub-UCLA01"]
+    assert rows["site"].tolist() == list(default_bundle.SOURCES)
     link = merged / "sub-NSK01" / "anat" / "sub-NSK01_T1w.nii.gz"
-    assert link.is_symlink()
-    assert link.read_bytes() == b"ds002748"
+    assert (link.is_symlink(), link.read_bytes()) == (True, b"ds002748")
     assert (merged / "sub-IXI01" / "anat" / "sub-IXI01_T1w.json").is_file()

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from bids_harmony.models.slices import Box, slice_heights, uncrop
+from bids_harmony.models.slices import Box, uncrop
 from bids_harmony.sites.code import describe, vector
 from bids_harmony.training.data import TrainingSet
 
@@ -36,9 +36,7 @@ def from_arrays(
     table["descriptors"] = [vector(describe(v, m, abs(affine[0, 0]))).tolist() for v, m in whole]
     volumes = np.where(masks, images, np.nan).astype(np.float16)
     digests = tuple(hashlib.sha256(volume.tobytes()).hexdigest() for volume in volumes)
-    return TrainingSet(
-        volumes, table, slice_heights(n_slices, affine), box, shape, affine, digests
-    )
+    return TrainingSet(volumes, table, box, shape, affine, digests)
 
 
 def balls(

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from training_data import from_arrays
 
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.inputs import TrainScan
+from bids_harmony.training.data import TrainingSet, TrainScan
 
 SHAPE = (40, 44, 30)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -31,17 +30,22 @@ def head(
     return np.where(mask, volume, 0).astype(np.float32), mask
 
 
-def write_scans(folder: Path, counts: dict[str, int], gammas: dict[str, float]) -> list[TrainScan]:
-    rng = np.random.default_rng(0)
-    scans = []
+def write_scans(
+    folder: Path,
+    counts: dict[str, int],
+    gammas: dict[str, float],
+    names: tuple[str, str] = ("{0}_T1w.nii.gz", "{0}_mask.nii.gz"),
+) -> list[TrainScan]:
+    """Write so many heads of each site; ``names`` are those of images and masks by subject."""
+    rng, scans = np.random.default_rng(0), []
     for site, n in counts.items():
         for i in range(n):
             age = 20 + 50 * i / max(n - 1, 1)
             volume, mask = head(age, rng, gammas.get(site, 1.0))
-            stem = folder / f"{site}{i}"
-            paths = [Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_mask.nii.gz")]
-            nib.save(nib.Nifti1Image(volume, AFFINE), paths[0])
-            nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), paths[1])
+            paths = [folder / name.format(f"{site}{i}") for name in names]
+            for path, data in zip(paths, (volume, mask.astype(np.uint8)), strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(data, AFFINE), path)
             scans.append(TrainScan(f"{site}{i}", site, *paths, age, {"snr_wm": 10.0 + i}))
     return scans
 

@@ -29,7 +29,7 @@ from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.console import counted_off
 from bids_harmony.errors import ScanError
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.models.slices import crop
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram

@@ -28,8 +28,7 @@ from bids_harmony.files import read_json_or_empty, write_text
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation import GENERATOR
 from bids_harmony.training.bundle import choose_reference
-from bids_harmony.training.data import TrainingSet, open_training_set
-from bids_harmony.training.inputs import read_scans, usable_scans
+from bids_harmony.training.data import TrainingSet, open_training_set, read_scans, usable_scans
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.targets import SIMULATED, Target, find_target, find_targets
 

@@ -22,20 +22,24 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import methods
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
-from bids_harmony.models.mapnetwork import SiteMap
+from bids_harmony.models.networks import SiteMap
 from bids_harmony.models.slices import predict_value
 from bids_harmony.qc.guard import TISSUES, measure
 from bids_harmony.qc.metrics import edges_and_noise
-from bids_harmony.sites.code import Appearance
 from bids_harmony.training import harmonizer
 from bids_harmony.training.bundle import age_line
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet, locked
+from bids_harmony.training.data import (
+    TEST,
+    TRAIN,
+    TrainingRun,
+    TrainingSet,
+    locked,
+    make_folds,
+    split_subjects,
+)
 from bids_harmony.training.harmonizer import MAX_HISTOGRAM
-from bids_harmony.training.predictor import recipe_of
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.splits import TEST, TRAIN, make_folds, split_subjects
-from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import Target
 
 #: Volumes that biology is looked for in.
@@ -252,26 +256,25 @@ def calibrations(
     data, reference = study.data, unit.train_sites[0]
     at_reference = replace(unit, train_sites=(reference,))
     predictors, _ = fit_predictors(study, at_reference, data, split)
-    learnt = np.flatnonzero((split != TEST) & (data.sites == reference) & study.fit)
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], age_line(predictors)
-    )
+    train = replace(study.train, seed=unit.seed)
+    run = TrainingRun(data, split, study.fit, reference, train, study.work_dir, study.say)
+    appearance = run.appearance(age_line(predictors))
     ensembles = None if appearance.line is None else predictors["brain_age"].ensembles
-    network = train_maps(
-        data, learnt[split[learnt] == TRAIN], among[data.sites[among] != reference], appearance,
-        ensembles, replace(study.train, seed=unit.seed), study.work_dir, study.say,
-    )[study.train.map]  # fmt: skip
+    others = among[data.sites[among] != reference]
+    network = train_maps(run, others, appearance, ensembles)[study.train.map]
     slice_mm = study.train.contract.slice_mm
-    tried = harmonizer.ways_to_calibrate(data, ensembles, slice_mm, appearance, network)
+    calibrator = harmonizer.Calibrator(data, appearance, network, ensembles, slice_mm)
+    tried = calibrator.methods()
     if ensembles is None or np.isnan(data.ages[among]).all():
         del tried[harmonizer.KNOWN_AGES]
     found = {}
     for name, (ages, net) in tried.items():
         maps = {}
         for site in np.unique(data.sites[among]).tolist():
-            code = harmonizer.calibrated(data, data.site_scans(site, among), appearance, ages)
-            maps[site] = SiteMap.of(code, appearance, net, data.box)
-        found[name] = methods.mapping(name, maps, data.sites)
+            scans = data.site_scans(site, among)
+            code = calibrator.code(scans, ages)
+            of_site[site] = SiteMap.of(code, appearance, net, data.box)
+        found[name] = methods.mapping(name, of_site, data.sites)
     return found
 
 
@@ -301,9 +304,10 @@ def fit_predictors(
             options = replace(study.train, targets=(target.column,), seed=unit.seed)
             try:
                 predictors |= train_predictors(
-                    joined, split, study.fit, reference, options, recipe_of(options),
-                    study.work_dir, device=one_device(options.device), say=study.say,
-                )  # fmt: skip
+                    TrainingRun(
+                        joined, split, study.fit, reference, options, study.work_dir, study.say
+                    )
+                )
             except UsageError as error:
                 reasons[target.name] = error.cause
     return predictors, reasons

@@ -198,11 +198,9 @@ def predict(
 
 def _intervals(entry: dict[str, Any], half: float) -> dict[str, Any]:
     """Put an interval around the values before and after harmonization."""
-    harmonized, raw = (
-        None
-        if (value := entry[kind]) is None
-        else [round(value - half, 2), round(value + half, 2)]
-        for kind in ("harmonized", "raw")
+    raw, harmonized = (
+        None if entry[kind] is None else [round(entry[kind] + side, 2) for side in (-half, half)]
+        for kind in ("raw", "harmonized")
     )
     return {"interval_90": harmonized or raw, "interval_90_raw": raw}
 
@@ -214,14 +212,12 @@ def _gaps(
     bias = spec.get("age_bias") if corrected else None
     found: dict[str, Any] = {"unit": "years"}
     for kind in ("raw", "harmonized"):
-        value = entry[kind]
-        gap = None if value is None or age is None else round(value - age, 2)
-        found[f"gap_{kind}"] = gap
+        known = entry[kind] is not None and age is not None
+        gap = found[f"gap_{kind}"] = round(entry[kind] - age, 2) if known else None
         if bias is not None:
             expected = bias["intercept"] + bias["slope"] * (age or 0)
-            found[f"gap_corrected_{kind}"] = None if gap is None else round(gap - expected, 2)
+            found[f"gap_corrected_{kind}"] = round(gap - expected, 2) if known else None
     if bias is not None:
         found["age_bias"] = bias
     low, high = spec["training_range"]
-    found["age_in_training_range"] = None if age is None else bool(low <= age <= high)
-    return found
+    return found | {"age_in_training_range": None if age is None else bool(low <= age <= high)}

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
+from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,13 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 from bids_harmony.config import Contract
 from bids_harmony.errors import BundleError
 from bids_harmony.files import sha256_of
-from bids_harmony.processes import end_with_parent
+from bids_harmony.processes import side_by_side
 from bids_harmony.sites.code import Appearance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+    from bids_harmony.models.networks import MapNetwork, SiteMap
     from bids_harmony.sites.code import SiteCode
 
 FORMAT = 3
@@ -39,8 +36,6 @@ KEYS = frozenset(
         "map", "targets", "metrics", "training", "licences", "intended_use", "files",
     }
 )  # fmt: skip
-#: Bytes that no honest file of a bundle exceeds: a larger one is not read.
-MAX_FILE, MAX_DESCRIPTION = 2**30, 2**24
 AGAIN = "Copy the bundle again from where it was made, or train a new one."
 
 
@@ -136,7 +131,7 @@ class Bundle:
 
     def site_map(self, code: SiteCode, device: str = "cpu", *, spare: bool = False) -> SiteMap:
         """Make the map of a site of this code; without its network where that is to be spared."""
-        from bids_harmony.models.mapnetwork import SiteMap
+        from bids_harmony.models.networks import SiteMap
 
         network = None if spare else self.map_network(device)
         return SiteMap.of(code, self.appearance(), network, self.box)
@@ -162,44 +157,12 @@ def load_bundle(path: Path | str | None = None) -> Bundle:
     """
     folder = Path(path) if path is not None else DEFAULT_BUNDLE
     try:
-        _check_size(folder / "bundle.json", MAX_DESCRIPTION)
         raw = (folder / "bundle.json").read_bytes()
     except OSError as error:
         raise BundleError(
             f"There is no model bundle in {folder} (bundle.json cannot be read).",
             "Give --bundle the folder that holds bundle.json.",
         ) from error
-    info = _parse(raw, folder)
-    contract = Contract.from_dict(info["contract"])
-    names = {entry.name for entry in folder.iterdir() if entry.name != "bundle.json"}
-    if extra := names - set(info["files"]) - {"__pycache__", "__init__.py"}:
-        raise BundleError(
-            f"The bundle {folder} holds files its bundle.json does not know: {sorted(extra)}.",
-            "Remove them, or copy the bundle again from where it was made.",
-        )
-    for name, digest in info["files"].items():
-        file = folder / name
-        if Path(name).name != name or "\\" in name or name == ".." or not name.isprintable():
-            raise BundleError(f"The bundle {folder} names a file outside itself: {name!r}.", AGAIN)
-        if not file.is_file():
-            raise BundleError(f"The bundle {folder} lacks its file {name}.", AGAIN)
-        _check_size(file, MAX_FILE)
-        if sha256_of(file) != digest:
-            raise BundleError(f"The file {name} of the bundle {folder} has been altered.", AGAIN)
-    return Bundle(folder.resolve(), hashlib.sha256(raw).hexdigest(), info, contract)
-
-
-def _check_size(file: Path, most: int) -> None:
-    if (size := file.stat().st_size) > most:
-        raise BundleError(
-            f"The file {file} claims {size / 1e9:.1f} GB, and {most / 1e9:.2g} GB is the most "
-            "that a bundle's may have.",
-            AGAIN,
-        )
-
-
-def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
-    """Read ``bundle.json``, and refuse what this version does not read."""
     try:
         info = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -210,16 +173,32 @@ def _parse(raw: bytes, folder: Path) -> dict[str, Any]:
             f"The bundle {folder} is of a format this version does not read.",
             f"Use a bundle of format {FORMAT}.",
         )
+    if problem := _problem(info, folder):
+        raise BundleError(f"The bundle {folder} {problem}.", AGAIN)
+    contract = Contract.from_dict(info["contract"])
+    return Bundle(folder.resolve(), hashlib.sha256(raw).hexdigest(), info, contract)
+
+
+def _problem(info: dict[str, Any], folder: Path) -> str | None:
+    """Say what is wrong with the entries of ``bundle.json`` or with the files that it names."""
     objects = ("files", "networks", "targets", "contract", "sites")
     if wrong := KEYS ^ set(info):
-        text = f"has missing or unknown entries: {sorted(wrong)}"
-    elif bad := [key for key in objects if not isinstance(info[key], dict)]:
-        text = f"has entries of the wrong kind: {bad}"
-    elif odd := [name for name in info["networks"] if not name.isprintable()]:
-        text = f"has a network named {odd[0]!r}"
-    else:
-        return info
-    raise BundleError(f"The bundle.json of {folder} {text}.", AGAIN)
+        return f"has missing or unknown entries: {sorted(wrong)}"
+    if bad := [key for key in objects if not isinstance(info[key], dict)]:
+        return f"has entries of the wrong kind: {bad}"
+    if odd := [name for name in info["networks"] if not name.isprintable()]:
+        return f"has a network named {odd[0]!r}"
+    there = {entry.name for entry in folder.iterdir()} - {"bundle.json", "__pycache__"}
+    if extra := there - set(info["files"]):
+        return f"holds files its bundle.json does not know: {sorted(extra)}"
+    for name, digest in info["files"].items():
+        if Path(name).name != name or name == ".." or not name.isprintable():
+            return f"names a file outside itself: {name!r}"
+        if not (folder / name).is_file():
+            return f"lacks its file {name}"
+        if sha256_of(folder / name) != digest:
+            return f"has a file that has been altered: {name}"
+    return None
 
 
 def check_weights(bundle: Bundle) -> None:
@@ -233,14 +212,7 @@ def check_weights(bundle: Bundle) -> None:
     BundleError
         When weights are missing, are too many, have another shape or are not finite.
     """
-    with ProcessPoolExecutor(max_workers=1, initializer=end_with_parent) as pool:
-        try:
-            pool.submit(_load_and_forget, bundle).result()
-        except BrokenProcessPool as error:
-            raise BundleError(
-                f"The process that loaded the networks of {bundle.path} was killed.",
-                "Give the job more memory, or use another bundle.",
-            ) from error
+    deque(side_by_side(_load_and_forget, [(bundle,)], 1), maxlen=0)
 
 
 def _load_and_forget(bundle: Bundle) -> None:
@@ -256,16 +228,20 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    info = json.loads((folder / "bundle.json").read_bytes())
+    from bids_harmony.models.networks import GreyMatterNetwork, MapNetwork, SliceNetwork
+
+    kinds: dict[str, type[nn.Module]] = {
+        "slice": SliceNetwork, "grey_matter": GreyMatterNetwork, "map": MapNetwork,
+    }  # fmt: skip
     networks: dict[str, list[nn.Module]] = {}
-    for name, config in info["networks"].items():
+    for name, config in json.loads((folder / "bundle.json").read_bytes())["networks"].items():
         try:
-            loaded = []
-            for file in config["files"]:
-                data = (folder / file).read_bytes()
-                if hashlib.sha256(data).hexdigest() != info["files"][file]:
-                    raise ValueError(f"the digest of {file} is wrong")
-                loaded.append(build_network(config, load(data)).to(device))
+            networks[name] = [
+                _filled(
+                    kinds[config["kind"]](**config["options"]), load((folder / file).read_bytes())
+                ).to(device)
+                for file in config["files"]
+            ]
         except (
             SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError,
         ) as error:  # fmt: skip
@@ -273,40 +249,15 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
             raise BundleError(
                 f"The weights of {name} in the bundle {folder} do not fit ({reason}).", AGAIN
             ) from error
-        networks[name] = loaded
     return networks
 
 
-def build_network(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """Build one network of a bundle's ``networks`` entry from its weights.
-
-    Parameters
-    ----------
-    config : dict
-        ``kind`` (``slice``, ``grey_matter`` or ``map``) and ``options`` for the network's class.
-    tensors : dict
-        State dictionary; stored in half precision, used in single precision.
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode, without gradients.
-    """
-    import torch
-
-    from bids_harmony.models.mapnetwork import MapNetwork
-    from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
-
-    kinds: dict[str, type[nn.Module]] = {
-        "slice": SliceNetwork, "grey_matter": GreyMatterNetwork, "map": MapNetwork,
-    }  # fmt: skip
-    network = kinds[config["kind"]](**config["options"])
-    full = {}
-    for key, value in tensors.items():
-        full[key] = value.float() if value.is_floating_point() else value
-        if not torch.isfinite(full[key]).all():
-            raise ValueError(f"{key} is not finite")
-    network.load_state_dict(full, strict=True)
+def _filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Fill a network with weights that were stored in half precision, for evaluation."""
+    full = {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
+    if bad := [key for key, value in full.items() if not value.isfinite().all()]:
+        raise ValueError(f"{bad[0]} is not finite")
+    network.load_state_dict(full)
     return network.eval().requires_grad_(False)
 
 
@@ -337,34 +288,25 @@ def write_bundle(
     """
     from safetensors.torch import save
 
+    files: dict[str, bytes] = {}
+    for name, config in info["networks"].items():
+        for file, network in zip(config["files"], networks[name], strict=True):
+            weights = network.state_dict().items()
+            halves = {k: v.half() if v.is_floating_point() else v for k, v in weights}
+            files[file] = save({key: value.contiguous() for key, value in halves.items()})
+    for name, table in tables.items():
+        files[name] = table.encode() if isinstance(table, str) else to_json(table)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        files: dict[str, bytes] = {}
-        for name, config in info["networks"].items():
-            for file, network in zip(config["files"], networks[name], strict=True):
-                files[file] = save(
-                    {
-                        key: (value.half() if value.is_floating_point() else value).contiguous()
-                        for key, value in network.state_dict().items()
-                    }
-                )
-        for name, table in tables.items():
-            files[name] = table.encode() if isinstance(table, str) else to_json(table)
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-        files["bundle.json"] = to_json({"format": FORMAT, **info, "files": digests})
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
         for name, data in files.items():
-            (scratch / name).write_bytes(data)
-        scratch.chmod(0o755)
+            (new / name).write_bytes(data)
         if out.exists():
-            old = scratch.with_name(f"{scratch.name}.old")
-            os.replace(out, old)
-            os.replace(scratch, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            out.replace(old)
+        new.replace(out)
     return load_bundle(out)
 
 

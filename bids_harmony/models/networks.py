@@ -1,14 +1,40 @@
-"""The predictors: the paper's slice network, and a linear one on maps of grey matter."""
+"""The networks: two predict, on slices and on maps of grey matter, and one maps scans.
+
+:class:`MapNetwork` mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
+It is conditioned on the site's code and sees the scan. For each place it says how much of each
+frequency band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bids_harmony.anat.intensity import MAX_SCALED
+from bids_harmony.models.slices import Box, crop, uncrop
+from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, IntensityMapping, SiteCode
+
+#: Every fifth quantile of the code, its texture, and what its number of persons leaves unsure.
+COARSE = 5
+CODE_SIZE = len(LEVELS[COARSE // 2 :: COARSE]) + N_TEXTURE + 1
+#: Differences beyond this many standard deviations of persons are all alike.
+MOST = 16.0
+#: Bands: what smoothing along each axis takes away, and two isotropic ones below.
+N_BANDS = 5
+#: The brain is above 0: that is the background.
+LEAST = 1e-3
+#: Volumes' sides are multiples of this inside the network.
+STRIDE = 8
+#: Intensity between grey and white matter, taken from the network's input; gain of its outputs.
+MIDDLE, GAIN, SHIFT = 0.6, 5.0, 0.2
 
 
 @contextmanager
@@ -142,3 +168,225 @@ def grey_matter_map(x: Tensor, cell: int) -> Tensor:
         kernel = torch.tensor([0.25, 0.5, 0.25]).to(cells).reshape(shape)
         cells = F.conv3d(cells, kernel, padding=[int(d == dim) for d in (2, 3, 4)])
     return cells.flatten(1)
+
+
+def code_input(shift: np.ndarray, persons: int, appearance: Appearance) -> np.ndarray:
+    """Scale a site code for :class:`MapNetwork`: float32 (:data:`CODE_SIZE`,), -4 to 4."""
+    scaled, n = shift / appearance.person_sd, len(LEVELS)
+    values = [*scaled[COARSE // 2 : n : COARSE], *scaled[n:], 8 / persons]
+    return np.asarray(np.clip(values, -MOST, MOST) / 4, dtype=np.float32)
+
+
+class MapNetwork(nn.Module):
+    """A small 3-D U-Net, conditioned on a site code (FiLM), that weighs a scan's frequency bands.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Width at half, a quarter and an eighth of the resolution.
+    embedding : int
+        Width of the code's embedding.
+    """
+
+    def __init__(self, channels: Sequence[int] = (24, 40, 56), embedding: int = 32) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        half, quarter, eighth = channels
+        self.embed = nn.Sequential(
+            nn.Linear(CODE_SIZE, embedding), nn.ReLU(), nn.Linear(embedding, embedding), nn.ReLU()
+        )
+        self.enter = nn.Conv3d(8 + 1 + 3 + N_BANDS, half, 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.Conv3d(a, b, 3, stride=2, padding=1)
+            for a, b in ((half, quarter), (quarter, eighth))
+        )
+        self.up = nn.ModuleList(
+            nn.Conv3d(a, b, 1) for a, b in ((eighth, quarter), (quarter, half))
+        )
+        widths = (half, quarter, quarter, eighth, quarter, half)
+        self.blocks = nn.ModuleList(_Block(width, embedding) for width in widths)
+        self.local = nn.Conv3d(half, N_BANDS + 1, 3, padding=1)
+        self.overall = nn.Linear(embedding, N_BANDS)
+        _set_to_zero(self.local, self.overall)  # an untrained network changes nothing
+
+    def forward(self, x: Tensor, mask: Tensor, code: Tensor) -> Tensor:
+        """Map (n, 1, slices, rows, columns) volumes with their masks (0, 1) and site codes."""
+        z = self.embed(code)
+        details = bands(x, mask)
+        seen = [
+            2 * _unshuffle((x - MIDDLE) * mask),
+            F.avg_pool3d(mask, 2),
+            _places(x),
+            10 * F.avg_pool3d(details.abs(), 2),
+        ]
+        h0 = self.blocks[0](F.relu(self.enter(torch.cat(seen, dim=1))), z)
+        h1 = self.blocks[2](self.blocks[1](F.relu(self.down[0](h0)), z), z)
+        h2 = self.blocks[3](F.relu(self.down[1](h1)), z)
+        h1 = self.blocks[4](h1 + _upsampled(self.up[0](h2)), z)
+        h0 = self.blocks[5](h0 + _upsampled(self.up[1](h1)), z)
+        local = _upsampled(self.local(h0).float())
+        gains = GAIN * (local[:, :-1] + self.overall(z).float()[:, :, None, None, None])
+        out: Tensor = (
+            x + (gains * details).sum(dim=1, keepdim=True) + SHIFT * local[:, -1:]
+        ) * mask
+        return out
+
+    def content(self) -> bytes:
+        """Return all weights, to name what depends on them."""
+        return b"".join(v.cpu().numpy().tobytes() for v in self.state_dict().values())
+
+
+class _Block(nn.Module):
+    """Residual block whose middle is scaled and shifted by the embedded code."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(width, width, 3, padding=1)
+        self.second = nn.Conv3d(width, width, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * width)
+        _set_to_zero(self.second, self.film)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        scale, shift = self.film(z)[:, :, None, None, None].chunk(2, dim=1)
+        out: Tensor = x + self.second(F.relu(self.first(x)) * (1 + scale) + shift)
+        return out
+
+
+def _set_to_zero(*layers: nn.Module) -> None:
+    for layer in layers:
+        for weights in layer.parameters():
+            nn.init.zeros_(weights)
+
+
+def bands(x: Tensor, mask: Tensor) -> Tensor:
+    """Split volumes into frequency bands, without a look beyond the mask.
+
+    Returns
+    -------
+    torch.Tensor
+        (n, :data:`N_BANDS`, slices, rows, columns).
+    """
+    with torch.no_grad():
+        x = x * mask
+        found = [x - _ratio(_smooth(x, axis), _smooth(mask, axis), mask) for axis in (2, 3, 4)]
+        sums, weights, finer = x, mask, None
+        for times in (1, 2, 4):
+            for _ in range(times):
+                for axis in (2, 3, 4):
+                    sums, weights = _smooth(sums, axis), _smooth(weights, axis)
+            coarser = _ratio(sums, weights, mask)
+            if finer is not None:
+                found.append(finer - coarser)
+            finer = coarser
+        return torch.cat(found, dim=1)
+
+
+def _ratio(sums: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    return sums / weights.clamp(min=1e-3) * mask
+
+
+def _smooth(x: Tensor, axis: int) -> Tensor:
+    """Convolve with [1, 2, 1] / 4 along an axis; beyond its ends there is nothing."""
+    n, out = x.shape[axis], 0.5 * x
+    out.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1), alpha=0.25)
+    out.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1), alpha=0.25)
+    return out
+
+
+def _unshuffle(x: Tensor) -> Tensor:
+    """Put the 2 x 2 x 2 voxels of each cell into channels: (n, 8, ...) at half resolution."""
+    n, _, a, b, c = x.shape
+    cells = x.reshape(n, a // 2, 2, b // 2, 2, c // 2, 2)
+    return cells.permute(0, 2, 4, 6, 1, 3, 5).reshape(n, 8, a // 2, b // 2, c // 2)
+
+
+def _places(x: Tensor) -> Tensor:
+    """Coordinates, -1 to 1, at half resolution: (n, 3, ...)."""
+    axes = [torch.linspace(-1, 1, size // 2).to(x) for size in x.shape[2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].expand(len(x), -1, -1, -1, -1)
+
+
+def _upsampled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def apply_network(
+    network: MapNetwork, volume: np.ndarray, code: np.ndarray, box: Box
+) -> np.ndarray:
+    """Run the network on one volume that the site's intensity mapping has mapped.
+
+    Parameters
+    ----------
+    network : MapNetwork
+        In evaluation mode.
+    volume : numpy.ndarray
+        3-D volume on the template grid; background 0.
+    code : numpy.ndarray
+        Of :func:`code_input`.
+    box : tuple
+        Rows and columns that the network sees; elsewhere the volume stays as it is.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, of the same shape; background 0, brain above.
+    """
+    stack = crop(volume, box).astype(np.float32)
+    device = next(network.parameters()).device
+    x = torch.from_numpy(padded(stack))[None, None].to(device)
+    with repeatable():
+        out = network(x, (x > 0).float(), torch.from_numpy(code)[None].to(device))
+    inner = tuple(slice(size) for size in stack.shape)
+    brain = np.where(stack > 0, np.clip(out[0, 0].cpu().numpy()[inner], LEAST, MAX_SCALED), 0)
+    mapped = uncrop(brain, box, volume.shape)
+    inside = uncrop(np.ones(stack.shape, bool), box, volume.shape)
+    return np.where(inside, mapped, volume).astype(np.float32)
+
+
+def padded(stack: np.ndarray) -> np.ndarray:
+    """Add empty slices, rows and columns at the end, up to a multiple of :data:`STRIDE`."""
+    return np.pad(stack, [(0, -size % STRIDE) for size in stack.shape])
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMap:
+    """What takes a site's scans to the reference: its intensity mapping, then the network.
+
+    Attributes
+    ----------
+    curve : IntensityMapping
+        Of the site's code.
+    code : numpy.ndarray
+        Of :func:`code_input`.
+    network : MapNetwork or None
+        None: the intensity mapping alone.
+    box : tuple
+        Rows and columns that the network sees.
+    """
+
+    curve: IntensityMapping
+    code: np.ndarray
+    network: MapNetwork | None
+    box: Box
+
+    @classmethod
+    def of(
+        cls, code: SiteCode, appearance: Appearance, network: MapNetwork | None, box: Box
+    ) -> SiteMap:
+        """Make the map of a site."""
+        condition = code_input(code.shift, code.n, appearance)
+        return cls(IntensityMapping.of(code, appearance), condition, network, box)
+
+    def digest(self) -> str:
+        """Name the map by all that its result depends on."""
+        parts = [self.curve.x.tobytes(), self.curve.y.tobytes()]
+        if self.network is not None:
+            parts += [self.code.tobytes(), self.network.content()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        """Map a volume on the template grid; float32, 0 where it was 0."""
+        mapped = self.curve(volume)
+        if self.network is None:
+            return mapped
+        return apply_network(self.network, mapped, self.code, self.box)

@@ -8,23 +8,24 @@ by .09 (root mean square). How alike neighbouring voxels are differs as much, to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from scipy import ndimage
+from scipy.integrate import cumulative_trapezoid
+from scipy.stats import norm
 
 from bids_harmony.anat.brain import dice
 from bids_harmony.anat.intensity import class_means
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
-from bids_harmony.models.slices import uncrop
+from bids_harmony.models.networks import MapNetwork, SiteMap
+from bids_harmony.models.slices import crop, uncrop
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
 from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, vector
-from bids_harmony.sites.statistics import drawn_persons
+from bids_harmony.sites.statistics import Scans, with_intervals
 from bids_harmony.training.data import TrainingSet
 
 #: Intensities between which the logarithm of the intensity mapping's slope is drawn.
@@ -35,6 +36,8 @@ TOP = 2.0
 TABLE = 257
 #: How far from the background the deep brain begins, in voxels.
 CORE = 7
+#: A voxel and its neighbours along the axes and diagonals.
+BLOCK = np.ones((3, 3, 3), bool)
 #: Cosines of the bias field along each axis.
 FREQUENCIES = 4
 #: Standard deviations (or half-ranges) of the effects at strength 1.
@@ -45,7 +48,6 @@ KINDS = {
     "all": ("tone", "deep_grey", "bias", "blur", "sharpen", "noise", "rim"),
     "all but blur": ("tone", "deep_grey", "bias", "noise", "rim"),
     "intensity mapping": ("tone",),
-    "deep grey": ("deep_grey",),
 }
 #: Scans that a site's code is estimated from for known truth, all of other persons.
 GROUP = 8
@@ -123,170 +125,103 @@ class Acquisition:
 
 
 def apply(
-    acquisition: Acquisition,
-    volume: Tensor,
-    generator: torch.Generator,
-    grey: Tensor | None = None,
-) -> Tensor:
-    """Acquire volumes anew, and bring them back to the scaling that preprocessing gives.
+    acquisition: Acquisition, volume: np.ndarray, generator: torch.Generator, grey: np.ndarray
+) -> np.ndarray:
+    """Acquire a volume anew, and bring it back to the scaling that preprocessing gives.
 
     Parameters
     ----------
     acquisition : Acquisition
-        The same for all.
-    volume : torch.Tensor
-        (n, 1, x, y, z) scaled volumes: CSF 0, grey matter .55, white matter 1, background
-        exactly 0.
+        The new one.
+    volume : numpy.ndarray
+        3-D scaled volume: CSF 0, grey matter .55, white matter 1, background exactly 0.
     generator : torch.Generator
-        Draws each its own noise.
-    grey : torch.Tensor, optional
-        :func:`bids_harmony.anat.template.deep_grey` on their grid, (1, 1, x, y, z); needed where
-        ``deep_grey`` is not 0.
+        Draws the noise.
+    grey : numpy.ndarray
+        Where deep grey matter is on the same grid, 0 to 1.
 
     Returns
     -------
-    torch.Tensor
-        Of the same shape and scaling; background exactly 0.
-
-    Raises
-    ------
-    ValueError
-        When deep grey matter is to change and ``grey`` is missing.
+    numpy.ndarray
+        float32 of the same shape and scaling; background exactly 0.
     """
     a, mask = acquisition, volume > 0
     wanted = _tissue_means(volume, volume, mask)
-    v = _curve(volume, a.tone)
-    if a.deep_grey:
-        if grey is None:
-            raise ValueError("Deep grey matter is to change, and its map is missing.")
-        # Neither CSF nor white matter.
-        above, below = ((volume - 0.2) / 0.3).clamp(0, 1), ((1.1 - volume) / 0.15).clamp(0, 1)
-        v = v + a.deep_grey * grey * above * below
-    v = v * _field(a.bias, volume.shape[2:]).to(v)
+    # Neither CSF nor white matter is deep grey matter.
+    grey = grey * np.clip((volume - 0.2) / 0.3, 0, 1) * np.clip((1.1 - volume) / 0.15, 0, 1)
+    v = (_curve(volume, a.tone) + a.deep_grey * grey) * _field(a.bias, volume.shape)
     if a.rim > 0:
         grown = _closed(mask)
-        v = torch.where(grown & ~mask, torch.full_like(v, a.rim), v)
-        mask = grown
+        v, mask = np.where(grown & ~mask, a.rim, v), grown
     elif a.rim < 0:
         hugging = mask
         for _ in range(2):
-            hugging = hugging & ~(_dilated(~hugging) & (volume < -a.rim))
+            hugging = hugging & ~(ndimage.binary_dilation(~hugging, BLOCK) & (volume < -a.rim))
         mask = mask & _closed(hugging)
-    v = v * mask
-    if any(a.blur):
-        v = _blur(v, mask, a.blur)
-    if a.sharpen:
-        v = v + a.sharpen * (v - _blur(v, mask, (1.0,) * 3))
+    v = _blur(v * mask, mask, a.blur)
+    v = v + a.sharpen * (v - _blur(v, mask, (1.0, 1.0, 1.0))) if a.sharpen else v
     if a.noise:
-        v = v + a.noise * torch.randn(v.shape, generator=generator).to(v)
-    v = _rescaled(v, _tissue_means(v, volume, mask), wanted)
-    return torch.where(mask, v.clamp(1e-3, TOP), torch.zeros_like(v))
+        v = v + a.noise * torch.randn(v.shape, generator=generator).numpy()
+    csf, grey_matter, white = found = _tissue_means(v, volume, mask)
+    # The tissue means come to those wanted, linearly in between.
+    below = wanted[0] - (wanted[1] - wanted[0]) / (grey_matter - csf)
+    v = np.interp(v, [csf - 1, *found, white + 1], [below, *wanted, wanted[2] * (1 + 1 / white)])
+    return np.where(mask, np.clip(v, 1e-3, TOP), 0).astype(np.float32)
 
 
-def _curve(volume: Tensor, tone: tuple[float, ...]) -> Tensor:
+def _curve(volume: np.ndarray, tone: tuple[float, ...]) -> np.ndarray:
     """Intensity mapping with the given logarithms of slopes; 0 stays 0 and 1 stays 1."""
     x = np.linspace(0, TOP, TABLE)
     slopes = np.exp(np.interp(x, np.linspace(0, TOP, len(tone)), tone))
-    y = np.concatenate([[0.0], np.cumsum((slopes[1:] + slopes[:-1]) / 2)]) * (x[1] - x[0])
-    table = torch.from_numpy(y / np.interp(1.0, x, y)).to(volume)
-    place = (volume / TOP).clamp(0, 1) * (TABLE - 1)
-    below = place.long().clamp(max=TABLE - 2)
-    return torch.lerp(table[below], table[below + 1], place - below)
+    y = cumulative_trapezoid(slopes, x, initial=0)
+    return np.asarray(np.interp(volume, x, y / np.interp(1.0, x, y)))
 
 
-def _field(bias: tuple[float, ...], space: Sequence[int]) -> Tensor:
+def _field(bias: tuple[float, ...], shape: Sequence[int]) -> np.ndarray:
     """Product of cosines along each axis, as a factor."""
-    field = torch.tensor(bias, dtype=torch.float32).reshape((FREQUENCIES,) * 3)
-    for n in reversed(space):
-        angle = torch.pi * torch.outer(torch.arange(FREQUENCIES), (torch.arange(n) + 0.5) / n)
-        field = torch.tensordot(torch.cos(angle), field, dims=([0], [-1]))
-    return torch.exp(field)
+    k = np.arange(FREQUENCIES)
+    cosines = [np.cos(np.pi * np.outer(k, (np.arange(n) + 0.5) / n)) for n in shape]
+    coefficients = np.reshape(bias, (FREQUENCIES,) * 3)
+    field = np.einsum("ijk,ix,jy,kz->xyz", coefficients, *cosines, optimize=True)
+    return np.asarray(np.exp(field))
 
 
-def _dilated(mask: Tensor) -> Tensor:
-    """Grow a mask by a voxel along the axes and diagonals."""
-    return F.max_pool3d(mask.float(), 3, stride=1, padding=1) > 0
-
-
-def _closed(mask: Tensor) -> Tensor:
+def _closed(mask: np.ndarray) -> np.ndarray:
     """Fill clefts that are up to two voxels wide."""
-    return ~_dilated(~_dilated(mask))
+    return np.asarray(ndimage.grey_closing(mask.astype(np.uint8), 3) > 0)
 
 
-def _along(axis: int, value: int, others: int) -> list[int]:
-    """Give one axis of three a value."""
-    return [value if i == axis else others for i in range(3)]
-
-
-def _blur(volume: Tensor, mask: Tensor, sd: tuple[float, ...]) -> Tensor:
+def _blur(volume: np.ndarray, mask: np.ndarray, sd: tuple[float, ...]) -> np.ndarray:
     """Gaussian average of the voxels inside the mask; ``sd`` of each axis in voxels."""
-    x = torch.arange(-4, 5, device=volume.device)
-    parts = [volume * mask, mask.to(volume)]
+    parts = [volume * mask, mask.astype(float)]
     for axis, width in enumerate(sd):
         if width > 0:
             # The Gaussian is so narrow that its integral over each voxel is needed.
-            ends = [0.5 * (1 + torch.erf((x + k) / width / math.sqrt(2))) for k in (0.5, -0.5)]
-            kernel = (ends[0] - ends[1]).to(volume).reshape(1, 1, *_along(axis, len(x), 1))
-            padding = _along(axis, len(x) // 2, 0)
-            parts = [F.conv3d(part, kernel, padding=padding) for part in parts]
-    return parts[0] / parts[1].clamp(min=1e-3) * mask
+            kernel = np.diff(norm.cdf(np.arange(-4.5, 5), scale=width))
+            parts = [ndimage.convolve1d(part, kernel, axis, mode="constant") for part in parts]
+    return np.asarray(parts[0] / np.maximum(parts[1], 1e-3) * mask)
 
 
-def _tissue_means(values: Tensor, original: Tensor, mask: Tensor) -> Tensor:
-    """Intensities of CSF, grey and white matter of each volume, (n, 3), as scaling finds them.
+def _tissue_means(values: np.ndarray, original: np.ndarray, mask: np.ndarray) -> list[float]:
+    """Intensities of CSF, grey and white matter as scaling finds them.
 
     CSF is what has the rank, in the deep brain, of what was CSF in the original.
     """
-    outside = (~mask).float()
-    for axis in range(3):
-        size, padding = _along(axis, 2 * CORE + 1, 1), _along(axis, CORE, 0)
-        outside = F.max_pool3d(outside, size, stride=1, padding=padding)
-    found = []
-    for v, o, m, deep in zip(values, original, mask, outside == 0, strict=True):
-        rank = int((o[deep] <= 0.005).sum())
-        csf = float(v[deep].kthvalue(rank).values) if rank else 0.0
-        inside = v[m].cpu().numpy()
-        grey, white = 0.55, 1.0
-        for _ in range(2):
-            tissue = inside[inside > csf + 0.35 * (white - csf)]
-            if tissue.size > 1:
-                grey, white = (float(c) for c in class_means(tissue, 2))
-        found.append([csf, max(grey, csf + 0.05), max(white, csf + 0.1)])
-    return torch.tensor(found).to(values)
-
-
-def _rescaled(values: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
-    """Map each volume's tissue means to those wanted, linearly in between."""
-    shape = (3, -1, *[1] * (values.dim() - 1))
-    f, g, w = found.T.reshape(shape)
-    to_f, to_g, to_w = wanted.T.reshape(shape)
-    dark = to_f + (torch.minimum(values, g) - f) * (to_g - to_f) / (g - f)
-    bright = (torch.minimum(values, w) - g).clamp(min=0) * (to_w - to_g) / (w - g)
-    scaled: Tensor = dark + bright + (values - w).clamp(min=0) * to_w / w
-    return scaled
+    deep = ndimage.minimum_filter(mask, 2 * CORE + 1, mode="constant", cval=1)
+    rank = int((original[deep] <= 0.005).sum())
+    csf = float(np.sort(values[deep])[rank - 1]) if rank else 0.0
+    inside, grey, white = values[mask], 0.55, 1.0
+    for _ in range(2):
+        tissue = inside[inside > csf + 0.35 * (white - csf)]
+        if tissue.size > 1:
+            grey, white = (float(c) for c in class_means(tissue, 2))
+    return [csf, max(grey, csf + 0.05), max(white, csf + 0.1)]
 
 
 def acquire(
-    data: TrainingSet,
-    scan: int,
-    acquisition: Acquisition,
-    generator: torch.Generator,
-    deep: Tensor,
+    data: TrainingSet, scan: int, acquisition: Acquisition, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Acquire a scan of a training set anew.
-
-    Parameters
-    ----------
-    data : TrainingSet
-        All scans.
-    scan : int
-        Number of the scan.
-    acquisition : Acquisition
-        The new one.
-    generator : torch.Generator
-        Draws the noise.
-    deep : torch.Tensor
-        (1, 1, slices, rows, columns) where deep grey matter is.
 
     Returns
     -------
@@ -295,8 +230,7 @@ def acquire(
     descriptors : numpy.ndarray
         Of the new scan.
     """
-    x = torch.from_numpy(data.stack(scan)[0])[None, None]
-    stack = apply(acquisition, x, generator, deep)[0, 0].numpy()
+    stack = apply(acquisition, data.stack(scan)[0], generator, crop(data.deep_grey, data.box))
     whole = uncrop(stack, data.box, data.shape)
     return stack, vector(describe(whole, data.brain_mask(scan), data.zoom_mm))
 
@@ -309,7 +243,6 @@ def known_truth(
     chosen: np.ndarray,
     appearance: Appearance,
     networks: Mapping[str, MapNetwork | None],
-    deep_grey: np.ndarray,
     *,
     kinds: Sequence[str] = ("all",),
     sites: int = 10,
@@ -324,13 +257,12 @@ def known_truth(
     data : TrainingSet
         All scans.
     chosen : numpy.ndarray
-        Numbers of scans of the reference, which no network was fitted to.
+        Numbers of scans of the reference, which no network was fitted to; of :data:`GROUP` and
+        ``per_site`` persons at least.
     appearance : Appearance
         Of the reference.
     networks : mapping of str to MapNetwork or None
         The maps under test: what follows the intensity mapping.
-    deep_grey : numpy.ndarray
-        Where deep grey matter is, on the template grid.
     kinds : sequence of str
         Of :data:`KINDS`: the same acquisitions, with all of their effects or with some alone.
     sites : int
@@ -348,20 +280,12 @@ def known_truth(
         One row per scan and map: ``map``, ``kind``, ``site``, ``person``; mean absolute
         ``distance_raw`` and ``distance_harmonized`` to the original inside the mask;
         ``dice_raw`` and ``dice_harmonized``, the least of CSF, grey and white matter, and
-        ``ventricle_raw`` and ``ventricle_harmonized``, volume relative to the original's, where
+        ``ventricle_raw`` and ``ventricle_harmonized``, the relative error of their volume, where
         tissues are told apart by each volume's own tissue means; and what
         :func:`bids_harmony.qc.guard.measure` finds between original and harmonized.
-
-    Raises
-    ------
-    ValueError
-        When there are too few persons.
     """
     rng, rows = np.random.default_rng(seed), []
     scan_of = {str(data.persons[scan]): int(scan) for scan in chosen}
-    if len(scan_of) < GROUP + per_site:
-        raise ValueError(f"Known truth takes {GROUP + per_site} persons, not {len(scan_of)}.")
-    deep = torch.from_numpy(deep_grey)[None, None]
     for site in range(sites):
         generator = torch.Generator().manual_seed(seed * 1000 + site)
         acquisition = Acquisition.draw(generator, strength)
@@ -370,12 +294,7 @@ def known_truth(
         originals = [data.volume(scan)[0] for scan in scans]
         for kind in kinds:
             only = acquisition.only(*KINDS[kind])
-            if only == Acquisition():
-                continue
-            acquired = [
-                apply(only, torch.from_numpy(v)[None, None], generator, deep)[0, 0].numpy()
-                for v in originals
-            ]
+            acquired = [apply(only, v, generator, data.deep_grey) for v in originals]
             code = _code_of(data, scans[:GROUP], originals, acquired, appearance)
             for name, network in networks.items():
                 site_map = SiteMap.of(code, appearance, network, data.box)
@@ -407,41 +326,43 @@ def _compare(
 ) -> dict[str, float | None]:
     """Compare a scan before and after with the original, where all have brain."""
     mask = (original > 0) & (raw > 0)
-    pairs = [(v, tissue_limits(v, mask, affine)) for v in (original, raw, harmonized)]
-    labels = [np.digitize(v, own[:2]) for v, own in pairs]
-    ventricles = [tissue_ml(v, mask, affine, own)[TISSUES.index("ventricle")] for v, own in pairs]
     row: dict[str, float | None] = {}
-    for i, (kind, volume) in enumerate((("raw", raw), ("harmonized", harmonized)), 1):
+    for kind, volume in (("original", original), ("raw", raw), ("harmonized", harmonized)):
+        own = tissue_limits(volume, mask, affine)
+        tissues = np.where(mask, np.digitize(volume, own[:2]), -1)
+        ml = tissue_ml(volume, mask, affine, own)[TISSUES.index("ventricle")]
+        if kind == "original":
+            known, known_ml = tissues, max(ml, 1.0)
+            continue
         row[f"distance_{kind}"] = float(np.abs(volume - original)[mask].mean(dtype=np.float64))
-        row[f"dice_{kind}"] = min(
-            dice((labels[0] == k) & mask, (labels[i] == k) & mask) for k in range(3)
-        )
-        row[f"ventricle_{kind}"] = ventricles[i] / max(ventricles[0], 1.0)
+        row[f"dice_{kind}"] = min(dice(known == k, tissues == k) for k in range(3))
+        row[f"ventricle_{kind}"] = abs(ml / known_ml - 1)
     return row | measure(original, harmonized, mask, affine)
 
 
-def summarize(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     """Summarize rows of :func:`known_truth`, with 95 % bootstrap intervals over persons.
 
     Returns
     -------
-    pandas.DataFrame
+    list of dict
         For each kind of change and ``figure``: ``value``, ``low``, ``high``, ``n`` scans and
-        ``persons``. ``removed`` is the share of the distance that harmonization removed;
-        ``ventricle_*`` the mean size of the volume's relative error.
+        ``persons``. ``removed`` is the share of the distance that harmonization removed.
     """
     found = []
     for kind, part in rows.groupby("kind", sort=False):
-        values = part[list(FIGURES)].copy()
-        for name in FIGURES[-2:]:
-            values[name] = (values[name] - 1).abs()
-        draws = drawn_persons(part["person"].to_numpy(), N_BOOTSTRAP, np.random.default_rng(seed))
-        table = values.to_numpy()
-        means = np.vstack([table.mean(axis=0), *(table[draw].mean(axis=0) for draw in draws)])
-        means = np.column_stack([means, 1 - means[:, 1] / means[:, 0]])
-        low, high = np.percentile(means[1:], (2.5, 97.5), axis=0)
-        names = [*FIGURES, "removed"]
-        columns = {"kind": kind, "figure": names, "value": means[0], "low": low, "high": high}
-        columns |= {"n": len(part), "persons": part["person"].nunique()}
-        found.append(pd.DataFrame(columns))
-    return pd.concat(found)
+        values, persons = part[list(FIGURES)], part["person"].to_numpy()
+
+        def means(draw: Scans, values: pd.DataFrame = values) -> dict[str, float]:
+            mean = {str(name): float(v) for name, v in values.iloc[draw].mean().items()}
+            return mean | {"removed": 1 - mean["distance_harmonized"] / mean["distance_raw"]}
+
+        ends = with_intervals(means, persons, N_BOOTSTRAP, seed)
+        about = {"n": len(part), "persons": part["person"].nunique()}
+        found += [
+            {"kind": kind, "figure": name, "value": round(ends[name], 4)}
+            | {end: round(ends[f"{name}_{end}"], 4) for end in ("low", "high")}
+            | about
+            for name in (*FIGURES, "removed")
+        ]
+    return found

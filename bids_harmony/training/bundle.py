@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from bids_harmony import __version__
@@ -25,16 +26,28 @@ from bids_harmony.files import read_json_or_empty
 from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.qc.reference import brain_histogram, mean_histogram, reference_statistics
 from bids_harmony.reports.pages import card_html, model_card
-from bids_harmony.sites.code import Appearance
 from bids_harmony.training.cyclegan import train_maps
-from bids_harmony.training.data import TrainingSet, open_training_set, scan_table
-from bids_harmony.training.harmonizer import MAX_HISTOGRAM
-from bids_harmony.training.inputs import TrainScan, read_scans, usable_scans
-from bids_harmony.training.measure import accept, known_truth_figures, measure, removed
-from bids_harmony.training.predictor import recipe_of
+from bids_harmony.training.data import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingRun,
+    TrainScan,
+    open_training_set,
+    read_scans,
+    scan_table,
+    split_subjects,
+    splits_record,
+    usable_scans,
+)
+from bids_harmony.training.harmonizer import (
+    MAX_HISTOGRAM,
+    accept,
+    known_truth_figures,
+    measure,
+    removed,
+)
 from bids_harmony.training.predictors import Predictor, train_predictors
-from bids_harmony.training.splits import TEST, TRAIN, VALIDATION, split_subjects, splits_record
-from bids_harmony.training.storage import one_device
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -127,34 +140,25 @@ def train_bundle(
         f"reference {reference}")  # fmt: skip
 
     # 2. Predictors, on the reference site alone.
-    predictors = train_predictors(
-        data, split, fit, reference, options, recipe_of(options), work_dir,
-        device=one_device(options.device), nprocs=options.threads, say=say,
-    )  # fmt: skip
+    run = TrainingRun(data, split, fit, reference, options, work_dir, say)
+    predictors = train_predictors(run, nprocs=options.threads)
 
     # 3. Appearance of the reference at each age.
-    learnt = np.flatnonzero((data.sites == reference) & (split != TEST) & fit)
     line = age_line(predictors)
-    appearance = Appearance.fit(
-        data.descriptors[learnt], data.ages[learnt], data.persons[learnt], line
-    )
+    appearance = run.appearance(line)
 
     # 4. What no intensity mapping mends: a network, used where it comes nearer to known truth.
     train = split == TRAIN
     others = np.flatnonzero((data.sites != reference) & train & fit)
     ensembles = predictors["brain_age"].ensembles if line is not None else None
-    maps = train_maps(
-        data, learnt[train[learnt]], others, appearance, ensembles, options, work_dir, say
-    )
-    guards, known_truth = known_truth_figures(data, split, learnt, appearance, maps, options)
+    maps = train_maps(run, others, appearance, ensembles)
+    guards, known_truth = known_truth_figures(run, appearance, maps)
     nearer = removed(known_truth[options.map]) > removed(known_truth[CURVE])
     kind = options.map if nearer else CURVE
 
     # 5. Figures on scans that nothing was fitted to, and whether the map moves the sites.
     seen = train & fit if kind == CYCLEGAN else np.zeros(len(data), bool)
-    measured = partial(
-        measure, data, split, fit, seen, reference, predictors, appearance, options, say
-    )
+    measured = partial(measure, run, seen, predictors, appearance)
     kind, metrics, accepted, left_out = accept(kind, lambda which: measured(maps[which]), say)
     say(f"{'' if accepted['passed'] in (True, None) else 'Warning: '}{accepted['text']}")
 
@@ -172,7 +176,7 @@ def train_bundle(
         "name": options.model_name,
         "version": __version__,
         "reference_site": reference,
-        "sites": {site: _describe_site(data, split, fit, site) for site in sites},
+        "sites": {site: _describe_site(run, site) for site in sites},
         "contract": options.contract.to_dict(),
         "box": [list(side) for side in data.box],
         "networks": entries,
@@ -192,7 +196,7 @@ def train_bundle(
     }
     of_site = {s: data.table["metrics"][(data.sites == s) & (split != TEST)] for s in sites}
     histogram = mean_histogram(
-        [brain_histogram(*data.stack(scan)) for scan in learnt[:MAX_HISTOGRAM]]
+        [brain_histogram(*data.stack(scan)) for scan in run.learnt[:MAX_HISTOGRAM]]
     )
     card = model_card(info, guard)
     tables: dict[str, dict[str, Any] | str] = {
@@ -240,21 +244,19 @@ def age_line(predictors: dict[str, Predictor]) -> tuple[float, float] | None:
     return None if bias is None else (1 + bias["slope"], bias["intercept"])
 
 
-def _describe_site(
-    data: TrainingSet, split: np.ndarray, fit: np.ndarray, site: str
-) -> dict[str, Any]:
+def _describe_site(run: TrainingRun, site: str) -> dict[str, Any]:
     """Count the scans that a site gave, and those held out of everything."""
-    here = data.sites == site
-    used = here & fit & (split != TEST)
-    known = data.ages[used][~np.isnan(data.ages[used])]
-    return {
+    data, here = run.data, run.data.sites == site
+    used, held = here & run.fit & (run.split != TEST), here & (run.split == TEST)
+    known = pd.Series(data.ages[used]).dropna()
+    about = {
         "n": int(used.sum()),
         "n_persons": len(np.unique(data.persons[used])),
-        "n_validation": int((used & (split == VALIDATION)).sum()),
-        "n_held_out": int((here & (split == TEST)).sum()),
-        "n_held_out_persons": len(np.unique(data.persons[here & (split == TEST)])),
-        "age": [round(float(known.min()), 1), round(float(known.max()), 1)]
-        if len(known)
-        else None,
-        "age_mean": round(float(known.mean()), 1) if len(known) else None,
+        "n_validation": int((used & (run.split == VALIDATION)).sum()),
+        "n_held_out": int(held.sum()),
+        "n_held_out_persons": len(np.unique(data.persons[held])),
     }
+    if known.empty:
+        return about | {"age": None, "age_mean": None}
+    ages = [round(float(known.min()), 1), round(float(known.max()), 1)]
+    return about | {"age": ages, "age_mean": round(float(known.mean()), 1)}

@@ -11,7 +11,6 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,29 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bids_harmony.config import CURVE, CYCLEGAN, NETWORK, TrainOptions
-from bids_harmony.console import counted_off
+from bids_harmony.config import CURVE, CYCLEGAN, NETWORK
 from bids_harmony.errors import UsageError
-from bids_harmony.models.mapnetwork import CODE_SIZE, MIDDLE, MapNetwork, code_input
+from bids_harmony.models.networks import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
-from bids_harmony.training import maps
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.harmonizer import filled_ages, quick_age
-from bids_harmony.training.maps import Reference, Say, errors
-from bids_harmony.training.storage import (
-    Losses,
-    digest_of,
-    has_bf16,
-    load_network,
-    one_device,
-    save_network,
-)
+from bids_harmony.training import maps, storage
+from bids_harmony.training.data import TrainingRun, TrainingSet
+from bids_harmony.training.harmonizer import Calibrator
+from bids_harmony.training.maps import errors
 
 #: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
 #: steps in which all networks do.
 STEPS = 80, 40
-#: Learning rates of the forward map, the backward map and the discriminators; they fall to 0.
-RATES = (1e-3, 2e-3, 1e-3)
+#: Learning rates of the forward map, the backward map and the two discriminators; they fall to 0.
+RATES = (1e-3, 2e-3, 1e-3, 1e-3)
 #: First and second moment's memory: a short one, since what is to be learnt moves.
 BETAS = (0.5, 0.99)
 #: A site's scan is set beside one of this many reference scans, of like age and the same sex.
@@ -50,17 +40,8 @@ ALIKE = 5
 RIM = 2
 #: Gain of the finest details in what discriminators see.
 FINE = 20.0
-
-
-class Weights(NamedTuple):
-    """How much each loss counts."""
-
-    adversarial: float = 3.0
-    cycle: float = 10.0
-    paired: float = 1.0
-
-
-WEIGHTS = Weights()
+#: How much each loss counts.
+WEIGHTS = {"adversarial": 3.0, "cycle": 10.0, "paired": 1.0}
 
 
 class Source(NamedTuple):
@@ -80,12 +61,7 @@ class Source(NamedTuple):
 
 
 def train_cyclegan(
-    paired: MapNetwork,
-    reference: Reference,
-    sources: Sequence[Source],
-    options: TrainOptions,
-    work_dir: Path,
-    say: Say,
+    paired: MapNetwork, run: TrainingRun, appearance: Appearance, sources: Sequence[Source]
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
@@ -93,30 +69,29 @@ def train_cyclegan(
     ----------
     paired : MapNetwork
         Of :func:`bids_harmony.training.maps.train_map`; it stays as it is.
-    reference : Reference
+    run, appearance
         What it learnt from.
     sources : sequence of Source
         Real sites.
-    options, work_dir, say
-        As of :func:`bids_harmony.training.maps.train_map`.
 
     Returns
     -------
     MapNetwork
         The forward map.
     """
-    data, seed, device = reference.data, options.seed, one_device(options.device)
+    data, options, seed = run.data, run.options, run.options.seed
+    device = storage.one_device(options.device)
     n_sites = maps.QUICK[1] if options.fast_dev_run else maps.N_SITES
     ahead, together = (2, 2) if options.fast_dev_run else STEPS
     what = [
-        *WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
-        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, reference.appearance.to_dict(),
+        WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
+        maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
     ]  # fmt: skip
-    learnt_from = [Source(reference.scans, data.ages[reference.scans]), *sources]
+    learnt_from = [Source(run.trained, data.ages[run.trained]), *sources]
     known = b"".join(_known(data, *source) for source in learnt_from)
-    path = work_dir / f"cyclegan-{digest_of(what, known + paired.content())}.pt"
+    path = run.work_dir / f"cyclegan-{storage.digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
-    if finished := load_network(path, forward):
+    if finished := storage.load_network(path, forward):
         return finished
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -125,27 +100,20 @@ def train_cyclegan(
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    pairs = maps.make_pairs(reference, n_sites, options, work_dir, say)
-    unpaired = Unpaired(reference, sources)
-    of_maps = [
-        {"params": network.parameters(), "lr": rate}
-        for network, rate in zip((forward, backward), RATES, strict=False)
-    ]
-    of_discriminators = [*at_reference.parameters(), *at_site.parameters()]
-    maps_step = torch.optim.AdamW(of_maps, betas=BETAS, weight_decay=1e-4)
-    discriminators_step = torch.optim.AdamW(
-        of_discriminators, lr=RATES[2], betas=BETAS, weight_decay=1e-4
+    pairs = maps.make_pairs(run, appearance, n_sites)
+    unpaired = Unpaired(run, appearance, sources)
+    rates = zip((forward, backward, at_reference, at_site), RATES, strict=True)
+    groups = [{"params": network.parameters(), "lr": rate} for network, rate in rates]
+    maps_step, discriminators_step = (
+        torch.optim.AdamW(some, betas=BETAS, weight_decay=1e-4)
+        for some in (groups[:2], groups[2:])
     )
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, n, losses = has_bf16(device), ahead + together, Losses("map")
-    progress = counted_off(
-        range(n), n, "training the map on real sites", lambda line: say(f"{line}; {losses}"),
-        "steps",
-    )  # fmt: skip
-    for step in progress:
+    bf16, losses = storage.has_bf16(device), storage.Losses("map")
+    for step in losses.steps(ahead + together, "training the map on real sites", run.say):
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         found: dict[str, float] = {}
@@ -164,15 +132,12 @@ def train_cyclegan(
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            loss = WEIGHTS.adversarial * unlike + WEIGHTS.cycle * lost
+            # Among these are reference scans as they are, with a code that is sampling noise.
+            known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
+            parts = {"adversarial": unlike, "cycle": lost, "paired": known_loss}
+            loss = _sum(WEIGHTS[name] * part for name, part in parts.items())
             loss.backward()  # type: ignore[no-untyped-call]
-            found |= {"adversarial": unlike.item(), "cycle": lost.item()}
-            if WEIGHTS.paired:
-                # Among these are reference scans as they are, with a code that is sampling noise.
-                known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
-                loss = WEIGHTS.paired * known_loss
-                loss.backward()  # type: ignore[no-untyped-call]
-                found["paired"] = known_loss.item()
+            found = {name: part.item() for name, part in parts.items()}
             for network in (forward, backward):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             maps_step.step()
@@ -191,35 +156,27 @@ def train_cyclegan(
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
-    return save_network(path, forward)
+    return storage.save_network(path, forward)
 
 
 def train_maps(
-    data: TrainingSet,
-    scans: np.ndarray,
+    run: TrainingRun,
     others: np.ndarray,
     appearance: Appearance,
     ensembles: Sequence[Sequence[nn.Module]] | None,
-    options: TrainOptions,
-    work_dir: Path,
-    say: Say,
 ) -> dict[str, MapNetwork | None]:
-    """Train what follows a site's intensity mapping, as ``options.map`` says.
+    """Train what follows a site's intensity mapping, as ``run.options.map`` says.
 
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    scans, others : numpy.ndarray
-        Numbers of scans to learn from: the reference's, and other sites'.
+    run : TrainingRun
+        The reference's training scans are learnt from.
+    others : numpy.ndarray
+        Numbers of scans of other sites to learn from.
     appearance : Appearance
         Of the reference.
     ensembles : sequence of sequence of torch.nn.Module or None
         By which unknown ages are estimated.
-    options : TrainOptions
-        What the user chose.
-    work_dir, say
-        As of :func:`train_cyclegan`.
 
     Returns
     -------
@@ -231,6 +188,7 @@ def train_maps(
     UsageError
         When a CycleGAN is asked for and ``others`` is empty.
     """
+    data, options = run.data, run.options
     found: dict[str, MapNetwork | None] = {CURVE: None}
     if options.map == CURVE:
         return found
@@ -239,19 +197,17 @@ def train_maps(
             "--map cyclegan learns from scans of other sites, and there are none to fit on.",
             "Leave it out, or add scans of other sites.",
         )
-    reference = Reference(data, scans, appearance)
-    found[NETWORK] = network = maps.train_map(reference, options, work_dir, say)
+    found[NETWORK] = network = maps.train_map(run, appearance)
     if options.map == CYCLEGAN:
-        predict = None
-        if ensembles is not None:
-            slice_mm = options.contract.slice_mm
-            predict = quick_age(data, ensembles, slice_mm, appearance, network)
+        slice_mm = options.contract.slice_mm
+        calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
+        predict = None if ensembles is None else calibrator.predict_age
         sources = []
         for site in np.unique(data.sites[others]):
             here = data.site_scans(site, others)
-            ages = filled_ages(data, here, data.ages[here], appearance, predict)
+            ages = calibrator.filled_ages(here, data.ages[here], predict)
             sources.append(Source(here[~np.isnan(ages)], ages[~np.isnan(ages)]))
-        found[CYCLEGAN] = train_cyclegan(network, reference, sources, options, work_dir, say)
+        found[CYCLEGAN] = train_cyclegan(network, run, appearance, sources)
     return found
 
 
@@ -269,12 +225,13 @@ class Unpaired:
     The attributes are parameters of :func:`train_cyclegan`.
     """
 
-    reference: Reference
+    run: TrainingRun
+    appearance: Appearance
     sources: Sequence[Source]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
-        data, appearance = self.reference.data, self.reference.appearance
+        data, appearance = self.run.data, self.appearance
         source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
@@ -289,14 +246,14 @@ class Unpaired:
 
     def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
         """Calibrate on some of the other persons, so that no site has a single code."""
-        data = self.reference.data
+        data = self.run.data
         persons = data.persons[source.scans]
         others = np.unique(persons[persons != person])
         others = others if len(others) else np.unique(persons)
         n = int(rng.integers((len(others) + 1) // 2, len(others) + 1))
         used = np.isin(persons, rng.choice(others, n, replace=False))
         values = data.descriptors[source.scans[used]]
-        return site_code(values, source.ages[used], persons[used], self.reference.appearance)
+        return site_code(values, source.ages[used], persons[used], self.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
         """Find reference scans of the same sex, where known, whose ages are nearest.
@@ -304,7 +261,7 @@ class Unpaired:
         Discriminators could else tell sites by the ages of their persons, and the generators would
         change these.
         """
-        data, scans = self.reference.data, self.reference.scans
+        data, scans = self.run.data, self.run.trained
         same = scans[data.sexes[scans] == sex] if sex else scans
         same = same if len(same) >= ALIKE else scans
         distance = np.abs(data.ages[same] - age)
@@ -314,7 +271,7 @@ class Unpaired:
 
     def person(self, age: float, sex: str) -> Tensor:
         """Scale age and sex for a discriminator: (1, 2)."""
-        years = 0.0 if np.isnan(age) else (age - self.reference.appearance.mean_age) / 20
+        years = 0.0 if np.isnan(age) else (age - self.appearance.mean_age) / 20
         return torch.tensor([[years, {"M": 1.0, "F": -1.0}.get(sex, 0.0)]], dtype=torch.float32)
 
 
@@ -352,11 +309,7 @@ class Discriminator(nn.Module):
 
 def inside(mask: Tensor) -> Tensor:
     """Take :data:`RIM` voxels off a mask's surface."""
-    for axis in range(3):
-        size, pad = [1, 1, 1], [0, 0, 0]
-        size[axis], pad[axis] = 2 * RIM + 1, RIM
-        mask = -F.max_pool3d(-mask, size, 1, pad)
-    return mask
+    return -F.max_pool3d(-mask, 2 * RIM + 1, 1, RIM)
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
-"""The scans of a training run: a table of what is known of them, and one memory-mapped array.
+"""The scans of a training run: what is read of them, and one memory-mapped array of all.
 
 Preprocessed scans are cut to a box that holds every brain and cached as float16, NaN outside the
-brain, in the work folder; their grid and descriptors lie beside them as JSON.
+brain, in the work folder; their grid and descriptors lie beside them as JSON. Reads from top to
+bottom: the dataset's scans, which of them are used, the cache, splits by person.
 """
 
 from __future__ import annotations
@@ -10,34 +11,275 @@ import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from bids_harmony.anat.template import deep_grey, load_template
+from bids_harmony.bids.dataset import counted, find_scans
+from bids_harmony.bids.records import image_digest, scan_file
+from bids_harmony.bids.tables import named_person
+from bids_harmony.config import Contract, TrainOptions
 from bids_harmony.console import counted_off
-from bids_harmony.errors import HarmonyError, NoInputError, ScanError
-from bids_harmony.files import write_json
+from bids_harmony.console import say as tell
+from bids_harmony.errors import BundleError, HarmonyError, NoInputError, ScanError, UsageError
+from bids_harmony.files import read_json_or_empty, write_json
 from bids_harmony.models.slices import Box, crop, slice_heights, uncrop
-from bids_harmony.sites.code import describe, vector
-from bids_harmony.training.inputs import TrainScan
+from bids_harmony.qc import ratings
+from bids_harmony.sites.code import Appearance, describe, vector
 
-FORMAT = 4
+if TYPE_CHECKING:
+    from bids_harmony.bids.dataset import Scan
+    from bids_harmony.config import RunConfig
+
+#: Statuses of scans that are not trained on.
+REJECTED = ("fail", "error", ratings.REJECTED)
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+FORMAT = 5
 #: Sides of the box are multiples of this: predictors halve it four or five times.
 SIDE = 16
 #: Normalized intensities are at most 2; other values come from another normalization.
 HIGHEST = 4.0
-PREPROCESS_AGAIN = "Run the participant level on it again."
 Say = Callable[[str], None]
 #: Shape, and affine in thousandths of a mm.
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class TrainScan:
+    """One preprocessed scan with what training may know of its subject.
+
+    Attributes
+    ----------
+    subject, site : str
+        Labels.
+    t1w, mask : pathlib.Path
+        Preprocessed volume and brain mask on the template grid.
+    age : float or None
+        In years.
+    metrics : dict
+        QC metrics of the scan, empty when there are none.
+    sex, diagnosis : str or None
+        ``M`` or ``F``; as the dataset writes it.
+    columns : dict of str to str
+        Cells of the dataset's tables, by column; those that say nothing are left out.
+    qc_status : str or None
+        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
+    made : Contract or None
+        How it was preprocessed, as its QC record says.
+    sha256 : str or None
+        Digest of the raw image's voxels, or of its file, as its QC record says.
+    raw, transform : pathlib.Path or None
+        Raw image, and its transform to the template.
+    descriptors : dict or None
+        Of :func:`bids_harmony.sites.code.describe`, as its QC record says.
+    """
+
+    subject: str
+    site: str
+    t1w: Path
+    mask: Path
+    age: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    sex: str | None = None
+    diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    qc_status: str | None = None
+    made: Contract | None = None
+    sha256: str | None = None
+    raw: Path | None = None
+    transform: Path | None = None
+    descriptors: dict[str, Any] | None = None
+
+    @property
+    def person(self) -> str | None:
+        """Whom the dataset's tables name as the person behind the label, if they do."""
+        return named_person(self.columns)
+
+
+def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptions]:
+    """Find the dataset's preprocessed scans, saying what is odd with it and which are missing.
+
+    Returns
+    -------
+    scans : list of TrainScan
+        Scans with a preprocessed image.
+    options : TrainOptions
+        Those of ``config``, with the contract that the scans were made by.
+    """
+    inventory = find_scans(config)
+    for warning in inventory.warnings:
+        say(f"Warning: {warning}")
+    scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
+    for key in missing:
+        say(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+    contract = common_contract(scans, config.train.contract, say)
+    return scans, replace(config.train, contract=contract)
+
+
+def find_training_scans(
+    output_dir: Path, scans: Sequence[Scan], config: RunConfig
+) -> tuple[list[TrainScan], list[str]]:
+    """Pair the dataset's scans with their preprocessed images and QC records.
+
+    What people said of the scans (``--qc-ratings``) takes the place of the automatic status.
+
+    Returns
+    -------
+    found : list of TrainScan
+        Scans with a preprocessed image and mask in the contract's space and resolution.
+    missing : list of str
+        Keys of the others.
+    """
+    contract = config.train.contract
+    table, problems = ratings.read_ratings(ratings.rating_files(config))
+    for problem in problems:
+        tell(f"Warning: {problem}")
+    rated = ratings.merge_ratings(table)
+    some = config.participant_label or config.session_label or config.bids_filters
+    if not some and (unknown := ratings.unmatched(table, [scan.key for scan in scans])):
+        tell(f"Warning: {unknown}")
+    space, grid = contract.template, f"space-{contract.template}_res-{contract.resolution}"
+    found, missing = [], []
+    for scan in scans:
+        qc = scan_file(output_dir, scan.entities, scan.key, "qc")
+        t1w = qc.with_name(f"{scan.key}_{grid}_desc-preproc_T1w.nii.gz")
+        mask = qc.with_name(f"{scan.key}_{grid}_desc-brain_mask.nii.gz")
+        if not (t1w.is_file() and mask.is_file()):
+            missing.append(scan.key)
+            continue
+        record = read_json_or_empty(qc)
+        transform = qc.with_name(f"{scan.key}_from-T1w_to-{space}_mode-image_xfm.txt")
+        found.append(
+            TrainScan(
+                scan.entities["subject"], scan.site, t1w, mask, scan.age,
+                dict(record.get("metrics", {})), scan.sex, scan.diagnosis, scan.columns,
+                qc_status=ratings.rated_status(record.get("status"), rated.get(scan.key)),
+                made=made_under(record),
+                sha256=image_digest(record) or None,
+                raw=scan.path,
+                transform=transform if transform.is_file() else None,
+                descriptors=record.get("descriptors"),
+            )
+        )  # fmt: skip
+    return found, missing
+
+
+def made_under(record: dict[str, Any]) -> Contract | None:
+    """Read from a scan's QC record how it was preprocessed; None where it does not say."""
+    try:
+        processing = record["processing"]
+        contract = Contract.from_dict(processing["contract"])
+    except (KeyError, TypeError, BundleError):  # another version's
+        return None
+    used = {name: processing.get(name, "auto") for name in ("skull_strip", "registration")}
+    return replace(contract, **{name: how for name, how in used.items() if how != "auto"})
+
+
+def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> Contract:
+    """Name how most scans were preprocessed, and warn of the others.
+
+    Parameters
+    ----------
+    scans : sequence of TrainScan
+        Those whose records do not say how they were made do not count.
+    wanted : Contract
+        Names the grid, and holds where no record says anything.
+    say : callable
+        Takes a warning.
+
+    Returns
+    -------
+    Contract
+        For the new bundle: its networks may assume of a scan what they were trained on.
+    """
+    grid = (wanted.template, wanted.resolution)
+    made = [scan.made for scan in scans if scan.made]
+    counts = Counter(how for how in made if (how.template, how.resolution) == grid)
+    chosen = counts.most_common(1)[0][0] if counts else wanted
+    if others := counts.total() - counts[chosen]:
+        say(
+            f"Warning: {others} of {len(scans)} scans were preprocessed differently from most "
+            f"(skull strip {chosen.skull_strip}, registration {chosen.registration}); preprocess "
+            "them again in the same way."
+        )
+    return chosen
+
+
+def usable_scans(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+    """Leave out rejected and repeated scans, as both functions below do."""
+    return without_copies(without_rejected(scans, say), say)
+
+
+def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+    """Leave out a person's second copy of an image, and refuse one that two persons share.
+
+    Parameters
+    ----------
+    scans : sequence of TrainScan
+        Those whose records hold no digest are taken as they are.
+    say : callable
+        Takes a line for each scan that is left out.
+
+    Raises
+    ------
+    UsageError
+        When two participants have the same image: it would be counted twice, and might be trained
+        on under one name and tested under the other.
+    """
+    used, shared = [], []
+    first: dict[str, TrainScan] = {}
+    for scan in scans:
+        other = first.setdefault(scan.sha256, scan) if scan.sha256 else scan
+        if other is scan:
+            used.append(scan)
+        elif (other.person or other.subject) == (scan.person or scan.subject):
+            say(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
+        else:
+            shared.append(f"sub-{other.subject} and sub-{scan.subject}")
+    if shared:
+        names = ", ".join(dict.fromkeys(shared))
+        raise UsageError(
+            f"The same image stands under two participants: {names}.",
+            "Remove the wrong one, leave it out with --participant-label or --qc-ratings, or, if "
+            "they are one person, say so in a column 'person' of participants.tsv.",
+        )
+    return used
+
+
+def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+    """Leave out scans that quality control rejected, and say which.
+
+    Raises
+    ------
+    NoInputError
+        When that leaves none.
+    """
+    used = []
+    for scan in scans:
+        if scan.qc_status not in REJECTED:
+            used.append(scan)
+            continue
+        people = scan.qc_status == ratings.REJECTED
+        why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
+        say(f"{scan.t1w.name} is left out: {why}.")
+    if scans and not used:
+        raise NoInputError(
+            f"None of {counted(len(scans), 'preprocessed scan')} is left: quality control or the "
+            "raters reject all.",
+            "Check the ratings, or look at the reports of the participant level.",
+        )
+    return used
+
+
+# --- The cache ---------------------------------------------------------------------------------
 
 
 class Volumes:
@@ -47,29 +289,23 @@ class Volumes:
     ----------
     path : pathlib.Path
         The array, ``.npy``.
-    rows : numpy.ndarray, optional
-        Which of its rows, in which order; all when None.
     """
 
-    def __init__(self, path: Path, rows: np.ndarray | None = None) -> None:
-        self.path, self.rows = path, rows
-        self._array: np.ndarray | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """(scans, slices, rows, columns) float16."""
+        return np.asarray(np.load(self.path, mmap_mode="r"))
 
     def __getitem__(self, scan: int) -> np.ndarray:
         """Read a scan: (slices, rows, columns) float16."""
-        if self._array is None:
-            try:
-                self._array = np.load(self.path, mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise HarmonyError(
-                    f"The training cache cannot be read: {self.path} ({error}).",
-                    f"Delete {self.path} and run the same command again.",
-                ) from error
-        return np.asarray(self._array[scan if self.rows is None else self.rows[scan]])
+        return np.asarray(self.array[scan])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open array out of what is sent to another process."""
-        return {**self.__dict__, "_array": None}
+        return {"path": self.path}
 
 
 @dataclass(frozen=True)
@@ -86,8 +322,6 @@ class TrainingSet:
         ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (a
         row of numbers), ``_source`` (the scan's raw image, transform and brain mask, where known),
         and the dataset's other columns.
-    heights : numpy.ndarray
-        (slices,) template z in mm.
     box : tuple
         Rows and columns of the grid the images show.
     shape, affine : tuple of int, numpy.ndarray
@@ -98,7 +332,6 @@ class TrainingSet:
 
     volumes: Any
     table: pd.DataFrame
-    heights: np.ndarray
     box: Box
     shape: tuple[int, ...]
     affine: np.ndarray
@@ -140,6 +373,11 @@ class TrainingSet:
     def descriptors(self) -> np.ndarray:
         """Descriptors of each scan, (scans, descriptors)."""
         return np.array(self.table["descriptors"].tolist(), dtype=float)
+
+    @cached_property
+    def heights(self) -> np.ndarray:
+        """Template z of each slice in mm."""
+        return slice_heights(self.shape[2], self.affine)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -188,12 +426,13 @@ class TrainingSet:
             return self.volume(scan)[1]
         return np.asarray(nib.load(source[2]).dataobj) > 0
 
-    def deep_grey(self, resolution: int) -> np.ndarray:
-        """Read where the template has deep grey matter, on its grid: float32, 0 to 1.
+    @cached_property
+    def deep_grey(self) -> np.ndarray:
+        """Where the template has deep grey matter, on its grid: float32, 0 to 1.
 
-        0 everywhere where the template has no such map, or the scans are on another grid.
+        0 everywhere where the scans are on another grid.
         """
-        weight = deep_grey(load_template(resolution))
+        weight = deep_grey(load_template(round(self.zoom_mm)))
         if weight is None or weight.shape != self.shape:
             return np.zeros(self.shape, np.float32)
         return weight
@@ -205,9 +444,6 @@ class TrainingSet:
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
         """Return the scans of a site among the given scan numbers."""
         return np.asarray(among[self.sites[among] == site])
-
-
-# --- The table ---------------------------------------------------------------------------------
 
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
@@ -227,9 +463,6 @@ def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     if persons or "person" in table:
         table["person"] = [persons.get(scan.subject) for scan in scans]
     return table
-
-
-# --- The cache ---------------------------------------------------------------------------------
 
 
 def open_training_set(
@@ -270,19 +503,16 @@ def open_training_set(
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     for row, why in about["skipped"].items():
         say(f"{scans[int(row)].t1w} is left out: {why}")
-    rows = [i for i in range(len(scans)) if str(i) not in about["skipped"]]
     (a, b), (c, d) = about["box"]
     affine = np.array(about["affine"])
-    table = scan_table([scans[i] for i in rows])
-    table["descriptors"] = [about["descriptors"][row] for row in rows]
+    table = scan_table([scans[row] for row in about["rows"]])
     return TrainingSet(
-        volumes=Volumes(path, np.array(rows)),
-        table=table,
-        heights=slice_heights(about["shape"][2], affine),
+        volumes=Volumes(path),
+        table=table.assign(descriptors=about["descriptors"]),
         box=((a, b), (c, d)),
         shape=tuple(about["shape"]),
         affine=affine,
-        digests=tuple(about["digests"][row] for row in rows),
+        digests=tuple(about["digests"]),
     )
 
 
@@ -309,26 +539,24 @@ def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
 
 
 def _fingerprint(scans: Sequence[TrainScan]) -> str:
-    entries: list[Any] = [FORMAT]
-    for path in (p for scan in scans for p in (scan.t1w, scan.mask)):
-        try:
-            stat = path.stat()
-            state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-            entries.append([str(path.resolve()), *state])
-        except OSError:
-            entries.append([str(path), None])
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+    files = [path.resolve() for scan in scans for path in (scan.t1w, scan.mask)]
+    stats = [(path, path.stat()) for path in files if path.exists()]
+    found = [[str(path), s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
+    return hashlib.sha256(json.dumps([FORMAT, found]).encode()).hexdigest()[:16]
 
 
 def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
     """Write the cache: masks are read first, for the box, then images."""
     skipped: dict[int, str] = {}
 
-    def each(function: Callable[[TrainScan], Any], rows: list[int], what: str) -> Iterator[Any]:
+    def each(
+        function: Callable[[TrainScan], Any], rows: Iterable[int], what: str
+    ) -> Iterator[Any]:
         """Call a function for scans, in order; where it fails the scan is skipped."""
-        for row in counted_off(rows, len(rows), what, say):
+        for row in counted_off(rows := list(rows), len(rows), what, say):
             try:
-                value = function(scans[row])
+                with _reading(scans[row]):
+                    value = function(scans[row])
             except ScanError as error:
                 skipped[row] = error.cause
                 continue
@@ -336,77 +564,75 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
 
     grids: dict[int, Grid] = {}
     unions: dict[Grid, np.ndarray] = {}
-    for row, (grid, mask) in each(_grid_and_mask, list(range(len(scans))), "reading masks"):
+    for row, (grid, mask) in each(_grid_and_mask, range(len(scans)), "reading masks"):
         grids[row] = grid
         unions[grid] = unions.get(grid, False) | mask
     if not grids:
-        reason = next(iter(skipped.values()), "")
-        text = f"None of the preprocessed scans can be used: {reason}"
-        raise NoInputError(text, PREPROCESS_AGAIN)
+        raise _none_usable(skipped)
     grid = Counter(grids.values()).most_common(1)[0][0]
-    others = [row for row in grids if grids[row] != grid]
-    skipped |= dict.fromkeys(others, "It is not on the grid of most scans.")
-    shape, affine = grid[0], np.array(grid[1]).reshape(4, 4)
-    box = _box(unions[grid])
-    digests = [""] * len(scans)
-    described: list[list[float]] = [[] for _ in scans]
     usable = [row for row in grids if grids[row] == grid]
-    with new_array(path, (len(scans), shape[2], *(b - a for a, b in box))) as volumes:
+    others = grids.keys() - usable
+    skipped |= dict.fromkeys(others, "It is not on the grid of most scans.")
+    shape, affine, box = grid[0], np.array(grid[1]).reshape(4, 4), _box(unions[grid])
+    about: dict[str, Any] = {"box": box, "shape": shape, "affine": affine.tolist()}
+    about |= {"skipped": skipped, "rows": [], "digests": [], "descriptors": []}
+    with new_array(path, (len(usable), shape[2], *(b - a for a, b in box))) as volumes:
         for row, (volume, mask) in each(_volume, usable, "filling the training cache"):
             # What normalization took off the surface is 0; the networks of the participant level
             # do not see it as brain, so they must not here.
-            inside = crop(mask & (volume > 0), box)
-            volumes[row] = np.where(inside, crop(volume, box), np.nan)
-            digests[row] = hashlib.sha256(volumes[row].tobytes()).hexdigest()
+            stack = np.where(crop(mask & (volume > 0), box), crop(volume, box), np.nan)
+            volumes[len(about["rows"])] = stack = stack.astype(np.float16)
             known = scans[row].descriptors or {}
             known = known if "texture" in known else describe(volume, mask, abs(affine[0, 0]))
-            described[row] = vector(known).tolist()
-        if len(skipped) == len(scans):
-            text = f"None of the preprocessed scans can be used: {skipped[usable[0]]}"
-            raise NoInputError(text, PREPROCESS_AGAIN)
-        about = {"box": box, "shape": shape, "affine": affine.tolist(), "skipped": skipped}
-        about |= {"digests": digests, "descriptors": described}
+            about["rows"].append(row)
+            about["digests"].append(hashlib.sha256(stack.tobytes()).hexdigest())
+            about["descriptors"].append(vector(known).tolist())
+        if not about["rows"]:
+            raise _none_usable(skipped)
         write_json(path.with_suffix(".json"), about)
+
+
+def _none_usable(skipped: dict[int, str]) -> NoInputError:
+    reason = next(iter(skipped.values()), "")
+    return NoInputError(
+        f"None of the preprocessed scans can be used: {reason}",
+        "Run the participant level on them again.",
+    )
 
 
 def _grid_and_mask(scan: TrainScan) -> tuple[Grid, np.ndarray]:
     """Grid that a scan and its mask share, and the mask."""
-    grids = []
-    for path in (scan.t1w, scan.mask):
-        with _reading(path):
-            image = nib.load(path)
-            affine = tuple(float(v) + 0.0 for v in np.round(image.affine, 3).ravel())
-            grids.append((tuple(int(n) for n in image.shape), affine))
-    if grids[0] != grids[1]:
+    images = [nib.load(path) for path in (scan.t1w, scan.mask)]
+    grid, other = (
+        (tuple(map(int, image.shape)), tuple((np.round(image.affine, 3) + 0.0).ravel().tolist()))
+        for image in images
+    )
+    if grid != other:
         raise ScanError("Its mask is on another grid.")
-    if len(grids[0][0]) != 3:
-        raise ScanError("It is not a volume of three dimensions.")
-    with _reading(scan.mask):
-        mask = np.asarray(image.dataobj) > 0
+    mask = np.asarray(images[1].dataobj) > 0
     if not mask.any():
         raise ScanError("Its brain mask is empty.")
-    return grids[0], mask
+    return grid, mask
 
 
 def _volume(scan: TrainScan) -> tuple[np.ndarray, np.ndarray]:
     """Read a scan and its brain mask."""
-    with _reading(scan.t1w):
-        volume = np.asarray(nib.load(scan.t1w).dataobj, dtype=np.float32)
+    volume = np.asarray(nib.load(scan.t1w).dataobj, dtype=np.float32)
     mask = np.asarray(nib.load(scan.mask).dataobj) > 0
-    if not np.isfinite(volume[mask]).all():
-        raise ScanError("It holds values that are no numbers.")
-    if np.abs(volume[mask]).max() > HIGHEST:
-        raise ScanError("Its intensities are not normalized as this version does it.")
+    if not np.abs(volume[mask]).max() <= HIGHEST:
+        raise ScanError("Its intensities are no numbers, or are not normalized.")
     return volume, mask
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(scan: TrainScan) -> Iterator[None]:
     """Turn whatever a damaged file makes nibabel raise into :class:`ScanError`."""
     try:
         yield
+    except ScanError:
+        raise
     except Exception as error:
-        raise ScanError(f"{path.name} cannot be read ({error}).") from error
+        raise ScanError(f"{scan.t1w.name} or its mask cannot be read ({error}).") from error
 
 
 def _box(union: np.ndarray) -> Box:
@@ -421,3 +647,151 @@ def _box(union: np.ndarray) -> Box:
         spare = -(high - low) % SIDE
         ends.append((low - spare // 2, high + spare - spare // 2))
     return ends[0], ends[1]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all parts of a training share.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        All scans.
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``.
+    fit : numpy.ndarray
+        (scans,) whether ``--fit-filter`` lets maps and predictors of numbers be fitted on a scan.
+    reference : str
+        Reference site.
+    options : TrainOptions
+        What the user chose.
+    work_dir : pathlib.Path
+        Where finished networks are cached, so that the same call continues where it was cut short
+        and ends with the same weights.
+    say : callable
+        Takes a line of progress; with several processes, a function of a module.
+    """
+
+    data: TrainingSet
+    split: np.ndarray
+    fit: np.ndarray
+    reference: str
+    options: TrainOptions
+    work_dir: Path
+    say: Say
+
+    @cached_property
+    def learnt(self) -> np.ndarray:
+        """Numbers of the reference's scans to fit on: neither test scans nor filtered out."""
+        at_home = self.data.sites == self.reference
+        return np.flatnonzero(at_home & (self.split != TEST) & self.fit)
+
+    def appearance(self, line: tuple[float, float] | None) -> Appearance:
+        """Fit the appearance of the reference at each age; ``line`` is of its brain age on age."""
+        data, used = self.data, self.learnt
+        return Appearance.fit(data.descriptors[used], data.ages[used], data.persons[used], line)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Those of them that are no validation scans either."""
+        return np.asarray(self.learnt[self.split[self.learnt] == TRAIN])
+
+
+# --- Splits ------------------------------------------------------------------------------------
+
+
+def split_subjects(
+    data: TrainingSet, validation: float, test: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Part scans into training, validation and test: whole persons, every age, each site.
+
+    Persons of a site are ordered by age and cut into blocks of ``1 / test``; one of each block
+    is for the test, and so on with the others for validation. A site with fewer than four
+    persons is only trained on. A person seen at several sites is parted with the first.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    validation, test : float
+        Shares of each site's persons.
+    rng : numpy.random.Generator
+        Random number generator.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``train``, ``validation`` or ``test`` for each scan.
+    """
+    labels = data.persons
+    first = np.unique(labels, return_index=True)[1]
+    parts = dict.fromkeys(labels, TRAIN)
+    for site in np.unique(data.sites):
+        subjects = by_age(data, first[data.sites[first] == site])
+        n_all = len(subjects)
+        for part, share in ((TEST, test), (VALIDATION, validation)):
+            count = round(share * n_all) if n_all >= 4 else 0
+            for block in np.array_split(subjects, max(count, 1))[:count]:
+                chosen = labels[rng.choice(block)]
+                parts[chosen] = part
+                subjects = [i for i in subjects if labels[i] != chosen]
+    return np.array([parts[label] for label in labels])
+
+
+def splits_record(data: TrainingSet, split: np.ndarray) -> dict[str, Any]:
+    """Subjects of each part at each site, for the bundle's ``splits.json``."""
+    labels = data.table["subject"].to_numpy(dtype=str)
+    return {
+        str(site): {
+            part: sorted(set(labels[(data.sites == site) & (split == part)].tolist()))
+            for part in (TRAIN, VALIDATION, TEST)
+        }
+        for site in np.unique(data.sites)
+    }
+
+
+def make_folds(
+    data: TrainingSet,
+    among: np.ndarray,
+    n_folds: int,
+    rng: np.random.Generator,
+    strata: np.ndarray | None = None,
+) -> np.ndarray:
+    """Give scans folds, by whole persons.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    among : numpy.ndarray
+        Numbers of the scans to give folds to.
+    n_folds : int
+        Number of folds.
+    rng : numpy.random.Generator
+        Random number generator.
+    strata : numpy.ndarray, optional
+        (scans,) what folds are balanced on besides the age, such as site or class. A person
+        belongs to the stratum of the first scan.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fold of each scan; -1 for those not in ``among``.
+    """
+    folds = np.full(len(data), -1)
+    persons = data.persons[among]
+    first = among[np.sort(np.unique(persons, return_index=True)[1])]
+    keys = np.zeros(len(first)) if strata is None else strata[first]
+    for key in np.unique(keys):
+        ordered = by_age(data, first[keys == key])
+        for start in range(0, len(ordered), n_folds):
+            order = rng.permutation(n_folds)
+            for i, fold in zip(ordered[start : start + n_folds], order, strict=False):
+                folds[among[persons == data.persons[i]]] = fold
+    return folds
+
+
+def by_age(data: TrainingSet, scans: np.ndarray) -> list[int]:
+    """Order scans by age, then subject; unknown ages come last."""
+    ages, subjects = data.ages, data.subjects
+    return sorted(scans.tolist(), key=lambda i: (np.isnan(ages[i]), ages[i], subjects[i]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_harmony.sites.statistics import drawn_persons
+from bids_harmony.sites.statistics import placements, with_intervals
 
 N_BOOTSTRAP = 2000
 #: With fewer persons, or persons of a class, drawing them again says nothing; and with fewer a
@@ -20,7 +20,7 @@ def figures(
     predicted: np.ndarray,
     truth: np.ndarray,
     binary: bool,
-    rng: np.random.Generator,
+    seed: int,
     persons: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Figures of predictions with 95 % bootstrap intervals over persons.
@@ -32,8 +32,8 @@ def figures(
     binary : bool
         Area under the curve and balanced accuracy, instead of mean absolute error, bias (mean
         error) and correlation.
-    rng : numpy.random.Generator
-        Draws the bootstrap samples.
+    seed : int
+        Of the draws.
     persons : numpy.ndarray, optional
         (scans,) whose scan it is; each another person's when None.
 
@@ -45,22 +45,24 @@ def figures(
         an interval below :data:`LEAST_DRAWN` persons, or persons of a class.
     """
     persons = np.arange(len(truth)) if persons is None else persons
-    n_persons = len(np.unique(persons))
+    measure, n_persons = class_figures if binary else value_figures, len(np.unique(persons))
+    found = with_intervals(
+        lambda draw: measure(predicted[draw], truth[draw]), persons, N_BOOTSTRAP, seed,
+        enough=can_be_drawn(persons, truth, binary),
+    )  # fmt: skip
+    if n_persons < LEAST_R:
+        found |= {name: np.nan for name in found if name.startswith("r")}
+    return {"n": len(truth), "n_persons": n_persons} | paired_ends(found)
 
-    def measure(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
-        return class_figures(p, t) if binary else value_figures(p, t)
 
-    values = measure(predicted, truth)
-    enough = can_be_drawn(persons, truth, binary)
-    draws = drawn_persons(persons, N_BOOTSTRAP, rng) if enough else []
-    drawn = [measure(predicted[d], truth[d]) for d in draws]
-    out: dict[str, Any] = {"n": len(truth), "n_persons": n_persons}
-    for name, value in values.items():
-        known = np.isfinite(value) and (name != "r" or n_persons >= LEAST_R)
-        out[name] = round(float(value), 3) if known else None
-        samples = [row[name] for row in drawn if known and np.isfinite(row[name])]
-        ends = np.percentile(samples, (2.5, 97.5)) if samples else ()
-        out[f"{name}_95"] = [round(float(v), 3) for v in ends] or None
+def paired_ends(found: dict[str, float]) -> dict[str, Any]:
+    """Round figures, the ends of an interval under one name with ``_95``; None for NaN."""
+    out: dict[str, Any] = {}
+    for name in (name for name in found if not name.endswith(("_low", "_high"))):
+        out[name] = round(found[name], 3) if np.isfinite(found[name]) else None
+        if f"{name}_low" in found:
+            ends = [round(float(found[f"{name}_{end}"]), 3) for end in ("low", "high")]
+            out[f"{name}_95"] = None if np.isnan(ends).any() else ends
     return out
 
 
@@ -89,12 +91,6 @@ def class_figures(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     if not len(cases) or not len(controls):
         return {"auc": np.nan, "balanced_accuracy": np.nan}
     return {
-        "auc": area_under_curve(cases, controls),
+        "auc": float(placements(score, truth)[truth == 1].mean()),
         "balanced_accuracy": float(((cases > 0).mean() + (controls <= 0).mean()) / 2),
     }
-
-
-def area_under_curve(cases: np.ndarray, controls: np.ndarray) -> float:
-    """Chance that a case scores above a control, ties counting half."""
-    difference = cases[:, None] - controls[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())

@@ -7,8 +7,6 @@ same acquisition say, so that the differences are those that harmonization leave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,10 @@ import torch
 from torch import nn
 
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
-from bids_harmony.models.slices import crop
 from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.predictor import Examples, target_scale
+from bids_harmony.training.data import Say, TrainingSet
+from bids_harmony.training.predictor import Ensemble, target_scale
 from bids_harmony.training.storage import digest_of, load_network, save_network
 
 #: Side of the map's cells.
@@ -33,32 +30,13 @@ PENALTY, STEADY = 0.3, 1000.0
 PER_SITE, WRONG = 6, 8.0
 
 
-def grey_matter_networks(
-    examples: Examples,
-    folds: np.ndarray,
-    *,
-    acquisitions: int,
-    seed: int,
-    resolution: int,
-    path: Path,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Any], list[nn.Module]]:
+def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], list[nn.Module]]:
     """Fit a network without each fold, or take those that an earlier run has fitted.
 
     Parameters
     ----------
-    examples : Examples
-        Scans and targets.
-    folds : numpy.ndarray
-        (examples,) fold of each scan.
-    acquisitions : int
-        Made-up sites that are drawn for each fold.
-    seed : int
-        Of the first fold; the others take the next ones.
-    resolution : int
-        Of the template grid in mm.
-    path : pathlib.Path
-        What the file of the weights begins with.
+    ensemble : Ensemble
+        Of slice networks: these are fitted to the same scans, targets and folds.
     say : callable
         Takes a line of progress.
 
@@ -69,7 +47,8 @@ def grey_matter_networks(
     networks : list of GreyMatterNetwork
         With the weights as stored.
     """
-    data = examples.data
+    examples, folds, data = ensemble.examples, ensemble.folds, ensemble.examples.data
+    acquisitions, seed, name = ensemble.config.acquisitions, ensemble.seed, ensemble.name
     options: dict[str, Any] = {
         "shape": [len(data.heights), *data.size],
         "cell": max(round(CELL_MM / data.zoom_mm), 1),
@@ -77,34 +56,19 @@ def grey_matter_networks(
     }
     what = [acquisitions, options, seed, PENALTY, STEADY, PER_SITE, WRONG]
     content = data.content(examples.scans) + examples.content() + folds.tobytes()
-    path = path.with_name(f"{path.name}-{digest_of(what, content)}.pt")
-    networks = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
-    if load_network(path, networks) is None:
-        say(f"{path.stem.rpartition('-')[0]}, networks on maps of grey matter")
-        _fit(networks, examples, folds, options, acquisitions, seed, resolution)
-        save_network(path, networks)
-    return options, [*networks]
-
-
-def _fit(
-    networks: Iterable[Any],
-    examples: Examples,
-    folds: np.ndarray,
-    options: dict[str, Any],
-    acquisitions: int,
-    seed: int,
-    resolution: int,
-) -> None:
-    """Fit the weights of each network without its fold."""
-    data, scans, cell = examples.data, examples.scans, options["cell"]
+    path = ensemble.folder / f"{name}_grey_matter-{digest_of(what, content)}.pt"
+    networks: Any = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
+    if load_network(path, networks) is not None:
+        return options, [*networks]
+    say(f"{name}, networks on maps of grey matter")
+    scans, cell = examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
-    deep = torch.from_numpy(crop(data.deep_grey(resolution), data.box))[None, None]
     # A made-up site has scans of one fold: what a network does not see, it does not lean on.
     differences = [
         maps_between_acquisitions(
-            data, scans[folds == fold], maps[folds == fold], deep, cell, acquisitions, seed + fold
+            data, scans[folds == fold], maps[folds == fold], cell, acquisitions, seed + fold
         )
-        for fold in range(folds.max() + 1)
+        for fold in range(len(networks))
     ]
     unit = (examples.targets - options["mean"]) / options["scale"]
     for fold, network in enumerate(networks):
@@ -114,6 +78,8 @@ def _fit(
         weights = ridge(maps[seen] - centre, unit[seen] - level, others)
         network.linear.weight.data = torch.from_numpy(weights).float()[None]
         network.linear.bias.data = torch.tensor([level - centre @ weights]).float()
+    save_network(path, networks)
+    return options, [*networks]
 
 
 def ridge(seen: np.ndarray, targets: np.ndarray, differences: np.ndarray) -> np.ndarray:
@@ -148,7 +114,6 @@ def maps_between_acquisitions(
     data: TrainingSet,
     scans: np.ndarray,
     maps: np.ndarray,
-    deep: torch.Tensor,
     cell: int,
     n_sites: int,
     seed: int,
@@ -163,8 +128,6 @@ def maps_between_acquisitions(
         (n,) numbers of the scans.
     maps : numpy.ndarray
         (n, points) of these.
-    deep : torch.Tensor
-        (1, 1, slices, rows, columns) map of deep grey matter.
     cell : int
         Of :func:`bids_harmony.models.networks.grey_matter_map`.
     n_sites : int
@@ -186,7 +149,7 @@ def maps_between_acquisitions(
     for _ in range(n_sites):
         acquisition = Acquisition.draw(generator, float(rng.uniform()))
         here = rng.permutation(len(scans))[:PER_SITE]
-        anew = [acquire(data, scan, acquisition, generator, deep) for scan in scans[here].tolist()]
+        anew = [acquire(data, scan, acquisition, generator) for scan in scans[here].tolist()]
         described, wrong = np.array([row for _, row in anew]), rng.normal(0, WRONG)
         for place, (stack, _) in zip(here, anew, strict=True):
             others = persons[here] != persons[place]

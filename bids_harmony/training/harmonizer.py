@@ -1,163 +1,187 @@
-"""How the scans of a training set are brought to the reference: calibration, and a comparator."""
+"""How the scans of a training set are brought to the reference, and how well.
+
+The map of a site follows from its code (:mod:`bids_harmony.sites`). Nothing of it is trained on
+the site; it is calibrated, and measured on scans that its calibration did not see. Reads from top
+to bottom: calibration, histogram matching to compare with, known truth, figures, acceptance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
-from bids_harmony.models.mapnetwork import MapNetwork, SiteMap
+from bids_harmony.config import CURVE
+from bids_harmony.console import counted_off
+from bids_harmony.models.networks import MapNetwork, SiteMap
 from bids_harmony.models.slices import Box, predict_value
+from bids_harmony.qc.guard import limits
 from bids_harmony.sites.calibration import estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.splits import make_folds
+from bids_harmony.sites.statistics import coverage, site_offset
+from bids_harmony.training.acquisition import GROUP, known_truth, summarize
+from bids_harmony.training.data import (
+    TEST,
+    VALIDATION,
+    Say,
+    TrainingRun,
+    TrainingSet,
+    make_folds,
+)
+from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
+from bids_harmony.training.predictors import Predictor
 
 #: Methods of harmonizing: by the curve alone, without the use of any age, and with known ages.
 MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
 #: Quantiles that histograms are matched at, and reference scans, at most, that they come from.
 N_QUANTILES, MAX_HISTOGRAM = 256, 200
+#: Ends the name of a site where scans are measured that may not calibrate it.
+LEFT_OUT = ", not in --fit-filter"
+#: Part of the mean site offset that a map has to remove.
+LEAST_REMOVED = 0.5
+#: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
+#: sharpens, and what a coarser acquisition does to volumes is not the map's. They are half as
+#: strong as real sites': tenth parts of ventricles that appear have to fail.
+JUDGED, GUARD_STRENGTH = "all but blur", 0.5
+#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each.
+MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
 
 #: Predicts the brain age of a scan, by its number, mapped as a code says; whether to spare the
 #: network (:func:`bids_harmony.sites.calibration.estimate_ages`).
 Predict = Callable[[int, SiteCode, bool], float]
 
 
-def quick_age(
-    data: TrainingSet,
-    ensembles: Sequence[Sequence[nn.Module]],
-    slice_mm: tuple[float, float],
-    appearance: Appearance,
-    network: MapNetwork | None,
-    box: Box | None = None,
-) -> Predict:
-    """Predict brain age from every fourth slice, for calibration without known ages.
+@dataclass(frozen=True)
+class Calibrator:
+    """Calibrates the sites of a training set.
 
-    ``box`` is what the networks see, the data's when None.
-
-    What was predicted is cached: with and without the network, calibration takes the same steps.
-    """
-    known: dict[tuple[object, ...], float] = {}
-    box = box or data.box
-
-    def predict(scan: int, code: SiteCode, spare: bool) -> float:
-        follows = None if spare else network
-        key = scan, code.shift.tobytes(), code.age, code.n, follows is None
-        if key not in known:
-            volume = SiteMap.of(code, appearance, follows, box)(data.volume(scan)[0])
-            known[key] = predict_value(ensembles, volume, data.affine, box, slice_mm, step=4)
-        return known[key]
-
-    return predict
-
-
-def ways_to_calibrate(
-    data: TrainingSet,
-    ensembles: Sequence[Sequence[nn.Module]] | None,
-    slice_mm: tuple[float, float],
-    appearance: Appearance,
-    network: MapNetwork | None,
-) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
-    """Name the methods of harmonizing that are compared.
-
-    Parameters
-    ----------
-    data, slice_mm, appearance, network
-        As of :func:`quick_age`.
-    ensembles : sequence of sequence of torch.nn.Module or None
-        By which ages are estimated; None where no age is predicted.
-
-    Returns
-    -------
-    dict
-        By method, what estimates ages (None: those that are known) and the network that follows
-        the curve. Without a network the curve alone is harmonization, and no method of its own.
-    """
-    methods: dict[str, tuple[Predict | None, MapNetwork | None]] = {}
-    ages = spared = None
-    if ensembles is not None:
-        predict = ages = quick_age(data, ensembles, slice_mm, appearance, network)
-        spared = lambda scan, code, spare: predict(scan, code, True)  # noqa: E731
-    if network is not None:
-        methods[MAPPED] = (spared, None)
-    return methods | {HARMONIZED: (ages, network), KNOWN_AGES: (None, network)}
-
-
-def calibrated(
-    data: TrainingSet, scans: np.ndarray, appearance: Appearance, predict: Predict | None
-) -> SiteCode:
-    """Estimate a site's code from some of its scans.
-
-    Parameters
+    Attributes
     ----------
     data : TrainingSet
         All scans.
-    scans : numpy.ndarray
-        Numbers of the scans to calibrate on.
     appearance : Appearance
         Of the reference.
-    predict : callable or None
-        Estimates the ages, as if none were known; None takes those that are known.
+    network : MapNetwork or None
+        What follows the curve.
+    ensembles : sequence of sequence of torch.nn.Module or None
+        By which ages are estimated; None where no age is predicted.
+    slice_mm : tuple of float
+        Of the contract.
+    box : tuple, optional
+        What the networks see; the data's when None.
     """
-    known = data.ages[scans] if predict is None else np.full(len(scans), np.nan)
-    ages = filled_ages(data, scans, known, appearance, predict)
-    used = scans[~np.isnan(ages)]
-    ages = ages[~np.isnan(ages)]
-    return site_code(data.descriptors[used], ages, data.persons[used], appearance)
 
+    data: TrainingSet
+    appearance: Appearance
+    network: MapNetwork | None
+    ensembles: Sequence[Sequence[nn.Module]] | None
+    slice_mm: tuple[float, float]
+    box: Box | None = None
+    known: dict[Any, float] = field(default_factory=dict)
 
-def filled_ages(
-    data: TrainingSet,
-    scans: np.ndarray,
-    ages: np.ndarray,
-    appearance: Appearance,
-    predict: Predict | None,
-) -> np.ndarray:
-    """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
-    by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
-    return estimate_ages(data.descriptors[scans], ages, data.persons[scans], appearance, by_number)
+    def predict_age(self, scan: int, code: SiteCode, spare: bool = False) -> float:
+        """Predict brain age from every fourth slice, for calibration without known ages.
 
+        What was predicted is cached: with and without the network, calibration takes the same
+        steps.
+        """
+        spare, data, box = spare or self.network is None, self.data, self.box or self.data.box
+        key = scan, code.shift.tobytes(), code.age, code.n, spare
+        if key not in self.known:
+            follows = None if spare else self.network
+            volume = SiteMap.of(code, self.appearance, follows, box)(data.volume(scan)[0])
+            self.known[key] = predict_value(
+                self.ensembles or (), volume, data.affine, box, self.slice_mm, step=4
+            )
+        return self.known[key]
 
-def cross_calibrated(
-    data: TrainingSet,
-    scans: np.ndarray,
-    among: np.ndarray,
-    appearance: Appearance,
-    predict: Predict | None,
-    n_folds: int,
-    seed: int,
-) -> dict[int, SiteCode]:
-    """Give each scan of a site the code that the site's other persons say.
+    def methods(self) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
+        """Name the methods of harmonizing that are compared.
 
-    Parameters
-    ----------
-    data, appearance, predict
-        As of :func:`calibrated`.
-    scans : numpy.ndarray
-        Numbers of the scans of one site.
-    among : numpy.ndarray
-        Those of them that may be calibrated on.
-    n_folds : int
-        Parts of the site's persons; each is mapped as the others say.
-    seed : int
-        Of the folds.
+        Returns
+        -------
+        dict
+            By method, what estimates ages (None: those that are known) and the network that
+            follows the curve. Without a network the curve alone is harmonization, and no method
+            of its own.
+        """
+        ages = spared = None
+        if self.ensembles is not None:
+            ages, spared = self.predict_age, self._spared
+        found = {} if self.network is None else {MAPPED: (spared, None)}
+        return found | {HARMONIZED: (ages, self.network), KNOWN_AGES: (None, self.network)}
 
-    Returns
-    -------
-    dict of int to SiteCode
-        By the scan's number; scans that no other person is left to calibrate for have none.
-    """
-    n_folds = min(n_folds, len(np.unique(data.persons[scans])))
-    folds = make_folds(data, scans, n_folds, np.random.default_rng(seed))
-    found: dict[int, SiteCode] = {}
-    for fold in range(n_folds):
-        tested = scans[folds[scans] == fold]
-        others = among[~np.isin(data.persons[among], data.persons[tested])]
-        if len(others):
-            code = calibrated(data, others, appearance, predict)
-            found |= {int(scan): code for scan in tested}
-    return found
+    def _spared(self, scan: int, code: SiteCode, _: bool) -> float:
+        return self.predict_age(scan, code, spare=True)
+
+    def code(self, scans: np.ndarray, predict: Predict | None) -> SiteCode:
+        """Estimate a site's code from some of its scans.
+
+        Parameters
+        ----------
+        scans : numpy.ndarray
+            Numbers of the scans to calibrate on.
+        predict : callable or None
+            Estimates the ages, as if none were known; None takes those that are known.
+        """
+        known = self.data.ages[scans] if predict is None else np.full(len(scans), np.nan)
+        ages = self.filled_ages(scans, known, predict)
+        used, ages = scans[~np.isnan(ages)], ages[~np.isnan(ages)]
+        return site_code(
+            self.data.descriptors[used], ages, self.data.persons[used], self.appearance
+        )
+
+    def filled_ages(
+        self, scans: np.ndarray, ages: np.ndarray, predict: Predict | None
+    ) -> np.ndarray:
+        """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
+        by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
+        descriptors, persons = self.data.descriptors[scans], self.data.persons[scans]
+        return estimate_ages(descriptors, ages, persons, self.appearance, by_number)
+
+    def cross_codes(
+        self,
+        scans: np.ndarray,
+        among: np.ndarray,
+        predict: Predict | None,
+        n_folds: int,
+        seed: int,
+    ) -> dict[int, SiteCode]:
+        """Give each scan of a site the code that the site's other persons say.
+
+        Parameters
+        ----------
+        scans : numpy.ndarray
+            Numbers of the scans of one site.
+        among : numpy.ndarray
+            Those of them that may be calibrated on.
+        predict : callable or None
+            As of :meth:`code`.
+        n_folds : int
+            Parts of the site's persons; each is mapped as the others say.
+        seed : int
+            Of the folds.
+
+        Returns
+        -------
+        dict of int to SiteCode
+            By the scan's number; scans that no other person is left to calibrate for have none.
+        """
+        persons = self.data.persons
+        n_folds = min(n_folds, len(np.unique(persons[scans])))
+        folds = make_folds(self.data, scans, n_folds, np.random.default_rng(seed))
+        found: dict[int, SiteCode] = {}
+        for fold in range(n_folds):
+            tested = scans[folds[scans] == fold]
+            others = among[~np.isin(persons[among], persons[tested])]
+            if len(others):
+                found |= dict.fromkeys(tested.tolist(), self.code(others, predict))
+        return found
 
 
 def mean_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
@@ -186,3 +210,232 @@ def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray)
     own = np.quantile(volume[mask], np.linspace(0, 1, len(quantiles)))
     out[mask] = np.interp(volume[mask], own, quantiles)
     return out
+
+
+def known_truth_figures(
+    run: TrainingRun, appearance: Appearance, networks: Mapping[str, MapNetwork | None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Set the guard's limits, and measure how much of made-up acquisitions each map removes.
+
+    Returns
+    -------
+    guards : dict of str to dict
+        By map, ``limits`` and ``n``; none with fewer reference persons than a group takes.
+    figures : dict of str to list of dict
+        By map, rows of :func:`bids_harmony.training.acquisition.summarize`.
+    """
+    # Validation scans where there are enough; the map was fitted to the others' mean alone.
+    data, options, enough = run.data, run.options, GROUP + PER_SITE
+    chosen = run.learnt[run.split[run.learnt] == VALIDATION]
+    chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else run.learnt
+    if len(np.unique(data.persons[chosen])) < enough:
+        return {}, {name: [] for name in networks}
+    measured = partial(
+        known_truth, data, chosen[:MAX_KNOWN], appearance, networks,
+        sites=1 if options.fast_dev_run else N_ACQUISITIONS, per_site=PER_SITE, seed=options.seed,
+    )  # fmt: skip
+    rows = measured(kinds=("all", JUDGED, "intensity mapping")).groupby("map")
+    judged = measured(kinds=(JUDGED,), strength=GUARD_STRENGTH).groupby("map")
+    return (
+        {
+            str(name): {"limits": limits(part.to_dict("records")), "n": len(part)}  # type: ignore[arg-type]
+            for name, part in judged
+        },
+        {str(name): summarize(part, options.seed) for name, part in rows},
+    )
+
+
+def removed(rows: list[dict[str, Any]]) -> float:
+    """Share of the distance to the original that a map removes; 0 where it was not measured."""
+    wanted = ("all", "removed")
+    return next((float(r["value"]) for r in rows if (r["kind"], r["figure"]) == wanted), 0.0)
+
+
+def measure(
+    run: TrainingRun,
+    seen: np.ndarray,
+    predictors: dict[str, Predictor],
+    appearance: Appearance,
+    network: MapNetwork | None,
+) -> dict[str, Any]:
+    """Measure predictions at every site, with and without harmonization.
+
+    Test scans of the reference, and all scans of other sites but those of persons that the
+    reference has, or that the map has ``seen``: nothing was fitted to any of them, and each is
+    mapped as other persons of its site say
+    (:func:`bids_harmony.training.harmonizer.Calibrator.cross_codes`).
+
+    Returns
+    -------
+    dict
+        By target ``folds``, figures of networks on the reference scans that they had not seen,
+        and ``sites``: by site and method of preparing the scans the figures of
+        :func:`bids_harmony.training.figures.figures` and, for brain age, those of
+        :func:`bids_harmony.evaluation.offset.site_offset`. The methods are ``none``;
+        ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
+        where it has one, and ``harmonized``, both without the use of any age; and
+        ``harmonized_known_ages``.
+    """
+    data, split, fit, options = run.data, run.split, run.fit, run.options
+    at_home, slice_mm = data.sites == run.reference, options.contract.slice_mm
+    learnt = np.flatnonzero(at_home & (split != TEST))
+    known = np.concatenate([data.persons[learnt], data.persons[seen]])
+    foreign = ~at_home & ~np.isin(data.persons, known)
+    tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
+    quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
+    ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
+    calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
+    methods = calibrator.methods()
+    rows = []
+    for site in np.unique(data.sites[tested]).tolist():
+        here = data.site_scans(site, tested)
+        among = learnt if site == run.reference else here
+        among = among[fit[among]] if fit[among].any() else among
+        codes = {
+            name: calibrator.cross_codes(here, among, ages, options.folds, options.seed)
+            for name, (ages, _) in methods.items()
+        }
+        for scan in counted_off(here.tolist(), len(here), f"measuring {site}", run.say):
+            volume, mask = data.volume(scan)
+            matched = match_histogram(volume, mask, quantiles)
+            images = {"none": volume, "histogram_matching": matched}
+            for name, (_, follows) in methods.items():
+                if scan in codes[name]:
+                    site_map = SiteMap.of(codes[name][scan], appearance, follows, data.box)
+                    images[name] = site_map(volume)
+            measured_as = site if fit[scan] else f"{site}{LEFT_OUT}"
+            for name, image in images.items():
+                for target, predictor in predictors.items():
+                    value = predict_value(
+                        predictor.ensembles, image, data.affine, data.box, slice_mm
+                    )
+                    rows.append((measured_as, name, scan, target, value))
+    table = pd.DataFrame(rows, columns=["site", "method", "scan", "target", "predicted"])
+    return site_metrics(table, run, predictors)
+
+
+def site_metrics(
+    rows: pd.DataFrame, run: TrainingRun, predictors: dict[str, Predictor]
+) -> dict[str, Any]:
+    """Turn predictions into the figures that :func:`measure` returns."""
+    metrics: dict[str, Any] = {}
+    for name, predictor in predictors.items():
+        metrics[name] = dict(predictor.metrics)
+        if predictor.truth is None or rows.empty:
+            continue
+        sites: dict[str, Any] = {}
+        found = rows[rows["target"] == name].assign(seed=0)
+        found["truth"] = predictor.truth[found["scan"]]
+        found["person"] = run.data.persons[found["scan"]]
+        found = found[np.isfinite(found["truth"])]
+        for (site, method), part in found.groupby(["site", "method"], sort=False):
+            row = _figures_of(part, predictor, run.options.seed)
+            sites.setdefault(str(site), {})[str(method)] = row
+            text = ", ".join(f"{k} {v}" for k, v in row.items() if not k.endswith("_95"))
+            run.say(f"{name}, {site}, {method}: {text}")
+        metrics[name]["sites"] = sites
+        columns = found[["site", "method", "truth", "predicted"]].round(2)
+        metrics[name]["predictions"] = columns.to_numpy().tolist()
+    return metrics
+
+
+def _figures_of(part: pd.DataFrame, predictor: Predictor, seed: int) -> dict[str, Any]:
+    """Figures of the predictions of one target at one site."""
+    predicted, truth, persons = (part[c].to_numpy() for c in ("predicted", "truth", "person"))
+    row = figures(predicted, truth, predictor.binary, seed, persons)
+    if (interval := predictor.target.get("interval")) is not None:
+        ends = coverage(np.abs(predicted - truth) <= interval["half_width"], persons)
+        names = ("coverage", "coverage_low", "coverage_high")
+        row |= paired_ends(dict(zip(names, ends, strict=True)))
+    if predictor.unseen is not None and not predictor.binary:
+        row |= paired_ends(site_offset(part, predictor.unseen, N_BOOTSTRAP, seed))
+    return row
+
+
+def accept(
+    kind: str, measured: Callable[[str], dict[str, Any]], say: Say
+) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+    """Leave out a network that fails where the intensity mapping alone passes.
+
+    Parameters
+    ----------
+    kind : str
+        Of the map that is to be accepted.
+    measured : callable
+        Gives :func:`measure`'s figures with a map of some kind.
+    say : callable
+        Takes a line.
+
+    Returns
+    -------
+    kind : str
+        Of the map to be used.
+    metrics, accepted : dict
+        Its figures, and what :func:`acceptance` says of it.
+    left_out : dict or None
+        ``kind``, ``acceptance`` and ``sites``, the figures of brain age, of a map that failed.
+    """
+    metrics = measured(kind)
+    sites = _brain_ages(metrics)
+    accepted = acceptance(sites)
+    if kind == CURVE or accepted["passed"] is not False or not acceptance(sites, MAPPED)["passed"]:
+        return kind, metrics, accepted, None
+    say(f"Warning: {accepted['text']} The bundle has the intensity mapping alone.")
+    metrics = measured(CURVE)
+    left_out = {"kind": kind, "acceptance": accepted, "sites": sites}
+    return CURVE, metrics, acceptance(_brain_ages(metrics)), left_out
+
+
+def _brain_ages(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Take figures of brain age by site and method, but for scans that may not calibrate."""
+    sites = metrics.get("brain_age", {}).get("sites", {})
+    return {site: found for site, found in sites.items() if not site.endswith(LEFT_OUT)}
+
+
+def acceptance(
+    sites: Mapping[str, Mapping[str, Mapping[str, Any]]], method: str = "harmonized"
+) -> dict[str, Any]:
+    """Tell whether a map removes what sites add, and leaves alone the sites that add nothing.
+
+    Parameters
+    ----------
+    sites : mapping
+        By site and method, figures with ``offset`` and ``offset_95``, of scans that no
+        calibration saw.
+    method : str
+        The one to judge, against ``none``.
+
+    Returns
+    -------
+    dict
+        ``passed`` (None where no site can be judged), ``removed`` (part of the mean absolute
+        offset of the sites whose raw offset differs from zero by more than its interval; None
+        without such a site), ``moved`` and ``still``, the names of the sites that were judged by
+        each rule, and ``text``, one sentence.
+    """
+    judged = {
+        site: (found["none"], found[method])
+        for site, found in sites.items()
+        if {"none", method} <= found.keys() and found["none"].get("offset_95") is not None
+    }
+    moved = [site for site, (raw, _) in judged.items() if not _holds_zero(raw)]
+    still = sorted(set(judged) - set(moved))
+    disturbed = [site for site in still if not _holds_zero(judged[site][1])]
+    removed = None
+    text = "No site could be judged: offsets need brain ages of three persons"
+    if moved:
+        offsets = np.array([[abs(found["offset"]) for found in judged[site]] for site in moved])
+        before, after = offsets.mean(axis=0).tolist()
+        removed = round(1 - after / before, 3)
+        names = ", ".join(moved)
+        text = f"The map removes {100 * removed:.0f} % of the mean site offset at {names}"
+    elif judged:
+        text = "No site differs from the reference by more than chance"
+    text += f", and makes one at {', '.join(disturbed)}." if disturbed else "."
+    passed = not disturbed and (removed is None or removed >= LEAST_REMOVED) if judged else None
+    return {"passed": passed, "removed": removed, "moved": moved, "still": still, "text": text}
+
+
+def _holds_zero(found: Mapping[str, Any]) -> bool:
+    interval = found["offset_95"]
+    return interval is None or interval[0] <= 0 <= interval[1]

@@ -5,30 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bids_harmony.config import TrainOptions
 from bids_harmony.console import counted_off
-from bids_harmony.models.mapnetwork import MapNetwork, code_input, padded
-from bids_harmony.models.slices import crop
+from bids_harmony.models.networks import MapNetwork, code_input, padded
 from bids_harmony.sites.code import Appearance
+from bids_harmony.training import storage
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.data import TrainingSet, Volumes, new_array
-from bids_harmony.training.storage import (
-    Losses,
-    digest_of,
-    has_bf16,
-    load_network,
-    one_device,
-    save_network,
-)
+from bids_harmony.training.data import TrainingRun, Volumes, new_array
 
 #: Made-up sites, scans of each, and how strong they are (1: as real sites).
 N_SITES, PER_SITE, STRENGTH = 100, 6, (0.2, 1.1)
@@ -42,31 +31,11 @@ UNTOUCHED = 0.08
 PERSONS = (3, 40)
 #: Intensities at which the mapping of a made-up site is read, and voxels it takes to read one.
 KNOTS, STEP, FEW = np.arange(0.05, 1.2, 0.05), 0.025, 50
-Say = Callable[[str], None]
 #: A smaller error than this is none.
 NOTHING = 0.004
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The scans of the reference site that a map learns from.
-
-    Attributes
-    ----------
-    data : TrainingSet
-        All scans.
-    scans : numpy.ndarray
-        Numbers of those of the reference to learn from.
-    appearance : Appearance
-        Of the reference.
-    """
-
-    data: TrainingSet
-    scans: np.ndarray
-    appearance: Appearance
-
-
-def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: Say) -> MapNetwork:
+def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
     """Train the network that follows a site's intensity mapping.
 
     The network is not to mend the mapping: in training each made-up site has the mapping that its
@@ -74,35 +43,30 @@ def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: 
 
     Parameters
     ----------
-    reference : Reference
-        What to learn from.
-    options : TrainOptions
-        Seed, device and resolution; with ``fast_dev_run``, a few steps of a small network.
-    work_dir : pathlib.Path
-        What was made up, and the finished network, are cached there.
-    say : callable
-        Takes a line of progress.
+    run : TrainingRun
+        The reference's training scans are learnt from. What was made up, and the finished network,
+        are cached; with ``fast_dev_run``, a small network takes a few steps.
+    appearance : Appearance
+        Of the reference.
     """
-    quick, seed, device = options.fast_dev_run, options.seed, one_device(options.device)
+    options = run.options
+    quick, seed, device = options.fast_dev_run, options.seed, storage.one_device(options.device)
     steps, n_sites = QUICK if quick else (STEPS, N_SITES)
     what = [steps, n_sites, PER_SITE, STRENGTH, BATCH, RATE, UNTOUCHED, PERSONS, seed]
-    about = replace(reference.appearance, line=None).to_dict()
-    digest = digest_of([what, about], reference.data.content(reference.scans))
-    path = work_dir / f"map-{digest}.pt"
+    about = replace(appearance, line=None).to_dict()
+    digest = storage.digest_of([what, about], run.data.content(run.trained))
+    path = run.work_dir / f"map-{digest}.pt"
     torch.manual_seed(seed)
     network = MapNetwork(channels=(4, 4, 4)) if quick else MapNetwork()
-    if found := load_network(path, network):
+    if found := storage.load_network(path, network):
         return found
     rng = np.random.default_rng(seed)
-    pairs = make_pairs(reference, n_sites, options, work_dir, say)
+    pairs = make_pairs(run, appearance, n_sites)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16, losses = has_bf16(device), Losses("map")
-    progress = counted_off(
-        range(steps), steps, "training the map", lambda line: say(f"{line}; {losses}"), "steps"
-    )
-    for _ in progress:
+    bf16, losses = storage.has_bf16(device), storage.Losses("map")
+    for _ in losses.steps(steps, "training the map", run.say):
         step_loss = 0.0
         for _ in range(BATCH):
             loss = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
@@ -113,7 +77,7 @@ def train_map(reference: Reference, options: TrainOptions, work_dir: Path, say: 
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return save_network(path, network)
+    return storage.save_network(path, network)
 
 
 @dataclass(frozen=True)
@@ -122,7 +86,7 @@ class Pairs:
 
     Attributes
     ----------
-    reference : Reference
+    run, appearance
         What they are made of.
     acquired : Volumes
         (n, slices, rows, columns) reference scans under made-up acquisitions, :data:`PER_SITE` of
@@ -135,7 +99,8 @@ class Pairs:
         (sites, knots) intensities of the originals where the acquired ones are :data:`KNOTS`.
     """
 
-    reference: Reference
+    run: TrainingRun
+    appearance: Appearance
     acquired: Volumes
     originals: np.ndarray
     shifts: np.ndarray
@@ -144,25 +109,24 @@ class Pairs:
     @cached_property
     def own(self) -> np.ndarray:
         """How each reference scan differs from what is expected at its age: sampling noise."""
-        data, scans = self.reference.data, self.reference.scans
-        appearance = self.reference.appearance
+        data, scans, appearance = self.run.data, self.run.trained, self.appearance
         ages = np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
         return np.asarray(data.descriptors[scans] - appearance.expected(ages))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give a mapped volume, the site's code, and the original."""
-        data = self.reference.data
+        data = self.run.data
         persons = rng.choice(len(self.own), int(rng.integers(*PERSONS)))
         shift = self.own[persons].mean(axis=0)
         if rng.random() < UNTOUCHED:
-            mapped = original = data.stack(int(rng.choice(self.reference.scans)))[0]
+            mapped = original = data.stack(int(rng.choice(self.run.trained)))[0]
         else:
             row = int(rng.integers(len(self.originals)))
             site = row // PER_SITE
             shift = shift + self.shifts[site]
             original = data.stack(int(self.originals[row]))[0]
             mapped = follow(self.curves[site], np.asarray(self.acquired[row], np.float32))
-        return mapped, code_input(shift, len(persons), self.reference.appearance), original
+        return mapped, code_input(shift, len(persons), self.appearance), original
 
 
 def paired_loss(
@@ -204,41 +168,33 @@ def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
     return [off.abs().sum() / n, torch.stack(steps).sum() / (3 * n)]
 
 
-def make_pairs(
-    reference: Reference, n_sites: int, options: TrainOptions, work_dir: Path, say: Say
-) -> Pairs:
-    """Acquire reference scans anew at made-up sites, once: they are cached in ``work_dir``.
+def make_pairs(run: TrainingRun, appearance: Appearance, n_sites: int) -> Pairs:
+    """Acquire reference scans anew at made-up sites, once: they are cached.
 
     The parameters are those of :func:`train_map`.
     """
-    data, scans, seed = reference.data, reference.scans, options.seed
+    data, scans, seed = run.data, run.trained, run.options.seed
     what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
-    path = work_dir / f"acquired-{digest_of(what, data.content(scans))}.npy"
+    path = run.work_dir / f"acquired-{storage.digest_of(what, data.content(scans))}.npy"
     about = path.with_suffix(".npz")
     if not path.is_file() or not about.is_file():
-        deep_grey = data.deep_grey(options.contract.resolution)
-        deep = torch.from_numpy(crop(deep_grey, data.box))[None, None]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         shape = (n_sites * PER_SITE, len(data.heights), *data.size)
         originals, shifts, curves = [], [], []
         with new_array(path, shape) as volumes:
-            for site in counted_off(range(n_sites), n_sites, "making up sites", say, "sites"):
+            for site in counted_off(range(n_sites), n_sites, "making up sites", run.say, "sites"):
                 acquisition = Acquisition.draw(generator, float(rng.uniform(*STRENGTH)))
                 here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE).tolist()
-                anew = [acquire(data, scan, acquisition, generator, deep) for scan in here]
+                anew = [acquire(data, scan, acquisition, generator) for scan in here]
                 volumes[site * PER_SITE : (site + 1) * PER_SITE] = [stack for stack, _ in anew]
-                changes = [
-                    row - data.descriptors[i] for i, (_, row) in zip(here, anew, strict=True)
-                ]
-                stacks = [
-                    (new, data.stack(i)[0]) for i, (new, _) in zip(here[:3], anew, strict=False)
-                ]
+                stacks = [(anew[k][0], data.stack(here[k])[0]) for k in range(min(3, PER_SITE))]
                 originals += here
-                shifts.append(np.mean(changes, axis=0))
+                described = np.array([row for _, row in anew])
+                shifts.append(np.mean(described - data.descriptors[here], axis=0))
                 curves.append(read_curve(stacks))
         np.savez(about, originals=originals, shifts=np.array(shifts), curves=np.array(curves))
     with np.load(about) as cached:
-        return Pairs(reference, Volumes(path), **cached)
+        return Pairs(run, appearance, Volumes(path), **cached)
 
 
 def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Train one slice network on reference scans.
+"""Train slice networks on reference scans.
 
 Two recipes: ``ARTICLE`` is the paper's (preprint §4.2: Adam, the rate divided by ten where the
 training loss stands still, single slices as they are); ``FAST``, the default, takes one cycle of
@@ -11,63 +11,40 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.config import TrainOptions
-from bids_harmony.console import counted_off
 from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
-from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.storage import Losses, has_bf16
+from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predict_value, predictor_input
+from bids_harmony.training.data import Say, TrainingSet
+from bids_harmony.training.storage import Losses, digest_of, has_bf16, load_network, save_network
 
 #: The paper's rules: epochs without progress until the rate falls, and until training ends, and
 #: epochs in a row over which the validation loss may rise (preprint §4.2).
 SLOW_AFTER, STOP_AFTER, RISES = 5, 10, 5
 #: A loss that falls by less than this share stands still.
 STILL = 1e-3
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Sizes of the random changes made to each training slice.
-
-    Attributes
-    ----------
-    tone : float
-        Standard deviation of the shift of CSF and grey matter (CSF is 0, white matter 1).
-    bias : float
-        Standard deviation of a smooth multiplicative field's logarithm.
-    noise : float
-        Largest standard deviation of added noise.
-    blur : float
-        Largest weight of a 3 x 3 blur; the same weight, negative, sharpens.
-    shift, scale, degrees : float
-        Standard deviations of shift (fraction of the half-width), scale and rotation.
-    edge : float
-        Share of slices whose outermost voxels are taken away.
-    plain : float
-        Share of slices only shifted by whole pixels and reflected: every other one has been
-        interpolated, and a network that never saw an untouched slice misjudges it by years.
-    """
-
-    tone: float = 0.08
-    bias: float = 0.08
-    noise: float = 0.04
-    blur: float = 0.5
-    shift: float = 0.02
-    scale: float = 0.03
-    degrees: float = 2.0
-    edge: float = 0.3
-    plain: float = 0.3
+#: Sizes of :func:`augment`'s changes: standard deviations of the shift of CSF and grey matter (CSF
+#: is 0, white matter 1) and of a smooth multiplicative field's logarithm, the largest standard
+#: deviation of noise, and the largest weight of a blur, negative to sharpen.
+TONE, BIAS, NOISE, BLUR = 0.08, 0.08, 0.04, 0.5
+#: Standard deviations of shift (fraction of the half-width), scale and rotation.
+SHIFT, SCALE, DEGREES = 0.02, 0.03, 2.0
+#: Share of slices whose outermost voxels are taken away.
+EDGE = 0.3
+#: Share of slices only shifted by whole pixels and reflected: every other one has been
+#: interpolated, and a network that never saw an untouched slice misjudges it by years.
+PLAIN = 0.3
 
 
 @dataclass(frozen=True)
@@ -91,9 +68,7 @@ class PredictorConfig:
     steps : int
         Steps of the cycle; with ``patient``, the most that are taken.
     patient : bool
-        The paper's schedule (:func:`is_over`) and losses.
-    augmentation : Augmentation or None
-        Random changes of training slices.
+        The paper's schedule (:func:`is_over`), losses, and slices as they are.
     acquisitions : int
         Made-up sites, for each fold, that the network on maps of grey matter is to hold still
         between (:mod:`bids_harmony.training.grey_matter`); with 0 there is no such network.
@@ -107,12 +82,7 @@ class PredictorConfig:
     weight_decay: float = 1e-2
     steps: int = 1_600
     patient: bool = False
-    augmentation: Augmentation | None = field(default_factory=Augmentation)
     acquisitions: int = 32
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self) | {"channels": list(self.channels)}
 
 
 FAST = PredictorConfig()
@@ -123,7 +93,6 @@ ARTICLE = PredictorConfig(
     weight_decay=0.0,
     steps=200_000,
     patient=True,
-    augmentation=None,
     acquisitions=0,
 )
 PREDICTORS = {config.name: config for config in (FAST, ARTICLE)}
@@ -189,16 +158,6 @@ class Examples:
         return digest.digest()
 
 
-def network_options(examples: Examples, config: PredictorConfig, binary: bool) -> dict[str, Any]:
-    """Choose the options of :class:`SliceNetwork` for a set of examples."""
-    options: dict[str, Any] = {
-        "channels": list(config.channels),
-        "shape": list(examples.data.size),
-        "hidden": config.hidden,
-    }
-    return options if binary else options | target_scale(examples.targets)
-
-
 def target_scale(targets: np.ndarray) -> dict[str, float]:
     """Mean and spread of the targets, that networks of numbers are centred on."""
     return {
@@ -207,94 +166,122 @@ def target_scale(targets: np.ndarray) -> dict[str, float]:
     }
 
 
-def train_predictor(
-    examples: Examples,
-    among: np.ndarray,
-    validation: Examples | None,
-    options: dict[str, Any],
-    config: PredictorConfig,
-    *,
-    binary: bool,
-    seed: int,
-    say: Callable[[str], None],
-    device: str = "cpu",
-) -> SliceNetwork:
-    """Train one network.
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks for one target, each trained on the scans of all folds but its own.
 
-    Parameters
+    Attributes
     ----------
+    name : str
+        The target's name.
     examples : Examples
-        Slices and targets.
-    among : numpy.ndarray
-        Places of the scans to train on.
+        Scans and targets.
     validation : Examples or None
-        Scans whose loss ends the paper's schedule and chooses among its epochs.
-    options : dict
-        Of :class:`SliceNetwork`.
-    config : PredictorConfig
-        Optimisation.
+        Scans that the paper's schedule watches.
+    folds : numpy.ndarray
+        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
+    n_networks : int
+        How many there are.
     binary : bool
-        Cross-entropy on logits instead of a regression loss.
+        Whether they give logits.
     seed : int
-        Seed of weights and sampling.
-    say : callable
-        Takes a line of progress.
-    device : str
-        torch device.
-
-    Returns
-    -------
-    SliceNetwork
-        In evaluation mode, on the CPU.
-
-    Raises
-    ------
-    HarmonyError
-        When the loss is no longer a number.
+        Of the first network; the others take the next ones.
+    config : PredictorConfig
+        Size and optimisation.
+    folder : pathlib.Path
+        Where finished networks are cached.
     """
-    torch.manual_seed(seed)
-    training = _Training(
-        examples, SliceNetwork(**options).to(device), config, binary, seed, device
-    )
-    if config.patient:
-        _train_patiently(training, among, validation, say)
-    else:
-        _train_one_cycle(training, among, say)
-    return set_layout(training.network.cpu().eval(), torch.contiguous_format)
+
+    name: str
+    examples: Examples
+    validation: Examples | None
+    folds: np.ndarray
+    n_networks: int
+    binary: bool
+    seed: int
+    config: PredictorConfig
+    folder: Path
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Options of the networks."""
+        config, size = self.config, list(self.examples.data.size)
+        options = {"channels": list(config.channels), "shape": size, "hidden": config.hidden}
+        return options if self.binary else options | target_scale(self.examples.targets)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """File of each network, named by all that decides its weights."""
+        recipe = {k: v for k, v in asdict(self.config).items() if k != "acquisitions"}
+        content = self.examples.content() + (self.validation.content() if self.validation else b"")
+        found = []
+        for fold in range(self.n_networks):
+            what = [recipe, self.options, self.binary, self.seed + fold]
+            digest = digest_of(what, content + (self.folds != fold).tobytes())
+            found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
+        return found
+
+    def train(self, fold: int, device: str, say: Say) -> None:
+        """Train the network of a fold and save it.
+
+        Raises
+        ------
+        HarmonyError
+            When the loss is no longer a number.
+        """
+        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
+        training, among = _Training(self, fold, device), np.flatnonzero(self.folds != fold)
+        if self.config.patient:
+            _train_patiently(training, among, self.validation, say)
+        else:
+            _train_one_cycle(training, among, say)
+        network = set_layout(training.network.cpu(), torch.contiguous_format)
+        save_network(self.paths[fold], network)
+
+    def load(self) -> list[nn.Module]:
+        """Load the finished networks, with the weights as a bundle has them."""
+        loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
+        return [network for network in loaded if network is not None]
+
+    def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
+        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
+        data, slice_mm = self.examples.data, self.examples.slice_mm
+        found = np.full(len(self.folds), np.nan)
+        for i in np.flatnonzero(self.folds < len(networks)):
+            volume = data.volume(self.examples.scans[i])[0]
+            ensemble = [[networks[self.folds[i]]]]
+            found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
+        return found
 
 
 class _Training:
     """A network, its optimizer and its examples; :meth:`step` learns from a batch."""
 
-    def __init__(
-        self,
-        examples: Examples,
-        network: SliceNetwork,
-        config: PredictorConfig,
-        binary: bool,
-        seed: int,
-        device: str,
-    ) -> None:
-        self.examples, self.config, self.binary, self.device = examples, config, binary, device
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-        )
+    def __init__(self, ensemble: Ensemble, fold: int, device: str) -> None:
+        self.examples, self.config, self.device = ensemble.examples, ensemble.config, device
+        self.binary, seed = ensemble.binary, ensemble.seed + fold
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
         bf16 = has_bf16(device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
         # In single precision a CPU takes two thirds of the time with channels last.
         self.layout = torch.contiguous_format if bf16 or device != "cpu" else torch.channels_last
-        self.network = set_layout(network, self.layout)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.targets = torch.from_numpy(examples.targets.astype(np.float32))
-        self.heights = torch.from_numpy((examples.heights / HEIGHT_MM).astype(np.float32))
+        self.network = set_layout(SliceNetwork(**ensemble.options).to(device), self.layout)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+        self.targets = torch.from_numpy(self.examples.targets.astype(np.float32))
+        self.heights = torch.from_numpy((self.examples.heights / HEIGHT_MM).astype(np.float32))
         self.losses = Losses("predictor")
 
     def step(self, which: np.ndarray, slices: np.ndarray) -> float:
         """Learn from slices, given by place of scan and of slice; return the loss."""
         x = self.examples.draw(which, slices)
-        if self.config.augmentation is not None:
-            x = augment(x, self.config.augmentation, self.generator)
+        if not self.config.patient:
+            x = augment(x, self.generator)
         height = self.heights[slices][:, None, None, None].expand_as(x)
         x = torch.cat([x, height], dim=1).to(self.device, memory_format=self.layout)
         with self.autocast:
@@ -317,18 +304,11 @@ class _Training:
         return F.smooth_l1_loss(value / unit, target / unit)
 
 
-def _train_one_cycle(training: _Training, among: np.ndarray, say: Callable[[str], None]) -> None:
+def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
     """One cycle of the rate: up over the first tenth, down along a half cosine."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
-    progress = counted_off(
-        range(steps),
-        steps,
-        "training a predictor",
-        lambda line: say(f"{line}; {training.losses}"),
-        "steps",
-    )
-    for number in progress:
+    for number in training.losses.steps(steps, "training a predictor", say):
         share = number / steps
         rise = min(1.0, (share + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))
@@ -338,7 +318,7 @@ def _train_one_cycle(training: _Training, among: np.ndarray, say: Callable[[str]
 
 
 def _train_patiently(
-    training: _Training, among: np.ndarray, validation: Examples | None, say: Callable[[str], None]
+    training: _Training, among: np.ndarray, validation: Examples | None, say: Say
 ) -> None:
     """Follow the paper's schedule over epochs of all slices; keep the best validation epoch.
 
@@ -423,17 +403,17 @@ def _even(targets: np.ndarray) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) -> Tensor:
     """Change the appearance and pose of slices at random.
 
     Parameters
     ----------
     slices : torch.Tensor
         (batch, 1, rows, columns) intensities, background 0.
-    how : Augmentation
-        Sizes of the changes.
     generator : torch.Generator
         Random number generator.
+    plain : float
+        Share of slices that are only shifted and reflected.
 
     Returns
     -------
@@ -448,15 +428,15 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    plain = uniform(n, 1, 1, 1) < how.plain
+    as_it_is = uniform(n, 1, 1, 1) < plain
     rows_by, columns_by = (int(v) for v in torch.randint(-2, 3, (2,), generator=generator))
     untouched = torch.roll(slices, (rows_by, columns_by), dims=(2, 3))
     untouched = torch.where(uniform(n, 1, 1, 1) < 0.5, untouched.flip(2), untouched)
     # Pose: rotation, anisotropic scale, shift and reflection, in one resampling.
-    angle = normal(n) * how.degrees * torch.pi / 180
-    sx, sy = (1 + how.scale * normal(2, n)).unbind()
+    angle = normal(n) * DEGREES * torch.pi / 180
+    sx, sy = (1 + SCALE * normal(2, n)).unbind()
     flip = torch.where(uniform(n) < 0.5, -1.0, 1.0)
-    dx, dy = (how.shift * normal(2, n)).unbind()
+    dx, dy = (SHIFT * normal(2, n)).unbind()
     cos, sin = torch.cos(angle), torch.sin(angle)
     # Columns come first in grid_sample; rows run left to right in the brain, so rows are flipped.
     top = torch.stack([sx * cos, -sin, dx], dim=1)
@@ -465,23 +445,23 @@ def augment(slices: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     x = F.grid_sample(slices, grid, align_corners=False)
     mask = (x > 5e-4).float()
     # Intensity mapping: move CSF (0) and grey matter against white matter (1).
-    csf = how.tone * normal(n, 1, 1, 1)
+    csf = TONE * normal(n, 1, 1, 1)
     x = torch.relu(x - csf) / (1 - csf)
-    x = x ** torch.exp(2 * how.tone * normal(n, 1, 1, 1))
-    x = x * (1 + 0.5 * how.tone * normal(n, 1, 1, 1))
+    x = x ** torch.exp(2 * TONE * normal(n, 1, 1, 1))
+    x = x * (1 + 0.5 * TONE * normal(n, 1, 1, 1))
     # Bias field: cubic interpolation of a coarse random grid.
     field = F.interpolate(
-        how.bias * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
+        BIAS * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
     )
     x = x * torch.exp(field)
     # Sharpness, then noise.
-    weight = how.blur * (2 * uniform(n, 1, 1, 1) - 1)
+    weight = BLUR * (2 * uniform(n, 1, 1, 1) - 1)
     smooth = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = x + weight * (smooth - x)
-    x = x + how.noise * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
+    x = x + NOISE * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
     # Mask: on some slices, peel one more voxel where a smooth random field says so.
     inner = 1 - F.max_pool2d(1 - mask, 3, 1, 1)
     patch = F.interpolate(uniform(n, 1, 6, 6), size=(rows, columns), mode="bilinear")
-    away = (uniform(n, 1, 1, 1) < how.edge) & (patch < 0.5)
+    away = (uniform(n, 1, 1, 1) < EDGE) & (patch < 0.5)
     mask = torch.where(away, inner, mask)
-    return torch.where(plain, untouched, torch.clamp(x, 0, 2) * mask)
+    return torch.where(as_it_is, untouched, torch.clamp(x, 0, 2) * mask)

@@ -6,8 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,29 +15,28 @@ import torch
 from torch import nn
 
 from bids_harmony.bids.dataset import counted
-from bids_harmony.config import TrainOptions
 from bids_harmony.errors import UsageError
-from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import crop, predict_value
+from bids_harmony.evaluation import statistics
+from bids_harmony.models.slices import crop
 from bids_harmony.processes import prefixed, side_by_side
 from bids_harmony.simulation.effect import apply_effect
-from bids_harmony.training.data import TrainingSet
+from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
 from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.predictor import (
+    Ensemble,
     Examples,
     PredictorConfig,
-    network_options,
-    train_predictor,
+    recipe_of,
 )
-from bids_harmony.training.splits import TEST, VALIDATION, make_folds
-from bids_harmony.training.storage import digest_of, load_network, save_network
+from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 Say = Callable[[str], None]
 #: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
 #: they are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
+FOLDER = "predictors"
 SIMULATED_NAME = "schizophrenia_probability"
 #: A network is never stretched beyond this, either way.
 MOST_STRETCH = 2.0
@@ -87,125 +85,19 @@ class Predictor:
         return bool(self.target["output"] == "logit")
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Networks for one target, each trained on the scans of all folds but its own.
-
-    Attributes
-    ----------
-    name : str
-        The target's name.
-    examples : Examples
-        Scans and targets.
-    validation : Examples or None
-        Scans that the paper's schedule watches.
-    folds : numpy.ndarray
-        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
-    n_networks : int
-        How many there are.
-    binary : bool
-        Whether they give logits.
-    seed : int
-        Of the first network; the others take the next ones.
-    config : PredictorConfig
-        Size and optimisation.
-    folder : pathlib.Path
-        Where finished networks are cached.
-    """
-
-    name: str
-    examples: Examples
-    validation: Examples | None
-    folds: np.ndarray
-    n_networks: int
-    binary: bool
-    seed: int
-    config: PredictorConfig
-    folder: Path
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """Options of the networks."""
-        return network_options(self.examples, self.config, self.binary)
-
-    @cached_property
-    def paths(self) -> list[Path]:
-        """File of each network, named by all that decides its weights."""
-        recipe = {k: v for k, v in self.config.to_dict().items() if k != "acquisitions"}
-        content = self.examples.content() + (self.validation.content() if self.validation else b"")
-        found = []
-        for fold in range(self.n_networks):
-            what = [recipe, self.options, self.binary, self.seed + fold]
-            digest = digest_of(what, content + (self.folds != fold).tobytes())
-            found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
-        return found
-
-    def train(self, fold: int, device: str, say: Say) -> None:
-        """Train the network of a fold and save it."""
-        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
-        network = train_predictor(
-            self.examples, np.flatnonzero(self.folds != fold), self.validation, self.options,
-            self.config, binary=self.binary, seed=self.seed + fold, say=say, device=device,
-        )  # fmt: skip
-        save_network(self.paths[fold], network)
-
-    def load(self) -> list[nn.Module]:
-        """Load the finished networks, with the weights as a bundle has them."""
-        loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
-        return [network for network in loaded if network is not None]
-
-    def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
-        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
-        data, slice_mm = self.examples.data, self.examples.slice_mm
-        found = np.full(len(self.folds), np.nan)
-        for i in np.flatnonzero(self.folds < len(networks)):
-            volume = data.volume(self.examples.scans[i])[0]
-            ensemble = [[networks[self.folds[i]]]]
-            found[i] = predict_value(ensemble, volume, data.affine, data.box, slice_mm)
-        return found
-
-
 def train_predictors(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    options: TrainOptions,
-    config: PredictorConfig,
-    work_dir: Path,
-    *,
-    device: str = "cpu",
-    nprocs: int = 1,
-    say: Say,
+    run: TrainingRun, config: PredictorConfig | None = None, nprocs: int = 1
 ) -> dict[str, Predictor]:
     """Train every target's ensemble on the reference site.
 
-    Finished networks are cached in ``work_dir``, so that the same call continues where it was
-    cut short and ends with the same weights.
-
     Parameters
     ----------
-    data : TrainingSet
-        All scans.
-    split : numpy.ndarray
-        (scans,) ``train``, ``validation`` or ``test``.
-    fit : numpy.ndarray
-        (scans,) whether predictors of numbers may be fitted on a scan; those of two classes need
-        the scans that ``--fit-filter`` leaves out.
-    reference : str
-        Reference site.
-    options : TrainOptions
-        Targets, folds and seed.
-    config : PredictorConfig
-        Size and optimisation.
-    work_dir : pathlib.Path
-        Where finished networks are cached.
-    device : str
-        torch device.
+    run : TrainingRun
+        Predictors of two classes need the scans that ``--fit-filter`` leaves out, too.
+    config : PredictorConfig, optional
+        Size and optimisation; the options' recipe when None.
     nprocs : int
         Networks trained at once on the CPU, each in a process of one thread.
-    say : callable
-        Takes a line of progress; with several processes, a function of a module.
 
     Returns
     -------
@@ -217,40 +109,24 @@ def train_predictors(
     UsageError
         When a target cannot be had; before anything is trained.
     """
-    folder, slice_mm = work_dir / "predictors", options.contract.slice_mm
+    options, config = run.options, config or recipe_of(run.options)
     columns = [column for column in options.targets if column != SIMULATED]
-    targets = find_targets(data, columns, reference, fit)
-    ensembles = []
-    for target in targets:
-        scans, watched, folds = plan_folds(data, split, fit, reference, target, options, config)
-        examples, validation = (
-            Examples(data, some, target.values[some], slice_mm) for some in (scans, watched)
-        )
-        ensembles.append(
-            Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
-                     options.seed, config, folder)
-        )  # fmt: skip
+    targets = find_targets(run.data, columns, run.reference, run.fit)
+    ensembles = [plan_ensemble(run, target, config) for target in targets]
     if SIMULATED in options.targets:
-        examples, held = simulated_patients(data, split, reference, options, say)
-        ensembles.append(
-            Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
-                     options.seed + 1000, config, folder)
-        )  # fmt: skip
-    train_networks(ensembles, device, nprocs, say)
+        ensembles.append(simulated_patients(run, config))
+    train_networks(ensembles, one_device(options.device), nprocs, run.say)
     predictors = {
-        target.name: _finish(target, ensemble, options, say)
+        target.name: _finish(target, ensemble, run)
         for target, ensemble in zip(targets, ensembles, strict=False)
     }
     if SIMULATED in options.targets:
-        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], options.seed, say)
+        predictors[SIMULATED_NAME] = _finish_simulated(ensembles[-1], run)
     return predictors
 
 
 def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
-    """Train the networks of all ensembles but those that an earlier run has finished.
-
-    The parameters are those of :func:`train_predictors`.
-    """
+    """Train the networks of all ensembles but those that an earlier run has finished."""
     calls: list[tuple[Any, ...]] = []
     for ensemble in ensembles:
         for fold, path in enumerate(ensemble.paths):
@@ -271,18 +147,14 @@ def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -
     ensemble.train(fold, device, say)
 
 
-def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say) -> Predictor:
+def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
     """Calibrate a target's ensembles on their folds."""
     name, truth, persons = target.name, ensemble.examples.targets, ensemble.examples.persons
     networks = {name: ensemble.load()}
     entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
     if ensemble.config.acquisitions and not target.binary:
         name = f"{name}_grey_matter"
-        grey_options, networks[name] = grey_matter_networks(
-            ensemble.examples, ensemble.folds, acquisitions=ensemble.config.acquisitions,
-            seed=ensemble.seed, resolution=options.contract.resolution,
-            path=ensemble.folder / name, say=say,
-        )  # fmt: skip
+        grey_options, networks[name] = grey_matter_networks(ensemble, run.say)
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
@@ -291,8 +163,8 @@ def _finish(target: Target, ensemble: Ensemble, options: TrainOptions, say: Say)
                 each, entries[name]["options"], predicted[k], truth, ensemble.folds
             )
     unseen = np.mean(predicted, axis=0)
-    found = figures(unseen, truth, target.binary, np.random.default_rng(options.seed), persons)
-    say(f"{target.name} on folds not seen: {json.dumps(found)}")
+    found = figures(unseen, truth, target.binary, run.options.seed, persons)
+    run.say(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -340,23 +212,14 @@ def _describe(
         "column": target.column,
     }
     if target.binary:
-        return entry | {
-            "classes": list(target.classes),
-            "counts": [int((values == k).sum()) for k in (0, 1)],
-        }
-    entry |= {
-        "training_range": [round(float(values.min()), 1), round(float(values.max()), 1)],
-        "interval": {
-            "half_width": round(empirical_half_width(unseen - values, persons), 2),
-            "level": 0.9,
-            "n": n,
-            "n_persons": len(np.unique(persons)),
-            "method": INTERVAL,
-        },
-    }
-    if target.name == "brain_age":
-        entry["age_bias"] = age_bias(unseen, values)
-    return entry
+        counts = [int((values == k).sum()) for k in (0, 1)]
+        return entry | {"classes": list(target.classes), "counts": counts}
+    half_width = round(empirical_half_width(unseen - values, persons), 2)
+    interval: dict[str, Any] = {"half_width": half_width, "level": 0.9, "n": n}
+    interval |= {"n_persons": len(np.unique(persons)), "method": INTERVAL}
+    entry["training_range"] = [round(float(end), 1) for end in (values.min(), values.max())]
+    bias = {"age_bias": age_bias(unseen, values)} if target.name == "brain_age" else {}
+    return entry | {"interval": interval} | bias
 
 
 def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -370,12 +233,11 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     Returns
     -------
     slope, intercept : float
-        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); where there is nothing to fit, the
-        predictions are left as they are.
+        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); it is 1 where there is nothing to
+        fit.
     """
-    if len(truth) < 3 or np.ptp(predicted) == 0:
-        return 1.0, 0.0
-    slope = float(np.clip(np.polyfit(predicted, truth, 1)[0], 1 / MOST_STRETCH, MOST_STRETCH))
+    slope = np.nan_to_num(statistics.fit_line(truth, predicted)[0], nan=1.0)
+    slope = float(np.clip(slope, 1 / MOST_STRETCH, MOST_STRETCH))
     return slope, float(truth.mean() - slope * predicted.mean())
 
 
@@ -416,45 +278,22 @@ def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
     dict
         ``slope``, ``intercept`` (years) and ``n``.
     """
-    if len(age) < 3 or np.ptp(age) == 0:
-        return {"slope": 0.0, "intercept": 0.0, "n": len(age)}
-    slope, intercept = np.polyfit(age, predicted - age, 1)
-    return {"slope": round(float(slope), 4), "intercept": round(float(intercept), 3),
-            "n": len(age)}  # fmt: skip
+    slope, intercept = np.nan_to_num(statistics.fit_line(predicted - age, age)).tolist()
+    return {"slope": round(slope, 4), "intercept": round(intercept, 3), "n": len(age)}
 
 
-def plan_folds(
-    data: TrainingSet,
-    split: np.ndarray,
-    fit: np.ndarray,
-    reference: str,
-    target: Target,
-    options: TrainOptions,
-    config: PredictorConfig,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plan_ensemble(run: TrainingRun, target: Target, config: PredictorConfig) -> Ensemble:
     """Say which scans a target's networks learn from, and which one each leaves out.
 
-    Parameters
-    ----------
-    data, split, fit, reference, options, config
-        As of :func:`train_predictors`.
-    target : Target
-        What is predicted.
-
-    Returns
-    -------
-    scans, watched : numpy.ndarray
-        Numbers of the scans to learn from, and of those that only say when to end.
-    folds : numpy.ndarray
-        Fold of each of ``scans``: whole persons, balanced on age, and on class where there are
-        two.
+    Folds are of whole persons, balanced on age, and on class where there are two.
 
     Raises
     ------
     UsageError
         When there are fewer persons than folds, in all or of a class.
     """
-    usable = (data.sites == reference) & np.isfinite(target.values) & (fit | target.binary)
+    data, split, options = run.data, run.split, run.options
+    usable = (data.sites == run.reference) & np.isfinite(target.values) & (run.fit | target.binary)
     # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
     watched = np.flatnonzero(usable & (split == VALIDATION) & config.patient)
     scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
@@ -470,27 +309,26 @@ def plan_folds(
             f"There must be at least {options.folds}, one for each fold.",
         )
     strata = target.values if target.binary else None
-    return scans, watched, make_folds(data, scans, options.folds, rng, strata)[scans]
+    folds = make_folds(data, scans, options.folds, rng, strata)[scans]
+    examples, validation = (
+        Examples(data, some, target.values[some], options.contract.slice_mm)
+        for some in (scans, watched)
+    )
+    return Ensemble(target.name, examples, validation, folds, options.folds, target.binary,
+                    options.seed, config, run.work_dir / FOLDER)  # fmt: skip
 
 
-def simulated_patients(
-    data: TrainingSet, split: np.ndarray, reference: str, options: TrainOptions, say: Say
-) -> tuple[Examples, np.ndarray]:
+def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
     """Make patients of reference scans to train on: every other has a simulated effect.
 
     There is no public imaging of schizophrenia; the number it gives says how much a scan looks
-    like the simulation's patients, and every output says so.
-
-    Returns
-    -------
-    examples : Examples
-        Labels 0 and 1.
-    held : numpy.ndarray
-        (examples,) whether a scan is held out.
+    like the simulation's patients, and every output says so. One network leaves out the scans of
+    fold 0, which are held out.
     """
-    scans = np.flatnonzero(data.sites == reference)
+    data, options = run.data, run.options
+    scans = np.flatnonzero(data.sites == run.reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
-    held = split[scans] == TEST
+    held = run.split[scans] == TEST
     # Patients and controls alternate along age, in training and held-out persons alike.
     persons = data.persons[scans]
     ill: list[str] = []
@@ -508,19 +346,21 @@ def simulated_patients(
         # Other slices are never read, and so take no memory.
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
-    say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
-    return replace(examples, data=replace(data, volumes=changed)), held
+    run.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    examples = replace(examples, data=replace(data, volumes=changed))
+    return Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
+                    options.seed + 1000, config, run.work_dir / FOLDER)  # fmt: skip
 
 
-def _finish_simulated(ensemble: Ensemble, seed: int, say: Say) -> Predictor:
+def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:
     """Tell how the network trained on simulated labels does on the scans held out."""
     held, networks = ensemble.folds == 0, ensemble.load()
     found: dict[str, Any] = {"n": 0}
     if held.any():
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
-        found = figures(score, truth, True, np.random.default_rng(seed), persons)
-    say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+        found = figures(score, truth, True, run.options.seed, persons)
+    run.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         {SIMULATED_NAME: networks},
         {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import math
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from bids_harmony.console import counted_off
 from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
 Network = TypeVar("Network", bound=nn.Module)
-#: Losses of so many steps are averaged. The map's ``paired`` loss is 2 for a network that changes
-#: nothing; training ends where its average is above this.
-RECENT, DIVERGED = 50, 4.0
+#: Losses of so many steps are averaged.
+RECENT = 50
 
 
 def one_device(asked: str) -> str:
@@ -46,7 +47,7 @@ class Losses:
 
     def __init__(self, what: str) -> None:
         self.what, self.step = what, 0
-        self.recent: dict[str, deque[float]] = {}
+        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
 
     def add(self, **losses: float) -> None:
         """Take the losses of a step.
@@ -54,7 +55,7 @@ class Losses:
         Raises
         ------
         HarmonyError
-            When one is no number, or the training diverges.
+            When one is no number.
         """
         self.step += 1
         for name, loss in losses.items():
@@ -63,14 +64,11 @@ class Losses:
                     f"The {self.what}'s loss is not a number at step {self.step}.",
                     "Look for damaged scans or absurd values of the target.",
                 )
-            recent = self.recent.setdefault(name, deque(maxlen=RECENT))
-            recent.append(loss)
-            if name == "paired" and len(recent) == RECENT and np.mean(recent) > DIVERGED:
-                raise HarmonyError(
-                    f"The {self.what}'s training diverges: at step {self.step} its loss is "
-                    f"{np.mean(recent):.1f}, and 2 without any network.",
-                    "Give another --random-seed, or --map intensity-mapping.",
-                )
+            self.recent[name].append(loss)
+
+    def steps(self, n: int, what: str, say: Callable[[str], None]) -> Iterator[int]:
+        """Count the steps of a training, and say now and then where its losses are."""
+        return counted_off(range(n), n, what, lambda line: say(f"{line}; {self}"), "steps")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
@@ -90,8 +88,7 @@ def as_stored(network: Network) -> Network:
 
 def digest_of(what: Any, content: bytes) -> str:
     """Name weights by what decides them: JSON-ready values, and bytes."""
-    said = json.dumps(what, sort_keys=True).encode()
-    return hashlib.sha256(said + content).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode() + content).hexdigest()[:16]
 
 
 def save_network(path: Path, network: Network) -> Network:
@@ -113,8 +110,6 @@ def load_network(path: Path, network: Network) -> Network | None:
 
     Nothing but tensors and plain values is read, never code.
     """
-    for part in path.parent.glob(f".{path.name}.*.part"):
-        part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     if not path.is_file():
         return None
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

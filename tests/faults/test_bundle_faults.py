@@ -71,11 +71,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle beside": (lambda f: (f / "more.pkl").write_bytes(harmful(f)), "does not know"),
     "pickle as weights": (lambda f: replace(f, WEIGHTS, harmful(f)), "do not fit"),
     "name outside": (lambda f: replace(f, "../x", b"x"), "outside itself"),
-    "10 GB file": (lambda f: os.truncate(f / WEIGHTS, TEN_GIB), "claims 10.7 GB"),
     "10 GB claimed": (claims_10_gib, "do not fit"),
-    "10 GB description": (
-        lambda f: os.truncate(f / "bundle.json", TEN_GIB), "claims 10.7 GB",
-    ),
     "nested description": (
         lambda f: (f / "bundle.json").write_text("[" * 100_000), "not valid JSON",
     ),
