@@ -269,7 +269,7 @@ def calibrations(
         del tried[harmonizer.KNOWN_AGES]
     found = {}
     for name, (ages, net) in tried.items():
-        maps = {}
+        of_site = {}
         for site in np.unique(data.sites[among]).tolist():
             scans = data.site_scans(site, among)
             code = calibrator.code(scans, ages)
