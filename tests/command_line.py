@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import pytest
@@ -35,8 +33,6 @@ def refuse(argv: list[str]) -> UsageError:
 
 
 COMMAND = [sys.executable, "-m", "bids_harmony"]
-#: Options of the runs that are compared byte by byte. The quick registration will do.
-OPTIONS = ("--sloppy", "--nprocs", 2)
 
 
 def start(*args: object, **environment: str) -> subprocess.Popen[str]:
@@ -66,37 +62,6 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def with_startup(folder: Path, code: str) -> dict[str, str]:
-    """Environment in which every Python runs some code before anything else."""
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-
-
-def new_dataset(root: Path) -> Path:
-    root.mkdir(parents=True)
-    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
-    return root
-
-
-def place(root: Path, label: str) -> Path:
-    """Where a participant's scan goes."""
-    path = root / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
-    path.parent.mkdir(parents=True)
-    return path
-
-
-def label_of(row: str) -> str:
-    """A participant's label made of a row's name."""
-    return re.sub(r"[^0-9a-zA-Z]", "", row)
-
-
-def record_of(out: Path, label: str) -> dict[str, Any]:
-    path = out / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
-    values: dict[str, Any] = json.loads(path.read_text())
-    return values
-
-
 def assert_same(first: dict[str, bytes], second: dict[str, bytes]) -> None:
     assert sorted(first) == sorted(second)
     assert [name for name in first if first[name] != second[name]] == []
@@ -109,9 +74,3 @@ def assert_whole(out: Path) -> None:
     for path in out.rglob("*.json"):
         if "logs" not in path.parts:
             json.loads(path.read_text())
-
-
-def assert_sentences(text: str) -> None:
-    """See that an error is one of cause and one of remedy, without a traceback."""
-    assert "Traceback" not in text
-    assert re.search(r"^bids_harmony: error: .+[.?)]\n  .+", text, re.MULTILINE), text

@@ -102,10 +102,6 @@ def test_experiments_that_cannot_be_done_are_refused() -> None:
     for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:1]}):
         with pytest.raises(UsageError, match="no sizes to try"):
             planned(people(table(rows)), "size")
-    with pytest.raises(UsageError, match="--experiments"):
-        EvaluateOptions(("sties",))
-    with pytest.raises(UsageError, match="--cv-folds is 1"):
-        EvaluateOptions(cv_folds=1)
 
 
 def test_sizes_are_persons_with_all_their_scans() -> None:

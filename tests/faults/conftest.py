@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import OPTIONS, harmony
+from command import OPTIONS, harmony
 
 
 @pytest.fixture(scope="session")

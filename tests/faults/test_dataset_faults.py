@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bids_dataset import write
-from command_line import COMMAND, assert_sentences, new_dataset
+from bids_dataset import find, write
+from command import COMMAND, assert_sentences, new_dataset
 
 from bids_harmony.cli.run import main
 
@@ -49,6 +49,14 @@ def test_labels_that_lead_elsewhere_are_refused(
     said = capsys.readouterr().err
     assert_sentences(said)
     assert "has no participant" in said
+
+
+def test_a_table_from_a_spreadsheet_is_read(dataset: Path) -> None:
+    text = "\ufeffparticipant_id,age,site\r\nsub-01,30,A\r\nsub-01,99,B\r\nsub-02,40,A\r\n"
+    write(dataset, "participants.tsv", text.encode())
+    inventory = find(dataset)
+    assert [(s.age, s.site) for s in inventory.scans] == [(None, "unknown"), (40.0, "A")]
+    assert any("several rows for" in note for note in inventory.warnings)
 
 
 def test_text_of_tables_and_sidecars_runs_nothing_in_any_report(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, new_dataset, place, record_of
+from command import COMMAND, new_dataset, place, record_of
 from t1w_images import scan, write
 
 from bids_harmony.files import write_text

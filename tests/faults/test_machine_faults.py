@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import (
+from command import (
     OPTIONS,
     assert_same,
     assert_sentences,
@@ -21,9 +22,12 @@ from command_line import (
     record_of,
     start,
     tree,
+    with_startup,
 )
 
 from bids_harmony.cli.run import main
+from bids_harmony.errors import machine_error
+from bids_harmony.run.engine import failure_text
 
 FIRST = ("--participant-label", "01", *OPTIONS)
 
@@ -63,6 +67,24 @@ def members(group: int) -> list[str]:
         if int(fields[2]) == group and fields[0] not in "ZX":
             found.append(stat.parent.name)
     return found
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("OSError: [Errno 28] No space left on device: '/out/x.json'", "The disk is full"),
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("OSError: [Errno 122] Disk quota exceeded: '/out/x.json'", "disk quota is used up"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3 GiB", "Memory ran out"),
+        ("MemoryError", "Memory ran out"),
+    ],
+)
+def test_what_a_machine_refuses_has_its_cause_and_remedy(text: str, says: str) -> None:
+    cause, remedy = failure_text(f"Traceback (most recent call last):\n  File x\n{text}\n\n")
+    assert says in cause
+    assert remedy
+    assert ("/out/x.json" in cause) == ("/out/x.json" in text)
+    assert machine_error(errno.ENOENT) is None
 
 
 def test_a_read_only_output_folder_is_refused(
@@ -145,6 +167,44 @@ def test_a_limit_on_the_size_of_files_is_said(
     assert "may not become so large" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert_whole(out)
+    done = harmony(heads, out, "participant", "-w", work, *FIRST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(of_first(first_alone), of_first(out))
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_changes_nothing(
+    heads: Path, first_alone: Path, tmp_path: Path
+) -> None:
+    # An hour at every twentieth look at it.
+    code = (
+        "import itertools, time\n"
+        "_now, _looks = time.time, itertools.count()\n"
+        "time.time = lambda: _now() - 3600 * (next(_looks) // 20)\n"
+    )
+    out = tmp_path / "out"
+    startup = with_startup(tmp_path / "startup", code)
+    done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST, **startup)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(of_first(first_alone), of_first(out))
+    # Outputs from the future are kept, and those of the past too.
+    for path in out.rglob("*"):
+        os.utime(path, (time.time() + 1e6, time.time() + 1e6))
+    done = harmony(heads, out, "participant", "-w", tmp_path / "work", *FIRST)
+    assert done.returncode == 0
+    assert "1 unchanged" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_damaged_work_folder_is_computed_again(
+    heads: Path, first_alone: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    shutil.copytree(heads.parent / "work", work)
+    damaged = [*work.rglob("result_*.pklz")]
+    assert len(damaged) > 5
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = harmony(heads, out, "participant", "-w", work, *FIRST)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(of_first(first_alone), of_first(out))
