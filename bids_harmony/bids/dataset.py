@@ -126,20 +126,10 @@ def find_scans(config: RunConfig) -> Inventory:
     NoInputError
         When no T1w scan matches.
     """
-    root = config.bids_dir
-    there = dict.fromkeys(list_subjects(root))
-    subjects = dict.fromkeys(config.participant_label) or there
-    if missing := [label for label in subjects if label not in there]:
-        raise _not_found("participant", missing, there, root)
-    warnings = check_description(root)
-    paths = list_t1w(root, subjects)
-    sessions = {f.name[4:]: None for path in paths if (f := path.parents[1]).name[:4] == "ses-"}
-    if missing := [label for label in config.session_label if label not in sessions]:
-        raise _not_found("session", missing, sessions, root)
-    named, skipped = _select(paths, config)
+    warnings = check_description(config.bids_dir)
+    named, skipped = _search(config)
     if not named:
-        raise _no_scans(subjects, config, skipped)
-    skipped += _without_scans(subjects, named, config)
+        raise _no_scans(config, skipped)
     scans, notes = _describe_all(named, config)
     return Inventory(tuple(scans), tuple(skipped), (*warnings, *notes))
 
@@ -164,11 +154,30 @@ def list_scans(config: RunConfig) -> tuple[list[str], list[Skipped]]:
     UsageError, NoInputError
         When the folder is no dataset.
     """
-    every = replace(config, participant_label=(), session_label=(), bids_filters={})
-    subjects = list_subjects(config.bids_dir)
-    named, skipped = _select(list_t1w(config.bids_dir, subjects), every)
-    skipped += _without_scans(subjects, named, every)
+    named, skipped = _search(
+        replace(config, participant_label=(), session_label=(), bids_filters={})
+    )
     return [path.name.rpartition("_")[0] for path, _ in named], skipped
+
+
+def _search(config: RunConfig) -> tuple[list[Named], list[Skipped]]:
+    """Find the scans that are asked for, and say why files and subjects are left out."""
+    root = config.bids_dir
+    there = dict.fromkeys(list_subjects(root))
+    subjects = dict.fromkeys(config.participant_label) or there
+    if missing := [label for label in subjects if label not in there]:
+        raise _not_found("participant", missing, there, root)
+    paths = list_t1w(root, subjects)
+    sessions = {f.name[4:]: None for path in paths if (f := path.parents[1]).name[:4] == "ses-"}
+    if missing := [label for label in config.session_label if label not in sessions]:
+        raise _not_found("session", missing, sessions, root)
+    named, skipped = _select(paths, config)
+    with_scans = {entities["subject"] for _, entities in named}
+    for label in subjects:
+        if label not in with_scans:
+            folder = root / f"sub-{label}"
+            skipped.append(Skipped(_printable(folder.name), _why_none(folder, config)))
+    return named, skipped
 
 
 def list_subjects(root: Path) -> list[str]:
@@ -216,18 +225,6 @@ def check_description(root: Path) -> list[str]:
     if content.get("DatasetType") == "derivative":
         notes.append("describes derivatives, and raw T1w scans are expected")
     return [f"{file} {note}." for note in notes]
-
-
-def _without_scans(
-    subjects: Iterable[str], named: list[Named], config: RunConfig
-) -> list[Skipped]:
-    """Say of the subjects without a scan why they have none."""
-    with_scans = {entities["subject"] for _, entities in named}
-    return [
-        Skipped(_printable(f"sub-{label}"), _why_none(config.bids_dir / f"sub-{label}", config))
-        for label in subjects
-        if label not in with_scans
-    ]
 
 
 def _why_none(folder: Path, config: RunConfig) -> str:
@@ -353,9 +350,7 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
     return (", ".join(first[:most]) or "none") + more
 
 
-def _no_scans(
-    subjects: Collection[str], config: RunConfig, skipped: list[Skipped]
-) -> NoInputError:
+def _no_scans(config: RunConfig, skipped: list[Skipped]) -> NoInputError:
     """Build the error for a search without result, printing the filters in force."""
     filters = {
         "--participant-label": " ".join(config.participant_label),
@@ -363,9 +358,10 @@ def _no_scans(
         "--bids-filter-file": json.dumps(config.bids_filters) if config.bids_filters else "",
     }
     in_force = "; ".join(f"{flag} {value}" for flag, value in filters.items() if value)
-    cause = f"No T1w scan was found in {config.bids_dir} ({len(subjects)} subjects)"
-    if skipped:
-        cause += f"; {len(skipped)} were left out, such as {skipped[0].what}: {skipped[0].why}"
+    what, why = skipped[0]
+    left_out = f"{len(skipped)} left out, such as {what}: {why}"
+    cause = f"No T1w scan was found in {config.bids_dir} ({left_out})."
     expected = "Scans are expected as sub-XX/[ses-YY/]anat/sub-XX_[ses-YY_]T1w.nii.gz."
-    remedy = f"Loosen the filters in force: {in_force}." if in_force else expected
-    return NoInputError(f"{cause}.", remedy)
+    return NoInputError(
+        cause, f"Loosen the filters in force: {in_force}." if in_force else expected
+    )

@@ -57,7 +57,6 @@ _AGE = re.compile(
     r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
     re.IGNORECASE,
 )
-_ID_COLUMNS = {"participants.tsv": "participant_id", "sessions.tsv": "session_id"}
 #: Columns of ``participants.tsv`` that say which session a row is about.
 _SESSION = re.compile(
     r"(session|ses|visit|time_?point|wave)(_(id|label|name|no|num|number|nr))?|viscode2?"
@@ -186,7 +185,8 @@ def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
         Without columns, and with the reason among its warnings, where it cannot be used.
     """
     file = path.name
-    id_column = _ID_COLUMNS.get(file.rpartition("_")[2], "filename")
+    ids = {"participants.tsv": "participant_id", "sessions.tsv": "session_id"}
+    id_column = ids.get(file.rpartition("_")[2], "filename")
     try:
         text, notes = read_text(path)
         header, body, more = split_table(text)
@@ -436,7 +436,8 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     Parameters
     ----------
     text : str
-        A cell such as ``35``, ``35.4``, ``035Y``, ``89+`` (how ages over 89 are published).
+        A cell that says something, such as ``35``, ``35.4``, ``035Y``, or ``89+`` (how ages over
+        89 are published).
     years : float
         Length of the column's unit.
 
@@ -454,8 +455,6 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     >>> parse_age("89+")
     (89.0, "age '89+' was read as 89.")
     """
-    if is_missing(text):
-        return None, None
     match = _AGE.fullmatch(text.strip())
     units = lengths_of_units(match["unit"]) if match and match["unit"] else [years]
     if not match or len(units) != 1:
