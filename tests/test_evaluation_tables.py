@@ -124,13 +124,7 @@ def test_each_method_is_held_against_its_own_line() -> None:
 
 
 def test_a_gain_is_clear_where_interval_and_p_say_so() -> None:
-    gains = [
-        (0.1, 3.1, 0.01),
-        (-3.1, -0.1, 0.01),
-        (-0.1, 3.1, 0.01),
-        (0.1, 3.1, 0.056),
-        [np.nan] * 3,
-    ]
+    gains = [(0.1, 3.1, 0.01), (-3.1, -0.1, 0.01), (-0.1, 3.1, 0.01), (0.1, 3.1, 0.056)]
     table = pd.DataFrame([*gains, [np.nan] * 3], columns=["gain_low", "gain_high", "p"]).assign(
         experiment="sites", target="brain_age", train_sites="A", test_site="B", n_source=None
     )
