@@ -95,7 +95,6 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 #: Unusual scans that are processed, and the warning, if any.
 ODD = {
     "oblique by 40 degrees": "",
-    "negative zooms": "",
     "5-mm slices": "",
     "0.4-mm slices": "",
     "padding": "taken as padding",
@@ -108,14 +107,12 @@ def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
     data = img.get_fdata(dtype=np.float32)
     turned = np.eye(4)
     turned[:3, :3] = [[1, 0, 0], [0, np.cos(0.7), -np.sin(0.7)], [0, np.sin(0.7), np.cos(0.7)]]
-    negative = nib.Nifti1Image(data, img.affine)
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
     high = np.indices(data.shape)[0] > 0.97 * data.shape[0]
     around = ndimage.binary_dilation(data > 0.1 * np.percentile(data, 99), iterations=3)
     around = ndimage.binary_fill_holes(around)
     odd = {
         "oblique by 40 degrees": nib.Nifti1Image(data, turned @ img.affine),
-        "negative zooms": negative,
         "5-mm slices": resample_to_output(ras, (2, 2, 5), order=1),
         "0.4-mm slices": resample_to_output(ras, (2, 2, 0.4), order=1),
         "padding": nib.Nifti1Image(np.where(high, -1000, data), img.affine),
@@ -124,5 +121,4 @@ def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
     for made in odd.values():
         made.set_sform(made.affine, 1)
         made.set_qform(made.affine, 1)
-    negative.header["pixdim"][1:4] *= -1
     return odd
