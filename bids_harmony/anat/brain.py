@@ -39,7 +39,7 @@ MASK_NAME = r"(_T1w)?(_(atlas|desc|label|res|seg)-[^_]+)*_(mask|dseg)"
 
 
 def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
-    """Brain mask by deepbet, whose weights come with its wheel (science.md §6).
+    """Brain mask by deepbet, whose weights come with its wheel; torch is left with one thread.
 
     Parameters
     ----------
@@ -58,21 +58,17 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
     """
     import torch
 
-    engine = _deepbet()
-    data = np.asarray(img.dataobj, dtype=np.float32)
-    n_threads = torch.get_num_threads()
     # More threads sum in another order, which moves a voxel of the mask now and then.
     torch.set_num_threads(1)
+    engine = _deepbet()
     try:
-        mask = engine.postprocess(engine.run_model(data.copy()) > 0.5)
+        probabilities = engine.run_model(np.array(img.dataobj, dtype=np.float32))
+        return np.asarray(engine.postprocess(probabilities > 0.5), dtype=bool)
     except (AssertionError, ValueError) as error:
         raise ScanError(
             "deepbet found no brain in the scan.",
             "Look at the scan: is it a whole-head T1w? Otherwise try --skull-strip multi-atlas.",
         ) from error
-    finally:
-        torch.set_num_threads(n_threads)
-    return np.asarray(mask, dtype=bool)
 
 
 @cache

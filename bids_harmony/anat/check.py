@@ -244,7 +244,7 @@ def _fault(affine: np.ndarray) -> str:
 
 def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
     """Refuse a slab: what was scanned is too thin for a brain in some direction."""
-    (box,) = ndimage.find_objects(scanned.astype(int))
+    (box,) = ndimage.find_objects(scanned.astype(np.uint8))
     lengths = [along.stop - along.start for along in box] * affines.voxel_sizes(affine)
     if lengths.min() < MIN_EXTENT_MM:
         covered = " x ".join(f"{length:.0f}" for length in lengths)

@@ -89,7 +89,8 @@ class BrainMask(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, img = self.inputs, nib.load(self.inputs.in_file)
-        method, record = inputs.method, dict[str, Any]()
+        method = inputs.method
+        record: dict[str, Any] = {}
         if inputs.in_mask is not None:
             method = "precomputed"
             mask, record = given_mask(inputs.in_mask, img)
@@ -138,7 +139,8 @@ class RegisterAffine(SimpleInterface):
     output_spec = _RegisterAffineOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        inputs, out_xfm, record = self.inputs, Path(runtime.cwd) / "affine.txt", {}
+        inputs, out_xfm = self.inputs, Path(runtime.cwd) / "affine.txt"
+        record: dict[str, Any] = {}
         brain = apply_mask(inputs.in_file, inputs.in_mask)
         template = load_template(inputs.resolution, inputs.template).t1w
         if inputs.method == "flirt":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.processing import resample_to_output
 from scipy import ndimage
 from t1w_images import affine, scan
 
@@ -93,60 +94,31 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 #: Unusual scans that are processed, and the warning, if any.
 ODD = {
-    "big-endian": "",
     "oblique by 40 degrees": "",
-    "no slope": "",
-    "negative zooms": "",
-    "left-handed": "",
     "5-mm slices": "",
     "0.4-mm slices": "",
-    "sform of zeros": "the qform was used",
     "padding": "taken as padding",
-    "padding of 65535": "taken as padding",
     "NaN around": "around the brain were NaN or infinite",
 }
 
 
 def odd_scans(img: nib.Nifti1Image) -> dict[str, nib.Nifti1Image]:
     """Make the scans of :data:`ODD` of a good one."""
-    from nibabel.processing import resample_to_output
-
     data = img.get_fdata(dtype=np.float32)
     turned = np.eye(4)
     turned[:3, :3] = [[1, 0, 0], [0, np.cos(0.7), -np.sin(0.7)], [0, np.sin(0.7), np.cos(0.7)]]
-    big = nib.Nifti1Header(endianness=">")
-    big.set_data_dtype(">i2")
-    no_slope = nib.Nifti1Image(data, img.affine)
-    no_slope.header["scl_slope"] = 0
-    negative = nib.Nifti1Image(data, img.affine)
-    negative.header["pixdim"][1:4] *= -1
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
-    mirrored = np.diag([-1.0, 1, 1, 1])
-    mirrored[0, 3] = data.shape[0] - 1
     high = np.indices(data.shape)[0] > 0.97 * data.shape[0]
     around = ndimage.binary_dilation(data > 0.1 * np.percentile(data, 99), iterations=3)
-    broken = nib.Nifti1Image(data, img.affine)
-    broken.set_qform(img.affine, 1)
-    broken.set_sform(np.zeros((4, 4)), 1)
-    # Without an affine of its own: on saving, nibabel would write that into the header.
-    broken = nib.Nifti1Image(data, None, broken.header)
+    around = ndimage.binary_fill_holes(around)
     odd = {
-        "sform of zeros": broken,
-        "padding": nib.Nifti1Image(np.where(high, -1000, data), img.affine),
-        "padding of 65535": nib.Nifti1Image(np.where(high, 65535, data), img.affine),
-        "NaN around": nib.Nifti1Image(
-            np.where(ndimage.binary_fill_holes(around), data, np.nan), img.affine
-        ),
-        "big-endian": nib.Nifti1Image(data.astype(">i2"), img.affine, big),
         "oblique by 40 degrees": nib.Nifti1Image(data, turned @ img.affine),
-        "no slope": no_slope,
-        "negative zooms": negative,
-        "left-handed": nib.Nifti1Image(data[::-1].copy(), img.affine @ mirrored),
         "5-mm slices": resample_to_output(ras, (2, 2, 5), order=1),
         "0.4-mm slices": resample_to_output(ras, (2, 2, 0.4), order=1),
+        "padding": nib.Nifti1Image(np.where(high, -1000, data), img.affine),
+        "NaN around": nib.Nifti1Image(np.where(around, data, np.nan), img.affine),
     }
-    for name, made in odd.items():
-        if name not in ("negative zooms", "sform of zeros"):
-            made.set_sform(made.affine, 1)
-            made.set_qform(made.affine, 1)
+    for made in odd.values():
+        made.set_sform(made.affine, 1)
+        made.set_qform(made.affine, 1)
     return odd
