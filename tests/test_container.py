@@ -1,4 +1,4 @@
-"""What builds, tests and runs the container, as far as neither its build nor its smoke test tells."""
+"""What builds, tests and runs the container: what its build and smoke test do not tell."""
 
 from __future__ import annotations
 
