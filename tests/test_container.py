@@ -116,10 +116,7 @@ def test_errors_about_paths_speak_of_mounts_in_a_container_only(
     if inside:
         monkeypatch.setenv("IS_DOCKER_8395080871", "1")
     absent = str(tmp_path / "absent")
-    for given in (
-        ([absent, paths[1]],), (paths, "--bids-filter-file", absent),
-        (paths, "--config-file", absent),
-    ):  # fmt: skip
+    for given in (([absent, paths[1]],), (paths, "--bids-filter-file", absent)):
         with pytest.raises(HarmonyError) as info:
             parse(*given)
         assert ("docker -v HOST:CONTAINER" in info.value.remedy) == inside

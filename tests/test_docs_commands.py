@@ -32,7 +32,6 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the parser ask for no file that a command names."""
     monkeypatch.setattr("bids_harmony.cli.parser.check_config", lambda *_, **__: [])
     monkeypatch.setattr("bids_harmony.bids.filters.read_filters", lambda _: {})
-    monkeypatch.setattr("bids_harmony.cli.parser._reused", lambda _: {})
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
