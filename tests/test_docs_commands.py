@@ -157,11 +157,11 @@ def execute(blocks: list[Block], place: Path, programs: Path) -> None:
         )
         python = block.kind == "python"
         shell = [sys.executable, "-c"] if python else ["bash", "-euo", "pipefail", "-c"]
-        done = subprocess.run(
+        ran = subprocess.run(
             [*shell, text], cwd=place, env=env, capture_output=True, text=True, check=False,
             timeout=900,
         )  # fmt: skip
-        assert done.returncode == 0, f"{block}:\n{text}\n{done.stdout}\n{done.stderr}"
+        assert ran.returncode == 0, f"{block}:\n{text}\n{ran.stdout}\n{ran.stderr}"
 
 
 @pytest.mark.slow

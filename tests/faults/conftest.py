@@ -21,8 +21,8 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processed(heads: Path, name: str, *options: object) -> Path:
     """Outputs of a run without any fault."""
     out = heads.parent / name
-    done = harmony(heads, out, "participant", "-w", f"{out}-work", *OPTIONS, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran = harmony(heads, out, "participant", "-w", f"{out}-work", *OPTIONS, *options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     return out
 
 

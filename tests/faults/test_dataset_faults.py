@@ -70,8 +70,8 @@ def test_text_of_tables_and_sidecars_runs_nothing_in_any_report(tmp_path: Path) 
     # The scan is broken: its report has the text all the same, and is there in a moment.
     write(root, "sub-01/anat/sub-01_T1w.nii.gz", "no image")
     for level, code in (("participant", 1), ("group", 0)):
-        done = harmony(root, out, level, "-w", tmp_path / "work", "--bundle", "none")
-        assert done.returncode == code, done.stdout + done.stderr
+        ran = harmony(root, out, level, "-w", tmp_path / "work", "--bundle", "none")
+        assert ran.returncode == code, ran.stdout + ran.stderr
     with api.sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name in ("sub-01.html", "group_T1w.html"):
@@ -93,12 +93,12 @@ def test_ten_thousand_participants_are_listed_in_bounded_time_and_memory(tmp_pat
         for name in ("anat/sub-{}_T1w.nii.gz", "anat/sub-{}_T1w.json", "dwi/sub-{}_dwi.nii.gz"):
             write(root / f"sub-{n:05d}", name.format(f"{n:05d}"), "{}")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = harmony(root, tmp_path / "out", "participant", "--dry-run", "--bundle", "none")
+    ran = harmony(root, tmp_path / "out", "participant", "--dry-run", "--bundle", "none")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Left to pytest, they would go when another run starts.
     shutil.rmtree(root)
-    assert done.returncode == 0, done.stderr
-    assert "10000 scans of 10000 participants would be processed" in done.stdout
+    assert ran.returncode == 0, ran.stderr
+    assert "10000 scans of 10000 participants would be processed" in ran.stdout
     # CPU time, which other work on the machine does not lengthen; kB of the largest child so far.
     assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 60
     assert used.ru_maxrss < 1e6

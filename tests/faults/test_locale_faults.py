@@ -32,11 +32,11 @@ def test_names_beyond_ascii_are_read_and_shown(
 ) -> None:
     root = new_dataset(tmp_path / NAME)
     write(place(root, "01"), scan())
-    done = run(*command, root, tmp_path / f"{NAME}-out", "participant", "--dry-run", **environment)
-    assert done.returncode == 0, done.stderr
-    assert f"{tmp_path}/{shown}" in done.stdout
+    ran = run(*command, root, tmp_path / f"{NAME}-out", "participant", "--dry-run", **environment)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{tmp_path}/{shown}" in ran.stdout
     # pybids keeps names as UTF-8, which a locale without it cannot give.
-    assert "pybids" not in done.stdout + done.stderr
+    assert "pybids" not in ran.stdout + ran.stderr
 
 
 def test_text_with_a_path_that_is_no_utf8_is_written(tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def as_undisturbed(heads: Path, first_alone: Path) -> Callable[..., None]:
         return {name: content for name, content in tree(out).items() if "sub-02" not in name}
 
     def check(out: Path, work: Path, **environment: str) -> None:
-        done = harmony(heads, out, "participant", "-w", work, *FIRST, **environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        ran = harmony(heads, out, "participant", "-w", work, *FIRST, **environment)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
         assert_same(of_first(first_alone), of_first(out))
 
     return check
@@ -107,9 +107,9 @@ def test_a_full_disk_is_said_wherever_it_strikes_and_the_run_goes_on(
     # The disk is full at the first file, before the first image, and after the last.
     for size in ("nr_inodes=3", "nr_inodes=9999,size=1500k", "nr_inodes=9999,size=3300k"):
         resize(disk, size)
-        done = harmony(heads, out, "participant", "-w", work, *FIRST)
-        said = done.stdout + done.stderr
-        assert done.returncode in (1, 70), f"{size}: {said}"
+        ran = harmony(heads, out, "participant", "-w", work, *FIRST)
+        said = ran.stdout + ran.stderr
+        assert ran.returncode in (1, 70), f"{size}: {said}"
         assert "Traceback" not in said, size
         assert "The disk is full" in said, f"{size}: {said}"
         assert "Free some space" in said
@@ -127,8 +127,8 @@ def test_a_full_work_disk_fails_the_scan_and_the_run_goes_on(
 ) -> None:
     out = tmp_path / "out"
     resize(disk, "size=3m")
-    done = harmony(heads, out, "participant", "-w", disk, *FIRST)
-    assert done.returncode == 1, done.stdout + done.stderr
+    ran = harmony(heads, out, "participant", "-w", disk, *FIRST)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "The disk is full" in record_of(out, "01")["error"]["cause"]
     assert "Free some space" in record_of(out, "01")["error"]["remedy"]
     resize(disk, "size=64m")
@@ -151,11 +151,11 @@ def test_a_clock_that_is_set_back_and_an_ascii_locale_change_nothing(
     # Outputs from the future are kept, and those of the past too.
     for path in out.rglob("*"):
         os.utime(path, (time.time() + 1e6, time.time() + 1e6))
-    done = harmony(heads, out, "participant", "-w", work, *FIRST)
-    assert done.returncode == 0
-    assert "1 unchanged" in done.stdout
-    done = harmony(heads, out, "group", **ASCII)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran = harmony(heads, out, "participant", "-w", work, *FIRST)
+    assert ran.returncode == 0
+    assert "1 unchanged" in ran.stdout
+    ran = harmony(heads, out, "group", **ASCII)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.slow
