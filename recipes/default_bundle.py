@@ -47,8 +47,8 @@ def merge(scans: Path, merged: Path) -> int:
                 if (source / "T1w.json").is_file():
                     shutil.copy(source / "T1w.json", str(target).replace(".nii.gz", ".json"))
                 n_scans += 1
-    table = pd.concat(tables).fillna("n/a").replace("", "n/a")
-    table.to_csv(merged / "participants.tsv", sep="\t", index=False)
+    table = pd.concat(tables).replace("", None)
+    table.to_csv(merged / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     description = {
         "Name": "Scans of the default bundle",
         "BIDSVersion": "1.10.0",
