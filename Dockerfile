@@ -64,7 +64,7 @@ USER 1000:1000
 ENTRYPOINT ["bids_harmony"]
 HEALTHCHECK --interval=5m --timeout=30s CMD ["bids_harmony", "--version"]
 # Last, since they change with every commit.
-ARG VERSION=0.3.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="bids_harmony" \

@@ -10,7 +10,7 @@ TARGET ?= full
 IMAGE ?= bids_harmony:$(TARGET)
 BUILD_OPTIONS ?=
 
-.PHONY: help demo test test-slow lint docs pictures image smoke sif smoke-sif clean
+.PHONY: help demo test test-slow coverage lint docs pictures image smoke sif smoke-sif clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(VENV)/.test  ## quick tests
 
 test-slow: $(VENV)/.test  ## the slow tests, on whole scans
 	$(BIN)/python -m pytest -n auto -m slow
+
+coverage: $(VENV)/.test  ## the quick tests, which must reach 90 % of the lines of the packages in pyproject.toml
+	$(BIN)/python -m pytest -n auto -m "not slow" --cov --cov-report=term
 
 lint: $(VENV)/.test  ## style, types, layers, spelling and declared dependencies
 	$(BIN)/ruff check .

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from bids_harmony.files import write_text
+import pandas as pd
+
+from bids_harmony.files import write_json
 from bids_harmony.models.bundle import DEFAULT_BUNDLE, load_bundle
 
 #: Folder of each dataset, and what its subjects' labels begin with in the merged one.
@@ -28,37 +29,33 @@ def merge(scans: Path, merged: Path) -> int:
     merged : pathlib.Path
         Folder of the merged dataset; what is there already is kept.
     """
-    rows, licences, n_scans = [], [], 0
+    tables, licences, n_scans = [], [], 0
     for folder, prefix in SOURCES.items():
         source = scans / folder
         description = json.loads((source / "dataset_description.json").read_text(encoding="utf-8"))
         licences.append(f"{description['Name']}: {description['License']}")
-        with (source / "participants.tsv").open(encoding="utf-8") as file:
-            people = list(csv.DictReader(file, delimiter="\t"))
-        for person in people:
-            old = person["participant_id"]
-            new = f"sub-{prefix}{old.removeprefix('sub-').removeprefix(prefix)}"
-            rows.append({**person, "participant_id": new})
-            for image in sorted((source / old / "anat").glob("*_T1w.nii.gz")):
-                target = merged / new / "anat" / image.name.replace(old, new, 1)
-                target.parent.mkdir(parents=True, exist_ok=True)
+        table = pd.read_csv(source / "participants.tsv", sep="\t", dtype=str, na_filter=False)
+        old = table["participant_id"]
+        new = f"sub-{prefix}" + old.str.removeprefix("sub-").str.removeprefix(prefix)
+        tables.append(table.assign(participant_id=new).reindex(columns=COLUMNS))
+        for was, name in zip(old, new, strict=True):
+            (merged / name / "anat").mkdir(parents=True, exist_ok=True)
+            for image in sorted((source / was / "anat").glob("*_T1w.nii.gz")):
+                target = merged / name / "anat" / image.name.replace(was, name, 1)
                 if not target.is_symlink():
                     target.symlink_to(image.resolve())
-                sidecar = source / "T1w.json"
-                if sidecar.is_file():
-                    name = target.name.replace(".nii.gz", ".json")
-                    write_text(target.with_name(name), sidecar.read_text(encoding="utf-8"))
+                if (source / "T1w.json").is_file():
+                    shutil.copy(source / "T1w.json", str(target).replace(".nii.gz", ".json"))
                 n_scans += 1
-    lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(row.get(column) or "n/a" for column in COLUMNS) for row in rows]
-    write_text(merged / "participants.tsv", "\n".join(lines) + "\n")
+    table = pd.concat(tables).replace("", None)
+    table.to_csv(merged / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     description = {
         "Name": "Scans of the default bundle",
         "BIDSVersion": "1.10.0",
         "DatasetType": "raw",
         "License": "; ".join(licences),
     }
-    write_text(merged / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+    write_json(merged / "dataset_description.json", description)
     return n_scans
 
 

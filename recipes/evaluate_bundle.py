@@ -19,7 +19,7 @@ from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
 from bids_harmony.training.harmonizer import Calibrator, Predict
 
-#: A site's persons are parted in this many; each part is mapped as the others say.
+#: A site's persons are divided into this many; each part is mapped as the others say.
 FOLDS = 5
 Map = Callable[[np.ndarray], np.ndarray]
 
@@ -32,7 +32,7 @@ def interval(values: np.ndarray, persons: np.ndarray) -> str:
 
 
 def main() -> int:
-    """Print one row per site and way of preparing the scans."""
+    """Print one row per site and method of preparing the scans."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bids", type=Path, help="dataset with ages and sites")
     parser.add_argument("out", type=Path, help="what the participant level made of it")
@@ -68,7 +68,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     for site in np.unique(data.sites).tolist():
         here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages))
-        ways: dict[str, dict[int, Map | None]] = {
+        methods: dict[str, dict[int, Map | None]] = {
             "not harmonized": dict.fromkeys(here.tolist()),
             "harmonized": {**maps(here, calibrator.predict_age)},
             "… with known ages": {**maps(here, None)},
@@ -76,7 +76,7 @@ def main() -> int:
         groups = {site: here} if fit[here].all() else {
             f"{site}, may calibrate": here[fit[here]], f"{site}, may not": here[~fit[here]],
         }  # fmt: skip
-        for way, maps_ in ways.items():
+        for method, maps_ in methods.items():
             predicted = {scan: predict(scan, site_map) for scan, site_map in maps_.items()}
             for name, group in groups.items():
                 scans_ = np.array([i for i in group.tolist() if i in predicted])
@@ -85,7 +85,7 @@ def main() -> int:
                 off = values - (appearance.line[0] * ages + appearance.line[1])
                 scatter = offset_and_scatter(values, ages, appearance.line)[1]
                 print(
-                    f"| {name} | {len(scans_)} | {len(set(persons))} | {way} "
+                    f"| {name} | {len(scans_)} | {len(set(persons))} | {method} "
                     f"| {interval(off, persons)} | {scatter:.1f} "
                     f"| {np.corrcoef(values, ages)[0, 1]:.2f} "
                     f"| {interval(np.abs(values - ages), persons)} |",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,14 +16,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from bids_harmony.anat.affine import resample
 from bids_harmony.sites.statistics import drawn_persons
-
-Say = Callable[[str], None]
 
 #: Codes of each structure, left and right together, in the labels of Neuromorphometrics and in
 #: DLMUSE's, which share their list. White matter of the cerebrum is 44 and 45 in the former, and
@@ -40,10 +37,10 @@ STRUCTURES: dict[str, tuple[int, ...]] = {
     "white matter": (44, 45, *range(81, 96)),
 }
 NAMES = tuple(STRUCTURES)
-#: The ``desc`` of label maps in ``derivatives/*`` of a dataset, and of images of the participant
-#: level by what is said of them.
+#: The ``desc`` of label maps in ``derivatives/*`` of a dataset, and of the participant level's
+#: images.
 LABELS = ("dlmuse", "manual")
-WAYS = {"raw": "preproc", "harmonized": "harmonized"}
+IMAGES = {"raw": "preproc", "harmonized": "harmonized"}
 #: Share of the reference's persons held out of the training.
 HELD_OUT = 0.2
 #: Channels by level of the network; slices are padded to voxels that all levels can halve.
@@ -71,7 +68,7 @@ class Scan:
     person : str
         Whose it is: column ``person`` of ``participants.tsv``, else the subject.
     images : dict of str to pathlib.Path
-        Image on the template grid by way: ``raw`` and, where there is one, ``harmonized``.
+        On the template grid: ``raw`` and, where there is one, ``harmonized``.
     transform, dseg : pathlib.Path
         From the scan to the template, and the labels on the scan's own grid.
     """
@@ -82,9 +79,9 @@ class Scan:
     transform: Path
     dseg: Path
 
-    def volume(self, way: str = "raw") -> tuple[np.ndarray, np.ndarray]:
+    def volume(self, kind: str = "raw") -> tuple[np.ndarray, np.ndarray]:
         """Load an image and its affine."""
-        image = nib.load(self.images[way])
+        image = nib.load(self.images[kind])
         return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
     def labels(self) -> np.ndarray:
@@ -130,8 +127,8 @@ def find_labelled(dataset: Path, output: Path) -> list[Scan]:
         if desc not in LABELS or at is None:
             continue
         images = {
-            way: path
-            for way, desc in WAYS.items()
+            kind: path
+            for kind, desc in IMAGES.items()
             for path in sorted(at.parent.glob(f"{name}_space-*_desc-{desc}_T1w.nii.gz"))[:1]
         }
         if "raw" in images:
@@ -203,12 +200,14 @@ def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
     return box[0], box[1]
 
 
+def padded(volume: np.ndarray) -> np.ndarray:
+    """Add rows and columns of zeros, over which a box may reach."""
+    return np.pad(volume, ((0, MULTIPLE), (0, MULTIPLE), (0, 0)))
+
+
 def axial_slices(volume: np.ndarray, box: tuple[slice, slice]) -> torch.Tensor:
     """Take the axial slices of an (x, y, z) array in a box, as (z, rows, columns)."""
-    rows, columns = box
-    beyond = [(0, max(s.stop - n, 0)) for s, n in zip(box, volume.shape, strict=False)]
-    padded = np.pad(volume, (*beyond, (0, 0)))
-    return torch.from_numpy(np.moveaxis(padded[rows, columns], 2, 0).copy())
+    return torch.from_numpy(np.moveaxis(padded(volume)[box], 2, 0).copy())
 
 
 def network_input(
@@ -229,23 +228,16 @@ def slice_heights(n: int, affine: np.ndarray) -> torch.Tensor:
 # --- Training ----------------------------------------------------------------------------------
 
 
-def examples(
-    scans: Sequence[Scan], seed: int, say: Say
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def examples(scans: Sequence[Scan], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Draw batches of slices and their labels for ever, flipped and in slightly changed poses.
 
     Intensities are left as they are: a network made blind to them could not tell a scan that is
     harmonized well from one that is not.
     """
-    volumes, labels = [], []
-    for i, scan in enumerate(scans, 1):
-        volumes.append(scan.volume()[0])
-        labels.append(scan.labels())
-        say(f"{i} of {len(scans)} scans read")
-    affine = scans[0].volume()[1]
+    volumes, affine = [scan.volume()[0] for scan in scans], scans[0].volume()[1]
     box = brain_box(np.any([v > 0 for v in volumes], axis=0))
     slices = [axial_slices(v, box) for v in volumes]
-    truth = [axial_slices(v, box).long() for v in labels]
+    truth = [axial_slices(scan.labels(), box).long() for scan in scans]
     places = [(i, z) for i, t in enumerate(truth) for z in np.flatnonzero(t.amax((1, 2)))]
     heights = slice_heights(volumes[0].shape[2], affine)
     rng = np.random.default_rng(seed)
@@ -279,7 +271,7 @@ def change_pose(
     return torch.cat([moved, x[:, -1:]], 1), labels[:, 0].long()
 
 
-def train(scans: Sequence[Scan], steps: int, seed: int, say: Say) -> UNet:
+def train(scans: Sequence[Scan], steps: int, seed: int) -> UNet:
     """Train the network by cross entropy and Dice.
 
     Parameters
@@ -290,36 +282,27 @@ def train(scans: Sequence[Scan], steps: int, seed: int, say: Say) -> UNet:
         Of :data:`BATCH` slices.
     seed : int
         Of weights and draws.
-    say : callable
-        Takes lines of progress.
     """
     torch.manual_seed(seed)
     network = UNet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    batches = examples(scans, seed, say)
+    batches = examples(scans, seed)
     for step in range(1, steps + 1):
         x, y = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             scores = network(x.to(memory_format=torch.channels_last)).float()
-        chance = scores.softmax(1)
+        probability = scores.softmax(1)
         wanted = F.one_hot(y, scores.shape[1]).movedim(3, 1)
-        both = (chance * wanted).sum((0, 2, 3))
-        sizes = (chance + wanted).sum((0, 2, 3))
+        both = (probability * wanted).sum((0, 2, 3))
+        sizes = (probability + wanted).sum((0, 2, 3))
         loss = F.cross_entropy(scores, y) + 1 - ((2 * both + 1) / (sizes + 1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            say(f"step {step} of {steps}: loss {loss.item():.3f}")
-    return network.eval()
-
-
-def load_network(path: Path) -> UNet:
-    """Load a trained network."""
-    network = UNet()
-    network.load_state_dict(load_file(path))
+            print(f"step {step} of {steps}: loss {loss.item():.3f}")
     return network.eval()
 
 
@@ -347,13 +330,11 @@ def segment(network: UNet, volume: np.ndarray, affine: np.ndarray) -> np.ndarray
     box = brain_box(volume > 0)
     slices = axial_slices(np.asarray(volume, np.float32), box)
     heights = slice_heights(len(slices), affine)
-    labels = np.zeros(volume.shape, np.uint8)
-    where = tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, volume.shape, strict=False))
+    labels = padded(np.zeros(volume.shape, np.uint8))
     for some in torch.arange(len(slices)).split(BATCH):
         found = network(network_input(slices, heights, some)).argmax(1).numpy()
-        inside = found[:, : where[0].stop - where[0].start, : where[1].stop - where[1].start]
-        labels[where[0], where[1], some.numpy()] = np.moveaxis(inside, 0, 2)
-    return labels
+        labels[(*box, some.numpy())] = np.moveaxis(found, 0, 2)
+    return labels[: volume.shape[0], : volume.shape[1]]
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -366,32 +347,32 @@ def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice of each site and way, and what the other ways gain over ``raw``.
+    """Mean Dice of each site and kind of image, and what harmonized images gain over raw ones.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        One row per scan and way: ``site``, ``scan``, ``person``, ``way`` (``raw`` or another) and
-        the columns of :func:`dice`.
+        One row per scan and image: ``site``, ``scan``, ``person``, ``image`` (``raw`` or another)
+        and the columns of :func:`dice`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per site, way and structure: ``n_scans``, ``n_persons``, ``dice``, ``gain`` over
+        One row per site, image and structure: ``n_scans``, ``n_persons``, ``dice``, ``gain`` over
         ``raw`` on the same scans, and the ends of their 95 % bootstrap intervals over persons.
     """
     found = []
-    for (site, way), part in rows.groupby(["site", "way"], sort=False):
-        part = part.set_index("scan")
-        raw = rows[(rows["site"] == site) & (rows["way"] == "raw")].set_index("scan")
-        raw = raw.reindex(part.index)
+    raw = rows[rows["image"] == "raw"].set_index(["site", "scan"])
+    for (site, image), part in rows.set_index(["site", "scan"]).groupby(
+        ["site", "image"], sort=False
+    ):
         draws = drawn_persons(part["person"].to_numpy(), N_BOOTSTRAP, np.random.default_rng(0))
         for name in (*NAMES, "mean"):
-            row = {"site": site, "way": way, "structure": name,
+            row = {"site": site, "image": image, "structure": name,
                    "n_scans": len(part), "n_persons": part["person"].nunique()}  # fmt: skip
             measures = {"dice": part[name]}
-            if way != "raw":
-                measures["gain"] = part[name] - raw[name]
+            if image != "raw":
+                measures["gain"] = part[name] - raw[name].reindex(part.index)
             for measure, of_scans in measures.items():
                 values = of_scans.to_numpy()
                 drawn = [np.nanmean(values[draw]) for draw in draws]
@@ -402,64 +383,41 @@ def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(network: UNet, scans: Sequence[Scan], site: str) -> pd.DataFrame:
-    """Segment scans in every way there is, and compare with their labels."""
+    """Segment all images of scans, and compare with their labels."""
     rows = []
     for scan in scans:
         truth = scan.labels()
-        for way in scan.images:
-            key = {"site": site, "scan": scan.name, "person": scan.person, "way": way}
-            rows.append(key | dice(segment(network, *scan.volume(way)), truth))
+        for image in scan.images:
+            key = {"site": site, "scan": scan.name, "person": scan.person, "image": image}
+            rows.append(key | dice(segment(network, *scan.volume(image)), truth))
     return pd.DataFrame(rows)
 
 
-def show(table: pd.DataFrame) -> str:
-    """Write a Markdown table: a row per structure, columns per site and way."""
-    groups = list(table.groupby(["site", "way"], sort=False))
-    heads, columns = ["structure"], [list(dict.fromkeys(table["structure"]))]
-    for (site, way), part in groups:
-        scans, persons = part.iloc[0][["n_scans", "n_persons"]]
-        heads.append(f"{site}, {way} ({scans} scans, {persons} persons)")
-        columns.append([f"{r.dice:.3f} ({r.dice_low:.3f} to {r.dice_high:.3f})"
-                        for r in part.itertuples()])  # fmt: skip
-        if way != "raw":
-            heads.append("gain")
-            columns.append([f"{r.gain:+.3f} ({r.gain_low:+.3f} to {r.gain_high:+.3f})"
-                            for r in part.itertuples()])  # fmt: skip
-    lines = [heads, ["---"] * len(heads), *zip(*columns, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> int:
-    """Train once, segment, and write ``WORK/dice.tsv`` (scans) and ``WORK/dice_table.tsv``."""
+    """Train, segment, and write ``WORK/dice.tsv`` (scans) and ``WORK/dice_table.tsv``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reference", type=Path, help="dataset to train on, with labels")
     parser.add_argument("reference_out", type=Path, help="its derivatives by bids_harmony")
     parser.add_argument("site", type=Path, help="dataset to measure, with labels")
     parser.add_argument("site_out", type=Path, help="its derivatives by bids_harmony")
-    parser.add_argument("work", type=Path, help="folder for weights and tables")
+    parser.add_argument("work", type=Path, help="folder for the tables")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
 
-    torch.set_num_threads(given.threads)
-    given.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     learn, held_out = hold_out(find_labelled(given.reference, given.reference_out), given.seed)
     tested = find_labelled(given.site, given.site_out)
-    weights = given.work / f"segmentation_seed-{given.seed}_steps-{given.steps}.safetensors"
-    if not weights.is_file():
-        print(f"training on {len(learn)} scans, {len(held_out)} held out")
-        network = train(learn, given.steps, given.seed, print)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
-    network = load_network(weights)
+    print(f"training on {len(learn)} scans, {len(held_out)} held out")
+    network = train(learn, given.steps, given.seed)
     rows = pd.concat([
         measure(network, held_out, f"{given.reference.name}, held out"),
         measure(network, tested, given.site.name),
     ])  # fmt: skip
-    rows.to_csv(given.work / "dice.tsv", sep="\t", index=False, float_format="%.4f")
-    table = dice_table(rows)
-    table.to_csv(given.work / "dice_table.tsv", sep="\t", index=False, float_format="%.4f")
-    print(show(table))
+    given.work.mkdir(parents=True, exist_ok=True)
+    for name, table in (("dice", rows), ("dice_table", dice_table(rows))):
+        table.to_csv(given.work / f"{name}.tsv", sep="\t", index=False, float_format="%.4f")
+    print(table.round(3).to_string(index=False))
     return 0
 
 

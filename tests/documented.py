@@ -2,7 +2,6 @@
 
 A block of commands is fenced as ``sh`` and a mark, which says how it is tested:
 
-``run``    executed by the quick tests
 ``slow``   executed by the slow tests, on simulated heads
 ``check``  not executed, as it needs Docker, a cluster, hours or the network
 
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKS = ("run", "slow", "check")
-#: Other languages of fenced blocks.
-OTHER = {"text", "json", "yaml", "python"}
+#: What fences say.
+KINDS = {"sh slow", "sh check", "text", "json", "yaml", "python"}
 FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 #: Our image: by its name and tag, or as Apptainer's file.
 IMAGE = re.compile(r"(?:[\w./-]*/)?bids_harmony(?::[\w.-]+|\.sif)?")
@@ -34,40 +32,33 @@ class Block:
 
     page: str
     line: int
-    info: str
+    kind: str
     text: str
-
-    @property
-    def words(self) -> list[str]:
-        return self.info.split()
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
 
-def pages() -> list[Path]:
-    """README, CONTRIBUTING and the pages of docs/ and recipes/."""
+def pages() -> dict[str, str]:
+    """README, CONTRIBUTING and the pages of docs/ and recipes/, by path."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
-    return found + sorted((ROOT / "docs").glob("*.md"))
-
-
-def blocks_in(text: str, page: str) -> list[Block]:
-    """Find the fenced blocks of a page, directives left out."""
-    found = []
-    for match in FENCE.finditer(text):
-        if not match[3].startswith("{"):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page, line, match[3].strip(), match[4]))
-    return found
+    found += sorted((ROOT / "docs").glob("*.md"))
+    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in found}
 
 
 def all_blocks() -> list[Block]:
-    """Find the fenced blocks of all pages."""
+    """Find the fenced blocks of all pages, directives left out."""
     return [
-        block
-        for path in pages()
-        for block in blocks_in(path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
+        Block(page, text.count("\n", 0, match.start()) + 1, match[3].strip(), match[4])
+        for page, text in pages().items()
+        for match in FENCE.finditer(text)
+        if not match[3].startswith("{")
     ]
+
+
+def code_spans(text: str) -> list[str]:
+    """Find what stands between single backquotes."""
+    return [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -77,29 +68,25 @@ def commands_in(text: str) -> list[list[str]]:
     [['A=1', 'srun', 'x', '1', '--y', '1'], ['tee', 'f']]
     """
     text = re.sub(r"\\\n", " ", text)
-    while re.search(r"\$\([^()]*\)", text):
-        text = re.sub(r"\$\([^()]*\)", "1", text)
-    text = re.sub(r"\$\{[^}]*\}|\$[A-Za-z_]\w*|\$[0-9@?!#*]", "1", text)
-    found = []
+    text = re.sub(r"\$\([^()]*\)|\$\{[^}]*\}|\$[A-Za-z_]\w*|\$[0-9@?!#*]", "1", text)
+    found: list[list[str]] = []
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        command: list[str] = []
+        found.append([])
         for word in lexer:
             if word and set(word) <= PUNCTUATION:
-                found.append(command)
                 # What a redirection names is no argument; as a command of its own it is ignored.
-                command = []
+                found.append([])
             else:
-                command.append(word)
-        found.append(command)
+                found[-1].append(word)
     return [command for command in found if command]
 
 
 def own_arguments(command: list[str]) -> tuple[str, list[str]] | None:
     """Return the program of ours that a command runs, and its arguments; None for others.
 
-    >>> own_arguments(['docker', 'run', '-v', '/a:/b', 'bids_harmony', '/b', '/o', 'group'])
+    >>> own_arguments(['docker', 'run', '-v', '/a:/b', 'bids_harmony:slim', '/b', '/o', 'group'])
     ('bids_harmony', ['/b', '/o', 'group'])
     >>> own_arguments(['docker', 'build', '-t', 'bids_harmony', '.'])
     """

@@ -11,108 +11,71 @@ from pathlib import Path
 
 import documented
 import pytest
-from documented import MARKS, NAMES, OTHER, ROOT, Block, all_blocks, commands_in, own_arguments
+from documented import KINDS, NAMES, ROOT, Block, all_blocks, code_spans, commands_in, pages
 
 from bids_harmony.cli import parser as options
 from bids_harmony.cli import simulate
-from bids_harmony.cli.parser import parse_args
 from bids_harmony.errors import UsageError
 
 BLOCKS = all_blocks()
-SHELL = [block for block in BLOCKS if block.words[:1] == ["sh"]]
+SHELL = [block for block in BLOCKS if block.kind.startswith("sh")]
 #: Pages whose subject is other programs, with options of theirs.
 OF_OTHERS = ("docs/container.md", "docs/hpc.md", "docs/faults.md", "recipes/README.md")
-#: Options of other programs that the remaining pages name.
-FOREIGN: set[str] = set()
 
 
 def test_examples_of_the_helpers_hold() -> None:
-    assert doctest.testmod(documented).attempted == 3
-    assert not doctest.testmod(documented).failed
+    assert doctest.testmod(documented) == (0, 3)
 
 
-def test_pages_hold_commands() -> None:
-    assert len(SHELL) > 20
-    assert {mark for block in SHELL for mark in block.words[1:]} == set(MARKS)
+@pytest.fixture
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the parser ask for no file that a command names."""
+    monkeypatch.setattr("bids_harmony.cli.parser.check_config", lambda *_, **__: [])
+    monkeypatch.setattr("bids_harmony.bids.filters.read_filters", lambda _: {})
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_block_says_how_it_is_tested(block: Block) -> None:
-    if block.words[:1] == ["sh"]:
-        assert len(block.words) == 2, f"write ```sh run, slow or check at {block}"
-        assert block.words[1] in MARKS
-    else:
-        assert block.info in OTHER, f"write ```sh MARK, or one of {sorted(OTHER)}, at {block}"
-
-
-@pytest.mark.parametrize("block", SHELL, ids=str)
 def test_a_block_is_shell_whose_commands_exist(
-    block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    block: Block, no_files: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bids_harmony.cli.parser.check_config", lambda *_, **__: [])
-    monkeypatch.setattr("bids_harmony.bids.filters.read_filters", lambda _: {})
-    done = subprocess.run(["bash", "-n"], input=block.text, text=True, check=False,
-                          capture_output=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for command in commands_in(block.text):
-        check(command)
+    assert block.kind in KINDS, f"write ```sh MARK, or one of {sorted(KINDS)}, at {block}"
+    if block in SHELL:
+        subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+        for command in commands_in(block.text):
+            check(command)
     assert "warning" not in capsys.readouterr().err
 
 
-def test_commands_within_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bids_harmony.cli.parser.check_config", lambda *_, **__: [])
-    found = [
-        span.replace("\n", " ")
-        for path in documented.pages()
-        for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", path.read_text("utf-8"))
-        if re.match(r"(bids_harmony|bids_harmony-simulate|make|pip|python) ", span)
-    ]
+def test_commands_within_the_text_exist(no_files: None) -> None:
+    program = re.compile(r"(bids_harmony|bids_harmony-simulate|make|pip|python) ")
+    spans = [span for text in pages().values() for span in code_spans(text)]
+    found = [span for span in spans if program.match(span)]
     assert len(found) > 5
-    for span in found:
-        for command in commands_in(span):
-            check(command)
+    for command in (command for span in found for command in commands_in(span)):
+        check(command)
 
 
 def check(command: list[str]) -> None:
     """Fail where a command of the project, or what it runs of it, does not exist."""
-    if found := own_arguments(command):
+    text = " ".join(command)
+    if found := documented.own_arguments(command):
         program, arguments = found
-        parse = parse_args if program == "bids_harmony" else simulate.build_parser().parse_args
+        simulator = simulate.build_parser().parse_args
         try:
-            parse(arguments)
-        except SystemExit as end:  # 0: --help, --version
-            if end.code:
-                pytest.fail(f"{' '.join(command)} is not understood")
-        except UsageError as error:
-            pytest.fail(f"{' '.join(command)}: {error}")
+            (options.parse_args if program == "bids_harmony" else simulator)(arguments)
+        except (SystemExit, UsageError) as error:
+            if error.args != (0,):  # of --help and --version
+                pytest.fail(f"{text}: {error}")
     elif command[0] == "make":
         subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, check=True, capture_output=True)
     elif command[0] == "pip":
-        text = (ROOT / "pyproject.toml").read_text("utf-8")
-        for extra in re.findall(r"\[(\w+)\]", " ".join(command)):
-            assert re.search(rf"^{extra} = \[", text, re.MULTILINE), f"there is no extra {extra}"
-    elif command[0] == "python" and len(command) > 1 and command[1].endswith(".py"):
-        text = (ROOT / command[1]).read_text("utf-8")
-        for word in command[2:]:
-            name = word.strip("[]")
-            assert not name.startswith("--") or f'"{name}"' in text, f"{command[1]} has no {name}"
-
-
-@pytest.mark.parametrize(
-    ("text", "arguments"),
-    [
-        ("ls && bids_harmony /b /o group -w $W", ["/b", "/o", "group", "-w", "1"]),
-        ("apptainer run -B /a x/bids_harmony.sif /b /o group", ["/b", "/o", "group"]),
-        ("docker run -v x/bids_harmony:/o bids_harmony:slim /b /o group > log",
-         ["/b", "/o", "group"]),
-        ("docker build -t bids_harmony .", None),
-    ],
-)  # fmt: skip
-def test_our_own_commands_are_found_wherever_they_stand(
-    text: str, arguments: list[str] | None
-) -> None:
-    found = [own[1] for own in map(own_arguments, commands_in(text)) if own]
-    assert found == ([] if arguments is None else [arguments])
+        project = (ROOT / "pyproject.toml").read_text("utf-8")
+        for extra in re.findall(r"\[(\w+)\]", text):
+            assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"no extra {extra}"
+    elif command[0] == "python" and command[1].endswith(".py"):
+        script = (ROOT / command[1]).read_text("utf-8")
+        for name in re.findall(r"--[\w-]+", text):
+            assert f'"{name}"' in script, f"{command[1]} has no {name}"
 
 
 @pytest.mark.parametrize(
@@ -120,43 +83,43 @@ def test_our_own_commands_are_found_wherever_they_stand(
     [
         "bids_harmony /b /o participant --no-such-option",
         "docker run bids_harmony /b /o particpant",
-        "bids_harmony /b /o group --skull-strip bet && true",
+        "bids_harmony /b /o participant --skull-strip bat && true",
         "bids_harmony-simulate /b --site 3x",
         "make no-such-target",
         "pip install .[nothing]",
         "python recipes/default_bundle.py SCANS WORK --instal",
     ],
 )
-def test_a_command_that_does_not_exist_is_found(
-    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    block = Block("page", 1, "sh check", text + "\n")
+def test_a_command_that_does_not_exist_is_found(text: str, no_files: None) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception, subprocess.CalledProcessError)):
-        test_a_block_is_shell_whose_commands_exist(block, monkeypatch, capsys)
+        check(commands_in(text)[0])
 
 
 def test_options_that_the_text_names_exist() -> None:
-    known = FOREIGN | {
+    known = {
         name
         for parser in (options.build_parser(), simulate.build_parser())
         for action in parser._actions
         for name in action.option_strings
     }
-    for path in documented.pages():
-        page = path.relative_to(ROOT).as_posix()
-        if page in OF_OTHERS:
-            continue
-        for span in re.findall(r"(?<!`)`(--[^`]+)`", path.read_text("utf-8")):
-            name = re.split(r"[ =]", span)[0]
-            assert name in known, f"{page} names {name}, which no parser knows"
+    named = {
+        re.split(r"[ =]", span)[0]
+        for page, text in pages().items()
+        if page not in OF_OTHERS
+        for span in code_spans(text)
+        if span.startswith("--")
+    }
+    assert len(named) > 10
+    assert named <= known
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for path in documented.pages():
-        text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
-        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+def test_links_lead_somewhere() -> None:
+    for page, text in pages().items():
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
             if not re.match(r"[a-z]+:|#", target):
-                assert (path.parent / target.partition("#")[0]).exists(), f"{path.name}: {target}"
+                path = (ROOT / page).parent / target.partition("#")[0]
+                assert path.exists(), f"{page}: {target}"
 
 
 # The blocks of a page are executed one after the other, in folders that pages share.
@@ -180,47 +143,37 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def execute(block: Block, place: Path, programs: Path) -> None:
-    """Run a block as a user would, its places in a folder of its own; it must succeed."""
+def execute(blocks: list[Block], place: Path, programs: Path) -> None:
+    """Run blocks as a user would, their places in a folder of their own; they must succeed."""
+    assert blocks
     names = "|".join(map(re.escape, PLACES))
-    text = re.sub(
-        rf"(?<![\w/-])({names})(?![\w-])",
-        lambda m: f"{place}/heads/{PLACES[m[1]]}",
-        block.text.replace("SITE", PREPROCESSED.get(block.page, "site1")),
-    )
-    path = os.environ.get("PYTHONPATH")
-    env = {
-        **os.environ,
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
-    }
-    shell = ["bash", "-euo", "pipefail", "-c"]
-    done = subprocess.run(
-        [*([sys.executable, "-c"] if block.info == "python" else shell), text],
-        cwd=place, env=env, capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{block}:\n{text}\n{done.stdout}\n{done.stderr}"
-
-
-def test_quick_blocks_run(tmp_path: Path, programs: Path) -> None:
-    quick = [block for block in SHELL if block.words[1] == "run"]
-    assert {block.page for block in quick} == {"docs/start.md"}
-    for block in quick:
-        execute(block, tmp_path, programs)
-    assert len(list((tmp_path / "heads" / "bids").glob("sub-*/anat/*_T1w.nii.gz"))) == 2
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": path}
+    for block in blocks:
+        text = re.sub(
+            rf"(?<![\w/-])({names})(?![\w-])",
+            lambda m: f"{place}/heads/{PLACES[m[1]]}",
+            block.text.replace("SITE", PREPROCESSED.get(block.page, "site1")),
+        )
+        python = block.kind == "python"
+        shell = [sys.executable, "-c"] if python else ["bash", "-euo", "pipefail", "-c"]
+        ran = subprocess.run(
+            [*shell, text], cwd=place, env=env, capture_output=True, text=True, check=False,
+            timeout=900,
+        )  # fmt: skip
+        assert ran.returncode == 0, f"{block}:\n{text}\n{ran.stdout}\n{ran.stderr}"
 
 
 @pytest.mark.slow
 def test_blocks_run_over_simulated_heads(tmp_path: Path, programs: Path) -> None:
     blocks = [
-        block for block in SHELL if block.words[1] != "check" and block.page not in PREPROCESSED
+        block
+        for block in BLOCKS
+        if block.kind in ("sh slow", "python") and block.page not in PREPROCESSED
     ]
     # The first page makes and processes the heads; Python reads the outputs last.
-    blocks.sort(key=lambda block: block.page != "docs/start.md")
-    python = [block for block in BLOCKS if block.info == "python"]
-    assert python
-    for block in blocks + python:
-        execute(block, tmp_path, programs)
+    blocks.sort(key=lambda block: (block.kind == "python", block.page != "docs/start.md"))
+    execute(blocks, tmp_path, programs)
     for name in ("sub-01.html", "sub-02.html", "group_T1w.html"):
         assert (tmp_path / "heads" / "out" / name).is_file()
 
@@ -230,8 +183,6 @@ def test_blocks_run_over_preprocessed_scans(tmp_path: Path, programs: Path) -> N
     from test_train_command import preprocessed_dataset
 
     preprocessed_dataset(tmp_path / "heads", {"REF": 14, "A": 4}, {"A": 1.8})
-    blocks = [b for b in SHELL if b.words[1] != "check" and b.page in PREPROCESSED]
-    assert blocks
-    for block in blocks:
-        execute(block, tmp_path, programs)
+    slow = [b for b in BLOCKS if b.kind == "sh slow" and b.page in PREPROCESSED]
+    execute(slow, tmp_path, programs)
     assert (tmp_path / "heads" / "out" / "models" / "harmony" / "bundle.json").is_file()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from bids_dataset import write
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bids_harmony.bids.filters import read_filters
-from bids_harmony.bids.outputs import _raw_description
-from bids_harmony.cli.checks import _check_other_dataset
 from bids_harmony.errors import UsageError
 from bids_harmony.files import (
     TextError,
@@ -44,44 +41,40 @@ CELL = st.text("abcXYZ09.-éß中 ,;|\t\n\"'", max_size=8).map(lambda c: " ".joi
 def test_tables_are_the_same_in_every_encoding_and_with_every_separator(
     rows: list[list[str]], encoding: str, separator: str, line: str
 ) -> None:
-    def cell(text: str) -> str:
-        return '"' + text.replace('"', '""') + '"'
-
-    quoted = [["id", "note"], *rows]
-    text = line.join(separator.join(map(cell, row)) for row in quoted) + line
-    found, notes = decode(text.encode(encoding))
+    quoted = [
+        separator.join('"' + cell.replace('"', '""') + '"' for cell in row)
+        for row in [["id", "note"], *rows]
+    ]
+    found, notes = decode((line.join(quoted) + line).encode(encoding))
     assert bool(notes) == (encoding not in ("utf-8", "utf-8-sig"))
     header, body, said = split_table(found)
     assert header == ["id", "note"]
     assert bool(said) == (separator != "\t")
-
-    wanted = [(n, row) for n, row in enumerate(rows, 2) if any(row)]
-    assert body == wanted
+    assert body == [(n, row) for n, row in enumerate(rows, 2) if any(row)]
 
 
 @given(st.binary(max_size=300))
+@example(b"caf\xe9 K\xf6ln")
 def test_any_bytes_are_text_or_refused(raw: bytes) -> None:
     try:
-        text, _ = decode(raw)
+        text, notes = decode(raw)
     except TextError:
         return
     text.encode()
-    for line, cells in split_table(text)[1]:
-        assert line > 1
-        assert any(cells)
+    assert all(line > 1 and any(cells) for line, cells in split_table(text)[1])
+    if raw.startswith(b"caf\xe9"):
+        assert (text, notes) == ("café Köln", ["is not UTF-8, and was read as Latin-1"])
 
 
-def test_bytes_that_are_not_utf8_are_latin_1() -> None:
-    assert decode(b"caf\xe9 K\xf6ln") == ("café Köln", ["is not UTF-8, and was read as Latin-1"])
+@pytest.mark.parametrize("separator", "\t,;")
+def test_stray_quotes_swallow_no_lines(separator: str) -> None:
+    text = f'a{separator}b\n1{separator}"12" wide\n2{separator}x\n'
+    assert [row[0] for _, row in split_table(text)[1]] == ["1", "2"]
 
 
-def test_stray_quotes_swallow_no_lines() -> None:
-    for separator in "\t,;":
-        text = f'a{separator}b\n1{separator}"12" wide\n2{separator}x\n'
-        rows = [row[0] for _, row in split_table(text)[1]]
-        assert rows == ["1", "2"]
-    assert split_table('a,b\n1,"x\ny"\n2,z\n')[1] == [(3, ["1", "x y"]), (4, ["2", "z"])]
-    assert split_table("a,b\n1," + "x" * 200_000)[1][0][1][1] == "x" * 200_000
+def test_cells_of_a_spreadsheet_may_be_long_and_hold_lines() -> None:
+    text = 'a,b\n1,"x\ny"\n2,' + "z" * 200_000
+    assert split_table(text)[1] == [(3, ["1", "x y"]), (4, ["2", "z" * 200_000])]
 
 
 @pytest.mark.parametrize(
@@ -91,40 +84,34 @@ def test_stray_quotes_swallow_no_lines() -> None:
         (ANNEX, "datalad get"),
         ("../../.git/annex/objects/Xj/0k/MD5E-s12--01/MD5E-s12--01.json", "git annex get"),
     ],
+    ids=["lfs", "annex", "unlocked"],
 )
 def test_pointers_are_named_with_what_fetches_them(
     tmp_path: Path, text: str, command: str
 ) -> None:
-    path = write(tmp_path, "x_T1w.nii.gz", text)
+    path = write(tmp_path, "x_T1w.json", text)
     assert command in (pointer(path) or "")
-    with pytest.raises(TextError, match=command):
-        read_text(path)
-    with pytest.raises(TextError, match=command):
-        read_json(path)
     assert command in why_unread(path, ValueError("no image"))
-    filters = write(tmp_path, "f.json", text)
-    with pytest.raises(UsageError, match=command):
-        read_filters(filters)
-    with pytest.raises(UsageError, match=command):
-        load_plugin(filters)
+    for read in (read_text, read_json, read_filters, load_plugin):
+        with pytest.raises((TextError, UsageError), match=command):
+            read(path)
 
 
 def test_links_and_other_files_are_no_pointers(tmp_path: Path) -> None:
-    for name, text in (("a.json", "{}"), ("b.tsv", "version\n1\n"), ("c.nii.gz", b"\x1f\x8b\x08")):
-        assert pointer(write(tmp_path, name, text)) is None
-    large = write(tmp_path, "large", LFS + " " * 2**15)
-    assert pointer(large) is None
+    large = LFS + " " * 2**15
+    for text in ("{}", "version\n1\n", b"\x1f\x8b\x08", large):
+        assert pointer(write(tmp_path, "file", text)) is None
     assert pointer(tmp_path / "absent") is None
     assert pointer(tmp_path) is None
     for target, said in (("../x/.git/annex/objects/1", "datalad get"), ("gone", "'gone'")):
         link = tmp_path / f"link-{said[1]}"
-        os.symlink(target, link)
+        link.symlink_to(target)
         assert said in (pointer(link) or "")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_options_and_descriptions_are_read_in_every_encoding(
-    tmp_path: Path, paths: list[str], encoding: str, capsys: pytest.CaptureFixture[str]
+def test_filters_and_plugins_are_read_in_every_encoding(
+    tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def file(name: str, content: object) -> Path:
         return write(tmp_path, name, json.dumps(content, ensure_ascii=False).encode(encoding))
@@ -133,11 +120,6 @@ def test_options_and_descriptions_are_read_in_every_encoding(
     plugin = load_plugin(file("p.yml", {"plugin": "Linear"}))
     assert type(plugin).__name__ == "LinearPlugin"
     assert ("instead of UTF-8" in capsys.readouterr().out) == ("utf-8" not in encoding)
-    raw = {"Name": "é", "DatasetType": "raw"}
-    file("dataset_description.json", raw)
-    assert _raw_description(tmp_path) == raw
-    with pytest.raises(UsageError, match="holds a raw dataset"):
-        _check_other_dataset(tmp_path, tmp_path / "bids")
 
 
 @pytest.mark.parametrize(

@@ -10,54 +10,20 @@ PER_TASK=${PER_TASK:-}                        # participants of a task; empty: n
 AT_ONCE=${AT_ONCE:-100}                       # tasks that run at the same time
 SCRATCH=${SCRATCH:-}                          # the node's own disk; empty: $SLURM_TMPDIR, $TMPDIR or /tmp
 
-# Options of bids_harmony whose values are paths, to read and to write; a test compares them with
-# the program's own.
-READ_PATHS="--atlas-dir --bids-filter-file --bundle --calibration --config-file --derivatives -d \
---nipype-plugin-file --qc-ratings --template --use-plugin"
-WRITTEN_PATHS="--bids-database-dir --work-dir -w"
-
-# read_options OPTION...: sets options=(), the same with absolute paths, inputs=() and folders=(),
-# the paths that are read and written, and group_options=() and calibrate_options=(), what those
-# levels take too.
+# read_options OPTION...: sets options=(), the same with absolute paths; inputs=(), those paths; and
+# group_options=() and calibrate_options=(), what these levels take too. A path is a value with a
+# slash that exists.
 read_options() {
-  local word name prefix value named option='' kind=''
-  options=() inputs=() folders=() group_options=() calibrate_options=()
+  local word path option=''
+  options=() inputs=() group_options=() calibrate_options=()
   for word in "$@"; do
-    name='' prefix=''
-    case $word in
-      --*=*) name=${word%%=*} prefix=${word%%=*}= ;;
-      -[dw]=*) name=${word::2} prefix=${word::3} ;;
-      -[dw]?*) name=${word::2} prefix=${word::2} ;;
-      -*) name=$word prefix=$word ;;
-    esac
-    if [[ $name ]]; then
-      option=${name//_/-} kind=''
-      [[ " $READ_PATHS " != *" $option "* ]] || kind=input
-      [[ " $WRITTEN_PATHS " != *" $option "* ]] || kind=folder
-    fi
-    value=${word#"$prefix"}
-    [[ ! "$option $value" =~ ^--(bundle (default|none)|calibration auto)$ ]] || kind=''
-    if [[ $kind && $value ]]; then
-      if [[ $option =~ ^(-d|--derivatives)$ && ! -e $value && $value =~ ^([[:alnum:]_.+-]+=)(.+) ]]
-      then
-        prefix+=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
-      fi
-      # shellcheck disable=SC2088
-      [[ ${value::2} != '~/' ]] || value=$HOME/${value:2}
-      value=$(realpath -ms -- "$value")
-      word=$prefix$value
-      if [[ $kind == input ]]; then inputs+=("$value"); else folders+=("$value"); fi
-      if [[ $option == --config-file && -r $value ]]; then
-        # JSON, which names paths itself.
-        while read -r named; do
-          printf -v named %b "${named//\"/}"
-          if [[ $named == bids_database_dir:* ]]; then
-            folders+=("${named#*: }")
-          else
-            inputs+=("${named#*: }")
-          fi
-        done < <(grep -oE '"(bids_database_dir": ")?/[^"]*"' "$value")
-      fi
+    [[ $word != -* ]] || option=${word%%=*}
+    path=$word
+    # Of --option=PATH and of NAME=PATH.
+    while [[ $path == *=* && ! -e $path ]]; do path=${path#*=}; done
+    if [[ $path == */* && -e $path ]]; then
+      word=${word%"$path"}$(realpath -s -- "$path")
+      inputs+=("$(realpath -s -- "$path")")
     fi
     [[ ! $option =~ ^--(bundle|config-file|qc-ratings)$ ]] || group_options+=("$word")
     [[ ! $option =~ ^--(bundle|config-file|fit-filter|template)$ ]] || calibrate_options+=("$word")
@@ -68,8 +34,7 @@ read_options() {
 # set_command BIDS OUT WORK [OPTION...]: sets harmony=(), the command, which in a container sees
 # these folders and what the options name; and all that read_options sets.
 set_command() {
-  local path folder
-  local -A mode=()
+  local path
   read_options "${@:4}"
   if [[ $CONTAINER == none ]]; then
     harmony=(bids_harmony)
@@ -79,49 +44,35 @@ set_command() {
     echo "There is no container $CONTAINER. Set CONTAINER, to none for an installed bids_harmony." >&2
     exit 2
   }
-  # Nothing of the user's own environment and home; what Slurm says to each process goes in.
-  # shellcheck disable=SC2016
-  harmony=(bash -c 'for name in "${!SLURM_@}" "${!CUDA_@}" "${!NCCL_@}" "${!GLOO_@}" "${!MASTER_@}"
-    do export "APPTAINERENV_$name=${!name}"; done; exec "$@"' harmony
-    apptainer run --cleanenv --contain)
-  [[ -z ${GPU:-} ]] || harmony+=(--nv)
-  folders+=("$2" "$3")
-  mkdir -p "${folders[@]}"
+  # Nothing of the user's own environment and home, but which GPU is ours.
+  harmony=(apptainer run --cleanenv --contain)
+  if [[ ${GPU:-} ]]; then
+    harmony+=(--nv)
+    export APPTAINERENV_CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}
+  fi
+  mkdir -p "$2" "$3"
   # What is absent the program names better than Apptainer.
-  [[ ! -e $1 ]] || mode[$1]=:ro
-  for path in "${inputs[@]}"; do
-    for folder in "$1" "${folders[@]}"; do
-      # Seen already, but where a link leads need not be.
-      [[ $path/ != "$folder"/* ]] || path=$(realpath -m -- "$path")
-    done
-    for folder in "$1" "${folders[@]}"; do
-      [[ $path/ != "$folder"/* ]] || continue 2
-    done
-    [[ ! -e $path ]] || mode[$path]=:ro
-  done
-  for folder in "${folders[@]}"; do mode[$folder]=''; done
-  # Sorted, since a folder mounted later hides what was mounted inside it.
-  while IFS= read -r path; do
-    if [[ $path == *[:,\"]* ]]; then
-      # Which -B reads as its own; --mount is a line of CSV.
-      folder=${path//\"/\"\"}
-      harmony+=(--mount "type=bind,\"src=$folder\",\"dst=$folder\"${mode[$path]/:/,}")
-    else
-      harmony+=(-B "$path:$path${mode[$path]}")
-    fi
-  done < <(printf '%s\n' "${!mode[@]}" | LC_ALL=C sort)
-  harmony+=("$CONTAINER")
+  [[ ! -e $1 ]] || harmony+=(-B "$1:$1:ro")
+  for path in "${inputs[@]}"; do harmony+=(-B "$path:$path:ro"); done
+  # Last, since they may lie within the others.
+  harmony+=(-B "$2:$2" -B "$3:$3" "$CONTAINER")
 }
 
-# run COMMAND...: with SIGTERM to this shell, or SIGURG, handed on as SIGTERM to the command alone.
-# Ends with its code, or 130 where the signal ended it.
+# scratch_folder: sets work, a folder on the node's own disk that goes with the job.
+scratch_folder() {
+  work=$(mktemp -d "${SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/bids_harmony.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+}
+
+# run COMMAND...: with SIGTERM to this shell handed on to the command alone. Ends with its code, or
+# 130 where the signal ended it.
 run() {
   local code=0 told=''
   # A dying container may leave cores of some GB.
   ulimit -c 0
   # In the background, as the shell hears no signal while it waits for a command.
   "$@" &
-  trap 'told=1; kill -TERM $! 2>/dev/null' TERM URG
+  trap 'told=1; kill -TERM $! 2>/dev/null' TERM
   wait $! || code=$?
   # A signal ends the wait; the command still has to end.
   while [[ $told ]] && kill -0 $! 2>/dev/null; do

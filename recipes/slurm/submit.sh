@@ -27,7 +27,7 @@ participants() {
     sub(/^sub-/, "", $1); sub(/_.*/, "", $1); if (!seen[$1]++) print $1
   }' "$LOGS/plan.txt"
 }
-participants "${ALL:-}" >"$LOGS/participants.txt"
+participants "${ALL:-}" >"$LOGS/participant.txt"
 
 # Of the options, the participants end here: each task names its own, and they would add up.
 set -- "${options[@]}"
@@ -42,37 +42,40 @@ while (($#)); do
   shift
 done
 
-# submit_array NAME: an array over the participants in NAMEs.txt; what comes next waits for it.
+# submit NAME OPTION...: a job that waits for the one before. afterany: a bad scan must not keep the
+# others from what follows.
 after=()
+submit() {
+  local job
+  job=$(sbatch --parsable --export=ALL --job-name="bids_harmony-$1" "${after[@]}" "${@:2}")
+  after=(--dependency="afterany:${job%%;*}")
+  echo "$1: job ${job%%;*}, logs in $LOGS"
+}
+# submit_array NAME: an array over the participants in NAME.txt.
 submit_array() {
-  local n tasks per array
-  n=$(wc -l <"$LOGS/$1s.txt")
+  local n per tasks
+  n=$(wc -l <"$LOGS/$1.txt")
   per=${PER_TASK:-$(((n + 999) / 1000))}
   tasks=$(((n + per - 1) / per))
-  array=$(LIST="$LOGS/$1s.txt" PER_TASK=$per sbatch --parsable --export=ALL "${after[@]}" \
-    --array="0-$((tasks - 1))%$AT_ONCE" --cpus-per-task="$CPUS" --mem="${MEM_GB}G" --time="$TIME" \
-    --output="$LOGS/$1-%a.log" "$RECIPE/participant.sbatch" "${options[@]}")
-  array=${array%%;*}
-  echo "$1: job $array, $n participants in $tasks tasks, logs in $LOGS"
-  # afterany: a bad scan must not keep the others from what follows.
-  after=(--dependency="afterany:$array")
+  echo "$1: $n participants in $tasks tasks"
+  LIST="$LOGS/$1.txt" PER_TASK=$per submit "$1" --array="0-$((tasks - 1))%$AT_ONCE" --cpus-per-task="$CPUS" --mem="${MEM_GB}G" \
+    --time="$TIME" --output="$LOGS/$1-%a.log" "$RECIPE/participant.sbatch" "${options[@]}"
+}
+# submit_level LEVEL OPTION...
+submit_level() {
+  LEVEL=$1 submit "$1" --output="$LOGS/$1.log" "$RECIPE/level.sbatch" "${@:2}"
 }
 
 export RECIPE BIDS OUT CONTAINER CPUS MEM_GB SCRATCH
-if [[ -s $LOGS/participants.txt ]]; then
+if [[ -s $LOGS/participant.txt ]]; then
   submit_array participant
   # Sites that are calibrated already, or not at all, need no second pass.
-  if [[ ! " ${options[*]} " =~ \ --(calibration[\ =]/|bundle[\ =]none\ ) ]]; then
-    calibrate=$(sbatch --parsable --export=ALL "${after[@]}" --output="$LOGS/calibrate.log" \
-      "$RECIPE/calibrate.sbatch" "${calibrate_options[@]}")
-    after=(--dependency="afterany:${calibrate%%;*}")
-    echo "calibrate: job ${calibrate%%;*}"
-    participants 1 >"$LOGS/harmonizes.txt"
+  if [[ ! " ${options[*]} " =~ --(calibration[\ =][^\ ]*/|bundle[\ =]none\ ) ]]; then
+    submit_level calibrate "${calibrate_options[@]}"
+    participants 1 >"$LOGS/harmonize.txt"
     submit_array harmonize
   fi
 else
-  echo "participant: all scans are done"
+  echo "participant: all scans are completed"
 fi
-group=$(sbatch --parsable --export=ALL "${after[@]}" --output="$LOGS/group.log" \
-  "$RECIPE/group.sbatch" "${group_options[@]}")
-echo "group: job ${group%%;*}"
+submit_level group "${group_options[@]}"

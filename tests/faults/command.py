@@ -15,15 +15,22 @@ import nibabel as nib
 COMMAND = [sys.executable, "-m", "bids_harmony"]
 #: Options of the runs that are compared byte by byte. The quick registration will do.
 OPTIONS = ("--sloppy", "--nprocs", 2)
+#: A locale, and Python's own way out of it, its UTF-8 mode, is closed.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with some more of an environment."""
+    return subprocess.run(
+        [*map(str, command)],
+        capture_output=True, encoding="utf-8", timeout=1800, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def harmony(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, with some more of an environment."""
-    return subprocess.run(
-        [*COMMAND, *map(str, args)],
-        capture_output=True, text=True, timeout=1800, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+    """Run bids_harmony in a process of its own."""
+    return run(*COMMAND, *args, **environment)
 
 
 def start(*args: object, **environment: str) -> subprocess.Popen[str]:

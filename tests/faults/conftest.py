@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,21 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def processed(heads: Path, name: str, *options: object) -> Path:
+    """Outputs of a run without any fault."""
+    out = heads.parent / name
+    ran = harmony(heads, out, "participant", "-w", f"{out}-work", *OPTIONS, *options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return out
+
+
 @pytest.fixture(scope="session")
 def undisturbed(heads: Path) -> Path:
-    """Outputs of both heads, processed without any fault."""
-    out = heads.parent / "out"
-    done = harmony(heads, out, "participant", "-w", heads.parent / "work", *OPTIONS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    """Outputs of both heads."""
+    return processed(heads, "out")
 
 
 @pytest.fixture(scope="session")
-def first_alone(heads: Path, undisturbed: Path) -> Path:
+def first_alone(heads: Path) -> Path:
     """Outputs of the first head alone, whose site is calibrated without a file."""
-    out, work = undisturbed.parent / "first", undisturbed.parent / "work_first"
-    shutil.copytree(heads.parent / "work", work)
-    first = ("--participant-label", "01", *OPTIONS)
-    done = harmony(heads, out, "participant", "-w", work, *first)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    return processed(heads, "first", "--participant-label", "01")
