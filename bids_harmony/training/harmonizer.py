@@ -271,7 +271,7 @@ def measure(
         By target ``folds``, figures of networks on the reference scans that they had not seen,
         and ``sites``: by site and method of preparing the scans the figures of
         :func:`bids_harmony.training.figures.figures` and, for brain age, those of
-        :func:`bids_harmony.evaluation.offset.site_offset`. The methods are ``none``;
+        :func:`bids_harmony.evaluation.statistics.site_offset`. The methods are ``none``;
         ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
         where it has one, and ``harmonized``, both without the use of any age; and
         ``harmonized_known_ages``.
