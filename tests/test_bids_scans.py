@@ -243,14 +243,11 @@ def test_wrong_filters(tmp_path: Path, text: str, cause: str, remedy: str) -> No
     assert remedy in error.value.remedy
 
 
-def test_what_has_no_effect_is_told(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_filters_for_other_images_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_filters(write(tmp_path, "f.json", '{"t1": {"run": 1}}')) == {}
     assert "has no filters for t1w" in capsys.readouterr().out
-    (warning,) = find(dataset, bids_database_dir=tmp_path / "index").warnings
-    assert "--bids-database-dir has no effect" in warning
-    assert not (tmp_path / "index").exists()
 
 
 def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:
