@@ -13,8 +13,7 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.models.networks import SiteMap
-from bids_harmony.models.slices import predict_value
+from bids_harmony.models.networks import SiteMap, predict_value
 from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
 from bids_harmony.training.harmonizer import Calibrator, Predict

@@ -19,7 +19,7 @@ from training_data import balls
 from bids_harmony.bids.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.config import TrainOptions
 from bids_harmony.models.apply import predict
-from bids_harmony.models.slices import predict_slices, predict_value
+from bids_harmony.models.networks import predict_slices, predict_value
 from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.figures import figures
 from bids_harmony.training.predictor import (

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from bids_harmony.cli.parser import PROGRAM, parse_args
 from bids_harmony.console import flush, prepare_streams, say
 from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
+from bids_harmony.files import write_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -92,7 +94,19 @@ def run_level(argv: Sequence[str]) -> int:
         say(render(find_scans(config), config))
         return EXIT_OK
     module, function = LEVELS[config.level]
-    code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
+    try:
+        code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
+    except Exception as error:
+        if isinstance(error, HarmonyError) or machine_error(error) or config.dry_run:
+            raise
+        path = config.log_dir / "crash.txt"
+        with suppress(OSError):
+            write_text(path, traceback.format_exc())
+            raise HarmonyError(
+                f"Internal error ({type(error).__name__}: {error}).",
+                f"Please report it with {path}.",
+            ) from error
+        raise
     return code
 
 

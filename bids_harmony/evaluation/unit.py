@@ -22,8 +22,7 @@ from bids_harmony.console import counted_off
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import methods
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
-from bids_harmony.models.networks import SiteMap
-from bids_harmony.models.slices import predict_value
+from bids_harmony.models.networks import SiteMap, predict_value
 from bids_harmony.qc.guard import TISSUES, measure
 from bids_harmony.qc.metrics import edges_and_noise
 from bids_harmony.training import harmonizer

@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bids_harmony.anat.intensity import MAX_SCALED
-from bids_harmony.models.slices import Box, crop, uncrop
+from bids_harmony.models.slices import (
+    Box,
+    crop,
+    middle_slices,
+    predictor_input,
+    slice_heights,
+    uncrop,
+)
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, IntensityMapping, SiteCode
 
 #: Every fifth quantile of the code, its texture, and what its number of persons leaves unsure.
@@ -390,3 +397,67 @@ class SiteMap:
         if self.network is None:
             return mapped
         return apply_network(self.network, mapped, self.code, self.box)
+
+
+def predict_slices(
+    ensembles: Sequence[Sequence[nn.Module]],
+    volume: np.ndarray,
+    affine: np.ndarray,
+    box: Box,
+    slice_mm: tuple[float, float],
+    device: str = "cpu",
+    step: int = 1,
+) -> np.ndarray:
+    """Predict from a volume, slice by slice.
+
+    Networks on slices say how the slices differ, and all ensembles together what their median is.
+
+    Parameters
+    ----------
+    ensembles : sequence of sequence of torch.nn.Module
+        Networks on slices and, where there are any, on whole scans. What they predict is the mean
+        over ensembles; within an ensemble, networks are averaged, and slices have their median.
+    volume : numpy.ndarray
+        3-D preprocessed volume on the template grid.
+    affine : numpy.ndarray
+        4 x 4 affine of that grid.
+    box, slice_mm
+        Of the bundle and its contract.
+    device : str
+        torch device.
+    step : int
+        Take every ``step``-th slice only.
+
+    Returns
+    -------
+    numpy.ndarray
+        Years, or the logit of a probability, of every ``step``-th slice of
+        :func:`middle_slices`; their median is the prediction.
+    """
+    chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
+    heights = slice_heights(volume.shape[2], affine)[chosen]
+    whole = crop(volume, box).astype(np.float32)
+    slices, medians = np.zeros(len(chosen)), []
+    with repeatable():
+        for networks in ensembles:
+            on_volumes = isinstance(networks[0], GreyMatterNetwork)
+            inputs = whole[None] if on_volumes else predictor_input(whole[chosen], heights)
+            x = torch.from_numpy(inputs).to(device)
+            values = np.mean([network(x).double().cpu().numpy() for network in networks], axis=0)
+            medians.append(float(np.median(values)))
+            slices = slices if on_volumes else values
+    return np.asarray(slices + np.mean(medians) - np.median(slices))
+
+
+def predict_value(
+    ensembles: Sequence[Sequence[nn.Module]],
+    volume: np.ndarray,
+    affine: np.ndarray,
+    box: Box,
+    slice_mm: tuple[float, float],
+    device: str = "cpu",
+    step: int = 1,
+) -> float:
+    """Predict one value from a volume: the median of :func:`predict_slices`."""
+    values = predict_slices(ensembles, volume, affine, box, slice_mm, device, step)
+    return float(np.median(values))

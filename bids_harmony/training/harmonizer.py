@@ -18,8 +18,8 @@ from torch import nn
 
 from bids_harmony.config import CURVE
 from bids_harmony.console import counted_off
-from bids_harmony.models.networks import MapNetwork, SiteMap
-from bids_harmony.models.slices import Box, predict_value
+from bids_harmony.models.networks import MapNetwork, SiteMap, predict_value
+from bids_harmony.models.slices import Box
 from bids_harmony.qc.guard import limits
 from bids_harmony.sites.calibration import estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode, site_code

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.config import TrainOptions
-from bids_harmony.models.networks import SliceNetwork
-from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predict_value, predictor_input
+from bids_harmony.models.networks import SliceNetwork, predict_value
+from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
 from bids_harmony.training.data import Say, TrainingSet
 from bids_harmony.training.storage import Losses, digest_of, has_bf16, load_network, save_network
 

@@ -76,7 +76,7 @@ class Predictor:
 
     @property
     def ensembles(self) -> list[list[nn.Module]]:
-        """The ensembles, as :func:`bids_harmony.models.slices.predict_slices` takes them."""
+        """The ensembles, as :func:`bids_harmony.models.networks.predict_slices` takes them."""
         return list(self.networks.values())
 
     @property
