@@ -25,8 +25,8 @@ read_options() {
       word=${word%"$path"}$(realpath -s -- "$path")
       inputs+=("$(realpath -s -- "$path")")
     fi
-    [[ ! $option =~ ^--(bundle|config-file|qc-ratings)$ ]] || group_options+=("$word")
-    [[ ! $option =~ ^--(bundle|config-file|fit-filter|template)$ ]] || calibrate_options+=("$word")
+    [[ ! $option =~ ^--(bundle|qc-ratings)$ ]] || group_options+=("$word")
+    [[ ! $option =~ ^--(bundle|fit-filter|template)$ ]] || calibrate_options+=("$word")
     options+=("$word")
   done
 }
