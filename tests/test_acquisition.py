@@ -44,7 +44,7 @@ def test_no_change_is_none_and_a_draw_can_be_repeated(volume: np.ndarray) -> Non
     assert np.allclose(acquired(Acquisition(), volume), volume, atol=1e-5)
     assert drawn(1) == drawn(1) != drawn(2)
     assert drawn(1, strength=0) == Acquisition()
-    assert drawn(1).only("tone") == Acquisition(tone=drawn(1).tone)
+    assert drawn(1).only("curve") == Acquisition(curve=drawn(1).curve)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -61,15 +61,15 @@ def test_what_is_drawn_arrives_as_real_scans_do(seed: int) -> None:
 
 
 def test_an_intensity_mapping_keeps_the_order(volume: np.ndarray) -> None:
-    new = acquired(drawn(3).only("tone"), volume)
+    new = acquired(drawn(3).only("curve"), volume)
     inside = (volume > 0) & (volume < 1.9)
     assert (np.diff(new[inside][volume[inside].argsort()]) > -1e-5).all()
     assert np.abs(new - volume).max() > 0.02
 
 
 def test_noise_alone_differs_between_scans_of_an_acquisition(volume: np.ndarray) -> None:
-    still, noisy = drawn(4).only("tone", "bias", "deep_grey", "blur", "sharpen"), drawn(4)
-    for acquisition, same in ((still, True), (noisy.only("tone", "noise"), False)):
+    still, noisy = drawn(4).only("curve", "bias", "deep_grey", "blur", "sharpen"), drawn(4)
+    for acquisition, same in ((still, True), (noisy.only("curve", "noise"), False)):
         twice = [acquired(acquisition, volume, seed) for seed in (0, 1)]
         assert np.array_equal(*twice) is same
 

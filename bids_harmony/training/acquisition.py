@@ -41,13 +41,13 @@ BLOCK = np.ones((3, 3, 3), bool)
 #: Cosines of the bias field along each axis.
 FREQUENCIES = 4
 #: Standard deviations (or half-ranges) of the effects at strength 1.
-TONE_SD, DEEP_GREY_SD, BIAS_SD = 0.5, 0.08, 0.04
+CURVE_SD, DEEP_GREY_SD, BIAS_SD = 0.5, 0.08, 0.04
 BLUR, SHARPEN, NOISE, COARSE = 0.4, 0.5, 0.02, 1.25
 #: Kinds of change, and the attributes of :class:`Acquisition` that make them.
 KINDS = {
-    "all": ("tone", "deep_grey", "bias", "blur", "sharpen", "noise", "rim"),
-    "all but blur": ("tone", "deep_grey", "bias", "noise", "rim"),
-    "intensity mapping": ("tone",),
+    "all": ("curve", "deep_grey", "bias", "blur", "sharpen", "noise", "rim"),
+    "all but blur": ("curve", "deep_grey", "bias", "noise", "rim"),
+    "intensity mapping": ("curve",),
 }
 #: Scans that a site's code is estimated from for known truth, all of other persons.
 GROUP = 8
@@ -64,7 +64,7 @@ class Acquisition:
 
     Attributes
     ----------
-    tone : tuple of float
+    curve : tuple of float
         Logarithm of the slope of the intensity mapping at :data:`KNOTS` intensities from 0 to 2.
     deep_grey : float
         Added to the intensity of deep grey matter.
@@ -81,7 +81,7 @@ class Acquisition:
         off, as by a mask that hugs the cortex; above 0, CSF so bright stays in the sulci.
     """
 
-    tone: tuple[float, ...] = (0.0,) * KNOTS
+    curve: tuple[float, ...] = (0.0,) * KNOTS
     deep_grey: float = 0.0
     bias: tuple[float, ...] = (0.0,) * FREQUENCIES**3
     blur: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -100,7 +100,7 @@ class Acquisition:
             return torch.randn(n, generator=generator).double().numpy()
 
         # Neighbouring slopes go together, and low frequencies are the strongest.
-        tone = np.convolve(normal(KNOTS + 2), [0.4, 0.8, 0.4], mode="valid")
+        curve = np.convolve(normal(KNOTS + 2), [0.4, 0.8, 0.4], mode="valid")
         order = np.indices((FREQUENCIES,) * 3).sum(axis=0).ravel()
         falling = np.where((order > 0) & (order < FREQUENCIES), 1 / np.maximum(order, 1), 0)
         bias = normal(order.size) * falling
@@ -110,7 +110,7 @@ class Acquisition:
         if uniform(0, 1) < 0.5:  # anisotropic voxels
             blur[int(uniform(0, 3)) % 3] += uniform(0, COARSE)
         return cls(
-            tone=tuple(strength * TONE_SD * tone),
+            curve=tuple(strength * CURVE_SD * curve),
             deep_grey=float(strength * DEEP_GREY_SD * normal(1)[0]),
             bias=tuple(strength * bias),
             blur=tuple(strength * sd for sd in blur),
@@ -149,7 +149,7 @@ def apply(
     wanted = _tissue_means(volume, volume, mask)
     # Neither CSF nor white matter is deep grey matter.
     grey = grey * np.clip((volume - 0.2) / 0.3, 0, 1) * np.clip((1.1 - volume) / 0.15, 0, 1)
-    v = (_curve(volume, a.tone) + a.deep_grey * grey) * _field(a.bias, volume.shape)
+    v = (_curve(volume, a.curve) + a.deep_grey * grey) * _field(a.bias, volume.shape)
     if a.rim > 0:
         grown = _closed(mask)
         v, mask = np.where(grown & ~mask, a.rim, v), grown
@@ -169,10 +169,10 @@ def apply(
     return np.where(mask, np.clip(v, 1e-3, TOP), 0).astype(np.float32)
 
 
-def _curve(volume: np.ndarray, tone: tuple[float, ...]) -> np.ndarray:
+def _curve(volume: np.ndarray, curve: tuple[float, ...]) -> np.ndarray:
     """Intensity mapping with the given logarithms of slopes; 0 stays 0 and 1 stays 1."""
     x = np.linspace(0, TOP, TABLE)
-    slopes = np.exp(np.interp(x, np.linspace(0, TOP, len(tone)), tone))
+    slopes = np.exp(np.interp(x, np.linspace(0, TOP, len(curve)), curve))
     y = cumulative_trapezoid(slopes, x, initial=0)
     return np.asarray(np.interp(volume, x, y / np.interp(1.0, x, y)))
 

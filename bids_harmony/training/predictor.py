@@ -37,7 +37,7 @@ STILL = 1e-3
 #: Sizes of :func:`augment`'s changes: standard deviations of the shift of CSF and grey matter (CSF
 #: is 0, white matter 1) and of a smooth multiplicative field's logarithm, the largest standard
 #: deviation of noise, and the largest weight of a blur, negative to sharpen.
-TONE, BIAS, NOISE, BLUR = 0.08, 0.08, 0.04, 0.5
+CONTRAST, BIAS, NOISE, BLUR = 0.08, 0.08, 0.04, 0.5
 #: Standard deviations of shift (fraction of the half-width), scale and rotation.
 SHIFT, SCALE, DEGREES = 0.02, 0.03, 2.0
 #: Share of slices whose outermost voxels are taken away.
@@ -445,10 +445,10 @@ def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) ->
     x = F.grid_sample(slices, grid, align_corners=False)
     mask = (x > 5e-4).float()
     # Intensity mapping: move CSF (0) and grey matter against white matter (1).
-    csf = TONE * normal(n, 1, 1, 1)
+    csf = CONTRAST * normal(n, 1, 1, 1)
     x = torch.relu(x - csf) / (1 - csf)
-    x = x ** torch.exp(2 * TONE * normal(n, 1, 1, 1))
-    x = x * (1 + 0.5 * TONE * normal(n, 1, 1, 1))
+    x = x ** torch.exp(2 * CONTRAST * normal(n, 1, 1, 1))
+    x = x * (1 + 0.5 * CONTRAST * normal(n, 1, 1, 1))
     # Bias field: cubic interpolation of a coarse random grid.
     field = F.interpolate(
         BIAS * normal(n, 1, 3, 3), size=(rows, columns), mode="bicubic", align_corners=True
