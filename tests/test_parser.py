@@ -177,7 +177,7 @@ def test_options_that_a_level_does_not_use_are_named(
         ("--folds 1", "--folds: 1 is not at least 2", "--help"),
         ("--cv-folds 1", "--cv-folds: 1 is not at least 2", "--help"),
         ("--model-name ../x", "cannot name a folder", "--help"),
-        ("--experiments size sise", "--experiments: invalid choice: 'sise'", "--help"),
+        ("--experiments size sex", "--experiments: invalid choice: 'sex'", "--help"),
         ("--output-spaces MNI152NLin6Asym", "no such space", "T1w"),
         ("--skull-strip multi-atlas", "needs atlases", "--atlas-dir"),
         ("--participant-lable 01", "arguments: --participant-lable", "--participant-label?"),
