@@ -318,7 +318,7 @@ def _code_of(
     """Estimate a site code from simulated scans of known age."""
     values = []
     for scan, old, new in zip(scans, originals, acquired, strict=False):
-        # Voxels that the acquisition removed at the surface are also missing in the brain mask.
+        # Voxels removed at the surface by the acquisition are also removed from the brain mask.
         brain = data.brain_mask(scan) & ~((old > 0) & (new == 0)) | (new > 0)
         values.append(vector(describe(new, brain, data.zoom_mm)))
     return site_code(np.array(values), data.ages[scans], data.persons[scans], appearance)

@@ -199,7 +199,8 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> C
     scans : sequence of TrainScan
         Preprocessed scans. Those without a recorded preprocessing are ignored.
     wanted : Contract
-        Contract that defines the grid. It is returned if no preprocessing is recorded.
+        Contract that defines the grid. It is returned if no preprocessing on this
+        grid is recorded.
     say : callable
         Receives warnings.
 
@@ -263,7 +264,7 @@ def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
 
 
 def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
-    """Return the scans that passed quality control, and report the excluded ones.
+    """Return the scans without those that quality control or raters rejected.
 
     Raises
     ------
@@ -331,7 +332,7 @@ class TrainingSet:
         numbers), ``_source`` (paths of raw image, transform and brain mask, if known), and the
         dataset's other columns.
     box : tuple
-        Rows and columns of the template grid that were cropped.
+        Rows and columns of the template grid inside the crop; ends are exclusive.
     shape, affine : tuple of int, numpy.ndarray
         Shape and 4 x 4 affine of the template grid.
     digests : tuple of str
