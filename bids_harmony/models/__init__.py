@@ -1,1 +1,1 @@
-"""Networks, the model bundle, and what is done with them at run time."""
+"""Networks, model bundles, and inference."""

@@ -1,11 +1,11 @@
-"""The package in four functions: load a bundle, calibrate a site, harmonize a scan, predict.
+"""Python API: load a bundle, calibrate a site, harmonize a scan and predict.
 
-Scans are nibabel images as the participant level leaves them (``*_desc-preproc_T1w.nii.gz``): on
-the template grid of the bundle's contract, CSF 0, white matter 1, background exactly 0.
+Scans are preprocessed nibabel images (``*_desc-preproc_T1w.nii.gz`` of the participant level): on
+the template grid of the bundle's contract, with CSF 0, white matter 1 and background exactly 0.
 
 Examples
 --------
-Harmonize the scans of a site, and predict from the first:
+Calibrate a site, then harmonize its first scan and predict from it:
 
 >>> import nibabel as nib
 >>> from bids_harmony import calibrate, harmonize, load_bundle, predict
@@ -48,27 +48,29 @@ def calibrate(
     persons: Sequence[str] | None = None,
     site: str = "site",
 ) -> Calibration:
-    """Estimate the code of a site from its scans; the more persons, the surer.
+    """Estimate the site code of a site from its scans.
+
+    More persons give a more reliable calibration.
 
     Parameters
     ----------
     images : sequence of nibabel.spatialimages.SpatialImage
         Preprocessed scans of one site.
     bundle : Bundle
-        Of :func:`load_bundle`; its reference is what the site is compared with.
+        Bundle that defines the reference, see :func:`load_bundle`.
     masks : sequence of nibabel.spatialimages.SpatialImage, optional
-        Their brain masks, with the CSF at the surface; where the images are above 0 when None.
+        Brain masks that include surface CSF, on the same grid. If None, voxels above 0.
     ages : sequence of float or None, optional
-        In years; None where unknown. Unknown ages are estimated by the bundle's brain age.
+        Ages in years. Unknown ages (None) are estimated with the bundle's brain age predictor.
     persons : sequence of str, optional
-        Whose scans they are: each person counts once. All of different persons when None.
+        Person of each scan; each person counts once. If None, each scan is of a different person.
     site : str
-        Name of the site.
+        Site label.
 
     Returns
     -------
     Calibration
-        For :func:`harmonize`. Its ``warnings`` say what to keep in mind.
+        Input of :func:`harmonize`. Its ``warnings`` describe possible problems.
     """
     scans = []
     for i, image in enumerate(images):
@@ -95,18 +97,18 @@ def harmonize(
     Parameters
     ----------
     image : nibabel.spatialimages.SpatialImage
-        A preprocessed scan.
+        Preprocessed scan.
     bundle : Bundle
-        The one that ``calibration`` was made with.
+        Bundle that ``calibration`` was made with.
     calibration : Calibration
-        Of the scan's site.
+        Calibration of the scan's site.
     device : str
-        torch device.
+        PyTorch device.
 
     Returns
     -------
     nibabel.Nifti1Image
-        float32 on the same grid; background exactly 0.
+        float32 image on the same grid; background exactly 0.
     """
     volume = np.asarray(image.dataobj)
     site_map = replace(bundle.site_map(calibration.code, device), curve=calibration.mapping)
@@ -115,7 +117,7 @@ def harmonize(
 
 
 def brain_age(bundle: Bundle, volume: np.ndarray, affine: np.ndarray) -> float:
-    """Predict brain age quickly from a volume on the template grid: every fourth slice."""
+    """Predict brain age (years) of a volume on the template grid from every fourth slice."""
     ensembles, slice_mm = bundle.ensembles("brain_age"), bundle.contract.slice_mm
     return predict_value(ensembles, volume, affine, bundle.box, slice_mm, step=4)
 
@@ -136,28 +138,29 @@ def predict(
     Parameters
     ----------
     image : nibabel.spatialimages.SpatialImage
-        A preprocessed scan.
+        Preprocessed scan.
     bundle : Bundle
-        Its predictors were trained in the reference domain.
+        Bundle whose predictors were trained on the reference site.
     harmonized : nibabel.spatialimages.SpatialImage, optional
-        The same scan by :func:`harmonize`; None when it was not harmonized.
+        The same scan after :func:`harmonize`; None if not harmonized.
     age : float, optional
-        Chronological age, for the gap.
+        Chronological age in years, for the brain age gap.
     site : str, optional
-        The scan's site, to say whether the bundle was trained on it.
+        Site of the scan, to report whether the bundle was trained on it.
     calibration : Calibration, optional
-        What ``harmonized`` was made with, to name it.
+        Calibration that ``harmonized`` was made with; its identity is reported.
     correct_age_bias : bool
-        Add gaps without the part that age alone explains at the reference site.
+        Whether to add brain age gaps corrected for the age bias at the reference site.
     device : str
-        torch device.
+        PyTorch device.
 
     Returns
     -------
     dict
         One object per target (design.md §5) and the bundle's identity. Missing values are None.
-        The 90 % interval is empirical, from scans of the reference site by networks that had not
-        seen them: it guarantees no coverage, least of all where harmonization leaves a shift.
+        The 90 % interval is empirical: it holds 90 % of the errors on scans of the reference site
+        by networks that were not trained on them. It does not guarantee coverage, least of all if
+        harmonization leaves a site offset.
     """
     n_slices, affine, slice_mm = image.shape[2], image.affine, bundle.contract.slice_mm
     heights = slice_heights(n_slices, affine)[middle_slices(n_slices, affine, slice_mm)]
@@ -198,7 +201,7 @@ def predict(
 
 
 def _intervals(entry: dict[str, Any], half: float) -> dict[str, Any]:
-    """Put an interval around the values before and after harmonization."""
+    """Return prediction intervals before and after harmonization."""
     raw, harmonized = (
         None if entry[kind] is None else [round(entry[kind] + side, 2) for side in (-half, half)]
         for kind in ("raw", "harmonized")
@@ -209,7 +212,7 @@ def _intervals(entry: dict[str, Any], half: float) -> dict[str, Any]:
 def _gaps(
     entry: dict[str, Any], spec: dict[str, Any], age: float | None, corrected: bool
 ) -> dict[str, Any]:
-    """Subtract age from brain age, and say whether it is one that was trained on."""
+    """Return brain age gaps, and whether the age is in the range of the training data."""
     bias = spec.get("age_bias") if corrected else None
     found: dict[str, Any] = {"unit": "years"}
     for kind in ("raw", "harmonized"):

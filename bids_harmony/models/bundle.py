@@ -1,7 +1,7 @@
-"""The bundle: a folder with all that a run needs from training, loaded strictly.
+"""Model bundles: a folder with everything that a run needs from training.
 
-``bundle.json`` describes it and carries the SHA-256 of every other file; weights are
-safetensors, never pickles (design.md §4).
+``bundle.json`` describes the bundle and holds the SHA-256 of every other file. Weights are saved
+as safetensors, never as pickles (design.md §4).
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ AGAIN = "Copy the bundle again from where it was made, or train a new one."
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked.
+    """A bundle whose files have been verified.
 
     Attributes
     ----------
     path : pathlib.Path
-        Its folder.
+        Bundle folder.
     sha256 : str
-        Digest of ``bundle.json``, which holds the digests of all other files.
+        SHA-256 of ``bundle.json``, which holds the checksums of all other files.
     info : dict
-        ``bundle.json``.
+        Content of ``bundle.json``.
     contract : Contract
-        The preprocessing it was trained on.
+        Preprocessing of the training scans.
     """
 
     path: Path
@@ -72,65 +72,75 @@ class Bundle:
 
     @property
     def reference_site(self) -> str:
-        """Site the forward map leads to."""
+        """Site to which scans are harmonized."""
         return str(self.info["reference_site"])
 
     @property
     def box(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the template grid the networks see."""
+        """First and last (exclusive) row and column of the template grid used by networks."""
         (a, b), (c, d) = self.info["box"]
         return (a, b), (c, d)
 
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
-        """What can be predicted, and from which data each predictor was trained."""
+        """Prediction targets by name, with the training data of each predictor."""
         return dict(self.info["targets"])
 
     def qc_reference(self) -> dict[str, Any]:
-        """Read the reference statistics of QC metrics and the reference histograms, by site."""
+        """Read reference statistics of QC metrics and reference histograms, by site."""
         return self._read("qc_reference.json") or {"metrics": {}, "histograms": {}}
 
     def guard(self) -> dict[str, Any] | None:
-        """Read ``guard.json``, the ``limits`` of the anatomy guard; None without one."""
+        """Read ``guard.json``, the ``limits`` of the anatomy guard; None if absent."""
         return self._read("guard.json")
 
     def appearance(self) -> Appearance:
-        """Read ``appearance.json``: the appearance of the reference's scans at each age."""
+        """Read ``appearance.json``, the appearance of reference scans as a function of age."""
         return Appearance.from_dict(self._read("appearance.json") or {})
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Read one of the bundle's JSON files; None where it has no such file."""
+        """Read a JSON file of the bundle; None if absent."""
         if name not in self.info["files"]:
             return None
         content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return content
 
     def identity(self) -> dict[str, str]:
-        """Name, version and digest, for outputs that carry a number of this bundle's."""
+        """Return name, version and SHA-256, for outputs that depend on the bundle."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
     def networks(self, device: str = "cpu") -> dict[str, list[nn.Module]]:
-        """Return the networks in evaluation mode, loaded once per process and device."""
+        """Return the networks in evaluation mode, cached per process and device."""
         return _load_networks(self.path, self.sha256, device)
 
     def ensembles(self, target: str, device: str = "cpu") -> list[list[nn.Module]]:
-        """Return the ensembles whose mean predicts a target."""
+        """Return the ensembles of a target; their mean is the prediction."""
         networks = self.networks(device)
         return [networks[name] for name in self.targets[target]["networks"]]
 
     @property
     def has_map_network(self) -> bool:
-        """Whether a network follows the intensity mapping."""
+        """Whether a network is applied after the intensity mapping."""
         return "map" in self.info["networks"]
 
     def map_network(self, device: str = "cpu") -> MapNetwork | None:
-        """Return the network that follows the intensity mapping; None where there is none."""
+        """Return the network applied after the intensity mapping; None if absent."""
         if not self.has_map_network:
             return None
         return cast("MapNetwork", self.networks(device)["map"][0])
 
     def site_map(self, code: SiteCode, device: str = "cpu", *, spare: bool = False) -> SiteMap:
-        """Make the map of a site of this code; without its network where that is to be spared."""
+        """Create the harmonization map of a site.
+
+        Parameters
+        ----------
+        code : SiteCode
+            Site code.
+        device : str
+            PyTorch device.
+        spare : bool
+            Whether to skip the network and use the intensity mapping alone.
+        """
         from bids_harmony.models.networks import SiteMap
 
         network = None if spare else self.map_network(device)
@@ -138,12 +148,12 @@ class Bundle:
 
 
 def load_bundle(path: Path | str | None = None) -> Bundle:
-    """Check a bundle's files and read its description.
+    """Load a bundle: verify its files and read its description.
 
     Parameters
     ----------
     path : pathlib.Path or str, optional
-        Folder of the bundle; the one shipped with the package when None.
+        Bundle folder; the one shipped with the package if None.
 
     Returns
     -------
@@ -152,8 +162,8 @@ def load_bundle(path: Path | str | None = None) -> Bundle:
     Raises
     ------
     BundleError
-        When a file is missing, altered, unknown or not where it should be, or ``bundle.json``
-        is not what this version reads.
+        If a file is missing, modified, unknown or outside the folder, or if this version cannot
+        read ``bundle.json``.
     """
     folder = Path(path) if path is not None else DEFAULT_BUNDLE
     try:
@@ -180,7 +190,7 @@ def load_bundle(path: Path | str | None = None) -> Bundle:
 
 
 def _problem(info: dict[str, Any], folder: Path) -> str | None:
-    """Say what is wrong with the entries of ``bundle.json`` or with the files that it names."""
+    """Return what is wrong with ``bundle.json`` or the files in it; None if valid."""
     objects = ("files", "networks", "targets", "contract", "sites")
     if wrong := KEYS ^ set(info):
         return f"has missing or unknown entries: {sorted(wrong)}"
@@ -202,15 +212,15 @@ def _problem(info: dict[str, Any], folder: Path) -> str | None:
 
 
 def check_weights(bundle: Bundle) -> None:
-    """See that every network of a bundle can be loaded, in a process of its own.
+    """Check that all networks of a bundle can be loaded, in a separate process.
 
-    The digests of :func:`load_bundle` say that files are as they were written, and not that a
-    network can be made of them. The caller does not load torch by this, and can still fork.
+    The checksums of :func:`load_bundle` detect modified files, but not weights that do not fit
+    their network. The separate process keeps torch out of the caller, which can still fork.
 
     Raises
     ------
     BundleError
-        When weights are missing, are too many, have another shape or are not finite.
+        If weights are missing, unexpected, of the wrong shape or not finite.
     """
     deque(side_by_side(_load_and_forget, [(bundle,)], 1), maxlen=0)
 
@@ -221,9 +231,9 @@ def _load_and_forget(bundle: Bundle) -> None:
 
 @cache
 def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.Module]]:
-    """Build every network of a bundle and fill it with its stored weights.
+    """Create all networks of a bundle and load their weights.
 
-    ``sha256`` is part of the key so that a bundle replaced in place is loaded anew.
+    ``sha256`` is part of the cache key, so that a bundle replaced in place is loaded again.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -253,7 +263,7 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
 
 
 def _filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Fill a network with weights that were stored in half precision, for evaluation."""
+    """Load half-precision weights into a network, and set it to evaluation mode."""
     full = {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
     if bad := [key for key, value in full.items() if not value.isfinite().all()]:
         raise ValueError(f"{bad[0]} is not finite")
@@ -267,24 +277,24 @@ def write_bundle(
     networks: dict[str, list[nn.Module]],
     tables: Mapping[str, dict[str, Any] | str],
 ) -> Bundle:
-    """Write a bundle whole: beside its place first, then renamed.
+    """Write a bundle to a temporary folder, then move it to its place.
 
     Parameters
     ----------
     out : pathlib.Path
-        Folder of the bundle; an older bundle there is replaced.
+        Bundle folder; an existing bundle is replaced.
     info : dict
-        ``bundle.json`` without ``format`` and ``files``; each entry of ``networks`` names the
-        ``files`` of its ensemble.
+        Content of ``bundle.json`` without ``format`` and ``files``. Each entry of ``networks``
+        lists the ``files`` of its ensemble.
     networks : dict
-        For each entry of ``info["networks"]``, its ensemble.
+        Ensemble of each entry of ``info["networks"]``.
     tables : mapping
-        Further files by name: JSON such as ``qc_reference.json``, or text.
+        Content of further files by name: JSON such as ``qc_reference.json``, or text.
 
     Returns
     -------
     Bundle
-        The bundle as it loads from its place.
+        The written bundle, loaded from ``out``.
     """
     from safetensors.torch import save
 
@@ -311,5 +321,5 @@ def write_bundle(
 
 
 def to_json(value: dict[str, Any]) -> bytes:
-    """JSON text with a final newline, the same bytes for the same value."""
+    """Return UTF-8 JSON with a final newline. Equal values give equal bytes."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,8 +1,9 @@
-"""The networks: two predict, on slices and on maps of grey matter, and one maps scans.
+"""Networks: two predictors (slices and grey matter maps) and the harmonization map.
 
-:class:`MapNetwork` mends what no intensity mapping can: sharpness, noise, bias field, deep grey.
-It is conditioned on the site's code and sees the scan. For each place it says how much of each
-frequency band to add or take away, so that it can sharpen, smooth and shift, and cannot draw.
+:class:`MapNetwork` corrects what an intensity mapping cannot: sharpness, noise, bias field and
+deep grey matter. It is conditioned on the site code. At each position it predicts a gain for each
+frequency band of the scan, so that it can sharpen, smooth and shift intensities, but cannot draw
+structures.
 """
 
 from __future__ import annotations
@@ -29,27 +30,30 @@ from bids_harmony.models.slices import (
 )
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance, IntensityMapping, SiteCode
 
-#: Every fifth quantile of the code, its texture, and what its number of persons leaves unsure.
+#: Size of the network's site code: every fifth quantile, the texture, and the uncertainty due to
+#: the number of persons.
 COARSE = 5
 CODE_SIZE = len(LEVELS[COARSE // 2 :: COARSE]) + N_TEXTURE + 1
-#: Differences beyond this many standard deviations of persons are all alike.
+#: Differences are clipped at this many standard deviations between persons.
 MOST = 16.0
-#: Bands: what smoothing along each axis takes away, and two isotropic ones below.
+#: Number of frequency bands: the detail removed by smoothing along each axis, and two coarser
+#: isotropic bands.
 N_BANDS = 5
-#: The brain is above 0: that is the background.
+#: Smallest intensity in the brain, because 0 marks the background.
 LEAST = 1e-3
-#: Volumes' sides are multiples of this inside the network.
+#: Sides of volumes are padded to multiples of this for the network.
 STRIDE = 8
-#: Intensity between grey and white matter, taken from the network's input; gain of its outputs.
+#: Intensity between grey and white matter, subtracted from the network's input; and the scales of
+#: its output gains and shifts.
 MIDDLE, GAIN, SHIFT = 0.6, 5.0, 0.2
 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Run torch without gradients and on one thread.
+    """Run torch in inference mode and on one thread, for bit-identical results.
 
-    How work is shared between threads decides in which order sums are taken; a second thread
-    would save a quarter of a second per scan, and bit-identical results are promised.
+    The number of threads determines the order of summation. A second thread would save only a
+    quarter of a second per scan.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -74,25 +78,25 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))
         h = self.norm2(self.conv2(h))
-        return F.relu(F.max_pool2d(h + self.skip(x), 2))  # the same, on a quarter of the pixels
+        return F.relu(F.max_pool2d(h + self.skip(x), 2))  # pooling first is equivalent, faster
 
 
 class SliceNetwork(nn.Module):
-    """The paper's predictor: a 10-layer residual network on single slices (preprint §4).
+    """Predictor of the paper: a 10-layer residual network on single slices (preprint §4).
 
-    Convolution and max-pooling blocks, flattened into a fully connected layer of ``hidden``
-    units (ReLU, dropout 0.5) and one output. The slice's height is a second input channel.
+    Convolution and max-pooling blocks are followed by a fully connected layer of ``hidden`` units
+    (ReLU, dropout 0.5) and one output. The slice height is a second input channel.
 
     Parameters
     ----------
     channels : sequence of int
-        Width of the stem and of the four residual blocks.
+        Number of channels of the stem and of the four residual blocks.
     shape : sequence of int
         Rows and columns of a slice.
     hidden : int
-        Units of the fully connected layer.
+        Number of units of the fully connected layer.
     mean, scale : float
-        The output is ``mean + scale * unit``: the targets' distribution.
+        Mean and standard deviation of the targets. The output is ``mean + scale * unit``.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class SliceNetwork(nn.Module):
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict (batch,) values from (batch, 2, rows, columns) slices and heights."""
+        """Predict (batch,) values from (batch, 2, rows, columns) intensities and heights."""
         h = self.blocks(self.stem(x)).flatten(1)
         h = F.dropout(F.relu(self.dense(h)), 0.5, self.training)
         value: Tensor = self.head(h)[:, 0]
@@ -126,16 +130,16 @@ class SliceNetwork(nn.Module):
 
 
 class GreyMatterNetwork(nn.Module):
-    """A linear layer on a coarse map of grey matter: ridge regression, as in studies of VBM.
+    """Linear model on a coarse grey matter map, as in voxel-based morphometry (VBM).
 
     Parameters
     ----------
     shape : sequence of int
-        Slices, rows and columns of a whole scan in the bundle's box.
+        Slices, rows and columns of a scan in the bundle's box.
     cell : int
-        Voxels along a side of the map's cells.
+        Side of the map's cells in voxels.
     mean, scale : float
-        The output is ``mean + scale * unit``: the targets' distribution.
+        Mean and standard deviation of the targets. The output is ``mean + scale * unit``.
     """
 
     def __init__(self, shape: list[int], cell: int, mean: float = 0.0, scale: float = 1.0) -> None:
@@ -145,27 +149,27 @@ class GreyMatterNetwork(nn.Module):
         self.linear = nn.Linear(points, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict (n,) values from (n, slices, rows, columns) whole scans."""
+        """Predict (n,) values from (n, slices, rows, columns) scans."""
         value: Tensor = self.linear(grey_matter_map(x, self.cell))[:, 0]
         return self.mean + self.scale * value
 
 
 def grey_matter_map(x: Tensor, cell: int) -> Tensor:
-    """Amount of grey matter around each point of a coarse grid, left and right averaged.
+    """Compute a coarse map of grey matter, averaged over both hemispheres.
 
-    Age shows alike on both sides, and noise does not.
+    Ageing is similar on both sides, but noise is independent, so the average reduces noise.
 
     Parameters
     ----------
     x : torch.Tensor
         (n, slices, rows, columns) normalized intensities, background 0.
     cell : int
-        Voxels along a side of the grid's cells.
+        Side of the grid's cells in voxels.
 
     Returns
     -------
     torch.Tensor
-        (n, points) of the first half of the rows, between 0 and 1.
+        (n, points) amount of grey matter, 0 to 1, on the first half of the rows.
     """
     grey = (1 - (x - 0.6).abs() / 0.4).clamp(min=0)[:, None]
     half = 0.5 * (grey + grey.flip(3))[:, :, :, : x.shape[2] // 2]
@@ -178,21 +182,36 @@ def grey_matter_map(x: Tensor, cell: int) -> Tensor:
 
 
 def code_input(shift: np.ndarray, persons: int, appearance: Appearance) -> np.ndarray:
-    """Scale a site code for :class:`MapNetwork`: float32 (:data:`CODE_SIZE`,), -4 to 4."""
+    """Scale a site code for :class:`MapNetwork`.
+
+    Parameters
+    ----------
+    shift : numpy.ndarray
+        (descriptors,) difference from the reference.
+    persons : int
+        Number of persons the code was estimated from.
+    appearance : Appearance
+        Appearance model of the reference.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (:data:`CODE_SIZE`,), between -4 and 4.
+    """
     scaled, n = shift / appearance.person_sd, len(LEVELS)
     values = [*scaled[COARSE // 2 : n : COARSE], *scaled[n:], 8 / persons]
     return np.asarray(np.clip(values, -MOST, MOST) / 4, dtype=np.float32)
 
 
 class MapNetwork(nn.Module):
-    """A small 3-D U-Net, conditioned on a site code (FiLM), that weighs a scan's frequency bands.
+    """A small 3-D U-Net that weights frequency bands, conditioned on the site code (FiLM).
 
     Parameters
     ----------
     channels : sequence of int
-        Width at half, a quarter and an eighth of the resolution.
+        Number of channels at a half, a quarter and an eighth of the resolution.
     embedding : int
-        Width of the code's embedding.
+        Size of the embedding of the site code.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 40, 56), embedding: int = 32) -> None:
@@ -214,10 +233,25 @@ class MapNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, embedding) for width in widths)
         self.local = nn.Conv3d(half, N_BANDS + 1, 3, padding=1)
         self.overall = nn.Linear(embedding, N_BANDS)
-        _set_to_zero(self.local, self.overall)  # an untrained network changes nothing
+        _set_to_zero(self.local, self.overall)  # start from the identity
 
     def forward(self, x: Tensor, mask: Tensor, code: Tensor) -> Tensor:
-        """Map (n, 1, slices, rows, columns) volumes with their masks (0, 1) and site codes."""
+        """Map volumes to the reference.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (n, 1, slices, rows, columns) volumes after the intensity mapping, background 0.
+        mask : torch.Tensor
+            Masks of the same shape, 0 or 1.
+        code : torch.Tensor
+            (n, :data:`CODE_SIZE`) output of :func:`code_input`.
+
+        Returns
+        -------
+        torch.Tensor
+            Volumes of the same shape, 0 outside the mask.
+        """
         z = self.embed(code)
         details = bands(x, mask)
         seen = [
@@ -239,12 +273,12 @@ class MapNetwork(nn.Module):
         return out
 
     def content(self) -> bytes:
-        """Return all weights, to name what depends on them."""
+        """Return all weights as bytes, for hashing."""
         return b"".join(v.cpu().numpy().tobytes() for v in self.state_dict().values())
 
 
 class _Block(nn.Module):
-    """Residual block whose middle is scaled and shifted by the embedded code."""
+    """Residual block with FiLM conditioning on the embedded code."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -266,7 +300,7 @@ def _set_to_zero(*layers: nn.Module) -> None:
 
 
 def bands(x: Tensor, mask: Tensor) -> Tensor:
-    """Split volumes into frequency bands, without a look beyond the mask.
+    """Split volumes into frequency bands, using only voxels inside the mask.
 
     Returns
     -------
@@ -293,7 +327,7 @@ def _ratio(sums: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
 
 
 def _smooth(x: Tensor, axis: int) -> Tensor:
-    """Convolve with [1, 2, 1] / 4 along an axis; beyond its ends there is nothing."""
+    """Convolve with [1, 2, 1] / 4 along an axis, with zero padding."""
     n, out = x.shape[axis], 0.5 * x
     out.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1), alpha=0.25)
     out.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1), alpha=0.25)
@@ -301,14 +335,14 @@ def _smooth(x: Tensor, axis: int) -> Tensor:
 
 
 def _unshuffle(x: Tensor) -> Tensor:
-    """Put the 2 x 2 x 2 voxels of each cell into channels: (n, 8, ...) at half resolution."""
+    """Move the 2 x 2 x 2 voxels of each cell to channels: (n, 8, ...) at half resolution."""
     n, _, a, b, c = x.shape
     cells = x.reshape(n, a // 2, 2, b // 2, 2, c // 2, 2)
     return cells.permute(0, 2, 4, 6, 1, 3, 5).reshape(n, 8, a // 2, b // 2, c // 2)
 
 
 def _places(x: Tensor) -> Tensor:
-    """Coordinates, -1 to 1, at half resolution: (n, 3, ...)."""
+    """Return coordinates from -1 to 1 at half resolution, (n, 3, ...)."""
     axes = [torch.linspace(-1, 1, size // 2).to(x) for size in x.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].expand(len(x), -1, -1, -1, -1)
 
@@ -320,23 +354,23 @@ def _upsampled(x: Tensor) -> Tensor:
 def apply_network(
     network: MapNetwork, volume: np.ndarray, code: np.ndarray, box: Box
 ) -> np.ndarray:
-    """Run the network on one volume that the site's intensity mapping has mapped.
+    """Apply the map network to a volume after the intensity mapping.
 
     Parameters
     ----------
     network : MapNetwork
-        In evaluation mode.
+        Network in evaluation mode.
     volume : numpy.ndarray
         3-D volume on the template grid; background 0.
     code : numpy.ndarray
-        Of :func:`code_input`.
+        Output of :func:`code_input`.
     box : tuple
-        Rows and columns that the network sees; elsewhere the volume stays as it is.
+        Rows and columns that the network uses; the volume is unchanged elsewhere.
 
     Returns
     -------
     numpy.ndarray
-        float32, of the same shape; background 0, brain above.
+        float32 volume of the same shape; background 0, brain above 0.
     """
     stack = crop(volume, box).astype(np.float32)
     device = next(network.parameters()).device
@@ -351,24 +385,24 @@ def apply_network(
 
 
 def padded(stack: np.ndarray) -> np.ndarray:
-    """Add empty slices, rows and columns at the end, up to a multiple of :data:`STRIDE`."""
+    """Pad a (slices, rows, columns) array with zeros at the end to multiples of the stride."""
     return np.pad(stack, [(0, -size % STRIDE) for size in stack.shape])
 
 
 @dataclass(frozen=True, eq=False)
 class SiteMap:
-    """What takes a site's scans to the reference: its intensity mapping, then the network.
+    """Harmonization map of a site: its intensity mapping, then the network.
 
     Attributes
     ----------
     curve : IntensityMapping
-        Of the site's code.
+        Intensity mapping of the site.
     code : numpy.ndarray
-        Of :func:`code_input`.
+        Output of :func:`code_input`.
     network : MapNetwork or None
-        None: the intensity mapping alone.
+        Network applied after the intensity mapping; None for the intensity mapping alone.
     box : tuple
-        Rows and columns that the network sees.
+        Rows and columns that the network uses.
     """
 
     curve: IntensityMapping
@@ -380,19 +414,19 @@ class SiteMap:
     def of(
         cls, code: SiteCode, appearance: Appearance, network: MapNetwork | None, box: Box
     ) -> SiteMap:
-        """Make the map of a site."""
+        """Create the map of a site from its code."""
         condition = code_input(code.shift, code.n, appearance)
         return cls(IntensityMapping.of(code, appearance), condition, network, box)
 
     def digest(self) -> str:
-        """Name the map by all that its result depends on."""
+        """Return the SHA-256 of everything that the mapped scans depend on."""
         parts = [self.curve.x.tobytes(), self.curve.y.tobytes()]
         if self.network is not None:
             parts += [self.code.tobytes(), self.network.content()]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
-        """Map a volume on the template grid; float32, 0 where it was 0."""
+        """Map a volume on the template grid; returns float32, with background 0 unchanged."""
         mapped = self.curve(volume)
         if self.network is None:
             return mapped
@@ -408,31 +442,34 @@ def predict_slices(
     device: str = "cpu",
     step: int = 1,
 ) -> np.ndarray:
-    """Predict from a volume, slice by slice.
+    """Predict a value for each slice of a volume.
 
-    Networks on slices say how the slices differ, and all ensembles together what their median is.
+    The median over slices is the mean prediction of all ensembles. Deviations from the median are
+    those of the slice networks.
 
     Parameters
     ----------
     ensembles : sequence of sequence of torch.nn.Module
-        Networks on slices and, where there are any, on whole scans. What they predict is the mean
-        over ensembles; within an ensemble, networks are averaged, and slices have their median.
+        Slice networks, and networks on whole scans if there are any. Values are averaged within an
+        ensemble and reduced to their median over slices; the medians are averaged over ensembles.
     volume : numpy.ndarray
         3-D preprocessed volume on the template grid.
     affine : numpy.ndarray
         4 x 4 affine of that grid.
-    box, slice_mm
-        Of the bundle and its contract.
+    box : tuple
+        Rows and columns that the networks use, from the bundle.
+    slice_mm : tuple of float
+        Range of slice heights in mm, from the contract.
     device : str
-        torch device.
+        PyTorch device.
     step : int
-        Take every ``step``-th slice only.
+        Step between slices; 1 uses all.
 
     Returns
     -------
     numpy.ndarray
-        Years, or the logit of a probability, of every ``step``-th slice of
-        :func:`middle_slices`; their median is the prediction.
+        Predicted values or logits of every ``step``-th slice of :func:`middle_slices`. Their
+        median is the prediction for the scan.
     """
     chosen = middle_slices(volume.shape[2], affine, slice_mm)[::step]
     heights = slice_heights(volume.shape[2], affine)[chosen]

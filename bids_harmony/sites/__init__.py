@@ -1,1 +1,1 @@
-"""The acquisition of a site: descriptors of a scan, the site code, calibration."""
+"""Site acquisition effects: scan descriptors, the site code and calibration."""

@@ -1,4 +1,4 @@
-"""Calibration of a site: the file that holds its code and what it was estimated from."""
+"""Site calibration: estimate a site code and read and write calibration files."""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
 
 FORMAT = 2
-#: Persons, at most, whose ages are estimated, and those of them whose scans go through the map's
-#: network, which takes longer than all else: their mean is what counts.
+#: Maximum number of persons whose ages are estimated, and how many of them are also mapped with
+#: the network, which is the slowest step. Only the mean age matters.
 MOST_ESTIMATED, MOST_MAPPED = 24, 6
-#: By how much the age that a mapping rests on comes back in the ages predicted after it: usually,
-#: and at most; it is measured where ages differ by more than FAR years.
+#: Typical and maximum fraction of an error in the assumed age that returns in the predicted age.
+#: The fraction is measured only if the assumed ages differ by more than FAR years.
 USUAL_FACTOR, MOST_FACTOR, FAR = 0.4, 0.6, 3.0
-#: Least slope of predicted on true age from which an age can be told.
+#: Smallest slope of predicted on true age for which ages are estimated.
 LEAST_SLOPE = 0.3
-#: With fewer persons a calibration is said to rest on few.
+#: A calibration with fewer persons carries a warning.
 FEW = 8
-#: Two groups of scans lie apart by more than this many standard deviations within them. A single
-#: group, parted at the best place, shows about 2.7.
+#: Two groups of scans are separate if their means differ by more than this many within-group
+#: standard deviations. A single group, split at the best place, reaches about 2.7.
 APART = 4.5
 #: Smallest group that counts as a second scanner.
 LEAST_GROUP = 3
 MAKE_AGAIN = "Make it again with the calibrate level."
 
-#: Predict a person's brain age from a preprocessed scan (:attr:`SiteScan.t1w`), mapped as a site's
-#: code says (:func:`estimate_ages`).
+#: Predicts brain age (years) from a preprocessed scan (:attr:`SiteScan.t1w`) mapped with a site
+#: code (:func:`estimate_ages`). The last argument skips the map's network.
 Predict = Callable[[Any, SiteCode, bool], float]
 
 
 @dataclass(frozen=True)
 class SiteScan:
-    """What calibration needs to know of a scan.
+    """Input of calibration: one scan of a site.
 
     Attributes
     ----------
     key : str
-        Name of the scan.
+        Scan identifier.
     person : str
-        Whose it is.
+        Person identifier.
     site : str
-        Where it was acquired.
+        Acquisition site.
     age : float or None
-        In years.
+        Age in years; None if unknown.
     diagnosis : str or None
-        As the dataset writes it.
+        Diagnosis as written in the dataset.
     descriptors : dict
-        Of :func:`bids_harmony.sites.code.describe`.
+        Output of :func:`bids_harmony.sites.code.describe`.
     t1w : pathlib.Path or nibabel.spatialimages.SpatialImage
-        The preprocessed scan, read only where its age has to be estimated.
+        Preprocessed scan. It is read only if the age must be estimated.
     """
 
     key: str
@@ -82,32 +82,32 @@ class SiteScan:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A site's code, and how it was come by.
+    """A site code with its intensity mapping and provenance.
 
     Attributes
     ----------
     site : str
-        Label of the site.
+        Site label.
     bundle : dict
-        Name, version and SHA-256 of the bundle whose reference the code refers to.
+        Name, version and SHA-256 of the bundle that defines the reference.
     template : str
         Space label of the scans.
     code : SiteCode
-        What sets the site apart.
+        Difference between the site and the reference.
     mapping : IntensityMapping
-        The curve that the code implies.
+        Intensity mapping derived from the code.
     n_scans : int
-        Scans of the ``code.n`` persons.
+        Number of scans of the ``code.n`` persons.
     ages : dict
-        ``source`` ("known", "estimated" or "mixed"), ``mean``, ``min`` and ``max`` in years.
+        ``source`` ("known", "estimated" or "mixed"), and ``mean``, ``min`` and ``max`` in years.
     fit_filter : str or None
-        Condition that the scans had to meet.
+        Filter expression that selected the scans; None if all were used.
     made_by : str
-        Level that made it: ``calibrate``, or ``participant`` from the scans of one run.
+        Analysis level that made it: ``calibrate``, or ``participant`` from the scans of one run.
     warnings : tuple of str
-        What to keep in mind.
+        Warnings about the calibration.
     sources : str
-        Digest of all that it was estimated from (:func:`sources_digest`).
+        Digest of all inputs (:func:`sources_digest`).
     """
 
     site: str
@@ -123,7 +123,7 @@ class Calibration:
     sources: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the file."""
+        """Return the content of the calibration file."""
         code, curve = self.code, self.mapping
         return {
             "format": FORMAT,
@@ -145,7 +145,13 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Read :meth:`to_dict`'s content."""
+        """Create a calibration from the output of :meth:`to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If numbers are not finite, there is no person, or the curve does not ascend.
+        """
         code, curve = values["code"], values["mapping"]
         n = int(values["n_persons"])
         shift, sd = np.array([code["shift"], code["sd"]], float)
@@ -163,24 +169,24 @@ class Calibration:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of what the harmonized scans depend on."""
+        """SHA-256 of the fields that determine the harmonized scans."""
         content = self.to_dict()
         said = {name: content[name] for name in ("site", "bundle", "template", "code", "mapping")}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def changes(self, bundle: Bundle) -> dict[str, float]:
-        """Say what harmonization is to change: intensities and, with a network, sharpness.
+        """Return the changes that harmonization makes to intensities and sharpness.
 
         Parameters
         ----------
         bundle : Bundle
-            The one it was made with.
+            Bundle that the calibration was made with.
 
         Returns
         -------
         dict
-            What is added to the intensities of the site's grey and deep grey matter; and
-            ``sharpness``, the part by which borders are steeper at the reference.
+            Change in intensity of ``grey matter`` and ``deep grey matter``. With a map network,
+            also ``sharpness``: the relative change in edge steepness.
         """
         found = self.mapping.changes(bundle.contract.grey)
         if bundle.has_map_network:
@@ -189,7 +195,7 @@ class Calibration:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Name the calibration in the outputs that rest on it."""
+        """Return the fields that identify the calibration in outputs."""
         return {
             "site": self.site,
             "n_persons": self.code.n,
@@ -208,21 +214,26 @@ def calibrate(
     fit_filter: str | None = None,
     made_by: str = "calibrate",
 ) -> Calibration:
-    """Estimate the code of the site that some scans come from.
+    """Estimate the site code of one site from its scans.
 
     Parameters
     ----------
     scans : sequence of SiteScan
-        One or more scans of one site.
+        At least one scan, all of one site.
     bundle : Bundle
-        Its reference is what the site is compared with.
+        Bundle that defines the reference.
     predict : callable or None
-        Estimates ages where they are unknown (:func:`estimate_ages`); None where the bundle
-        predicts no age.
+        Brain age prediction for scans of unknown age (:func:`estimate_ages`); None if the bundle
+        does not predict age.
     template : str
         Space label of the scans.
     fit_filter, made_by
-        As of :class:`Calibration`.
+        See :class:`Calibration`.
+
+    Returns
+    -------
+    Calibration
+        Site code and intensity mapping of the site.
     """
     scans = sorted(scans, key=lambda scan: scan.key)
     site, appearance = scans[0].site, bundle.appearance()
@@ -255,7 +266,7 @@ def calibrate(
 def sources_digest(
     scans: Sequence[SiteScan], bundle: Bundle, template: str, fit_filter: str | None
 ) -> str:
-    """Digest all that a calibration is estimated from, so that it need not be made again."""
+    """Compute a digest of all inputs of a calibration, to reuse an existing one."""
     known = sorted((s.key, s.person, s.age, vector(s.descriptors).tolist()) for s in scans)
     content = json.dumps([bundle.sha256, template, fit_filter, known])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -268,32 +279,32 @@ def estimate_ages(
     appearance: Appearance,
     predict: Callable[[int, SiteCode, bool], float] | None,
 ) -> np.ndarray:
-    """Fill in unknown ages by the mean that alternating prediction and mapping gives.
+    """Estimate unknown ages by alternating between brain age prediction and mapping.
 
-    Ignoring age is worse than no calibration: a young site would pass for a bright scanner
-    (site-effects.md §3). What counts is the mean age of those who calibrate, so that some persons
-    are enough.
+    All scans of unknown age get the same estimate: their mean age. Ignoring age would be worse
+    than no calibration, because a young site would look like a bright scanner (site-effects.md
+    §3). Only the mean age matters for the site code, so a subset of persons is enough.
 
     Parameters
     ----------
     values : numpy.ndarray
-        (scans, descriptors).
+        (scans, descriptors) scan descriptors.
     ages : numpy.ndarray
-        (scans,) in years, NaN where unknown.
+        (scans,) ages in years, NaN if unknown.
     persons : numpy.ndarray
-        (scans,) whose scan it is.
+        (scans,) person of each scan.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
     predict : callable or None
-        Takes the number of a scan, a site code, and whether to spare the map's network; returns
-        the brain age of the scan that is mapped as the code says. Without it, or where
-        predictions hardly follow age, the reference's mean age is taken.
+        Function of a scan index, a site code, and whether to skip the map's network. Returns the
+        brain age (years) of the scan mapped with that code. If None, or if the slope of predicted
+        on true age is below :data:`LEAST_SLOPE`, the mean age of the reference is used.
 
     Returns
     -------
     numpy.ndarray
-        (scans,) in years; NaN for scans of more than :data:`MOST_ESTIMATED` persons of unknown
-        age, which are not to calibrate.
+        (scans,) ages in years. If more than :data:`MOST_ESTIMATED` persons have no age, the scans
+        of the others stay NaN and must be excluded from the calibration.
     """
     unknown = np.flatnonzero(np.isnan(ages))
     filled = ages.copy()
@@ -309,7 +320,7 @@ def estimate_ages(
     slope, intercept = appearance.line
 
     def implied(age: float, scans: np.ndarray, spare: bool) -> float:
-        """Mean age that brain ages imply after a map that takes ``age`` for true."""
+        """Return the mean age implied by brain ages if ``age`` is assumed in the mapping."""
         filled[unknown] = np.clip(age, *appearance.ages)
         code = site_code(values[used], filled[used], persons[used], appearance)
         predicted = float(np.mean([predict(int(i), code, spare) for i in scans]))
@@ -318,12 +329,14 @@ def estimate_ages(
     start = appearance.mean_age
     one = float(np.clip(implied(start, some, True), *appearance.ages))
     two = implied(one, some, True)
-    # What is taken for true comes back in part, by the same factor at each age.
+    # A constant fraction of an error in the assumed age returns in the prediction, so the sequence
+    # is geometric and its limit can be extrapolated.
     factor = USUAL_FACTOR
     if abs(one - start) > FAR:
         factor = float(np.clip((two - one) / (one - start), 0, MOST_FACTOR))
     age = one + (two - one) / (1 - factor)
-    # The network moves brain ages alike: a few scans tell by how much.
+    # The network shifts all brain ages by about the same amount, so a few scans are enough to
+    # measure the shift.
     few = some[_spread(len(some), MOST_MAPPED)]
     moved = implied(age, few, False) - implied(age, few, True)
     filled[unknown] = np.clip(age + moved / (1 - factor), *appearance.ages)
@@ -331,14 +344,14 @@ def estimate_ages(
 
 
 def _spread(n: int, most: int) -> np.ndarray:
-    """Choose at most so many of n, evenly."""
+    """Return at most ``most`` evenly spaced indices below ``n``."""
     return np.unique(np.linspace(0, n - 1, most).astype(int))
 
 
 def _warnings(
     site: str, n_persons: int, values: np.ndarray, ages: np.ndarray, appearance: Appearance
 ) -> list[str]:
-    """Say what to keep in mind of a calibration."""
+    """Return warnings about a calibration: few persons, ages out of range, two scanners."""
     found = []
     if n_persons == 1:
         found.append(
@@ -365,15 +378,17 @@ def _warnings(
 def two_groups(
     values: np.ndarray, ages: np.ndarray, appearance: Appearance
 ) -> tuple[int, int] | None:
-    """Tell whether the scans of one site look as if they came from two scanners.
+    """Return the sizes of two groups if a site's scans seem to come from two scanners.
+
+    The scans are split along their first principal component, at the point with the smallest
+    within-group variance.
 
     Returns
     -------
     tuple of int or None
-        Scans in each group, the larger first; None where there is one group.
+        Number of scans in each group, larger first; None if there is a single group.
     """
     off = ((values - appearance.expected(ages)) / appearance.person_sd)[:, : len(LEVELS)]
-    # Along the direction in which the scans differ most.
     centred = off - off.mean(axis=0)
     if len(off) < 2 * LEAST_GROUP or not centred.any():
         return None
@@ -389,12 +404,17 @@ def two_groups(
 
 
 def confounded(scans: Sequence[SiteScan]) -> list[str]:
-    """Say where site and diagnosis cannot be told apart.
+    """Return a warning for each site at which site and diagnosis are confounded.
 
     Parameters
     ----------
     scans : sequence of SiteScan
-        Of all sites.
+        Scans of all sites.
+
+    Returns
+    -------
+    list of str
+        One message per site with a single diagnosis, if other sites have other diagnoses.
     """
     diagnoses: dict[str, set[str]] = {}
     for scan in scans:
@@ -411,15 +431,15 @@ def confounded(scans: Sequence[SiteScan]) -> list[str]:
 
 
 def write_calibrations(folder: Path, calibrations: Sequence[Calibration]) -> dict[str, Path]:
-    """Write calibrations to a folder, ``site-<label>_calibration.json``.
+    """Write calibrations to ``site-<label>_calibration.json`` files in a folder.
 
-    A label is what BIDS allows of the site's name. Sites that would share one are told apart by a
-    digest of their names.
+    The label is the site name without the characters that BIDS does not allow. If two sites would
+    share a label, or the label is not ASCII, a hash of the site name is used instead.
 
     Returns
     -------
     dict of str to pathlib.Path
-        The file of each site.
+        File of each site.
     """
     labels = {c.site: "".join(filter(str.isalnum, c.site)) or "unnamed" for c in calibrations}
     shared = [label.lower() for label in labels.values()]
@@ -436,28 +456,29 @@ def write_calibrations(folder: Path, calibrations: Sequence[Calibration]) -> dic
 def read_calibrations(
     path: Path, bundle: Bundle, template: str, *, made_by: str | None = None
 ) -> dict[str, tuple[Path, Calibration]]:
-    """Read a calibration, or all of a folder.
+    """Read one calibration file, or all calibrations in a folder.
 
     Parameters
     ----------
     path : pathlib.Path
-        A file, or a folder with files ``site-*_calibration.json``.
+        A file, or a folder with ``site-*_calibration.json`` files.
     bundle : Bundle
-        The bundle in use.
+        Bundle in use.
     template : str
-        Space label of the scans they are meant for.
+        Space label of the scans to harmonize.
     made_by : str, optional
-        Leave out those that another level made.
+        Analysis level; calibrations made by other levels are skipped. All levels if None.
 
     Returns
     -------
     dict of str to (pathlib.Path, Calibration)
-        By site, with its file.
+        File and calibration of each site.
 
     Raises
     ------
     UsageError
-        When there is none, or one is broken or was made with another bundle or template.
+        If there is no calibration, if a file is invalid or was made with another bundle or
+        template, or if a site has two calibrations.
     """
     files = sorted(path.glob("site-*_calibration.json")) if path.is_dir() else [path]
     if not files:

@@ -1,10 +1,10 @@
-"""The site code: how a site's scans differ from the reference's at the same ages.
+"""The site code: how a site's scans differ from reference scans at the same ages.
 
-A scan alone cannot tell its scanner from its person; twenty scans can. So each scan is described
-by plain numbers, which are compared with what they are expected to be at the reference at the
-person's age; the differences are pooled over the site, and make one intensity mapping for all its
-scans (site-effects.md §3, §4). Reads from top to bottom: descriptors of a scan, the reference's
-appearance, the code of a site, its mapping.
+A single scan does not separate scanner effects from the person's anatomy; twenty scans do. Each
+scan is therefore summarized by descriptors, which are compared with the values expected at the
+reference for the person's age. The differences are averaged over the site and define one intensity
+mapping for all its scans (site-effects.md §3, §4). The module is ordered as follows: scan
+descriptors, appearance of the reference, site code, intensity mapping.
 """
 
 from __future__ import annotations
@@ -16,51 +16,53 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-#: Depth under the surface of the brain mask, in mm, of the voxels that are compared. Nearer to the
-#: surface sites differ by their brain masks and the CSF that these keep; deeper lie mostly the
-#: ventricles (site-effects.md §3).
+#: Depth below the brain mask surface, in mm, of the voxels that are compared. Closer to the
+#: surface, sites differ in brain masks and remaining CSF; deeper voxels are mostly ventricles
+#: (site-effects.md §3).
 DEEP_MM = (14.0, 22.0)
-#: Probabilities of the intensity quantiles.
+#: Probability levels of the intensity quantiles.
 LEVELS = tuple(round(0.01 + 0.02 * k, 2) for k in range(50))
-#: Texture is measured in voxels at least so deep, in mm.
+#: Smallest depth, in mm, of the voxels used for texture.
 INNER_MM = 6.0
-#: Values of the texture: sharpness along each axis, and noise.
+#: Number of texture values: sharpness along each axis, and noise.
 N_TEXTURE = 4
-#: Intensities that are white matter beyond doubt.
+#: Intensity range that is certainly white matter.
 WHITE = (0.92, 1.12)
-#: Variance of sites relative to that of persons, where too few sites are there to tell: at the
-#: sites at hand grey matter differs by four to five times its spread between persons.
+#: Between-site variance relative to between-person variance. It is fixed, because too few sites
+#: are available to estimate it: at these, grey matter differs by four to five times its standard
+#: deviation between persons.
 SITE_RATIO = 16.0
-#: Reference intensity of deep grey matter; that of other grey matter is the contract's.
+#: Intensity of deep grey matter at the reference. The contract defines that of other grey matter.
 DEEP_GREY = 0.84
-#: Least rise of the curve, so that it keeps all differences within a scan.
+#: Smallest step between curve points, so that the curve is strictly ascending.
 LEAST_STEP = 1e-4
 
 
 def describe(volume: np.ndarray, brain_mask: np.ndarray, zoom_mm: float) -> dict[str, Any]:
-    """Describe how a scan's intensities are distributed.
+    """Compute descriptors of a scan's intensity distribution and texture.
 
     Parameters
     ----------
     volume : numpy.ndarray
-        3-D volume on the template grid as :func:`bids_harmony.anat.intensity.normalize` makes
-        it (CSF 0, white matter 1, background 0).
+        3-D volume on the template grid, normalized by
+        :func:`bids_harmony.anat.intensity.normalize` (CSF 0, white matter 1, background 0).
     brain_mask : numpy.ndarray
-        Boolean mask of the whole brain, with the CSF at its surface.
+        3-D boolean mask of the whole brain, including surface CSF.
     zoom_mm : float
-        Isotropic voxel size.
+        Isotropic voxel size in mm.
 
     Returns
     -------
     dict
-        ``quantiles``: intensities at the probabilities :data:`LEVELS` of the voxels that lie
-        :data:`DEEP_MM` under the surface of the filled mask. ``texture``: along each axis, the
-        logarithm of how far neighbours differ over how far voxels two apart do, which blurring
-        lowers and noise raises; and the logarithm of the roughness of white matter.
+        ``quantiles``: intensities at the probabilities :data:`LEVELS`, of the voxels at
+        :data:`DEEP_MM` below the surface of the filled mask. ``texture``: for each axis, the log
+        ratio of the mean absolute difference between adjacent voxels to that between voxels two
+        apart (lowered by blur, raised by noise); then the logarithm of the roughness of white
+        matter.
     """
     filled = np.pad(ndimage.binary_fill_holes(brain_mask), 1)
     depth = ndimage.distance_transform_edt(filled)[1:-1, 1:-1, 1:-1] * zoom_mm
-    # In a brain that is cut off or far too small, the deepest there is.
+    # In a cropped or very small brain, use the deepest voxels available.
     deep = (depth >= min(DEEP_MM[0], 0.5 * float(depth.max()))) & (depth <= DEEP_MM[1])
     return {
         "quantiles": np.quantile(volume[deep], LEVELS).round(4).tolist(),
@@ -71,7 +73,7 @@ def describe(volume: np.ndarray, brain_mask: np.ndarray, zoom_mm: float) -> dict
 
 
 def vector(descriptors: Mapping[str, Any]) -> np.ndarray:
-    """Put what :func:`describe` found into one row: quantiles, then texture."""
+    """Convert the output of :func:`describe` to a (descriptors,) array, quantiles first."""
     return np.array([*descriptors["quantiles"], *descriptors["texture"]], dtype=float)
 
 
@@ -91,23 +93,24 @@ def _texture(volume: np.ndarray, inner: np.ndarray) -> list[float]:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Appearance of the reference site's scans, and how it depends on age.
+    """Linear model of the reference site's scan descriptors as a function of age.
 
     Attributes
     ----------
     intercept, slope : numpy.ndarray
-        (descriptors,) of each descriptor's least-squares line on age in years.
+        (descriptors,) least-squares line of each descriptor on age in years.
     person_sd : numpy.ndarray
-        (descriptors,) standard deviation of persons about that line.
+        (descriptors,) residual standard deviation between persons.
     ages : tuple of float
-        Youngest and oldest reference scan; beyond, the line is not followed.
+        Minimum and maximum age of the reference persons, in years. Ages outside this range are
+        clipped.
     line : tuple of float or None
-        Slope and intercept of the reference's cross-validated brain age on age, by which ages are
-        estimated where they are unknown; None where no brain age is predicted.
+        Slope and intercept of the reference's cross-validated brain age on age, used to estimate
+        unknown ages; None if brain age is not predicted.
     mean_age : float
-        Of the reference's persons.
+        Mean age of the reference persons in years.
     n : int
-        Persons it rests on.
+        Number of reference persons.
     """
 
     intercept: np.ndarray
@@ -126,9 +129,21 @@ class Appearance:
         persons: Sequence[str] | np.ndarray,
         line: tuple[float, float] | None,
     ) -> Appearance:
-        """Fit the lines to (scans, descriptors) of the reference; each person counts once.
+        """Fit the model to reference scans; each person counts once.
 
-        Scans of unknown age count as of mean age; where no age is known, nothing depends on it.
+        Unknown ages are replaced by the mean age. If no age is known, the model does not depend on
+        age.
+
+        Parameters
+        ----------
+        descriptors : numpy.ndarray
+            (scans, descriptors) scan descriptors.
+        ages : numpy.ndarray
+            (scans,) ages in years, NaN if unknown.
+        persons : sequence of str
+            (scans,) person of each scan.
+        line : tuple of float or None
+            Slope and intercept of cross-validated brain age on age.
         """
         mean_age = float(np.nanmean(ages)) if np.isfinite(ages).any() else 0.0
         known = np.where(np.isnan(ages), mean_age, ages)
@@ -141,11 +156,11 @@ class Appearance:
         return cls(intercept, slope, sd, span, line, float(years.mean()), len(years))
 
     def expected(self, ages: np.ndarray) -> np.ndarray:
-        """Descriptors of a reference scan at each age: (scans, descriptors)."""
+        """Return the expected descriptors at each age, (scans, descriptors)."""
         return np.asarray(self.intercept + np.clip(ages, *self.ages)[:, None] * self.slope)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values that :meth:`from_dict` reads."""
+        """Return JSON-serializable values for :meth:`from_dict`."""
         return {
             "levels": list(LEVELS),
             **{
@@ -160,7 +175,7 @@ class Appearance:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
-        """Read :meth:`to_dict`'s values."""
+        """Create an appearance model from the output of :meth:`to_dict`."""
         low, high = values["ages"]
         line = None if values["line"] is None else (values["line"][0], values["line"][1])
         intercept, slope, sd = (
@@ -171,18 +186,18 @@ class Appearance:
 
 @dataclass(frozen=True)
 class SiteCode:
-    """What sets a site apart from the reference.
+    """Difference between a site and the reference at the same ages.
 
     Attributes
     ----------
     shift : numpy.ndarray
-        (descriptors,) the site's descriptors minus the reference's at the same ages.
+        (descriptors,) descriptors of the site minus those of the reference.
     sd : numpy.ndarray
-        (descriptors,) how sure that is: the standard deviation that the number of persons leaves.
+        (descriptors,) standard error of ``shift`` after shrinkage.
     age : float
-        Mean age of the site's persons, as used.
+        Mean age of the site's persons in years, known or estimated.
     n : int
-        Persons it was estimated from.
+        Number of persons.
     """
 
     shift: np.ndarray
@@ -197,24 +212,24 @@ def site_code(
     persons: Sequence[str] | np.ndarray,
     appearance: Appearance,
 ) -> SiteCode:
-    """Estimate a site's code from its scans.
+    """Estimate a site code from the scans of a site.
 
     Parameters
     ----------
     descriptors : numpy.ndarray
-        (scans, descriptors): :func:`bids_harmony.sites.code.vector` of each.
+        (scans, descriptors) output of :func:`bids_harmony.sites.code.vector` for each scan.
     ages : numpy.ndarray
-        (scans,) in years, known or estimated.
+        (scans,) ages in years, known or estimated.
     persons : sequence of str
-        (scans,) whose scan it is: each person counts once.
+        (scans,) person of each scan; each person counts once.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
 
     Returns
     -------
     SiteCode
-        The mean difference, shrunk towards none by what its number of persons leaves unsure. It
-        depends neither on the order of the scans nor, but for that, on their number.
+        Mean difference from the reference, shrunk towards zero according to the number of persons.
+        It does not depend on the order of the scans.
     """
     off = _by_person(descriptors - appearance.expected(ages), persons)
     n = len(off)
@@ -224,7 +239,7 @@ def site_code(
 
 
 def _by_person(values: np.ndarray, persons: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Average the scans of each person."""
+    """Average the rows of each person."""
     _, which = np.unique(np.asarray(persons), return_inverse=True)
     sums = np.zeros((which.max() + 1, *values.shape[1:]))
     np.add.at(sums, which, values)
@@ -234,13 +249,14 @@ def _by_person(values: np.ndarray, persons: Sequence[str] | np.ndarray) -> np.nd
 
 @dataclass(frozen=True, eq=False)
 class IntensityMapping:
-    """A monotone curve from a site's intensities to the reference's.
+    """A monotone curve from a site's intensities to those of the reference.
 
     Attributes
     ----------
     x, y : numpy.ndarray
-        Intensities at the site and at the reference, both ascending. Below the first the curve
-        runs straight to 0, so that the background stays 0; beyond the last it keeps its distance.
+        Intensities at the site and at the reference, both ascending. Below the first point, the
+        curve is linear to 0, so that the background stays 0. Above the last point, the difference
+        between the two stays constant.
     """
 
     x: np.ndarray
@@ -248,25 +264,33 @@ class IntensityMapping:
 
     @classmethod
     def of(cls, code: SiteCode, appearance: Appearance) -> IntensityMapping:
-        """Make the curve that takes the site's quantiles to the reference's at the same ages."""
+        """Create the curve that maps the site's quantiles to those of the reference.
+
+        Both are taken at the mean age of the site's persons.
+        """
         n = len(LEVELS)
         y = appearance.expected(np.array([code.age]))[0][:n]
         return cls(_ascending(y + code.shift[:n]), _ascending(y))
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
-        """Map a volume; float32, 0 where it was 0."""
+        """Map a volume of any shape; returns float32, with background 0 unchanged."""
         far = 10.0
         x = np.concatenate([[0.0], self.x, [self.x[-1] + far]])
         y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
         return np.asarray(np.interp(volume, x, y), dtype=np.float32)
 
     def changes(self, grey: float) -> dict[str, float]:
-        """Say what is added to the site's intensities where the reference has grey matter.
+        """Return the change in intensity of grey matter and deep grey matter.
 
         Parameters
         ----------
         grey : float
             Intensity of grey matter in the bundle's contract.
+
+        Returns
+        -------
+        dict
+            Reference intensity minus site intensity of ``grey matter`` and ``deep grey matter``.
         """
         tissues = {"grey matter": grey, "deep grey matter": DEEP_GREY}
         return {
@@ -276,7 +300,7 @@ class IntensityMapping:
 
 
 def spoken(changes: Mapping[str, float]) -> str:
-    """Put :meth:`bids_harmony.sites.calibration.Calibration.changes` into words.
+    """Describe :meth:`bids_harmony.sites.calibration.Calibration.changes` in words.
 
     >>> spoken({"grey matter": 0.071, "deep grey matter": -0.002, "sharpness": -0.04})
     'grey matter 0.07 brighter, deep grey matter unchanged, borders smoother'

@@ -1,10 +1,10 @@
-"""Statistics whose unit is the person: a person's scans resemble each other and stay together.
+"""Statistics with the person as the unit of analysis: scans of one person are not independent.
 
-Site offset and scatter say what a site adds to predicted ages. Brain ages are drawn to the mean
-age at every site, the reference included. The mean absolute error mixes that with the scanner: a
-young site looks years off without any site effect, and where both push in opposite directions,
-errors cancel. So predictions are held against the reference site's own line of predicted on true
-values.
+The site offset and scatter measure site effects on predicted ages. Predicted brain ages regress to
+the mean age at every site, including the reference. The mean absolute error mixes this with
+scanner effects: a young site shows an error of years without any site effect, and two opposite
+effects cancel. Predictions are therefore compared with the reference site's regression line of
+predicted on true values.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, permutation_test
 
-#: Indices of some scans, or all.
+#: Indices of scans, or a slice.
 Scans = np.ndarray | slice
 
-#: Fewest persons at the reference that a line is fitted to, and at a site for its interval.
+#: Minimum number of persons at the reference for fitting a line, and at a site for an interval.
 LEAST_ON_LINE, LEAST_AT_SITE = 8, 3
 
 
 def drawn_persons(
     persons: np.ndarray, n: int, rng: np.random.Generator, strata: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Draw persons with all their scans (cluster bootstrap), ``n`` times.
+    """Draw bootstrap samples of persons with all their scans (cluster bootstrap).
 
     Parameters
     ----------
     persons : numpy.ndarray
-        (scans,) whose scan it is.
+        (scans,) person of each scan.
     n : int
         Number of draws.
     rng : numpy.random.Generator
         Random number generator.
     strata : numpy.ndarray, optional
-        (scans,) group of the scan's person: as many persons of each are drawn as there are.
+        (scans,) stratum of each scan's person. Each draw keeps the number of persons per stratum.
 
     Returns
     -------
     list of numpy.ndarray
-        Indices of scans; each draw has as many persons as there are, some of them repeatedly.
+        Scan indices of each draw. Persons are drawn with replacement, as many as there are.
     """
     labels, first, inverse = np.unique(persons, return_index=True, return_inverse=True)
     scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
@@ -64,24 +64,24 @@ def with_intervals(
     enough: bool = True,
     strata: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Measure figures and their 95 % percentile intervals, on persons drawn again.
+    """Compute metrics with 95 % percentile bootstrap intervals over persons.
 
     Parameters
     ----------
     measure : callable
-        Takes indices of scans, gives figures by name.
+        Function of scan indices that returns metrics by name.
     persons, n, strata
-        As of :func:`drawn_persons`.
+        See :func:`drawn_persons`.
     seed : int
-        Of the draws: the same persons for the same scans and seed.
+        Random seed. Equal scans and seeds give equal draws.
     enough : bool
-        Whether there are enough persons; without, intervals are NaN.
+        Whether there are enough persons for intervals; if False, intervals are NaN.
 
     Returns
     -------
     dict
-        Each figure, and the ends of its interval under its name with ``_low`` and ``_high``: NaN
-        where the figure is, or no draw has it.
+        Each metric, and the ends of its interval with the suffixes ``_low`` and ``_high``. The
+        ends are NaN if the metric is NaN in the data or in all draws.
     """
     found = measure(slice(None))
     draws = drawn_persons(persons, n if enough else 0, np.random.default_rng(seed), strata)
@@ -93,16 +93,18 @@ def with_intervals(
 
 
 def exchange_p(difference: np.ndarray, persons: np.ndarray, n: int, seed: int) -> float:
-    """Two-sided p of a sum of differences between two methods, exchanged within persons.
+    """Compute the two-sided p-value of a permutation test between two methods.
+
+    The methods are exchanged within persons; the test statistic is the sum of differences.
 
     Parameters
     ----------
     difference : numpy.ndarray
         (scans,) difference between the methods' errors, already weighted.
     persons : numpy.ndarray
-        (scans,) whose scan it is.
+        (scans,) person of each scan.
     n, seed : int
-        Number of exchanges (all that there are, where these are fewer), and their seed.
+        Number of permutations (all possible ones if there are fewer), and the random seed.
     """
     of_person = pd.Series(difference).groupby(persons).sum().to_numpy()
     rng = np.random.default_rng(seed)
@@ -112,14 +114,20 @@ def exchange_p(difference: np.ndarray, persons: np.ndarray, n: int, seed: int) -
 
 
 def placements(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Share of the other class that each score is on the right side of, ties counting half.
+    """Compute DeLong placements: the share of the other class that is ranked correctly.
 
-    The mean over cases, and that over controls, is the area under the curve.
+    Ties count half. The mean over cases equals the area under the curve, as does that over
+    controls.
 
     Parameters
     ----------
     score, truth : numpy.ndarray
-        (scans,) scores, and 1 for cases, 0 for controls; both occur.
+        (scans,) scores, and 1 for cases or 0 for controls. Both classes must occur.
+
+    Returns
+    -------
+    numpy.ndarray
+        (scans,) values between 0 and 1.
     """
     above = np.subtract.outer(score[truth == 1], score[truth == 0])
     right = (above > 0) + 0.5 * (above == 0)
@@ -131,25 +139,26 @@ def placements(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def delong(
     a: np.ndarray, b: np.ndarray, truth: np.ndarray, persons: np.ndarray
 ) -> tuple[float, float, float]:
-    """Compare the areas under two curves of the same scans by DeLong's test.
+    """Compare two areas under the curve on the same scans with DeLong's test.
 
-    The variance is Obuchowski's (1997) for clustered data, the clusters being persons; with one
-    scan per person it is that of DeLong et al. (1988). Scores enter by their ranks alone, so that
-    those of networks of different scales can be compared.
+    The variance is that of Obuchowski (1997) for clustered data, with persons as clusters. With
+    one scan per person, it equals that of DeLong et al. (1988). Only the ranks of scores matter,
+    so networks with different output scales can be compared.
 
     Parameters
     ----------
     a, b : numpy.ndarray
-        (repetitions, scans) scores of two predictors. Areas are averaged over repetitions; a
-        repetition without a scan has NaN in both.
+        (repetitions, scans) scores of two predictors. Areas are averaged over repetitions. Scans
+        that a repetition does not contain are NaN in both.
     truth, persons : numpy.ndarray
-        (scans,) 1 for cases and 0 for controls, and whose scan it is.
+        (scans,) 1 for cases and 0 for controls, and the person of each scan.
 
     Returns
     -------
     difference, error, p : float
-        Area of ``a`` minus that of ``b``, its standard error, and the two-sided p. NaN where a
-        class has fewer than two persons; p also where the difference cannot vary.
+        Area of ``a`` minus that of ``b``, its standard error, and the two-sided p-value. All are
+        NaN if a class has fewer than two persons. The p-value is also NaN if the standard error is
+        0 but the difference is not.
     """
     differences = np.full(a.shape, np.nan)
     for row, one, other in zip(differences, a, b, strict=True):
@@ -165,7 +174,7 @@ def delong(
         n = len(np.unique(inverse[of_class]))
         if n < 2:
             return np.nan, np.nan, np.nan
-        # Each person's part of the difference, among the controls and among the cases.
+        # Contribution of each person to the difference, among controls and among cases.
         centred = np.where(of_class, difference - difference[of_class].mean(), 0)
         parts.append(np.bincount(inverse, centred) / of_class.sum())
         variance += float((parts[-1] ** 2).sum() * n / (n - 1))
@@ -177,20 +186,20 @@ def delong(
 
 
 def coverage(inside: np.ndarray, persons: np.ndarray) -> tuple[float, float, float]:
-    """Measure how often intervals hold the truth, each person counting once.
+    """Compute the coverage of prediction intervals; each person counts once.
 
     Parameters
     ----------
     inside : numpy.ndarray
-        Boolean (scans,), whether the interval holds the true value.
+        (scans,) boolean, whether the interval contains the true value.
     persons : numpy.ndarray
-        (scans,) whose scan it is.
+        (scans,) person of each scan.
 
     Returns
     -------
     share, low, high : float
-        Mean over persons of the share of their scans, and Wilson's 95 % interval for as many
-        persons; NaN without any.
+        Mean over persons of the share of covered scans, and its 95 % Wilson interval. NaN if there
+        are no scans.
     """
     of_person = pd.Series(inside, dtype=float).groupby(persons).mean()
     if of_person.empty:
@@ -207,12 +216,13 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     Parameters
     ----------
     predicted, truth : numpy.ndarray
-        (scans,) of the reference site, predicted by networks that have not seen the scan's person.
+        (scans,) values of the reference site, predicted by networks not trained on the scan's
+        person.
 
     Returns
     -------
     slope, intercept : float
-        NaN where the true values are all the same.
+        NaN if the true values are all equal.
     """
     spread = np.var(truth)
     if not len(truth) or spread <= 1e-9 * max(1.0, float(np.mean(truth) ** 2)):
@@ -224,19 +234,19 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 def offset_and_scatter(
     predicted: np.ndarray, truth: np.ndarray, line: tuple[float, float]
 ) -> tuple[float, float]:
-    """Mean and standard deviation of a site's predictions about the reference's line.
+    """Compute mean and standard deviation of predictions about the reference line.
 
     Parameters
     ----------
     predicted, truth : numpy.ndarray
-        (scans,) of one site.
+        (scans,) values of one site.
     line : tuple of float
-        Slope and intercept of :func:`fit_line`.
+        Slope and intercept from :func:`fit_line`.
 
     Returns
     -------
     offset, scatter : float
-        In the units of the predictions; the scatter is NaN below two scans.
+        Values in the units of the predictions. The scatter is NaN for a single scan.
     """
     apart = predicted - (line[0] * truth + line[1])
     return float(apart.mean()), float(apart.std(ddof=1)) if len(apart) > 1 else np.nan
@@ -245,27 +255,28 @@ def offset_and_scatter(
 def site_offset(
     site: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int
 ) -> dict[str, float]:
-    """Measure a site's offset and scatter, with intervals over persons.
+    """Compute the offset and scatter of a site, with bootstrap intervals over persons.
 
     Parameters
     ----------
     site, reference : pandas.DataFrame
-        Predictions with one method of preparing scans, by predictors that saw none of these
-        persons: ``seed``, ``predicted``, ``truth``, ``person``. The reference may be the site
+        Predictions after one preparation of the scans, by predictors not trained on these persons.
+        Columns: ``seed``, ``predicted``, ``truth``, ``person``. The reference may be the site
         itself.
     n : int
-        Draws of persons, at the reference too: the line is part of what is uncertain. Persons seen
-        at both are drawn once for both.
+        Number of bootstrap draws. The reference is resampled too, because its line is uncertain.
+        Persons seen at both sites are drawn together.
     seed : int
-        Of the draws.
+        Random seed.
 
     Returns
     -------
     dict
-        ``offset`` and ``scatter``, means over repetitions, each with ``_low`` and ``_high`` ends
-        of its 95 % interval; ``in_reference_range``, the share of the site's scans whose true
-        value lies between the reference's: beyond it, the line is a guess. Offset and scatter are
-        NaN where the reference has too few persons, the interval where the site has.
+        ``offset`` and ``scatter``, averaged over repetitions, each with ``_low`` and ``_high``
+        ends of the 95 % interval; and ``in_reference_range``, the share of the site's scans whose
+        true value lies in the range of the reference (outside, the line is extrapolated). Offset
+        and scatter are NaN if the reference has fewer than :data:`LEAST_ON_LINE` persons, the
+        intervals also if the site has fewer than :data:`LEAST_AT_SITE`.
     """
     both = pd.concat([site, reference])
     values = both[["seed", "predicted", "truth"]].to_numpy(float)

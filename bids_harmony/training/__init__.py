@@ -1,1 +1,1 @@
-"""Training: from preprocessed derivatives to a model bundle."""
+"""Training of model bundles from preprocessed derivatives."""

@@ -1,9 +1,10 @@
-"""Made-up acquisitions: how a reference scan might have looked on some other scanner.
+"""Simulated acquisitions: a reference scan as another scanner might have acquired it.
 
-The original is known, so whatever is mapped back can be compared with it (:func:`known_truth`).
-At ``strength`` 1 they differ from the reference as much as real sites do: at three of four, the
-descriptors' middle quantiles lie .07 to .085 below the reference's at equal age, here they differ
-by .09 (root mean square). How alike neighbouring voxels are differs as much, too.
+The original is known, so harmonized scans can be compared with it (:func:`known_truth`). At
+``strength`` 1, acquisitions differ from the reference as much as real sites do. At three of four
+real sites, the middle quantiles of the descriptors are .07 to .085 below those of the reference at
+equal age; here they differ by .09 (root mean square). Differences in the correlation of
+neighbouring voxels are also of similar size.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, v
 from bids_harmony.sites.statistics import Scans, with_intervals
 from bids_harmony.training.data import TrainingSet
 
-#: Intensities between which the logarithm of the intensity mapping's slope is drawn.
+#: Number of knots of the log slope of the intensity mapping.
 KNOTS = 9
-#: Where the curve ends: the ceiling of scaled volumes.
+#: Upper end of the curve: the maximum of scaled intensities.
 TOP = 2.0
-#: The curve is tabled at this many intensities.
+#: Number of intensities at which the curve is tabulated.
 TABLE = 257
-#: How far from the background the deep brain begins, in voxels.
+#: Distance of the deep brain from the background, in voxels.
 CORE = 7
-#: A voxel and its neighbours along the axes and diagonals.
+#: Structuring element: a voxel and its 26 neighbours.
 BLOCK = np.ones((3, 3, 3), bool)
-#: Cosines of the bias field along each axis.
+#: Number of cosines of the bias field along each axis.
 FREQUENCIES = 4
 #: Standard deviations (or half-ranges) of the effects at strength 1.
 CURVE_SD, DEEP_GREY_SD, BIAS_SD = 0.5, 0.08, 0.04
 BLUR, SHARPEN, NOISE, COARSE = 0.4, 0.5, 0.02, 1.25
-#: Kinds of change, and the attributes of :class:`Acquisition` that make them.
+#: Kinds of effects, and the attributes of :class:`Acquisition` that define them.
 KINDS = {
     "all": ("curve", "deep_grey", "bias", "blur", "sharpen", "noise", "rim"),
     "all but blur": ("curve", "deep_grey", "bias", "noise", "rim"),
     "intensity mapping": ("curve",),
 }
-#: Scans that a site's code is estimated from for known truth, all of other persons.
+#: Number of scans used to estimate each simulated site's code, each of a different person.
 GROUP = 8
 N_BOOTSTRAP = 1000
 FIGURES = (
@@ -60,25 +61,26 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What sets a scanner apart, the same for all scans of a site; the default changes nothing.
+    """Acquisition effects shared by all scans of a site. The default changes nothing.
 
     Attributes
     ----------
     curve : tuple of float
-        Logarithm of the slope of the intensity mapping at :data:`KNOTS` intensities from 0 to 2.
+        Log slope of the intensity mapping at :data:`KNOTS` intensities from 0 to 2.
     deep_grey : float
-        Added to the intensity of deep grey matter.
+        Intensity added to deep grey matter.
     bias : tuple of float
-        Coefficients of the smooth field that remains after bias correction.
+        Cosine coefficients of the residual bias field.
     blur : tuple of float
-        Standard deviation along each axis in voxels.
+        Standard deviation of the Gaussian blur along each axis, in voxels.
     sharpen : float
-        Share of what a blur by one voxel takes away that is added.
+        Strength of unsharp masking: the share of the detail removed by a Gaussian of 1 voxel that
+        is added.
     noise : float
         Standard deviation of white noise.
     rim : float
-        Below 0, voxels at the surface that are darker than this (with its sign changed) are taken
-        off, as by a mask that hugs the cortex; above 0, CSF so bright stays in the sulci.
+        Change of the brain surface. If negative, surface voxels darker than ``-rim`` are removed,
+        as by a tight brain mask. If positive, CSF of this intensity fills the sulci.
     """
 
     curve: tuple[float, ...] = (0.0,) * KNOTS
@@ -91,7 +93,7 @@ class Acquisition:
 
     @classmethod
     def draw(cls, generator: torch.Generator, strength: float = 1.0) -> Acquisition:
-        """Draw an acquisition at random."""
+        """Draw a random acquisition."""
 
         def uniform(low: float, high: float) -> float:
             return low + (high - low) * float(torch.rand((), generator=generator))
@@ -99,7 +101,7 @@ class Acquisition:
         def normal(n: int) -> np.ndarray:
             return torch.randn(n, generator=generator).double().numpy()
 
-        # Neighbouring slopes go together, and low frequencies are the strongest.
+        # Neighbouring slopes are correlated, and low frequencies are strongest.
         curve = np.convolve(normal(KNOTS + 2), [0.4, 0.8, 0.4], mode="valid")
         order = np.indices((FREQUENCIES,) * 3).sum(axis=0).ravel()
         falling = np.where((order > 0) & (order < FREQUENCIES), 1 / np.maximum(order, 1), 0)
@@ -120,34 +122,34 @@ class Acquisition:
         )
 
     def only(self, *kinds: str) -> Acquisition:
-        """Keep some of the effects, by the names of their attributes."""
+        """Return an acquisition with only the effects of the named attributes."""
         return replace(Acquisition(), **{kind: getattr(self, kind) for kind in kinds})
 
 
 def apply(
     acquisition: Acquisition, volume: np.ndarray, generator: torch.Generator, grey: np.ndarray
 ) -> np.ndarray:
-    """Acquire a volume anew, and bring it back to the scaling that preprocessing gives.
+    """Apply an acquisition to a volume and rescale it as preprocessing does.
 
     Parameters
     ----------
     acquisition : Acquisition
-        The new one.
+        Acquisition to simulate.
     volume : numpy.ndarray
         3-D scaled volume: CSF 0, grey matter .55, white matter 1, background exactly 0.
     generator : torch.Generator
-        Draws the noise.
+        Random number generator of the noise.
     grey : numpy.ndarray
-        Where deep grey matter is on the same grid, 0 to 1.
+        Weight of deep grey matter on the same grid, 0 to 1.
 
     Returns
     -------
     numpy.ndarray
-        float32 of the same shape and scaling; background exactly 0.
+        float32 volume of the same shape and scaling; background exactly 0.
     """
     a, mask = acquisition, volume > 0
     wanted = _tissue_means(volume, volume, mask)
-    # Neither CSF nor white matter is deep grey matter.
+    # Exclude CSF and white matter from the deep grey matter.
     grey = grey * np.clip((volume - 0.2) / 0.3, 0, 1) * np.clip((1.1 - volume) / 0.15, 0, 1)
     v = (_curve(volume, a.curve) + a.deep_grey * grey) * _field(a.bias, volume.shape)
     if a.rim > 0:
@@ -163,14 +165,14 @@ def apply(
     if a.noise:
         v = v + a.noise * torch.randn(v.shape, generator=generator).numpy()
     csf, grey_matter, white = found = _tissue_means(v, volume, mask)
-    # The tissue means come to those wanted, linearly in between.
+    # Map the tissue means to those of the original, linearly in between.
     below = wanted[0] - (wanted[1] - wanted[0]) / (grey_matter - csf)
     v = np.interp(v, [csf - 1, *found, white + 1], [below, *wanted, wanted[2] * (1 + 1 / white)])
     return np.where(mask, np.clip(v, 1e-3, TOP), 0).astype(np.float32)
 
 
 def _curve(volume: np.ndarray, curve: tuple[float, ...]) -> np.ndarray:
-    """Intensity mapping with the given logarithms of slopes; 0 stays 0 and 1 stays 1."""
+    """Apply the intensity mapping with the given log slopes, which keeps 0 and 1 fixed."""
     x = np.linspace(0, TOP, TABLE)
     slopes = np.exp(np.interp(x, np.linspace(0, TOP, len(curve)), curve))
     y = cumulative_trapezoid(slopes, x, initial=0)
@@ -178,7 +180,7 @@ def _curve(volume: np.ndarray, curve: tuple[float, ...]) -> np.ndarray:
 
 
 def _field(bias: tuple[float, ...], shape: Sequence[int]) -> np.ndarray:
-    """Product of cosines along each axis, as a factor."""
+    """Return the multiplicative bias field: the exponential of a sum of cosine products."""
     k = np.arange(FREQUENCIES)
     cosines = [np.cos(np.pi * np.outer(k, (np.arange(n) + 0.5) / n)) for n in shape]
     coefficients = np.reshape(bias, (FREQUENCIES,) * 3)
@@ -187,25 +189,25 @@ def _field(bias: tuple[float, ...], shape: Sequence[int]) -> np.ndarray:
 
 
 def _closed(mask: np.ndarray) -> np.ndarray:
-    """Fill clefts that are up to two voxels wide."""
+    """Close gaps of up to two voxels."""
     return np.asarray(ndimage.grey_closing(mask.astype(np.uint8), 3) > 0)
 
 
 def _blur(volume: np.ndarray, mask: np.ndarray, sd: tuple[float, ...]) -> np.ndarray:
-    """Gaussian average of the voxels inside the mask; ``sd`` of each axis in voxels."""
+    """Blur inside the mask with a Gaussian; ``sd`` of each axis in voxels."""
     parts = [volume * mask, mask.astype(float)]
     for axis, width in enumerate(sd):
         if width > 0:
-            # The Gaussian is so narrow that its integral over each voxel is needed.
+            # The Gaussian is narrow, so it is integrated over each voxel.
             kernel = np.diff(norm.cdf(np.arange(-4.5, 5), scale=width))
             parts = [ndimage.convolve1d(part, kernel, axis, mode="constant") for part in parts]
     return np.asarray(parts[0] / np.maximum(parts[1], 1e-3) * mask)
 
 
 def _tissue_means(values: np.ndarray, original: np.ndarray, mask: np.ndarray) -> list[float]:
-    """Intensities of CSF, grey and white matter as scaling finds them.
+    """Return mean intensities of CSF, grey and white matter, as scaling estimates them.
 
-    CSF is what has the rank, in the deep brain, of what was CSF in the original.
+    CSF is the intensity in the deep brain at the rank that CSF has in the original.
     """
     deep = ndimage.minimum_filter(mask, 2 * CORE + 1, mode="constant", cval=1)
     rank = int((original[deep] <= 0.005).sum())
@@ -221,14 +223,14 @@ def _tissue_means(values: np.ndarray, original: np.ndarray, mask: np.ndarray) ->
 def acquire(
     data: TrainingSet, scan: int, acquisition: Acquisition, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Acquire a scan of a training set anew.
+    """Simulate an acquisition of a scan of the training set.
 
     Returns
     -------
     stack : numpy.ndarray
         (slices, rows, columns) intensities; background 0.
     descriptors : numpy.ndarray
-        Of the new scan.
+        (descriptors,) descriptors of the simulated scan.
     """
     stack = apply(acquisition, data.stack(scan)[0], generator, crop(data.deep_grey, data.box))
     whole = uncrop(stack, data.box, data.shape)
@@ -250,39 +252,40 @@ def known_truth(
     strength: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Harmonize reference scans under made-up acquisitions, and compare with the originals.
+    """Harmonize simulated acquisitions of reference scans and compare with the originals.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     chosen : numpy.ndarray
-        Numbers of scans of the reference, which no network was fitted to; of :data:`GROUP` and
-        ``per_site`` persons at least.
+        Indices of reference scans that no network was trained on, of at least :data:`GROUP` plus
+        ``per_site`` persons.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
     networks : mapping of str to MapNetwork or None
-        The maps under test: what follows the intensity mapping.
+        Maps to test, by name: the network applied after the intensity mapping, if any.
     kinds : sequence of str
-        Of :data:`KINDS`: the same acquisitions, with all of their effects or with some alone.
+        Keys of :data:`KINDS`: the same acquisitions with all or some of their effects.
     sites : int
-        Acquisitions.
+        Number of acquisitions.
     per_site : int
-        Scans that are harmonized at each, by maps calibrated on :data:`GROUP` other persons'.
+        Number of scans harmonized at each site, with maps calibrated on :data:`GROUP` other
+        persons.
     strength : float
-        Of the acquisitions; at 1 they differ as real sites do.
+        Strength of the acquisitions; at 1 they differ as much as real sites do.
     seed : int
         Random seed.
 
     Returns
     -------
     pandas.DataFrame
-        One row per scan and map: ``map``, ``kind``, ``site``, ``person``; mean absolute
-        ``distance_raw`` and ``distance_harmonized`` to the original inside the mask;
-        ``dice_raw`` and ``dice_harmonized``, the least of CSF, grey and white matter, and
-        ``ventricle_raw`` and ``ventricle_harmonized``, the relative error of their volume, where
-        tissues are told apart by each volume's own tissue means; and what
-        :func:`bids_harmony.qc.guard.measure` finds between original and harmonized.
+        One row per scan and map: ``map``, ``kind``, ``site``, ``person``; ``distance_raw`` and
+        ``distance_harmonized``, the mean absolute difference from the original inside the mask;
+        ``dice_raw`` and ``dice_harmonized``, the lowest Dice of CSF, grey and white matter;
+        ``ventricle_raw`` and ``ventricle_harmonized``, the relative error of ventricle volume; and
+        the output of :func:`bids_harmony.qc.guard.measure` for original and harmonized scan.
+        Tissues are segmented with the tissue means of each volume.
     """
     rng, rows = np.random.default_rng(seed), []
     scan_of = {str(data.persons[scan]): int(scan) for scan in chosen}
@@ -312,10 +315,10 @@ def _code_of(
     acquired: Sequence[np.ndarray],
     appearance: Appearance,
 ) -> SiteCode:
-    """Calibrate on scans that were acquired anew, whose ages are known."""
+    """Estimate a site code from simulated scans of known age."""
     values = []
     for scan, old, new in zip(scans, originals, acquired, strict=False):
-        # What the mask has lost at the surface, the brain mask has lost.
+        # Voxels removed at the surface by the acquisition are also removed from the brain mask.
         brain = data.brain_mask(scan) & ~((old > 0) & (new == 0)) | (new > 0)
         values.append(vector(describe(new, brain, data.zoom_mm)))
     return site_code(np.array(values), data.ages[scans], data.persons[scans], appearance)
@@ -324,7 +327,7 @@ def _code_of(
 def _compare(
     original: np.ndarray, raw: np.ndarray, harmonized: np.ndarray, affine: np.ndarray
 ) -> dict[str, float | None]:
-    """Compare a scan before and after with the original, where all have brain."""
+    """Compare raw and harmonized scan with the original inside their common mask."""
     mask = (original > 0) & (raw > 0)
     row: dict[str, float | None] = {}
     for kind, volume in (("original", original), ("raw", raw), ("harmonized", harmonized)):
@@ -346,8 +349,8 @@ def summarize(rows: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        For each kind of change and ``figure``: ``value``, ``low``, ``high``, ``n`` scans and
-        ``persons``. ``removed`` is the share of the distance that harmonization removed.
+        For each kind of effect and ``figure``: ``value``, ``low``, ``high``, number of scans ``n``
+        and ``persons``. ``removed`` is the share of the distance that harmonization removed.
     """
     found = []
     for kind, part in rows.groupby("kind", sort=False):

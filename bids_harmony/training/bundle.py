@@ -1,7 +1,7 @@
-"""The ``train`` level: from preprocessed derivatives to a model bundle.
+"""The ``train`` level: train a model bundle from preprocessed derivatives.
 
 ``train_bundle`` reads from top to bottom: data, predictors, appearance of the reference, map,
-figures on scans that nothing was fitted to, bundle.
+metrics on held-out scans, bundle.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from bids_harmony.training.predictors import Predictor, train_predictors
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-#: Below this a held-out part, folds and an age range cannot be had.
+#: Minimum number of reference scans, for a held-out part, folds and an age range.
 MIN_REFERENCE = 12
 INTENDED_USE = (
     "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
@@ -62,17 +62,18 @@ Say = Callable[[str], None]
 
 
 def run_train(config: RunConfig) -> int:
-    """Train a bundle on a dataset's preprocessed scans and write it to ``OUT/models/NAME``.
+    """Train a bundle on the preprocessed scans of a dataset, in ``OUT/models/NAME``.
 
     Parameters
     ----------
     config : RunConfig
-        ``output_dir`` holds the derivatives of the participant level; ``train`` the options.
+        Configuration; ``output_dir`` contains the derivatives of the participant level, and
+        ``train`` the training options.
 
     Returns
     -------
     int
-        0.
+        Exit code 0.
     """
     scans, options = read_scans(config, tell)
     description = read_json_or_empty(config.bids_dir / "dataset_description.json")
@@ -99,35 +100,39 @@ def train_bundle(
     Parameters
     ----------
     scans : sequence of TrainScan
-        Preprocessed scans of the reference site, and of others on which to see whether the map
-        moves a site.
+        Preprocessed scans of the reference site, and of other sites to evaluate the map on.
     out : pathlib.Path
-        Folder of the bundle.
+        Bundle folder.
     options : TrainOptions
-        What the user chose.
+        Training options.
     work_dir : pathlib.Path
-        Where scans and networks are cached.
+        Cache folder of scans and networks.
     licences : sequence of str
-        Under which the scans were given, for the bundle's description.
+        Licences of the scans, for the bundle's description.
     say : callable
-        Takes lines of progress.
+        Receives progress messages.
+
+    Returns
+    -------
+    Bundle
+        The written bundle.
 
     Raises
     ------
     NoInputError
-        When there is no preprocessed scan.
+        If there is no preprocessed scan.
     UsageError
-        When two participants share an image, there are too few scans of the reference, a target
-        is unknown, or ``fit_filter`` cannot be understood.
+        If two participants share an image, the reference has too few scans, a target is unknown,
+        or ``fit_filter`` is invalid.
     """
     options = options.shortened()
     scans = usable_scans(scans, say)
-    # Before anything is read: what makes no sense is refused at once.
+    # Reject invalid options before reading any scan.
     choose_reference([scan.site for scan in scans], options)
     select_scans(scan_table(scans), options.fit_filter)
     torch.set_num_threads(options.threads)
 
-    # 1. Read, and keep whole persons of every site out of fitting.
+    # 1. Read the scans, and hold out persons of every site.
     data = open_training_set(scans, work_dir, say=say)
     split = split_subjects(
         data, VALIDATION_FRACTION, options.holdout, np.random.default_rng(options.seed)
@@ -143,11 +148,11 @@ def train_bundle(
     run = TrainingRun(data, split, fit, reference, options, work_dir, say)
     predictors = train_predictors(run, nprocs=options.threads)
 
-    # 3. Appearance of the reference at each age.
+    # 3. Appearance of the reference as a function of age.
     line = age_line(predictors)
     appearance = run.appearance(line)
 
-    # 4. What no intensity mapping mends: a network, used where it comes nearer to known truth.
+    # 4. A network for what no intensity mapping corrects, used if it is closer to the known truth.
     train = split == TRAIN
     others = np.flatnonzero((data.sites != reference) & train & fit)
     ensembles = predictors["brain_age"].ensembles if line is not None else None
@@ -156,7 +161,7 @@ def train_bundle(
     nearer = removed(known_truth[options.map]) > removed(known_truth[CURVE])
     kind = options.map if nearer else CURVE
 
-    # 5. Figures on scans that nothing was fitted to, and whether the map moves the sites.
+    # 5. Metrics on held-out scans, and acceptance of the map.
     seen = train & fit if kind == CYCLEGAN else np.zeros(len(data), bool)
     measured = partial(measure, run, seen, predictors, appearance)
     kind, metrics, accepted, left_out = accept(kind, lambda which: measured(maps[which]), say)
@@ -213,14 +218,21 @@ def train_bundle(
 
 
 def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
-    """Check that training makes sense with scans of these sites, and name the reference.
+    """Return the reference site, and check that it has enough scans.
 
     Parameters
     ----------
     sites : sequence of str
-        Site of each scan that can be fitted on.
+        Site of each scan that can be used for fitting.
     options : TrainOptions
-        What the user chose.
+        Training options. Without ``reference_site``, the site with most scans is chosen.
+
+    Raises
+    ------
+    NoInputError
+        If there are no scans.
+    UsageError
+        If the reference has fewer than :data:`MIN_REFERENCE` scans.
     """
     counts = Counter(sites)
     if not counts:
@@ -239,13 +251,16 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
 
 
 def age_line(predictors: dict[str, Predictor]) -> tuple[float, float] | None:
-    """Slope and intercept of the reference's cross-validated brain age on age."""
+    """Return slope and intercept of the reference's cross-validated brain age on age.
+
+    None if brain age is not predicted.
+    """
     bias = predictors["brain_age"].target["age_bias"] if "brain_age" in predictors else None
     return None if bias is None else (1 + bias["slope"], bias["intercept"])
 
 
 def _describe_site(run: TrainingRun, site: str) -> dict[str, Any]:
-    """Count the scans that a site gave, and those held out of everything."""
+    """Count the used and held-out scans and persons of a site, with their ages."""
     data, here = run.data, run.data.sites == site
     used, held = here & run.fit & (run.split != TEST), here & (run.split == TEST)
     known = pd.Series(data.ages[used]).dropna()

@@ -1,8 +1,9 @@
-"""Fine-tune the map network on real sites, whose scans have no counterpart at the reference.
+"""Fine-tune the map network on unpaired scans of real sites with a conditional CycleGAN.
 
-The conditional CycleGAN: a forward map to the reference, a backward map to any site, both
-conditioned on the site's code, and a discriminator for each. Scans whose truth is known keep the
-forward map honest. ``train_cyclegan`` reads from top to bottom: the loop, examples, losses.
+A forward generator maps to the reference and a backward generator to any site. Both are
+conditioned on the site code, and each has a discriminator. A paired loss on simulated acquisitions
+regularizes the forward generator. ``train_cyclegan`` reads from top to bottom: training loop,
+examples, losses.
 """
 
 from __future__ import annotations
@@ -27,32 +28,35 @@ from bids_harmony.training.data import TrainingRun, TrainingSet
 from bids_harmony.training.harmonizer import Calibrator
 from bids_harmony.training.maps import errors
 
-#: Steps in which the discriminators alone learn, since what the paired map leaves is faint, and
-#: steps in which all networks do.
+#: Steps that train the discriminators alone, since the differences after paired training are
+#: small, and steps that train all networks.
 STEPS = 80, 40
-#: Learning rates of the forward map, the backward map and the two discriminators; they fall to 0.
+#: Learning rates of the forward generator, the backward generator and the two discriminators, with
+#: linear decay to 0.
 RATES = (1e-3, 2e-3, 1e-3, 1e-3)
-#: First and second moment's memory: a short one, since what is to be learnt moves.
+#: Betas of AdamW: a short first moment, since the adversarial objective changes during training.
 BETAS = (0.5, 0.99)
-#: A site's scan is set beside one of this many reference scans, of like age and the same sex.
+#: Each site's scan is paired with one of this many reference scans of similar age and the same
+#: sex.
 ALIKE = 5
-#: Voxels at the surface that discriminators do not see: there, sites differ by their brain masks.
+#: Number of surface voxels hidden from the discriminators, because brain masks differ between
+#: sites.
 RIM = 2
-#: Gain of the finest details in what discriminators see.
+#: Gain of the finest details in the discriminators' input.
 FINE = 20.0
-#: How much each loss counts.
+#: Weights of the losses.
 WEIGHTS = {"adversarial": 3.0, "cycle": 10.0, "paired": 1.0}
 
 
 class Source(NamedTuple):
-    """Scans of one site that is not the reference.
+    """Scans of one site other than the reference.
 
     Attributes
     ----------
     scans : numpy.ndarray
-        Their numbers.
+        (scans,) scan indices.
     ages : numpy.ndarray
-        (scans,) in years, known or estimated
+        (scans,) ages in years, known or estimated
         (:func:`bids_harmony.sites.calibration.estimate_ages`).
     """
 
@@ -65,19 +69,21 @@ def train_cyclegan(
 ) -> MapNetwork:
     """Fine-tune the map network on scans of real sites.
 
+    A network of the same options and data is loaded from the cache.
+
     Parameters
     ----------
     paired : MapNetwork
-        Of :func:`bids_harmony.training.maps.train_map`; it stays as it is.
+        Network from :func:`bids_harmony.training.maps.train_map`; it is not modified.
     run, appearance
-        What it learnt from.
+        Training run and appearance model that ``paired`` was trained with.
     sources : sequence of Source
-        Real sites.
+        Scans of real sites.
 
     Returns
     -------
     MapNetwork
-        The forward map.
+        The forward generator.
     """
     data, options, seed = run.data, run.options, run.options.seed
     device = storage.one_device(options.device)
@@ -96,7 +102,8 @@ def train_cyclegan(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     backward = MapNetwork(paired.channels)
-    # One discriminator knows the reference, the other any site by its code; both know age and sex.
+    # One discriminator judges the reference, the other any site, given its code. Both are
+    # conditioned on age and sex.
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -122,17 +129,17 @@ def train_cyclegan(
             mapped, made = forward(x, x_mask, code), backward(y, y_mask, code)
         site_x, site_y = torch.cat([of_x, code], dim=1), torch.cat([of_y, code], dim=1)
 
-        # 1. The generators: each discriminator has to take what is mapped for its own, nothing may
-        # be lost on the way there and back, and what is known stays known.
+        # 1. Generators: the discriminators must accept mapped scans, the cycle must restore the
+        # input, and simulated acquisitions must still be mapped to their originals.
         if both:
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 x_again, y_again = backward(mapped, x_mask, code), forward(made, y_mask, code)
                 fooled = at_reference(mapped, seen, of_x), at_site(made, seen, site_y)
-            # On the reference's side the backward map makes pairs of which the truth is known.
+            # In the second cycle, the backward generator makes pairs of known truth.
             there_and_back = (x_again, x, x_mask), (y_again, y, y_mask)
             lost = _sum(e for each in there_and_back for e in errors(*each))
             unlike = _sum(missed(score, 1, seen) for score in fooled)
-            # Among these are reference scans as they are, with a code that is sampling noise.
+            # Some pairs are unchanged reference scans with a code that is sampling noise.
             known_loss = maps.paired_loss(forward, pairs.draw(rng), rng, bf16)
             parts = {"adversarial": unlike, "cycle": lost, "paired": known_loss}
             loss = _sum(WEIGHTS[name] * part for name, part in parts.items())
@@ -143,7 +150,7 @@ def train_cyclegan(
             maps_step.step()
             maps_step.zero_grad()
 
-        # 2. The discriminators: what is mapped is 0, what is real 1.
+        # 2. Discriminators: the label is 0 for mapped and 1 for real scans.
         discriminators_step.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             scores = [
@@ -165,28 +172,29 @@ def train_maps(
     appearance: Appearance,
     ensembles: Sequence[Sequence[nn.Module]] | None,
 ) -> dict[str, MapNetwork | None]:
-    """Train what follows a site's intensity mapping, as ``run.options.map`` says.
+    """Train the networks applied after the intensity mapping, given ``run.options.map``.
 
     Parameters
     ----------
     run : TrainingRun
-        The reference's training scans are learnt from.
+        Training run; the reference's training scans are used.
     others : numpy.ndarray
-        Numbers of scans of other sites to learn from.
+        Indices of training scans of other sites.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
     ensembles : sequence of sequence of torch.nn.Module or None
-        By which unknown ages are estimated.
+        Brain age ensembles that estimate unknown ages; None if brain age is not predicted.
 
     Returns
     -------
     dict of str to MapNetwork or None
-        By kind, that of the options and those that lead to it; None for the curve alone.
+        Networks by kind of map: the requested kind and all simpler ones. None for the intensity
+        mapping alone.
 
     Raises
     ------
     UsageError
-        When a CycleGAN is asked for and ``others`` is empty.
+        If a CycleGAN is requested and ``others`` is empty.
     """
     data, options = run.data, run.options
     found: dict[str, MapNetwork | None] = {CURVE: None}
@@ -212,7 +220,7 @@ def train_maps(
 
 
 def _known(data: TrainingSet, scans: np.ndarray, ages: np.ndarray) -> bytes:
-    """Name all that is learnt from scans: images, codes and persons."""
+    """Return everything that training uses of scans as bytes, for hashing."""
     about = [data.persons[scans].tolist(), data.sexes[scans].tolist(), np.round(ages, 3).tolist(),
              data.descriptors[scans].round(6).tolist()]  # fmt: skip
     return json.dumps(about).encode() + data.content(scans)
@@ -220,7 +228,7 @@ def _known(data: TrainingSet, scans: np.ndarray, ages: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Scans of real sites after their sites' mappings, each beside a reference scan.
+    """Unpaired examples: a scan of a real site after intensity mapping and a reference scan.
 
     The attributes are parameters of :func:`train_cyclegan`.
     """
@@ -230,9 +238,19 @@ class Unpaired:
     sources: Sequence[Source]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Give a site's scan, a reference scan, the site's code, and age and sex of both."""
+        """Draw a random example.
+
+        Returns
+        -------
+        x, y : torch.Tensor
+            (1, 1, slices, rows, columns) mapped scan of a site, and reference scan.
+        code : torch.Tensor
+            (1, code size) site code as network input.
+        of_x, of_y : torch.Tensor
+            (1, 2) scaled age and sex of both persons.
+        """
         data, appearance = self.run.data, self.appearance
-        source = self.sources[int(rng.integers(len(self.sources)))]  # each site as often
+        source = self.sources[int(rng.integers(len(self.sources)))]  # all sites are equally likely
         k = int(rng.integers(len(source.scans)))
         scan = int(source.scans[k])
         code = self.draw_code(source, data.persons[scan], rng)
@@ -245,7 +263,7 @@ class Unpaired:
         return x, y, condition, self.person(age, sex), of_y
 
     def draw_code(self, source: Source, person: str, rng: np.random.Generator) -> SiteCode:
-        """Calibrate on some of the other persons, so that no site has a single code."""
+        """Estimate the site code from a random subset of other persons, as augmentation."""
         data = self.run.data
         persons = data.persons[source.scans]
         others = np.unique(persons[persons != person])
@@ -256,10 +274,10 @@ class Unpaired:
         return site_code(values, source.ages[used], persons[used], self.appearance)
 
     def alike(self, age: float, sex: str) -> np.ndarray:
-        """Find reference scans of the same sex, where known, whose ages are nearest.
+        """Return reference scans of the same sex, if known, with the most similar ages.
 
-        Discriminators could else tell sites by the ages of their persons, and the generators would
-        change these.
+        Otherwise discriminators could recognize sites by the age of their persons, and the
+        generators would change apparent age.
         """
         data, scans = self.run.data, self.run.trained
         same = scans[data.sexes[scans] == sex] if sex else scans
@@ -270,20 +288,20 @@ class Unpaired:
         return np.asarray(same[np.argsort(distance, kind="stable")[:ALIKE]])
 
     def person(self, age: float, sex: str) -> Tensor:
-        """Scale age and sex for a discriminator: (1, 2)."""
+        """Return age and sex scaled for a discriminator, (1, 2); 0 if unknown."""
         years = 0.0 if np.isnan(age) else (age - self.appearance.mean_age) / 20
         return torch.tensor([[years, {"M": 1.0, "F": -1.0}.get(sex, 0.0)]], dtype=torch.float32)
 
 
 class Discriminator(nn.Module):
-    """Scores patches of volumes by how real they look, given a condition.
+    """Patch discriminator: scores how real patches of a volume look, given a condition.
 
     Parameters
     ----------
     n_conditions : int
-        Numbers of the condition, given with each volume.
+        Size of the condition vector.
     channels : sequence of int
-        Widths of its layers.
+        Number of channels of the layers.
     """
 
     def __init__(self, n_conditions: int, channels: Sequence[int] = (16, 32, 48)) -> None:
@@ -296,7 +314,7 @@ class Discriminator(nn.Module):
         self.last = nn.Conv3d(c, 1, 1)
 
     def forward(self, x: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
-        """Score (n, 1, slices, rows, columns) volumes inside masks; at a quarter of the size."""
+        """Score (n, 1, slices, rows, columns) volumes inside masks, at a quarter of the size."""
         x = x.float() * mask
         around = F.avg_pool3d(x, 3, 1, 1) / F.avg_pool3d(mask, 3, 1, 1).clamp(min=0.01)
         h = torch.cat([2 * (x - MIDDLE), FINE * (x - around)], dim=1) * mask
@@ -308,7 +326,7 @@ class Discriminator(nn.Module):
 
 
 def inside(mask: Tensor) -> Tensor:
-    """Take :data:`RIM` voxels off a mask's surface."""
+    """Erode a mask by :data:`RIM` voxels."""
     return -F.max_pool3d(-mask, 2 * RIM + 1, 1, RIM)
 
 
@@ -317,7 +335,7 @@ def _sum(losses: Iterable[Tensor]) -> Tensor:
 
 
 def missed(score: Tensor, wanted: float, mask: Tensor) -> Tensor:
-    """Mean squared distance of scores from what is wanted (least squares GAN) inside the mask."""
+    """Compute the least-squares GAN loss: mean squared error of scores inside the mask."""
     weight = F.avg_pool3d(mask, 4)
     off: Tensor = ((score.float() - wanted) ** 2 * weight).sum() / weight.sum().clamp(min=1)
     return off

@@ -1,8 +1,8 @@
-"""The scans of a training run: what is read of them, and one memory-mapped array of all.
+"""Scans of a training run, cached in one memory-mapped array.
 
-Preprocessed scans are cut to a box that holds every brain and cached as float16, NaN outside the
-brain, in the work folder; their grid and descriptors lie beside them as JSON. Reads from top to
-bottom: the dataset's scans, which of them are used, the cache, splits by person.
+Preprocessed scans are cropped to a box that contains every brain and cached as float16, NaN
+outside the brain, in the work folder. Grid and descriptors are saved beside them as JSON. The
+module is ordered as follows: finding scans, selecting scans, the cache, splits by person.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from bids_harmony.bids.dataset import Scan
     from bids_harmony.config import RunConfig
 
-#: Statuses of scans that are not trained on.
+#: QC statuses that exclude a scan from training.
 REJECTED = ("fail", "error", ratings.REJECTED)
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FORMAT = 5
-#: Sides of the box are multiples of this: predictors halve it four or five times.
+#: Sides of the box are multiples of this, because predictors halve the image four or five times.
 SIDE = 16
-#: Normalized intensities are at most 2; other values come from another normalization.
+#: Highest accepted intensity. Normalized intensities are at most 2; higher values come from
+#: another normalization.
 HIGHEST = 4.0
 Say = Callable[[str], None]
 #: Shape, and affine in thousandths of a mm.
@@ -54,32 +55,32 @@ Grid = tuple[tuple[int, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class TrainScan:
-    """One preprocessed scan with what training may know of its subject.
+    """A preprocessed scan with the metadata used in training.
 
     Attributes
     ----------
     subject, site : str
-        Labels.
+        Labels without prefix.
     t1w, mask : pathlib.Path
         Preprocessed volume and brain mask on the template grid.
     age : float or None
-        In years.
+        Age in years; None if unknown.
     metrics : dict
-        QC metrics of the scan, empty when there are none.
+        QC metrics of the scan; empty if there are none.
     sex, diagnosis : str or None
-        ``M`` or ``F``; as the dataset writes it.
+        ``M`` or ``F``; diagnosis as written in the dataset.
     columns : dict of str to str
-        Cells of the dataset's tables, by column; those that say nothing are left out.
+        Values of the dataset's tables by column, without empty cells.
     qc_status : str or None
-        Of the scan's QC record: ``pass``, ``warn``, ``fail``.
+        QC status: ``pass``, ``warn``, ``fail`` or ``error``, or that of the raters.
     made : Contract or None
-        How it was preprocessed, as its QC record says.
+        Preprocessing, from the QC record; None if unknown.
     sha256 : str or None
-        Digest of the raw image's voxels, or of its file, as its QC record says.
+        SHA-256 of the raw image's voxels or file, from the QC record.
     raw, transform : pathlib.Path or None
         Raw image, and its transform to the template.
     descriptors : dict or None
-        Of :func:`bids_harmony.sites.code.describe`, as its QC record says.
+        Output of :func:`bids_harmony.sites.code.describe`, from the QC record.
     """
 
     subject: str
@@ -100,19 +101,26 @@ class TrainScan:
 
     @property
     def person(self) -> str | None:
-        """Whom the dataset's tables name as the person behind the label, if they do."""
+        """Person identifier from the dataset's tables; None if there is none."""
         return named_person(self.columns)
 
 
 def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptions]:
-    """Find the dataset's preprocessed scans, saying what is odd with it and which are missing.
+    """Find the preprocessed scans of a dataset and report warnings and missing scans.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Configuration.
+    say : callable
+        Receives messages.
 
     Returns
     -------
     scans : list of TrainScan
         Scans with a preprocessed image.
     options : TrainOptions
-        Those of ``config``, with the contract that the scans were made by.
+        Training options of ``config``, with the contract of the scans.
     """
     inventory = find_scans(config)
     for warning in inventory.warnings:
@@ -127,16 +135,16 @@ def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptio
 def find_training_scans(
     output_dir: Path, scans: Sequence[Scan], config: RunConfig
 ) -> tuple[list[TrainScan], list[str]]:
-    """Pair the dataset's scans with their preprocessed images and QC records.
+    """Match the dataset's scans with their preprocessed images and QC records.
 
-    What people said of the scans (``--qc-ratings``) takes the place of the automatic status.
+    Manual ratings (``--qc-ratings``) override the automatic QC status.
 
     Returns
     -------
     found : list of TrainScan
         Scans with a preprocessed image and mask in the contract's space and resolution.
     missing : list of str
-        Keys of the others.
+        Keys of the other scans.
     """
     contract = config.train.contract
     table, problems = ratings.read_ratings(ratings.rating_files(config))
@@ -173,32 +181,33 @@ def find_training_scans(
 
 
 def made_under(record: dict[str, Any]) -> Contract | None:
-    """Read from a scan's QC record how it was preprocessed; None where it does not say."""
+    """Read from a QC record how a scan was preprocessed; None if not recorded."""
     try:
         processing = record["processing"]
         contract = Contract.from_dict(processing["contract"])
-    except (KeyError, TypeError, BundleError):  # another version's
+    except (KeyError, TypeError, BundleError):  # written by another version
         return None
     used = {name: processing.get(name, "auto") for name in ("skull_strip", "registration")}
     return replace(contract, **{name: how for name, how in used.items() if how != "auto"})
 
 
 def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> Contract:
-    """Name how most scans were preprocessed, and warn of the others.
+    """Return the most frequent preprocessing of the scans, and warn about others.
 
     Parameters
     ----------
     scans : sequence of TrainScan
-        Those whose records do not say how they were made do not count.
+        Preprocessed scans. Those without a recorded preprocessing are ignored.
     wanted : Contract
-        Names the grid, and holds where no record says anything.
+        Contract that defines the grid. It is returned if no preprocessing on this
+        grid is recorded.
     say : callable
-        Takes a warning.
+        Receives warnings.
 
     Returns
     -------
     Contract
-        For the new bundle: its networks may assume of a scan what they were trained on.
+        Contract of the new bundle.
     """
     grid = (wanted.template, wanted.resolution)
     made = [scan.made for scan in scans if scan.made]
@@ -214,25 +223,25 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> C
 
 
 def usable_scans(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
-    """Leave out rejected and repeated scans, as both functions below do."""
+    """Return the scans without rejected scans and duplicate images."""
     return without_copies(without_rejected(scans, say), say)
 
 
 def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
-    """Leave out a person's second copy of an image, and refuse one that two persons share.
+    """Return the scans without duplicate images of the same person.
 
     Parameters
     ----------
     scans : sequence of TrainScan
-        Those whose records hold no digest are taken as they are.
+        Preprocessed scans. Those without a recorded checksum are kept.
     say : callable
-        Takes a line for each scan that is left out.
+        Receives a message for each excluded scan.
 
     Raises
     ------
     UsageError
-        When two participants have the same image: it would be counted twice, and might be trained
-        on under one name and tested under the other.
+        If two participants have the same image, which could then be in both the training and the
+        test set.
     """
     used, shared = [], []
     first: dict[str, TrainScan] = {}
@@ -255,12 +264,12 @@ def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
 
 
 def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
-    """Leave out scans that quality control rejected, and say which.
+    """Return the scans without those that quality control or raters rejected.
 
     Raises
     ------
     NoInputError
-        When that leaves none.
+        If no scan is left.
     """
     used = []
     for scan in scans:
@@ -283,12 +292,12 @@ def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
 
 
 class Volumes:
-    """A memory-mapped array that other processes open for themselves.
+    """A memory-mapped array that each process opens by itself.
 
     Parameters
     ----------
     path : pathlib.Path
-        The array, ``.npy``.
+        Path of the ``.npy`` file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -296,7 +305,7 @@ class Volumes:
 
     @cached_property
     def array(self) -> np.ndarray:
-        """(scans, slices, rows, columns) float16."""
+        """The array: (scans, slices, rows, columns) float16."""
         return np.asarray(np.load(self.path, mmap_mode="r"))
 
     def __getitem__(self, scan: int) -> np.ndarray:
@@ -304,30 +313,30 @@ class Volumes:
         return np.asarray(self.array[scan])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open array out of what is sent to another process."""
+        """Return the state without the open array, for pickling."""
         return {"path": self.path}
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All scans of a training run, cut to one box.
+    """All scans of a training run, cropped to one box.
 
     Attributes
     ----------
-    volumes : Volumes, or another mapping of scan numbers to arrays
+    volumes : Volumes, or another mapping of scan indices to arrays
         (slices, rows, columns) float16 intensities of each scan (CSF 0, white matter 1), NaN
-        outside the brain. Read it through :meth:`slices`, :meth:`stack` and :meth:`volume`.
+        outside the brain. Use :meth:`slices`, :meth:`stack` and :meth:`volume` to read it.
     table : pandas.DataFrame
-        One row per scan: ``subject``, ``site``, ``age`` (years, NaN unknown), ``sex`` (M, F),
-        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (a
-        row of numbers), ``_source`` (the scan's raw image, transform and brain mask, where known),
-        and the dataset's other columns.
+        One row per scan: ``subject``, ``site``, ``age`` (years, NaN if unknown), ``sex`` (M, F),
+        ``diagnosis``, ``qc_status``, ``metrics`` (QC metrics by name), ``descriptors`` (list of
+        numbers), ``_source`` (paths of raw image, transform and brain mask, if known), and the
+        dataset's other columns.
     box : tuple
-        Rows and columns of the grid the images show.
+        Rows and columns of the template grid inside the crop; ends are exclusive.
     shape, affine : tuple of int, numpy.ndarray
-        The template grid.
+        Shape and 4 x 4 affine of the template grid.
     digests : tuple of str
-        (scans,) SHA-256 of each scan's intensities, by which what was made of them is known again.
+        (scans,) SHA-256 of each scan's intensities, used as cache keys.
     """
 
     volumes: Any
@@ -347,26 +356,26 @@ class TrainingSet:
 
     @cached_property
     def subjects(self) -> np.ndarray:
-        """Subject of each scan as ``site/label``."""
+        """Subject of each scan, as ``site/label``."""
         return (self.table["site"] + "/" + self.table["subject"]).to_numpy(dtype=str)
 
     @cached_property
     def persons(self) -> np.ndarray:
         """Person of each scan, the unit of splits and statistics.
 
-        What the dataset's column ``person`` or ``person_id`` names, else the subject's label.
+        Taken from the dataset's column ``person`` or ``person_id``, otherwise the subject label.
         """
         labels = self.table["subject"]
         return self.table.get("person", labels).fillna(labels).to_numpy(dtype=str)
 
     @cached_property
     def ages(self) -> np.ndarray:
-        """Age of each scan in years, NaN where unknown."""
+        """Age of each scan in years, NaN if unknown."""
         return self.table["age"].to_numpy(dtype=float)
 
     @cached_property
     def sexes(self) -> np.ndarray:
-        """``M``, ``F`` or an empty string for each scan."""
+        """Sex of each scan: ``M``, ``F`` or an empty string."""
         return self.table["sex"].fillna("").to_numpy(dtype=str)
 
     @cached_property
@@ -376,24 +385,24 @@ class TrainingSet:
 
     @cached_property
     def heights(self) -> np.ndarray:
-        """Template z of each slice in mm."""
+        """Height of each slice (template z, in mm)."""
         return slice_heights(self.shape[2], self.affine)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns of a slice."""
+        """Number of rows and columns of a slice."""
         (a, b), (c, d) = self.box
         return b - a, d - c
 
     @property
     def zoom_mm(self) -> float:
-        """Voxel size of the template grid."""
+        """Voxel size of the template grid in mm."""
         return float(abs(self.affine[0, 0]))
 
     def slices(
         self, scans: np.ndarray | Sequence[int], numbers: np.ndarray | Sequence[int]
     ) -> np.ndarray:
-        """Read one slice of each of some scans: float32 (n, rows, columns), background 0."""
+        """Read one slice of each given scan: float32 (n, rows, columns), background 0."""
         pairs = zip(scans, numbers, strict=True)
         drawn = np.array([self.volumes[int(scan)][int(number)] for scan, number in pairs])
         return np.nan_to_num(drawn.astype(np.float32))
@@ -406,20 +415,21 @@ class TrainingSet:
         images : numpy.ndarray
             float32 (slices, rows, columns), background 0.
         masks : numpy.ndarray
-            Boolean, same shape.
+            Boolean brain mask of the same shape.
         """
         values = np.asarray(self.volumes[int(scan)], dtype=np.float32)
         return np.nan_to_num(values), ~np.isnan(values)
 
     def volume(self, scan: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read a scan on the whole template grid, with its mask."""
+        """Read a scan and its mask on the whole template grid."""
         image, mask = self.stack(scan)
         return uncrop(image, self.box, self.shape), uncrop(mask, self.box, self.shape)
 
     def brain_mask(self, scan: int) -> np.ndarray:
-        """Read a scan's whole brain mask, with the CSF at its surface, on the template grid.
+        """Read the brain mask of a scan, including surface CSF, on the template grid.
 
-        What is left of it after normalization where the file is not known.
+        If its file is not known, return the mask of the normalized image, without the voxels that
+        normalization removed.
         """
         source = self.table["_source"].iloc[scan] if "_source" in self.table else None
         if source is None or source[2] is None:
@@ -428,9 +438,9 @@ class TrainingSet:
 
     @cached_property
     def deep_grey(self) -> np.ndarray:
-        """Where the template has deep grey matter, on its grid: float32, 0 to 1.
+        """Weight of deep grey matter on the template grid: float32, 0 to 1.
 
-        0 everywhere where the scans are on another grid.
+        0 everywhere if the scans are on another grid than the template.
         """
         weight = deep_grey(load_template(round(self.zoom_mm)))
         if weight is None or weight.shape != self.shape:
@@ -438,21 +448,21 @@ class TrainingSet:
         return weight
 
     def content(self, scans: np.ndarray | Sequence[int]) -> bytes:
-        """Name the images of scans by all that they hold."""
+        """Return the digests of scans as bytes, for hashing."""
         return "".join(self.digests[int(scan)] for scan in scans).encode()
 
     def site_scans(self, site: str, among: np.ndarray) -> np.ndarray:
-        """Return the scans of a site among the given scan numbers."""
+        """Return those of the given scan indices that belong to a site."""
         return np.asarray(among[self.sites[among] == site])
 
 
 def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
-    """Table of what is known of scans, one row each, for :class:`TrainingSet`."""
+    """Return a table with one row of metadata per scan, for :class:`TrainingSet`."""
     known = ("subject", "site", "age", "sex", "diagnosis", "qc_status", "metrics")
     rows = [{**scan.columns, **{name: getattr(scan, name) for name in known}} for scan in scans]
     table = pd.DataFrame(rows)
     table["age"] = pd.to_numeric(table["age"])
-    for name in set(table) - set(known):  # text that is a number throughout becomes one
+    for name in set(table) - set(known):  # convert columns of numbers
         numbers = pd.to_numeric(table[name], errors="coerce")
         if numbers.notna().equals(table[name].notna()):
             table[name] = numbers
@@ -468,27 +478,33 @@ def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
 def open_training_set(
     scans: Sequence[TrainScan], work_dir: Path, *, say: Say = print
 ) -> TrainingSet:
-    """Cut preprocessed scans to a box that holds every brain, and cache them for training.
+    """Load the training set, from the cache if possible.
 
-    The cache is made once, ``work_dir/scans-<hash>.npy``; the hash is of the paths, sizes and
-    times of change of all images, so that it is used again as long as these stay.
+    Preprocessed scans are cropped to a box that contains every brain and cached in
+    ``work_dir/scans-<hash>.npy``. The hash covers the paths, inodes, sizes and modification times
+    of all images, so the cache is reused until one of them changes.
 
     Parameters
     ----------
     scans : sequence of TrainScan
-        Volumes on one template grid. A scan that cannot be read, or is on another grid than
-        most, is left out with a line that says why.
+        Scans on one template grid. Scans that cannot be read, or are on another grid than most,
+        are excluded with a message.
     work_dir : pathlib.Path
-        Where the cache is.
+        Cache folder.
     say : callable
-        Takes lines of progress.
+        Receives progress messages.
+
+    Returns
+    -------
+    TrainingSet
+        The usable scans.
 
     Raises
     ------
     NoInputError
-        When no scan can be used.
+        If no scan can be used.
     HarmonyError
-        When the cache cannot be written.
+        If the cache cannot be written.
     """
     path = work_dir / f"scans-{_fingerprint(scans)}.npy"
     with locked(path.with_suffix(".lock")):
@@ -518,7 +534,7 @@ def open_training_set(
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time in: of several that train together, one makes the cache."""
+    """Hold an exclusive lock on a file, so that only one process creates the cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -527,7 +543,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Make a float16 array on disk that appears under its name when it is whole."""
+    """Create a float16 array on disk, renamed to its final path when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     array = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
@@ -546,13 +562,13 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
 
 
 def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
-    """Write the cache: masks are read first, for the box, then images."""
+    """Write the cache. Masks are read first, to compute the box, then images."""
     skipped: dict[int, str] = {}
 
     def each(
         function: Callable[[TrainScan], Any], rows: Iterable[int], what: str
     ) -> Iterator[Any]:
-        """Call a function for scans, in order; where it fails the scan is skipped."""
+        """Call a function for each scan in order; skip scans for which it fails."""
         for row in counted_off(rows := list(rows), len(rows), what, say):
             try:
                 with _reading(scans[row]):
@@ -578,8 +594,8 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
     about |= {"skipped": skipped, "rows": [], "digests": [], "descriptors": []}
     with new_array(path, (len(usable), shape[2], *(b - a for a, b in box))) as volumes:
         for row, (volume, mask) in each(_volume, usable, "filling the training cache"):
-            # What normalization took off the surface is 0; the networks of the participant level
-            # do not see it as brain, so they must not here.
+            # Normalization sets removed surface voxels to 0. The networks of the participant level
+            # do not see them as brain, so exclude them here, too.
             stack = np.where(crop(mask & (volume > 0), box), crop(volume, box), np.nan)
             volumes[len(about["rows"])] = stack = stack.astype(np.float16)
             known = scans[row].descriptors or {}
@@ -601,7 +617,13 @@ def _none_usable(skipped: dict[int, str]) -> NoInputError:
 
 
 def _grid_and_mask(scan: TrainScan) -> tuple[Grid, np.ndarray]:
-    """Grid that a scan and its mask share, and the mask."""
+    """Return the common grid of a scan and its mask, and the mask.
+
+    Raises
+    ------
+    ScanError
+        If their grids differ, or the mask is empty.
+    """
     images = [nib.load(path) for path in (scan.t1w, scan.mask)]
     grid, other = (
         (tuple(map(int, image.shape)), tuple((np.round(image.affine, 3) + 0.0).ravel().tolist()))
@@ -616,7 +638,13 @@ def _grid_and_mask(scan: TrainScan) -> tuple[Grid, np.ndarray]:
 
 
 def _volume(scan: TrainScan) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scan and its brain mask."""
+    """Read a scan and its brain mask.
+
+    Raises
+    ------
+    ScanError
+        If intensities are not finite or not normalized.
+    """
     volume = np.asarray(nib.load(scan.t1w).dataobj, dtype=np.float32)
     mask = np.asarray(nib.load(scan.mask).dataobj) > 0
     if not np.abs(volume[mask]).max() <= HIGHEST:
@@ -626,7 +654,7 @@ def _volume(scan: TrainScan) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _reading(scan: TrainScan) -> Iterator[None]:
-    """Turn whatever a damaged file makes nibabel raise into :class:`ScanError`."""
+    """Convert any error of reading a damaged file to :class:`ScanError`."""
     try:
         yield
     except ScanError:
@@ -636,9 +664,10 @@ def _reading(scan: TrainScan) -> Iterator[None]:
 
 
 def _box(union: np.ndarray) -> Box:
-    """Smallest box around a mask whose sides are multiples of :data:`SIDE`, centred on it.
+    """Return the smallest box around a mask with sides that are multiples of :data:`SIDE`.
 
-    The ends may lie outside the grid: :func:`bids_harmony.models.slices.crop` fills with zeros.
+    The box is centred on the mask and may extend outside the grid:
+    :func:`bids_harmony.models.slices.crop` pads with zeros.
     """
     ends = []
     for other in (1, 0):
@@ -651,7 +680,7 @@ def _box(union: np.ndarray) -> Box:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What all parts of a training share.
+    """Data and settings shared by all parts of a training run.
 
     Attributes
     ----------
@@ -660,16 +689,16 @@ class TrainingRun:
     split : numpy.ndarray
         (scans,) ``train``, ``validation`` or ``test``.
     fit : numpy.ndarray
-        (scans,) whether ``--fit-filter`` lets maps and predictors of numbers be fitted on a scan.
+        (scans,) whether ``--fit-filter`` selects a scan for fitting maps and numeric predictors.
     reference : str
         Reference site.
     options : TrainOptions
-        What the user chose.
+        Training options.
     work_dir : pathlib.Path
-        Where finished networks are cached, so that the same call continues where it was cut short
-        and ends with the same weights.
+        Cache folder of completed networks. An interrupted run resumes from it and ends with the
+        same weights.
     say : callable
-        Takes a line of progress; with several processes, a function of a module.
+        Receives progress messages. With several processes, it must be a module-level function.
     """
 
     data: TrainingSet
@@ -682,18 +711,18 @@ class TrainingRun:
 
     @cached_property
     def learnt(self) -> np.ndarray:
-        """Numbers of the reference's scans to fit on: neither test scans nor filtered out."""
+        """Indices of the reference scans for fitting: no test scans, none filtered out."""
         at_home = self.data.sites == self.reference
         return np.flatnonzero(at_home & (self.split != TEST) & self.fit)
 
     def appearance(self, line: tuple[float, float] | None) -> Appearance:
-        """Fit the appearance of the reference at each age; ``line`` is of its brain age on age."""
+        """Fit the appearance of the reference; ``line`` is that of brain age on age."""
         data, used = self.data, self.learnt
         return Appearance.fit(data.descriptors[used], data.ages[used], data.persons[used], line)
 
     @property
     def trained(self) -> np.ndarray:
-        """Those of them that are no validation scans either."""
+        """Those of :attr:`learnt` in the training split."""
         return np.asarray(self.learnt[self.split[self.learnt] == TRAIN])
 
 
@@ -703,25 +732,26 @@ class TrainingRun:
 def split_subjects(
     data: TrainingSet, validation: float, test: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Part scans into training, validation and test: whole persons, every age, each site.
+    """Split scans into training, validation and test sets by person, within each site.
 
-    Persons of a site are ordered by age and cut into blocks of ``1 / test``; one of each block
-    is for the test, and so on with the others for validation. A site with fewer than four
-    persons is only trained on. A person seen at several sites is parted with the first.
+    Persons of a site are sorted by age and divided into blocks of about ``1 / test`` persons. One
+    person of each block is assigned to the test set. The remaining persons are divided in the same
+    manner for validation. Sites with fewer than four persons are only used for training. All scans
+    of a person seen at several sites are in the same set.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     validation, test : float
-        Shares of each site's persons.
+        Fractions of the persons of each site.
     rng : numpy.random.Generator
         Random number generator.
 
     Returns
     -------
     numpy.ndarray
-        ``train``, ``validation`` or ``test`` for each scan.
+        (scans,) ``train``, ``validation`` or ``test``.
     """
     labels = data.persons
     first = np.unique(labels, return_index=True)[1]
@@ -739,7 +769,7 @@ def split_subjects(
 
 
 def splits_record(data: TrainingSet, split: np.ndarray) -> dict[str, Any]:
-    """Subjects of each part at each site, for the bundle's ``splits.json``."""
+    """Return the subjects of each split at each site, for ``splits.json``."""
     labels = data.table["subject"].to_numpy(dtype=str)
     return {
         str(site): {
@@ -757,26 +787,26 @@ def make_folds(
     rng: np.random.Generator,
     strata: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give scans folds, by whole persons.
+    """Assign scans to cross-validation folds by person, balanced on age.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     among : numpy.ndarray
-        Numbers of the scans to give folds to.
+        Indices of the scans to assign.
     n_folds : int
         Number of folds.
     rng : numpy.random.Generator
         Random number generator.
     strata : numpy.ndarray, optional
-        (scans,) what folds are balanced on besides the age, such as site or class. A person
+        (scans,) strata to balance folds on in addition to age, such as site or class. A person
         belongs to the stratum of the first scan.
 
     Returns
     -------
     numpy.ndarray
-        Fold of each scan; -1 for those not in ``among``.
+        (scans,) fold of each scan; -1 for scans not in ``among``.
     """
     folds = np.full(len(data), -1)
     persons = data.persons[among]
@@ -792,6 +822,6 @@ def make_folds(
 
 
 def by_age(data: TrainingSet, scans: np.ndarray) -> list[int]:
-    """Order scans by age, then subject; unknown ages come last."""
+    """Sort scans by age, then subject; unknown ages are last."""
     ages, subjects = data.ages, data.subjects
     return sorted(scans.tolist(), key=lambda i: (np.isnan(ages[i]), ages[i], subjects[i]))

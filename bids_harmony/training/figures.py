@@ -1,4 +1,4 @@
-"""Figures of predictions on scans that nothing was trained on, with n and intervals."""
+"""Metrics of predictions on held-out scans, with sample sizes and intervals."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 from bids_harmony.sites.statistics import placements, with_intervals
 
 N_BOOTSTRAP = 2000
-#: With fewer persons, or persons of a class, drawing them again says nothing; and with fewer a
-#: correlation does not.
+#: Minimum number of persons (in each class) for a bootstrap interval, and for a correlation.
 LEAST_DRAWN, LEAST_R = 3, 5
-#: Values that differ by less are the same but for rounding.
+#: Values with a smaller range are constant up to rounding.
 SAME = 1e-9
 
 
@@ -23,26 +22,27 @@ def figures(
     seed: int,
     persons: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Figures of predictions with 95 % bootstrap intervals over persons.
+    """Compute metrics of predictions with 95 % bootstrap intervals over persons.
 
     Parameters
     ----------
     predicted, truth : numpy.ndarray
-        (scans,) predicted and true values; logits and 0/1 when ``binary``.
+        (scans,) predicted and true values; logits and 0/1 if ``binary``.
     binary : bool
-        Area under the curve and balanced accuracy, instead of mean absolute error, bias (mean
-        error) and correlation.
+        Whether to compute area under the curve and balanced accuracy, instead of mean absolute
+        error, bias (mean error) and correlation.
     seed : int
-        Of the draws.
+        Random seed of the bootstrap.
     persons : numpy.ndarray, optional
-        (scans,) whose scan it is; each another person's when None.
+        (scans,) person of each scan; if None, each scan is of a different person.
 
     Returns
     -------
     dict
-        ``n`` scans, ``n_persons``, each figure, and its interval under the name with ``_95``. What
-        cannot be had is None: a correlation below :data:`LEAST_R` persons, a class without scans,
-        an interval below :data:`LEAST_DRAWN` persons, or persons of a class.
+        Number of scans ``n``, ``n_persons``, each metric, and its interval with the suffix
+        ``_95``. Undefined values are None: a correlation of fewer than :data:`LEAST_R` persons,
+        any metric if a class is missing, an interval of fewer than :data:`LEAST_DRAWN` persons (in
+        either class).
     """
     persons = np.arange(len(truth)) if persons is None else persons
     measure, n_persons = class_figures if binary else value_figures, len(np.unique(persons))
@@ -56,7 +56,7 @@ def figures(
 
 
 def paired_ends(found: dict[str, float]) -> dict[str, Any]:
-    """Round figures, the ends of an interval under one name with ``_95``; None for NaN."""
+    """Round metrics and combine interval ends under the suffix ``_95``; None for NaN."""
     out: dict[str, Any] = {}
     for name in (name for name in found if not name.endswith(("_low", "_high"))):
         out[name] = round(found[name], 3) if np.isfinite(found[name]) else None
@@ -67,17 +67,20 @@ def paired_ends(found: dict[str, float]) -> dict[str, Any]:
 
 
 def can_be_drawn(persons: np.ndarray, truth: np.ndarray, binary: bool) -> bool:
-    """Whether there are :data:`LEAST_DRAWN` persons to draw again, in each class of two.
+    """Return whether there are at least :data:`LEAST_DRAWN` persons (in each class).
 
-    One person is in every draw that has his class: an interval would leave out that another
-    person might be elsewhere.
+    With a single person in a class, every bootstrap draw contains that person, and the interval
+    would ignore the variation between persons.
     """
     groups = [persons[truth == k] for k in (0, 1)] if binary else [persons]
     return min(len(np.unique(group)) for group in groups) >= LEAST_DRAWN
 
 
 def value_figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean absolute error, bias and correlation (NaN below five scans or without spread)."""
+    """Compute mean absolute error, bias and correlation.
+
+    The correlation is NaN for fewer than five scans or constant values.
+    """
     error = predicted - truth
     r = np.nan
     if len(truth) >= LEAST_R and min(np.ptp(predicted), np.ptp(truth)) > SAME:
@@ -86,7 +89,10 @@ def value_figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def class_figures(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Area under the curve and balanced accuracy of logits; NaN without both classes."""
+    """Compute area under the curve and balanced accuracy of logits.
+
+    Both are NaN if a class is missing.
+    """
     cases, controls = score[truth == 1], score[truth == 0]
     if not len(cases) or not len(controls):
         return {"auc": np.nan, "balanced_accuracy": np.nan}

@@ -1,8 +1,9 @@
-"""Fit the predictor on maps of grey matter: ridge regression that leans little on the scanner.
+"""Ridge regression on grey matter maps that is robust to scanner effects.
 
-Ridge regression holds all weights down alike. Here they are held down more where the map of a
-scan differs between acquisitions. These are made up, and each is harmonized as other scans of the
-same acquisition say, so that the differences are those that harmonization leaves at real sites.
+Ordinary ridge regression penalizes all weights equally. Here, the penalty is larger along
+differences between acquisitions of the same scan. The acquisitions are simulated, and each scan is
+harmonized with the code of other persons of its simulated site, so that the differences resemble
+those that remain at real sites after harmonization.
 """
 
 from __future__ import annotations
@@ -20,32 +21,34 @@ from bids_harmony.training.data import Say, TrainingSet
 from bids_harmony.training.predictor import Ensemble, target_scale
 from bids_harmony.training.storage import digest_of, load_network, save_network
 
-#: Side of the map's cells.
+#: Side of the map's cells in mm.
 CELL_MM = 4.0
-#: Penalty on the weights, relative to the mean squared norm of the maps, and how many times more
-#: is put on what differs between acquisitions.
+#: Ridge penalty relative to the mean squared norm of the maps, and the factor by which it is
+#: larger along differences between acquisitions.
 PENALTY, STEADY = 0.3, 1000.0
-#: Scans of a made-up site, and the standard deviation, in years, of what is taken for their mean
-#: age: where ages are unknown, predictions must not lean on what was guessed.
+#: Number of scans per simulated site, and the standard deviation, in years, of the error in their
+#: assumed mean age, so that predictions are robust to errors in estimated ages.
 PER_SITE, WRONG = 6, 8.0
 
 
 def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], list[nn.Module]]:
-    """Fit a network without each fold, or take those that an earlier run has fitted.
+    """Fit one grey matter network per fold, on the scans of the other folds.
+
+    Networks of the same options and data are loaded from the cache.
 
     Parameters
     ----------
     ensemble : Ensemble
-        Of slice networks: these are fitted to the same scans, targets and folds.
+        Ensemble of slice networks, with the scans, targets and folds to use.
     say : callable
-        Takes a line of progress.
+        Receives progress messages.
 
     Returns
     -------
     options : dict
-        Of :class:`bids_harmony.models.networks.GreyMatterNetwork`.
+        Options of :class:`bids_harmony.models.networks.GreyMatterNetwork`.
     networks : list of GreyMatterNetwork
-        With the weights as stored.
+        Networks with weights rounded to half precision.
     """
     examples, folds, data = ensemble.examples, ensemble.folds, ensemble.examples.data
     acquisitions, seed, name = ensemble.config.acquisitions, ensemble.seed, ensemble.name
@@ -63,7 +66,7 @@ def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], 
     say(f"{name}, networks on maps of grey matter")
     scans, cell = examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
-    # A made-up site has scans of one fold: what a network does not see, it does not lean on.
+    # A simulated site has scans of one fold only, so that no network uses scans it must not see.
     differences = [
         maps_between_acquisitions(
             data, scans[folds == fold], maps[folds == fold], cell, acquisitions, seed + fold
@@ -83,24 +86,23 @@ def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], 
 
 
 def ridge(seen: np.ndarray, targets: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """Solve for the weights of a ridge regression that hold still along some differences.
+    """Compute ridge regression weights with an extra penalty along given differences.
 
     Parameters
     ----------
     seen : numpy.ndarray
-        (n, points) maps, mean 0.
+        (n, points) maps with mean 0.
     targets : numpy.ndarray
-        (n,) mean 0.
+        (n,) targets with mean 0.
     differences : numpy.ndarray
-        (m, points) between maps of the same scan.
+        (m, points) differences between maps of the same scan.
 
     Returns
     -------
     numpy.ndarray
-        (points,) weights w that minimize ``|seen w - targets|² + c w'Mw``, where M is the unit
-        matrix and :data:`STEADY` times the mean of the differences' outer products over the mean
-        squared norm of the maps, and c is :data:`PENALTY` times the mean of ``x'M⁻¹x`` over the
-        maps x.
+        (points,) weights w that minimize ``|seen w - targets|² + c w'Mw``, with the matrix
+        ``M = I + STEADY * mean(d d') / mean(x'x)`` over the differences d and the maps x, and
+        ``c = PENALTY * mean(x'M⁻¹x)``.
     """
     n, m = len(seen), len(differences)
     inner = differences @ differences.T + (seen**2).sum() / n * m / STEADY * np.eye(m)
@@ -118,28 +120,29 @@ def maps_between_acquisitions(
     n_sites: int,
     seed: int,
 ) -> np.ndarray:
-    """Acquire scans anew at made-up sites, and say how their maps differ from the originals'.
+    """Compute changes of grey matter maps between simulated acquisitions.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     scans : numpy.ndarray
-        (n,) numbers of the scans.
+        (n,) scan indices.
     maps : numpy.ndarray
-        (n, points) of these.
+        (n, points) grey matter maps of these scans.
     cell : int
-        Of :func:`bids_harmony.models.networks.grey_matter_map`.
+        Side of the map's cells in voxels.
     n_sites : int
-        Acquisitions that are drawn, of any strength up to 1.
+        Number of simulated acquisitions, with a random strength of up to 1.
     seed : int
-        Of the random number generators.
+        Random seed.
 
     Returns
     -------
     numpy.ndarray
-        (differences, points): each scan harmonized as the other persons of its site say, whose
-        mean age is taken for another one.
+        (differences, points) map of the simulated scan minus map of the original. Each simulated
+        scan is harmonized with a code of the other persons of its site, whose mean age is
+        perturbed.
     """
     values, ages, persons = data.descriptors[scans], data.ages[scans], data.persons[scans]
     appearance = Appearance.fit(values, ages, persons, None)

@@ -1,8 +1,9 @@
-"""How the scans of a training set are brought to the reference, and how well.
+"""Evaluation of harmonization on the scans of a training set.
 
-The map of a site follows from its code (:mod:`bids_harmony.sites`). Nothing of it is trained on
-the site; it is calibrated, and measured on scans that its calibration did not see. Reads from top
-to bottom: calibration, histogram matching to compare with, known truth, figures, acceptance.
+The map of a site is not trained on that site: it follows from the site code
+(:mod:`bids_harmony.sites`), and is evaluated on scans that were not used for calibration. The
+module is ordered as follows: calibration, histogram matching as a baseline, known truth, metrics,
+acceptance.
 """
 
 from __future__ import annotations
@@ -36,23 +37,25 @@ from bids_harmony.training.data import (
 from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.predictors import Predictor
 
-#: Methods of harmonizing: by the curve alone, without the use of any age, and with known ages.
+#: Harmonization methods: intensity mapping alone with estimated ages, the full map with estimated
+#: ages, and the full map with known ages.
 MAPPED, HARMONIZED, KNOWN_AGES = "intensity_mapping", "harmonized", "harmonized_known_ages"
-#: Quantiles that histograms are matched at, and reference scans, at most, that they come from.
+#: Number of quantiles for histogram matching, and maximum number of reference scans for them.
 N_QUANTILES, MAX_HISTOGRAM = 256, 200
-#: Ends the name of a site where scans are measured that may not calibrate it.
+#: Suffix of a site name for scans that are evaluated but not used for calibration.
 LEFT_OUT = ", not in --fit-filter"
-#: Part of the mean site offset that a map has to remove.
+#: Fraction of the mean site offset that a map must remove to be accepted.
 LEAST_REMOVED = 0.5
-#: The guard's limits come from acquisitions of this kind: an intensity mapping neither blurs nor
-#: sharpens, and what a coarser acquisition does to volumes is not the map's. They are half as
-#: strong as real sites': tenth parts of ventricles that appear have to fail.
+#: Acquisitions that define the guard's limits. Blur and sharpening are excluded: an intensity
+#: mapping does neither, and their effect on volumes is not due to the map. The strength is half
+#: that of real sites, so that the guard also detects a ventricle change of about a tenth.
 JUDGED, GUARD_STRENGTH = "all but blur", 0.5
-#: Known truth: scans at most, made-up acquisitions and scans that are harmonized at each.
+#: Known truth: maximum number of scans, number of simulated acquisitions, and scans harmonized at
+#: each.
 MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
 
-#: Predicts the brain age of a scan, by its number, mapped as a code says; whether to spare the
-#: network (:func:`bids_harmony.sites.calibration.estimate_ages`).
+#: Predicts brain age (years) of a scan, by its index, mapped with a site code. The last argument
+#: skips the network (:func:`bids_harmony.sites.calibration.estimate_ages`).
 Predict = Callable[[int, SiteCode, bool], float]
 
 
@@ -65,15 +68,17 @@ class Calibrator:
     data : TrainingSet
         All scans.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
     network : MapNetwork or None
-        What follows the curve.
+        Network applied after the intensity mapping.
     ensembles : sequence of sequence of torch.nn.Module or None
-        By which ages are estimated; None where no age is predicted.
+        Brain age ensembles that estimate ages; None if brain age is not predicted.
     slice_mm : tuple of float
-        Of the contract.
+        Range of slice heights in mm, from the contract.
     box : tuple, optional
-        What the networks see; the data's when None.
+        Rows and columns that the networks use; those of the data if None.
+    known : dict
+        Cache of predicted ages.
     """
 
     data: TrainingSet
@@ -85,10 +90,10 @@ class Calibrator:
     known: dict[Any, float] = field(default_factory=dict)
 
     def predict_age(self, scan: int, code: SiteCode, spare: bool = False) -> float:
-        """Predict brain age from every fourth slice, for calibration without known ages.
+        """Predict brain age from every fourth slice, for calibration with unknown ages.
 
-        What was predicted is cached: with and without the network, calibration takes the same
-        steps.
+        Predictions are cached, because calibrations with and without the network share most of
+        them.
         """
         spare, data, box = spare or self.network is None, self.data, self.box or self.data.box
         key = scan, code.shift.tobytes(), code.age, code.n, spare
@@ -101,14 +106,14 @@ class Calibrator:
         return self.known[key]
 
     def methods(self) -> dict[str, tuple[Predict | None, MapNetwork | None]]:
-        """Name the methods of harmonizing that are compared.
+        """Return the harmonization methods to compare.
 
         Returns
         -------
         dict
-            By method, what estimates ages (None: those that are known) and the network that
-            follows the curve. Without a network the curve alone is harmonization, and no method
-            of its own.
+            For each method, the age predictor (None to use known ages) and the network applied
+            after the intensity mapping. Without a network, the full map is the intensity mapping,
+            which is then not a separate method.
         """
         ages = spared = None
         if self.ensembles is not None:
@@ -120,14 +125,14 @@ class Calibrator:
         return self.predict_age(scan, code, spare=True)
 
     def code(self, scans: np.ndarray, predict: Predict | None) -> SiteCode:
-        """Estimate a site's code from some of its scans.
+        """Estimate a site code from scans of a site.
 
         Parameters
         ----------
         scans : numpy.ndarray
-            Numbers of the scans to calibrate on.
+            Indices of the calibration scans.
         predict : callable or None
-            Estimates the ages, as if none were known; None takes those that are known.
+            Age predictor, which replaces even known ages; None uses known ages.
         """
         known = self.data.ages[scans] if predict is None else np.full(len(scans), np.nan)
         ages = self.filled_ages(scans, known, predict)
@@ -139,7 +144,7 @@ class Calibrator:
     def filled_ages(
         self, scans: np.ndarray, ages: np.ndarray, predict: Predict | None
     ) -> np.ndarray:
-        """Fill in unknown ages of a site's scans (:func:`estimate_ages`)."""
+        """Estimate unknown ages of a site's scans (:func:`estimate_ages`)."""
         by_number = predict and (lambda i, *how: predict(int(scans[i]), *how))
         descriptors, persons = self.data.descriptors[scans], self.data.persons[scans]
         return estimate_ages(descriptors, ages, persons, self.appearance, by_number)
@@ -152,25 +157,26 @@ class Calibrator:
         n_folds: int,
         seed: int,
     ) -> dict[int, SiteCode]:
-        """Give each scan of a site the code that the site's other persons say.
+        """Estimate cross-validated site codes: each scan's from other persons of the site.
 
         Parameters
         ----------
         scans : numpy.ndarray
-            Numbers of the scans of one site.
+            Indices of the scans of one site.
         among : numpy.ndarray
-            Those of them that may be calibrated on.
+            Indices of the scans allowed for calibration.
         predict : callable or None
-            As of :meth:`code`.
+            Age predictor, see :meth:`code`.
         n_folds : int
-            Parts of the site's persons; each is mapped as the others say.
+            Number of folds, by person.
         seed : int
-            Of the folds.
+            Random seed of the folds.
 
         Returns
         -------
         dict of int to SiteCode
-            By the scan's number; scans that no other person is left to calibrate for have none.
+            Site code of each scan index, without scans for which there is no other person to
+            calibrate on.
         """
         persons = self.data.persons
         n_folds = min(n_folds, len(np.unique(persons[scans])))
@@ -185,26 +191,32 @@ class Calibrator:
 
 
 def mean_quantiles(data: TrainingSet, scans: np.ndarray) -> np.ndarray:
-    """Mean quantiles of the brain's intensities over some scans, for :func:`match_histogram`."""
+    """Return the mean intensity quantiles of brains, for :func:`match_histogram`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (:data:`N_QUANTILES`,) intensities.
+    """
     levels = np.linspace(0, 1, N_QUANTILES)
     each = [np.quantile(i[m], levels) for i, m in map(data.stack, scans)]
     return np.asarray(np.mean(each, axis=0))
 
 
 def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """Give a scan the reference's intensity distribution: the published comparator.
+    """Match the intensity histogram of a scan to the reference, as a baseline.
 
     Parameters
     ----------
     volume, mask : numpy.ndarray
-        Intensities and mask, of any shape.
+        Intensities and boolean mask, of any shape.
     quantiles : numpy.ndarray
-        Of :func:`mean_quantiles` of the reference's scans.
+        Output of :func:`mean_quantiles` for the reference.
 
     Returns
     -------
     numpy.ndarray
-        float32, background 0.
+        float32 volume of the same shape, background 0.
     """
     out = np.zeros(volume.shape, np.float32)
     own = np.quantile(volume[mask], np.linspace(0, 1, len(quantiles)))
@@ -215,16 +227,16 @@ def match_histogram(volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray)
 def known_truth_figures(
     run: TrainingRun, appearance: Appearance, networks: Mapping[str, MapNetwork | None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Set the guard's limits, and measure how much of made-up acquisitions each map removes.
+    """Compute the guard's limits, and evaluate maps on simulated acquisitions.
 
     Returns
     -------
     guards : dict of str to dict
-        By map, ``limits`` and ``n``; none with fewer reference persons than a group takes.
+        ``limits`` and ``n`` of each map; empty if the reference has too few persons.
     figures : dict of str to list of dict
-        By map, rows of :func:`bids_harmony.training.acquisition.summarize`.
+        Output of :func:`bids_harmony.training.acquisition.summarize` for each map.
     """
-    # Validation scans where there are enough; the map was fitted to the others' mean alone.
+    # Use validation scans if there are enough, because the networks were not trained on them.
     data, options, enough = run.data, run.options, GROUP + PER_SITE
     chosen = run.learnt[run.split[run.learnt] == VALIDATION]
     chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else run.learnt
@@ -246,7 +258,10 @@ def known_truth_figures(
 
 
 def removed(rows: list[dict[str, Any]]) -> float:
-    """Share of the distance to the original that a map removes; 0 where it was not measured."""
+    """Return the fraction of the distance to the original that a map removes.
+
+    0 if it was not measured.
+    """
     wanted = ("all", "removed")
     return next((float(r["value"]) for r in rows if (r["kind"], r["figure"]) == wanted), 0.0)
 
@@ -258,23 +273,34 @@ def measure(
     appearance: Appearance,
     network: MapNetwork | None,
 ) -> dict[str, Any]:
-    """Measure predictions at every site, with and without harmonization.
+    """Evaluate predictions at every site, with and without harmonization.
 
-    Test scans of the reference, and all scans of other sites but those of persons that the
-    reference has, or that the map has ``seen``: nothing was fitted to any of them, and each is
-    mapped as other persons of its site say
+    The scans are held out: test scans of the reference, and scans of other sites. Persons who are
+    also at the reference, or in ``seen``, are excluded at other sites. Each scan is mapped with a
+    code of other persons of its site
     (:func:`bids_harmony.training.harmonizer.Calibrator.cross_codes`).
+
+    Parameters
+    ----------
+    run : TrainingRun
+        Training run.
+    seen : numpy.ndarray
+        (scans,) whether the map was trained on a scan.
+    predictors : dict of str to Predictor
+        Predictors by target.
+    appearance : Appearance
+        Appearance model of the reference.
+    network : MapNetwork or None
+        Network applied after the intensity mapping.
 
     Returns
     -------
     dict
-        By target ``folds``, figures of networks on the reference scans that they had not seen,
-        and ``sites``: by site and method of preparing the scans the figures of
-        :func:`bids_harmony.training.figures.figures` and, for brain age, those of
-        :func:`bids_harmony.sites.statistics.site_offset`. The methods are ``none``;
-        ``histogram_matching``; ``intensity_mapping``, which is harmonization without its network
-        where it has one, and ``harmonized``, both without the use of any age; and
-        ``harmonized_known_ages``.
+        For each target, ``folds``, the cross-validated metrics at the reference, and ``sites``:
+        for each site and method, the metrics of :func:`bids_harmony.training.figures.figures` and,
+        for brain age, of :func:`bids_harmony.sites.statistics.site_offset`. The methods are
+        ``none``; ``histogram_matching``; ``intensity_mapping`` (harmonization without its network,
+        if it has one) and ``harmonized``, both with estimated ages; and ``harmonized_known_ages``.
     """
     data, split, fit, options = run.data, run.split, run.fit, run.options
     at_home, slice_mm = data.sites == run.reference, options.contract.slice_mm
@@ -317,7 +343,17 @@ def measure(
 def site_metrics(
     rows: pd.DataFrame, run: TrainingRun, predictors: dict[str, Predictor]
 ) -> dict[str, Any]:
-    """Turn predictions into the figures that :func:`measure` returns."""
+    """Compute the metrics of :func:`measure` from predictions.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Columns ``site``, ``method``, ``scan``, ``target`` and ``predicted``.
+    run : TrainingRun
+        Training run.
+    predictors : dict of str to Predictor
+        Predictors by target.
+    """
     metrics: dict[str, Any] = {}
     for name, predictor in predictors.items():
         metrics[name] = dict(predictor.metrics)
@@ -340,7 +376,7 @@ def site_metrics(
 
 
 def _figures_of(part: pd.DataFrame, predictor: Predictor, seed: int) -> dict[str, Any]:
-    """Figures of the predictions of one target at one site."""
+    """Compute metrics of one target at one site."""
     predicted, truth, persons = (part[c].to_numpy() for c in ("predicted", "truth", "person"))
     row = figures(predicted, truth, predictor.binary, seed, persons)
     if (interval := predictor.target.get("interval")) is not None:
@@ -355,25 +391,25 @@ def _figures_of(part: pd.DataFrame, predictor: Predictor, seed: int) -> dict[str
 def accept(
     kind: str, measured: Callable[[str], dict[str, Any]], say: Say
 ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
-    """Leave out a network that fails where the intensity mapping alone passes.
+    """Evaluate a map, and drop its network if only the intensity mapping is accepted.
 
     Parameters
     ----------
     kind : str
-        Of the map that is to be accepted.
+        Kind of the map to evaluate.
     measured : callable
-        Gives :func:`measure`'s figures with a map of some kind.
+        Function that returns the output of :func:`measure` for a kind of map.
     say : callable
-        Takes a line.
+        Receives messages.
 
     Returns
     -------
     kind : str
-        Of the map to be used.
+        Kind of the map to use.
     metrics, accepted : dict
-        Its figures, and what :func:`acceptance` says of it.
+        Its metrics, and the output of :func:`acceptance`.
     left_out : dict or None
-        ``kind``, ``acceptance`` and ``sites``, the figures of brain age, of a map that failed.
+        ``kind``, ``acceptance`` and ``sites`` (brain age metrics) of a rejected map.
     """
     metrics = measured(kind)
     sites = _brain_ages(metrics)
@@ -387,7 +423,7 @@ def accept(
 
 
 def _brain_ages(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Take figures of brain age by site and method, but for scans that may not calibrate."""
+    """Return brain age metrics by site and method, without filtered-out scans."""
     sites = metrics.get("brain_age", {}).get("sites", {})
     return {site: found for site, found in sites.items() if not site.endswith(LEFT_OUT)}
 
@@ -395,23 +431,26 @@ def _brain_ages(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def acceptance(
     sites: Mapping[str, Mapping[str, Mapping[str, Any]]], method: str = "harmonized"
 ) -> dict[str, Any]:
-    """Tell whether a map removes what sites add, and leaves alone the sites that add nothing.
+    """Check whether a map removes site offsets without adding new ones.
+
+    A map passes if it removes at least :data:`LEAST_REMOVED` of the mean absolute offset of sites
+    with an offset, and causes none at the other sites.
 
     Parameters
     ----------
     sites : mapping
-        By site and method, figures with ``offset`` and ``offset_95``, of scans that no
-        calibration saw.
+        Metrics by site and method, with ``offset`` and ``offset_95``, of scans not used for
+        calibration.
     method : str
-        The one to judge, against ``none``.
+        Method to compare with ``none``.
 
     Returns
     -------
     dict
-        ``passed`` (None where no site can be judged), ``removed`` (part of the mean absolute
-        offset of the sites whose raw offset differs from zero by more than its interval; None
-        without such a site), ``moved`` and ``still``, the names of the sites that were judged by
-        each rule, and ``text``, one sentence.
+        ``passed`` (None if no site can be judged); ``removed``, the fraction of the mean absolute
+        offset removed at sites with a raw offset whose interval excludes zero (None if there are
+        no such sites); ``moved`` and ``still``, the names of the sites with and without a raw
+        offset; and ``text``, a one-sentence summary.
     """
     judged = {
         site: (found["none"], found[method])

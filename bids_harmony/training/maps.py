@@ -1,6 +1,6 @@
-"""Train the map network: reference scans under made-up acquisitions have to come back.
+"""Train the map network to restore reference scans from simulated acquisitions.
 
-``train_map`` reads from top to bottom: the loop, examples, the loss, made-up sites.
+``train_map`` reads from top to bottom: training loop, examples, loss, simulated sites.
 """
 
 from __future__ import annotations
@@ -19,35 +19,43 @@ from bids_harmony.training import storage
 from bids_harmony.training.acquisition import Acquisition, acquire
 from bids_harmony.training.data import TrainingRun, Volumes, new_array
 
-#: Made-up sites, scans of each, and how strong they are (1: as real sites).
+#: Number of simulated sites, scans per site, and range of their strength (1: as real sites).
 N_SITES, PER_SITE, STRENGTH = 100, 6, (0.2, 1.1)
-#: Steps, volumes averaged in a step, and the highest learning rate of its one cycle.
+#: Number of steps, volumes per step, and maximum learning rate of the one-cycle schedule.
 STEPS, BATCH, RATE = 700, 2, 2e-3
-#: Steps and sites of a quick run.
+#: Number of steps and simulated sites with ``fast_dev_run``.
 QUICK = (2, 1)
-#: Share of examples that no acquisition has touched: what is as it should be stays so.
+#: Fraction of examples without a simulated acquisition, so that the network learns to leave them
+#: unchanged.
 UNTOUCHED = 0.08
-#: A site's code is as sure as that of this many persons, at least and at most.
+#: Range of the number of persons that a simulated site code is based on (upper end exclusive).
 PERSONS = (3, 40)
-#: Intensities at which the mapping of a made-up site is read, and voxels it takes to read one.
+#: Intensities at which a simulated site's mapping is estimated, half-width of each bin, and
+#: minimum number of voxels in it.
 KNOTS, STEP, FEW = np.arange(0.05, 1.2, 0.05), 0.025, 50
-#: A smaller error than this is none.
+#: Error that is negligible; it is added to the denominator of relative errors.
 NOTHING = 0.004
 
 
 def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
-    """Train the network that follows a site's intensity mapping.
+    """Train the network applied after a site's intensity mapping.
 
-    The network is not to mend the mapping: in training each made-up site has the mapping that its
-    originals show, and the network sees what such a mapping leaves.
+    The network should not correct the intensity mapping itself. In training, each simulated site
+    therefore uses the mapping estimated from its original scans, and the network learns the
+    residual effects.
 
     Parameters
     ----------
     run : TrainingRun
-        The reference's training scans are learnt from. What was made up, and the finished network,
-        are cached; with ``fast_dev_run``, a small network takes a few steps.
+        Training run; the reference's training scans are used. Simulated scans and the trained
+        network are cached. With ``fast_dev_run``, a small network is trained for a few steps.
     appearance : Appearance
-        Of the reference.
+        Appearance model of the reference.
+
+    Returns
+    -------
+    MapNetwork
+        Network on the CPU in evaluation mode, with weights rounded to half precision.
     """
     options = run.options
     quick, seed, device = options.fast_dev_run, options.seed, storage.one_device(options.device)
@@ -82,21 +90,21 @@ def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Examples of which the truth is known: volumes after a site's mapping, and their originals.
+    """Paired examples: simulated scans after intensity mapping, and their originals.
 
     Attributes
     ----------
     run, appearance
-        What they are made of.
+        Training run and appearance model that they were made with.
     acquired : Volumes
-        (n, slices, rows, columns) reference scans under made-up acquisitions, :data:`PER_SITE` of
-        each site; background 0.
+        (n, slices, rows, columns) reference scans under simulated acquisitions, :data:`PER_SITE`
+        for each site; background 0.
     originals : numpy.ndarray
-        (n,) numbers of the scans they were made of.
+        (n,) scan indices of the originals.
     shifts : numpy.ndarray
-        (sites, descriptors) by how much the acquisition changed the descriptors.
+        (sites, descriptors) mean change of the descriptors.
     curves : numpy.ndarray
-        (sites, knots) intensities of the originals where the acquired ones are :data:`KNOTS`.
+        (sites, knots) original intensities at the acquired intensities :data:`KNOTS`.
     """
 
     run: TrainingRun
@@ -108,13 +116,16 @@ class Pairs:
 
     @cached_property
     def own(self) -> np.ndarray:
-        """How each reference scan differs from what is expected at its age: sampling noise."""
+        """Residuals of each reference scan's descriptors from those expected at its age.
+
+        They provide the sampling noise of simulated site codes.
+        """
         data, scans, appearance = self.run.data, self.run.trained, self.appearance
         ages = np.where(np.isnan(data.ages[scans]), appearance.mean_age, data.ages[scans])
         return np.asarray(data.descriptors[scans] - appearance.expected(ages))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give a mapped volume, the site's code, and the original."""
+        """Draw a mapped volume, the site code as network input, and the original volume."""
         data = self.run.data
         persons = rng.choice(len(self.own), int(rng.integers(*PERSONS)))
         shift = self.own[persons].mean(axis=0)
@@ -135,11 +146,22 @@ def paired_loss(
     rng: np.random.Generator,
     bf16: bool,
 ) -> Tensor:
-    """Run the network on an example of :class:`Pairs`, as it is or flipped, and measure it.
+    """Compute the loss of the network on an example of :class:`Pairs`, randomly flipped.
 
-    The errors of intensities and of their differences between neighbours are relative to what
-    they were before, since acquisitions that blur would else outweigh all others. A network that
-    changes nothing has a loss of 2.
+    The loss is the error of intensities plus that of their spatial differences, each relative to
+    the error of the input; otherwise, strongly blurred acquisitions would dominate. A network that
+    changes nothing has a loss of about 2.
+
+    Parameters
+    ----------
+    network : MapNetwork
+        Network in training.
+    example : tuple of numpy.ndarray
+        Mapped volume, site code and original from :meth:`Pairs.draw`.
+    rng : numpy.random.Generator
+        Random number generator.
+    bf16 : bool
+        Whether to use bfloat16 autocast.
     """
     mapped, code, original = example
     device = next(network.parameters()).device
@@ -155,13 +177,13 @@ def paired_loss(
 def network_inputs(
     one: np.ndarray, other: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Make two volumes (1, 1, slices, rows, columns) tensors, as they are or flipped."""
+    """Convert two volumes to padded (1, 1, slices, rows, columns) tensors, randomly flipped."""
     x, y = (torch.from_numpy(padded(v))[None, None] for v in (one, other))
     return (x.flip(3), y.flip(3)) if rng.random() < 0.5 else (x, y)
 
 
 def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
-    """Mean absolute error of intensities, and of their differences between neighbours."""
+    """Compute mean absolute errors of intensities and of their spatial differences."""
     off = (out - y) * mask
     n = mask.sum()
     steps = [off.diff(dim=axis).abs().sum() for axis in (2, 3, 4)]
@@ -169,9 +191,9 @@ def errors(out: Tensor, y: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def make_pairs(run: TrainingRun, appearance: Appearance, n_sites: int) -> Pairs:
-    """Acquire reference scans anew at made-up sites, once: they are cached.
+    """Simulate acquisitions of reference scans, or load them from the cache.
 
-    The parameters are those of :func:`train_map`.
+    See :func:`train_map` for parameters; ``n_sites`` is the number of simulated sites.
     """
     data, scans, seed = run.data, run.trained, run.options.seed
     what = [n_sites, PER_SITE, STRENGTH, KNOTS.tolist(), seed]
@@ -198,7 +220,7 @@ def make_pairs(run: TrainingRun, appearance: Appearance, n_sites: int) -> Pairs:
 
 
 def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Read which intensities originals have where acquired scans have :data:`KNOTS`.
+    """Estimate the original intensities at the acquired intensities :data:`KNOTS`.
 
     Parameters
     ----------
@@ -208,7 +230,7 @@ def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        (knots,) medians, averaged over the pairs and ascending.
+        (knots,) ascending medians, averaged over the pairs.
     """
     found = []
     for anew, original in pairs:
@@ -224,7 +246,7 @@ def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def follow(curve: np.ndarray, volume: np.ndarray) -> np.ndarray:
-    """Map a volume by :func:`read_curve`'s curve, which keeps its distance beyond its ends."""
+    """Map a volume with the curve of :func:`read_curve`, extrapolated with a slope of 1."""
     x = np.concatenate([[0.0], KNOTS, [KNOTS[-1] + 5]])
     y = np.concatenate([[0.0], curve, [curve[-1] + 5]])
     return np.asarray(np.interp(volume, x, y), dtype=np.float32)

@@ -1,10 +1,10 @@
 """Train slice networks on reference scans.
 
-Two recipes: ``ARTICLE`` is the paper's (preprint §4.2: Adam, the rate divided by ten where the
-training loss stands still, single slices as they are); ``FAST``, the default, takes one cycle of
-AdamW over slices whose appearance and pose are changed at random, so that the network leans less
-on one scanner's; numbers are predicted by the mean of slices and of a map of grey matter
-(:mod:`bids_harmony.training.grey_matter`).
+There are two recipes. ``ARTICLE`` is that of the paper (preprint §4.2): Adam, learning rate
+divided by ten when the training loss reaches a plateau, and slices without augmentation. ``FAST``,
+the default, uses one cycle of AdamW and augments appearance and pose, so that the network is more
+robust to scanner effects. It predicts numeric targets with the mean of slice networks and networks
+on grey matter maps (:mod:`bids_harmony.training.grey_matter`).
 """
 
 from __future__ import annotations
@@ -29,49 +29,51 @@ from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
 from bids_harmony.training.data import Say, TrainingSet
 from bids_harmony.training.storage import Losses, digest_of, has_bf16, load_network, save_network
 
-#: The paper's rules: epochs without progress until the rate falls, and until training ends, and
-#: epochs in a row over which the validation loss may rise (preprint §4.2).
+#: Schedule of the paper (preprint §4.2): epochs without progress before the learning rate is
+#: reduced and before training stops, and consecutive epochs with a rising validation loss before
+#: training stops.
 SLOW_AFTER, STOP_AFTER, RISES = 5, 10, 5
-#: A loss that falls by less than this share stands still.
+#: Smallest relative decrease of the loss that counts as progress.
 STILL = 1e-3
-#: Sizes of :func:`augment`'s changes: standard deviations of the shift of CSF and grey matter (CSF
-#: is 0, white matter 1) and of a smooth multiplicative field's logarithm, the largest standard
-#: deviation of noise, and the largest weight of a blur, negative to sharpen.
+#: Sizes of intensity changes in :func:`augment`: standard deviation of the change of CSF and grey
+#: matter (CSF is 0, white matter 1), standard deviation of the log bias field, maximum standard
+#: deviation of noise, and maximum weight of the blur (negative weights sharpen).
 CONTRAST, BIAS, NOISE, BLUR = 0.08, 0.08, 0.04, 0.5
 #: Standard deviations of shift (fraction of the half-width), scale and rotation.
 SHIFT, SCALE, DEGREES = 0.02, 0.03, 2.0
-#: Share of slices whose outermost voxels are taken away.
+#: Fraction of slices from which surface voxels are removed.
 EDGE = 0.3
-#: Share of slices only shifted by whole pixels and reflected: every other one has been
-#: interpolated, and a network that never saw an untouched slice misjudges it by years.
+#: Fraction of slices that are only shifted by whole pixels and flipped. All others are
+#: interpolated, and a network trained on interpolated slices alone mispredicts original slices by
+#: years.
 PLAIN = 0.3
 
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """Size and optimisation of a slice network.
+    """Architecture and optimization of a slice network.
 
     Attributes
     ----------
     name : str
         Name on the command line.
     channels : tuple of int
-        Widths of the stem and the four residual blocks; the paper does not give them.
+        Number of channels of the stem and the four residual blocks; not given in the paper.
     hidden : int
-        Units of the fully connected layer.
+        Number of units of the fully connected layer.
     batch : int
         Slices per step.
     learning_rate : float
-        Highest rate of the one-cycle schedule, or the paper's first rate.
+        Maximum learning rate of the one-cycle schedule, or initial learning rate of the paper's.
     weight_decay : float
-        Of AdamW; 0 makes it Adam.
+        Weight decay of AdamW; 0 is equivalent to Adam.
     steps : int
-        Steps of the cycle; with ``patient``, the most that are taken.
+        Number of steps of the cycle; maximum number of steps if ``patient``.
     patient : bool
-        The paper's schedule (:func:`is_over`), losses, and slices as they are.
+        Whether to use the paper's schedule (:func:`is_over`) and loss, without augmentation.
     acquisitions : int
-        Made-up sites, for each fold, that the network on maps of grey matter is to hold still
-        between (:mod:`bids_harmony.training.grey_matter`); with 0 there is no such network.
+        Number of simulated sites per fold for training robust grey matter networks
+        (:mod:`bids_harmony.training.grey_matter`); 0 for slice networks alone.
     """
 
     name: str = "fast"
@@ -99,7 +101,7 @@ PREDICTORS = {config.name: config for config in (FAST, ARTICLE)}
 
 
 def recipe_of(options: TrainOptions) -> PredictorConfig:
-    """Choose the recipe that the options name, with what they change of it."""
+    """Return the recipe named in the options, with their overrides."""
     recipe = PREDICTORS[options.predictor]
     return replace(
         recipe,
@@ -110,18 +112,18 @@ def recipe_of(options: TrainOptions) -> PredictorConfig:
 
 @dataclass(frozen=True)
 class Examples:
-    """Middle slices of scans with one target value per scan, read when they are drawn.
+    """Middle slices of scans with one target value per scan, read from disk on demand.
 
     Attributes
     ----------
     data : TrainingSet
         All scans.
     scans : numpy.ndarray
-        (n,) numbers of the scans.
+        (n,) scan indices.
     targets : numpy.ndarray
-        (n,) values, or 0/1.
+        (n,) target values, or 0/1.
     slice_mm : tuple of float
-        Heights between which slices are drawn.
+        Range of slice heights in mm.
     """
 
     data: TrainingSet
@@ -131,12 +133,12 @@ class Examples:
 
     @cached_property
     def persons(self) -> np.ndarray:
-        """Person of each of the scans."""
+        """Person of each scan, (n,)."""
         return np.asarray(self.data.persons[self.scans])
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """Numbers of the middle slices."""
+        """Indices of the middle slices."""
         return middle_slices(len(self.data.heights), self.data.affine, self.slice_mm)
 
     @cached_property
@@ -145,12 +147,20 @@ class Examples:
         return np.asarray(self.data.heights[self.numbers])
 
     def draw(self, which: np.ndarray, slices: np.ndarray) -> Tensor:
-        """Read slices: (n, 1, rows, columns), by place in ``scans`` and among the middle ones."""
+        """Read slices as an (n, 1, rows, columns) tensor.
+
+        Parameters
+        ----------
+        which : numpy.ndarray
+            (n,) positions in ``scans``.
+        slices : numpy.ndarray
+            (n,) positions in ``numbers``.
+        """
         drawn = self.data.slices(self.scans[which], self.numbers[slices])
         return torch.from_numpy(drawn)[:, None]
 
     def content(self) -> bytes:
-        """Digest targets and a slice of each scan, to know an earlier run's data again."""
+        """Return a digest of targets and one slice of each scan, for cache keys."""
         digest = hashlib.sha256(self.targets.tobytes())
         middle = np.array([len(self.numbers) // 2])
         for place in range(len(self.scans)):
@@ -159,7 +169,7 @@ class Examples:
 
 
 def target_scale(targets: np.ndarray) -> dict[str, float]:
-    """Mean and spread of the targets, that networks of numbers are centred on."""
+    """Return mean and standard deviation of the targets, to scale network outputs."""
     return {
         "mean": round(float(targets.mean()), 3),
         "scale": max(round(float(targets.std()), 3), 1e-3),
@@ -168,28 +178,29 @@ def target_scale(targets: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks for one target, each trained on the scans of all folds but its own.
+    """Networks for one target, one per fold, each trained on the scans of the other folds.
 
     Attributes
     ----------
     name : str
-        The target's name.
+        Target name.
     examples : Examples
         Scans and targets.
     validation : Examples or None
-        Scans that the paper's schedule watches.
+        Validation scans of the paper's schedule.
     folds : numpy.ndarray
-        (examples,) number of each scan's fold; a scan of a higher fold is seen by all networks.
+        (examples,) fold of each scan. Scans of folds from ``n_networks`` on are used by all
+        networks.
     n_networks : int
-        How many there are.
+        Number of networks.
     binary : bool
-        Whether they give logits.
+        Whether the networks predict logits.
     seed : int
-        Of the first network; the others take the next ones.
+        Random seed of the first network; it is increased by 1 for each further network.
     config : PredictorConfig
-        Size and optimisation.
+        Architecture and optimization.
     folder : pathlib.Path
-        Where finished networks are cached.
+        Cache folder of completed networks.
     """
 
     name: str
@@ -204,14 +215,14 @@ class Ensemble:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Options of the networks."""
+        """Constructor arguments of the networks."""
         config, size = self.config, list(self.examples.data.size)
         options = {"channels": list(config.channels), "shape": size, "hidden": config.hidden}
         return options if self.binary else options | target_scale(self.examples.targets)
 
     @cached_property
     def paths(self) -> list[Path]:
-        """File of each network, named by all that decides its weights."""
+        """Cache file of each network, named by a hash of everything that affects its weights."""
         recipe = {k: v for k, v in asdict(self.config).items() if k != "acquisitions"}
         content = self.examples.content() + (self.validation.content() if self.validation else b"")
         found = []
@@ -227,7 +238,7 @@ class Ensemble:
         Raises
         ------
         HarmonyError
-            When the loss is no longer a number.
+            If the loss is not finite.
         """
         say(f"{self.name}, network {fold + 1} of {self.n_networks}")
         training, among = _Training(self, fold, device), np.flatnonzero(self.folds != fold)
@@ -239,12 +250,15 @@ class Ensemble:
         save_network(self.paths[fold], network)
 
     def load(self) -> list[nn.Module]:
-        """Load the finished networks, with the weights as a bundle has them."""
+        """Load the completed networks, with weights rounded to half precision."""
         loaded = [load_network(path, SliceNetwork(**self.options)) for path in self.paths]
         return [network for network in loaded if network is not None]
 
     def unseen(self, networks: Sequence[nn.Module]) -> np.ndarray:
-        """Predict each scan by the network that was trained without it: (examples,), or NaN."""
+        """Return cross-validated predictions, (examples,).
+
+        Each scan is predicted by the network of its fold; NaN if there is none.
+        """
         data, slice_mm = self.examples.data, self.examples.slice_mm
         found = np.full(len(self.folds), np.nan)
         for i in np.flatnonzero(self.folds < len(networks)):
@@ -255,7 +269,7 @@ class Ensemble:
 
 
 class _Training:
-    """A network, its optimizer and its examples; :meth:`step` learns from a batch."""
+    """State of training one network: model, optimizer and examples."""
 
     def __init__(self, ensemble: Ensemble, fold: int, device: str) -> None:
         self.examples, self.config, self.device = ensemble.examples, ensemble.config, device
@@ -265,7 +279,7 @@ class _Training:
         self.rng = np.random.default_rng(seed)
         bf16 = has_bf16(device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
-        # In single precision a CPU takes two thirds of the time with channels last.
+        # In single precision, channels last takes two thirds of the time on a CPU.
         self.layout = torch.contiguous_format if bf16 or device != "cpu" else torch.channels_last
         self.network = set_layout(SliceNetwork(**ensemble.options).to(device), self.layout)
         self.optimizer = torch.optim.AdamW(
@@ -278,7 +292,7 @@ class _Training:
         self.losses = Losses("predictor")
 
     def step(self, which: np.ndarray, slices: np.ndarray) -> float:
-        """Learn from slices, given by place of scan and of slice; return the loss."""
+        """Train on a batch, given positions of scans and slices; return the loss."""
         x = self.examples.draw(which, slices)
         if not self.config.patient:
             x = augment(x, self.generator)
@@ -294,18 +308,23 @@ class _Training:
         return loss.item()
 
     def loss(self, value: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy; the paper's squared error in units of the targets' spread; or robust."""
+        """Compute the loss.
+
+        It is the cross-entropy for two classes, the scaled squared error of the paper, or the
+        smooth L1 loss in ``FAST``.
+        """
         if self.binary:
             return F.binary_cross_entropy_with_logits(value, target)
         if self.config.patient:
             return F.mse_loss(value / self.network.scale, target / self.network.scale)
-        # Quadratic below the targets' half spread, linear above: single slices can be far off.
+        # Quadratic below .6 standard deviations of the targets and linear above, because
+        # predictions of single slices have outliers.
         unit = 0.6 * self.network.scale
         return F.smooth_l1_loss(value / unit, target / unit)
 
 
 def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
-    """One cycle of the rate: up over the first tenth, down along a half cosine."""
+    """Train with one cycle: linear warm-up over a tenth of the steps, then cosine decay."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
     for number in training.losses.steps(steps, "training a predictor", say):
@@ -320,9 +339,10 @@ def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
 def _train_patiently(
     training: _Training, among: np.ndarray, validation: Examples | None, say: Say
 ) -> None:
-    """Follow the paper's schedule over epochs of all slices; keep the best validation epoch.
+    """Train with the paper's schedule; keep the weights of the best validation epoch.
 
-    The rate is divided by ten when the training loss has stood still for five epochs.
+    An epoch contains all slices. The learning rate is divided by ten after five epochs without
+    progress of the training loss.
     """
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         training.optimizer, factor=0.1, patience=SLOW_AFTER - 1, threshold=STILL
@@ -354,18 +374,18 @@ def _train_patiently(
 
 
 def is_over(losses: Sequence[float], validation: Sequence[float]) -> bool:
-    """Tell whether the paper's schedule has ended (preprint §4.2).
+    """Return whether the paper's schedule has ended (preprint §4.2).
 
     Parameters
     ----------
     losses, validation : sequence of float
-        Training loss, and validation loss where there is one, of each epoch so far.
+        Training and validation loss of each epoch; ``validation`` may be empty.
 
     Returns
     -------
     bool
-        Whether the training loss has stood still for ten epochs, or the validation loss has risen
-        five epochs in a row.
+        Whether the training loss has not improved for ten epochs, or the validation loss has risen
+        in five consecutive epochs.
     """
     best, still = np.inf, 0
     for loss in losses:
@@ -375,11 +395,11 @@ def is_over(losses: Sequence[float], validation: Sequence[float]) -> bool:
 
 
 def _epoch(training: _Training, among: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches that hold every middle slice of the scans once, in random order."""
+    """Yield batches that together contain every middle slice once, in random order."""
     n, batch = len(training.examples.numbers), training.config.batch
     order = training.rng.permutation(len(among) * n)
     for some in np.split(order, range(batch, len(order), batch)):
-        if len(some) > 1:  # batch normalisation needs two
+        if len(some) > 1:  # batch normalization needs at least two
             yield among[some // n], some % n
 
 
@@ -396,7 +416,7 @@ def _validation_loss(training: _Training, validation: Examples) -> float:
 
 
 def _even(targets: np.ndarray) -> np.ndarray:
-    """Weigh scans so as to flatten the targets' distribution, at most threefold."""
+    """Return sampling weights that flatten the distribution of targets, at most threefold."""
     counts, edges = np.histogram(targets, bins=8)
     here = counts[np.clip(np.searchsorted(edges, targets, side="right") - 1, 0, 7)]
     weight = 1 / np.clip(here, here.max() / 3, None)
@@ -404,7 +424,7 @@ def _even(targets: np.ndarray) -> np.ndarray:
 
 
 def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) -> Tensor:
-    """Change the appearance and pose of slices at random.
+    """Augment slices: change appearance and pose at random.
 
     Parameters
     ----------
@@ -413,12 +433,12 @@ def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) ->
     generator : torch.Generator
         Random number generator.
     plain : float
-        Share of slices that are only shifted and reflected.
+        Fraction of slices that are only shifted and flipped.
 
     Returns
     -------
     torch.Tensor
-        Same shape, background 0.
+        Augmented slices of the same shape, background 0.
     """
     n, _, rows, columns = slices.shape
 
@@ -432,19 +452,19 @@ def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) ->
     rows_by, columns_by = (int(v) for v in torch.randint(-2, 3, (2,), generator=generator))
     untouched = torch.roll(slices, (rows_by, columns_by), dims=(2, 3))
     untouched = torch.where(uniform(n, 1, 1, 1) < 0.5, untouched.flip(2), untouched)
-    # Pose: rotation, anisotropic scale, shift and reflection, in one resampling.
+    # Pose: rotation, anisotropic scale, shift and reflection, in a single resampling.
     angle = normal(n) * DEGREES * torch.pi / 180
     sx, sy = (1 + SCALE * normal(2, n)).unbind()
     flip = torch.where(uniform(n) < 0.5, -1.0, 1.0)
     dx, dy = (SHIFT * normal(2, n)).unbind()
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Columns come first in grid_sample; rows run left to right in the brain, so rows are flipped.
+    # grid_sample has columns first. Rows run from left to right in the brain, so rows are flipped.
     top = torch.stack([sx * cos, -sin, dx], dim=1)
     bottom = torch.stack([sin, flip * sy * cos, dy], dim=1)
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), [n, 1, rows, columns], False)
     x = F.grid_sample(slices, grid, align_corners=False)
     mask = (x > 5e-4).float()
-    # Intensity mapping: move CSF (0) and grey matter against white matter (1).
+    # Intensity mapping: change CSF (0) and grey matter relative to white matter (1).
     csf = CONTRAST * normal(n, 1, 1, 1)
     x = torch.relu(x - csf) / (1 - csf)
     x = x ** torch.exp(2 * CONTRAST * normal(n, 1, 1, 1))
@@ -459,7 +479,7 @@ def augment(slices: Tensor, generator: torch.Generator, plain: float = PLAIN) ->
     smooth = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = x + weight * (smooth - x)
     x = x + NOISE * uniform(n, 1, 1, 1) * normal(n, 1, rows, columns)
-    # Mask: on some slices, peel one more voxel where a smooth random field says so.
+    # Mask: on some slices, erode one voxel in random smooth regions.
     inner = 1 - F.max_pool2d(1 - mask, 3, 1, 1)
     patch = F.interpolate(uniform(n, 1, 6, 6), size=(rows, columns), mode="bilinear")
     away = (uniform(n, 1, 1, 1) < EDGE) & (patch < 0.5)

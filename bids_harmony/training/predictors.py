@@ -1,4 +1,4 @@
-"""The predictors of a bundle, trained on the reference site alone."""
+"""Train the predictors of a bundle, on the reference site only."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
 Say = Callable[[str], None]
-#: Range of the simulated effect's strength in made-up patients, and most scans it is put into:
-#: they are held in memory.
+#: Range of the strength of the simulated effect in patients, and maximum number of scans, which
+#: are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
 FOLDER = "predictors"
 SIMULATED_NAME = "schizophrenia_probability"
-#: A network is never stretched beyond this, either way.
+#: Maximum slope (and inverse of the minimum) of the calibration line.
 MOST_STRETCH = 2.0
 INTERVAL = (
     "empirical: holds 90 % of the errors on reference persons of networks that had not seen them; "
@@ -48,23 +48,23 @@ INTERVAL = (
 
 @dataclass
 class Predictor:
-    """A trained predictor with its entries in ``bundle.json``.
+    """A trained predictor with its entries of ``bundle.json``.
 
     Attributes
     ----------
     networks : dict of str to list of torch.nn.Module
-        Ensembles by name, with the weights as stored; their mean is what is predicted.
+        Ensembles by name, with weights rounded to half precision. The prediction is their mean.
     entries : dict of str to dict
-        Their entries of ``networks``, without the files.
+        Their entries of ``networks``, without file names.
     target : dict
-        Entry of ``targets``, without the networks' names.
+        Entry of ``targets``, without network names.
     metrics : dict
-        Figures measured while training.
+        Metrics measured in training.
     truth : numpy.ndarray or None
-        (scans,) true values of all scans, NaN where unknown; None where they are made up.
+        (scans,) true values of all scans, NaN if unknown; None for simulated labels.
     unseen : pandas.DataFrame or None
-        ``predicted``, ``truth``, ``person`` and ``seed`` of the reference scans, each by the
-        networks that were trained without it.
+        Cross-validated predictions of the reference scans: ``predicted``, ``truth``, ``person``
+        and ``seed``.
     """
 
     networks: dict[str, list[nn.Module]]
@@ -76,38 +76,38 @@ class Predictor:
 
     @property
     def ensembles(self) -> list[list[nn.Module]]:
-        """The ensembles, as :func:`bids_harmony.models.networks.predict_slices` takes them."""
+        """Ensembles, as input of :func:`bids_harmony.models.networks.predict_slices`."""
         return list(self.networks.values())
 
     @property
     def binary(self) -> bool:
-        """Whether the networks give logits."""
+        """Whether the networks predict logits."""
         return bool(self.target["output"] == "logit")
 
 
 def train_predictors(
     run: TrainingRun, config: PredictorConfig | None = None, nprocs: int = 1
 ) -> dict[str, Predictor]:
-    """Train every target's ensemble on the reference site.
+    """Train the ensembles of all targets on the reference site.
 
     Parameters
     ----------
     run : TrainingRun
-        Predictors of two classes need the scans that ``--fit-filter`` leaves out, too.
+        Training run. Predictors of two classes also use scans that ``--fit-filter`` excludes.
     config : PredictorConfig, optional
-        Size and optimisation; the options' recipe when None.
+        Architecture and optimization; the recipe of the options if None.
     nprocs : int
-        Networks trained at once on the CPU, each in a process of one thread.
+        Number of networks trained in parallel on the CPU, each in a single-threaded process.
 
     Returns
     -------
-    dict
-        By the target's name.
+    dict of str to Predictor
+        Predictors by target name.
 
     Raises
     ------
     UsageError
-        When a target cannot be had; before anything is trained.
+        If a target is not available; raised before training.
     """
     options, config = run.options, config or recipe_of(run.options)
     columns = [column for column in options.targets if column != SIMULATED]
@@ -126,7 +126,7 @@ def train_predictors(
 
 
 def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
-    """Train the networks of all ensembles but those that an earlier run has finished."""
+    """Train the networks of all ensembles, except those already cached."""
     calls: list[tuple[Any, ...]] = []
     for ensemble in ensembles:
         for fold, path in enumerate(ensemble.paths):
@@ -148,7 +148,7 @@ def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -
 
 
 def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
-    """Calibrate a target's ensembles on their folds."""
+    """Load a target's ensembles, calibrate them on their folds and compute metrics."""
     name, truth, persons = target.name, ensemble.examples.targets, ensemble.examples.persons
     networks = {name: ensemble.load()}
     entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
@@ -182,12 +182,11 @@ def _calibrate(
     truth: np.ndarray,
     folds: np.ndarray,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Stretch the networks' values by the line that fits what they had not seen.
+    """Calibrate networks with a linear fit to their cross-validated predictions.
 
-    A single slice tells less than a scan, so a network trained on slices stays nearer to the mean
-    than the median over a scan's slices deserves; a penalty on weights does the same. The line
-    becomes part of the networks; what is returned for each fold was stretched by a line fitted on
-    the other folds.
+    Predictions regress to the mean: a single slice is less informative than a scan, so the median
+    over slices is too close to the mean; a penalty on weights has the same effect. The fit becomes
+    part of the networks. The returned predictions of each fold are calibrated on the other folds.
     """
     stretched = np.full(len(unseen), np.nan)
     for fold in np.unique(folds):
@@ -204,7 +203,7 @@ def _calibrate(
 def _describe(
     target: Target, values: np.ndarray, unseen: np.ndarray, persons: np.ndarray
 ) -> dict[str, Any]:
-    """Entry of ``targets`` in ``bundle.json``."""
+    """Return the entry of ``targets`` in ``bundle.json``."""
     n = len(values)
     entry: dict[str, Any] = {
         "output": "logit" if target.binary else "value",
@@ -223,18 +222,18 @@ def _describe(
 
 
 def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept that bring predictions nearest to the truth, by least squares.
+    """Return slope and intercept that calibrate predictions to the truth by least squares.
 
     Parameters
     ----------
     predicted, truth : numpy.ndarray
-        (scans,) of scans the network had not seen.
+        (scans,) values of scans that the network was not trained on.
 
     Returns
     -------
     slope, intercept : float
-        The slope lies within 1/2 and 2 (:data:`MOST_STRETCH`); it is 1 where there is nothing to
-        fit.
+        The slope is clipped to 1/2 to 2 (:data:`MOST_STRETCH`). It is 1 if the predictions are
+        constant.
     """
     slope = np.nan_to_num(statistics.fit_line(truth, predicted)[0], nan=1.0)
     slope = float(np.clip(slope, 1 / MOST_STRETCH, MOST_STRETCH))
@@ -244,18 +243,18 @@ def fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 def empirical_half_width(
     errors: np.ndarray, persons: np.ndarray | None = None, level: float = 0.9
 ) -> float:
-    """Half-width of an empirical interval: a quantile of absolute errors on unseen scans.
+    """Compute the half-width of an empirical prediction interval from held-out errors.
 
     Parameters
     ----------
     errors : numpy.ndarray
         (scans,) predicted minus true values.
     persons : numpy.ndarray, optional
-        (scans,) whose scan it is: the scans of a person count as one together. Each scan is
-        another person's when None.
+        (scans,) person of each scan; each person has the same total weight. If None, each scan is
+        of a different person.
     level : float
-        Share of persons whose errors lie within. Of n persons the ceil((n + 1) level)-th smallest
-        error is taken, the largest where n is too small for the level.
+        Nominal coverage, as a fraction of persons. For n persons, the half-width is the ceil((n +
+        1) level)-th smallest absolute error, or the largest if n is too small.
     """
     labels = np.arange(len(errors)) if persons is None else persons
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -266,40 +265,49 @@ def empirical_half_width(
 
 
 def age_bias(predicted: np.ndarray, age: np.ndarray) -> dict[str, float]:
-    """Fit how the gap depends on age: gap = intercept + slope * age (de Lange, Beheshti).
+    """Fit the age bias of brain age: gap = intercept + slope * age (de Lange, Beheshti).
 
     Parameters
     ----------
     predicted, age : numpy.ndarray
-        (scans,) years, of scans the network had not seen.
+        (scans,) predicted and true age in years, of scans that the network was not trained on.
 
     Returns
     -------
     dict
-        ``slope``, ``intercept`` (years) and ``n``.
+        ``slope``, ``intercept`` (years) and number of scans ``n``.
     """
     slope, intercept = np.nan_to_num(statistics.fit_line(predicted - age, age)).tolist()
     return {"slope": round(slope, 4), "intercept": round(intercept, 3), "n": len(age)}
 
 
 def plan_ensemble(run: TrainingRun, target: Target, config: PredictorConfig) -> Ensemble:
-    """Say which scans a target's networks learn from, and which one each leaves out.
+    """Select scans and cross-validation folds for the networks of a target.
 
-    Folds are of whole persons, balanced on age, and on class where there are two.
+    Folds are split by person and balanced on age, and on class if there are two.
+
+    Parameters
+    ----------
+    run : TrainingRun
+        Training run.
+    target : Target
+        Target to predict.
+    config : PredictorConfig
+        Architecture and optimization.
 
     Raises
     ------
     UsageError
-        When there are fewer persons than folds, in all or of a class.
+        If there are fewer persons than folds (in either class).
     """
     data, split, options = run.data, run.split, run.options
     usable = (data.sites == run.reference) & np.isfinite(target.values) & (run.fit | target.binary)
-    # Only the paper's schedule watches scans apart; folds are enough for the other's calibration.
+    # Only the paper's schedule needs validation scans; the default is calibrated on its folds.
     watched = np.flatnonzero(usable & (split == VALIDATION) & config.patient)
     scans = np.setdiff1d(np.flatnonzero(usable & (split != TEST)), watched)
     rng = np.random.default_rng(options.seed)
     values = target.values[scans]
-    # A person counts for the class of the first scan, as make_folds does.
+    # The class of a person is that of the first scan, as in make_folds.
     first = np.unique(data.persons[scans], return_index=True)[1]
     counts = [int((values[first] == k).sum()) for k in (0, 1)] if target.binary else [len(first)]
     if min(counts) < options.folds:
@@ -319,17 +327,17 @@ def plan_ensemble(run: TrainingRun, target: Target, config: PredictorConfig) -> 
 
 
 def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
-    """Make patients of reference scans to train on: every other has a simulated effect.
+    """Simulate patients for training: half of the reference persons get a simulated effect.
 
-    There is no public imaging of schizophrenia; the number it gives says how much a scan looks
-    like the simulation's patients, and every output says so. One network leaves out the scans of
-    fold 0, which are held out.
+    No imaging data of schizophrenia are public. The predicted number measures how similar a scan
+    is to the simulated patients, and every output says so. The ensemble is a single network, and
+    the scans of fold 0 are held out.
     """
     data, options = run.data, run.options
     scans = np.flatnonzero(data.sites == run.reference)
     scans = np.sort(np.random.default_rng(options.seed).permutation(scans)[:MAX_SIMULATED])
     held = run.split[scans] == TEST
-    # Patients and controls alternate along age, in training and held-out persons alike.
+    # Patients and controls alternate in age, in both the training and the held-out set.
     persons = data.persons[scans]
     ill: list[str] = []
     for group in (held, ~held):
@@ -343,7 +351,7 @@ def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
         volume, mask = data.volume(scan)
         seed = options.seed + scan
         volume, _ = apply_effect(volume, mask, data.affine, strength=strength, seed=seed)
-        # Other slices are never read, and so take no memory.
+        # Other slices are never read; np.zeros allocates no memory for them.
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
     run.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
@@ -353,7 +361,7 @@ def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
 
 
 def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:
-    """Tell how the network trained on simulated labels does on the scans held out."""
+    """Evaluate the network trained on simulated labels on its held-out scans."""
     held, networks = ensemble.folds == 0, ensemble.load()
     found: dict[str, Any] = {"n": 0}
     if held.any():

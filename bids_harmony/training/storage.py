@@ -1,4 +1,4 @@
-"""What all trainings share: the device, the losses, and the weights of finished networks."""
+"""Shared training utilities: device selection, loss tracking and the network cache."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
 Network = TypeVar("Network", bound=nn.Module)
-#: Losses of so many steps are averaged.
+#: Number of steps over which losses are averaged.
 RECENT = 50
 
 
 def one_device(asked: str) -> str:
-    """Where a network that needs no more than one device trains: ``cpu`` or ``cuda``."""
+    """Return the training device, ``cpu`` or ``cuda``.
+
+    CUDA is used if available, unless ``asked`` is ``cpu``.
+    """
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def has_bf16(device: str) -> bool:
-    """Whether a device itself multiplies in bfloat16; a CPU that does not is many times slower."""
+    """Return whether a device supports bfloat16 natively; emulation on a CPU is much slower."""
     if one_device(device) == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class Losses:
-    """The last losses of a training, by name; as text, the means of the last steps.
+    """Recent losses of a training, by name. As text, means over the last steps.
 
     Parameters
     ----------
     what : str
-        What is trained, for messages.
+        Name of the trained network, for messages.
     """
 
     def __init__(self, what: str) -> None:
@@ -50,12 +53,12 @@ class Losses:
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
 
     def add(self, **losses: float) -> None:
-        """Take the losses of a step.
+        """Record the losses of a step.
 
         Raises
         ------
         HarmonyError
-            When one is no number.
+            If a loss is not finite.
         """
         self.step += 1
         for name, loss in losses.items():
@@ -67,7 +70,7 @@ class Losses:
             self.recent[name].append(loss)
 
     def steps(self, n: int, what: str, say: Callable[[str], None]) -> Iterator[int]:
-        """Count the steps of a training, and say now and then where its losses are."""
+        """Iterate over training steps, and report progress and losses at intervals."""
         return counted_off(range(n), n, what, lambda line: say(f"{line}; {self}"), "steps")
 
     def __str__(self) -> str:
@@ -75,9 +78,9 @@ class Losses:
 
 
 def as_stored(network: Network) -> Network:
-    """Round a network's weights to the half precision they are stored in, in place.
+    """Round the weights of a network to half precision, in place, and freeze it.
 
-    Everything measured after this holds for the bundle as it will be loaded.
+    Bundles are saved in half precision, so later measurements hold for the bundle as loaded.
     """
     with torch.no_grad():
         for value in network.state_dict().values():
@@ -87,17 +90,25 @@ def as_stored(network: Network) -> Network:
 
 
 def digest_of(what: Any, content: bytes) -> str:
-    """Name weights by what decides them: JSON-ready values, and bytes."""
+    """Compute a cache key, 16 hexadecimal digits of the SHA-256 of all inputs.
+
+    Parameters
+    ----------
+    what : Any
+        JSON-serializable values.
+    content : bytes
+        Further content, such as data digests or weights.
+    """
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode() + content).hexdigest()[:16]
 
 
 def save_network(path: Path, network: Network) -> Network:
-    """Write a trained network's weights whole: beside their place, then renamed.
+    """Save the weights of a trained network atomically.
 
     Returns
     -------
     torch.nn.Module
-        The same network on the CPU, as :func:`as_stored`.
+        The same network on the CPU, rounded by :func:`as_stored`.
     """
     content = io.BytesIO()
     torch.save(network.cpu().state_dict(), content)
@@ -106,9 +117,9 @@ def save_network(path: Path, network: Network) -> Network:
 
 
 def load_network(path: Path, network: Network) -> Network | None:
-    """Fill a network with the weights that an earlier run has written; None where there are none.
+    """Load cached weights into a network; return None if there are none.
 
-    Nothing but tensors and plain values is read, never code.
+    Only tensors and plain values are read, never code.
     """
     if not path.is_file():
         return None

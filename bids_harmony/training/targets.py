@@ -1,4 +1,4 @@
-"""What can be predicted: any numeric and any two-class column of the dataset's tables."""
+"""Prediction targets: numeric and two-class columns of the dataset's tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bids_harmony.errors import UsageError
 from bids_harmony.training.data import TrainingSet
 
 SIMULATED = "simulated-schizophrenia"
-#: Columns of a training set's table that are no targets.
+#: Columns of a training set's table that cannot be targets.
 NO_TARGETS = frozenset({"subject", "person", "site", "metrics", "_source", "qc_status"})
-#: Names that bundles and predictions use themselves; what outputs say of the last two holds for
-#: the age and for simulated labels alone.
+#: Names reserved by bundles and predictions. Outputs make statements about the last two that hold
+#: only for age and for simulated labels.
 TAKEN = frozenset(
     {"harmonizer", "backward", "bundle", "in_training", "brain_age", "schizophrenia_probability"}
 )
@@ -30,13 +30,13 @@ class Target:
     Attributes
     ----------
     column : str
-        In the training set's table.
+        Column of the training set's table.
     name : str
-        In bundles and outputs: ``brain_age`` for the age, ``<column>_probability`` for two
-        classes, else the column's own; with ``column_`` before it where it would be one of
-        :data:`TAKEN`. Letters, digits and ``_`` only.
+        Name in bundles and outputs: ``brain_age`` for age, ``<column>_probability`` for two
+        classes, otherwise the column name. The prefix ``column_`` is added to names in
+        :data:`TAKEN`. Only letters, digits and ``_``.
     values : numpy.ndarray
-        (scans,) numbers, or 0 and 1; NaN where unknown.
+        (scans,) numbers, or 0 and 1; NaN if unknown.
     classes : tuple of str
         Names of classes 0 and 1; empty for numbers.
     """
@@ -55,12 +55,12 @@ class Target:
 def find_targets(
     data: TrainingSet, columns: Sequence[str], reference: str, fit: np.ndarray
 ) -> list[Target]:
-    """Read columns as targets, as :func:`find_target` does; a column named twice counts once.
+    """Return the targets of several columns (:func:`find_target`), without duplicates.
 
     Raises
     ------
     UsageError
-        Also when two columns would go by one name.
+        If a column is not a valid target, or two columns would have the same target name.
     """
     targets: dict[str, Target] = {}
     for column in dict.fromkeys(columns):
@@ -76,31 +76,31 @@ def find_targets(
 def find_target(
     data: TrainingSet, column: str, reference: str, fit: np.ndarray | None = None
 ) -> Target:
-    """Read a column as a target.
+    """Return the target of a column.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     column : str
-        Of its table.
+        Column of its table.
     reference : str
-        The site predictors are trained at.
+        Reference site, on which predictors are trained.
     fit : numpy.ndarray, optional
-        (scans,) whether ``--fit-filter`` lets a scan be fitted on: of words of more than two
-        kinds, those of these scans count.
+        (scans,) whether ``--fit-filter`` selects a scan. If a text column has more than two
+        values, only those of the selected scans count.
 
     Returns
     -------
     Target
-        A column of two different values has classes; 0 is the one that tables usually give to
-        controls, else the one with most scans, else the first by name.
+        Target with classes if the column has two values. Class 0 is a common name of controls if
+        there is one, otherwise the class with more scans, otherwise the first by name.
 
     Raises
     ------
     UsageError
-        When there is no such column, the reference site has no value of it, or it has words of
-        more than two kinds.
+        If there is no such column, it has no or only one value at the reference site, or it is
+        text with more than two values.
     """
     columns = sorted(set(map(str, data.table)) - NO_TARGETS)
     if column not in columns:
@@ -136,7 +136,7 @@ def find_target(
 
 
 def _name(wanted: str) -> str:
-    """Name a target so that files and columns can be called by it."""
+    """Return a target name that is safe in file and column names."""
     name = re.sub(r"\W+", "_", wanted)
     return f"column_{name}" if name in TAKEN else name
 
