@@ -47,8 +47,8 @@ LEFT_OUT = ", not in --fit-filter"
 #: Fraction of the mean site offset that a map must remove to be accepted.
 LEAST_REMOVED = 0.5
 #: Acquisitions that define the guard's limits. Blur and sharpening are excluded: an intensity
-#: mapping does neither, and their effect on volumes is not due to the map. The strength is half
-#: that of real sites, so that the guard also detects a ventricle change of about a tenth.
+#: mapping does neither, and their effect on volumes is not due to the map. They are half as
+#: strong as at real sites, so that a map that adds a tenth of the ventricles fails.
 JUDGED, GUARD_STRENGTH = "all but blur", 0.5
 #: Known truth: maximum number of scans, number of simulated acquisitions, and scans harmonized at
 #: each.
