@@ -97,7 +97,7 @@ def is_stripped(img: nib.Nifti1Image) -> bool:
 
 
 def outlines_brain(img: nib.Nifti1Image) -> np.ndarray | None:
-    """Return a scan's foreground if it looks like a brain alone, otherwise None.
+    """Return a scan's foreground if it looks like a skull-stripped brain, else None.
 
     Its volume must be that of a brain (0.6 to 2.3 litres), and all other voxels that differ from
     the background must amount to at most 10 % of it.

@@ -166,7 +166,7 @@ def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
 
 
 def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
-    """Return a message on rated scans missing from ``there``, with similar names; empty if none."""
+    """Return a message on rated scans missing from ``there``, with similar names, or no text."""
     there = list(there)
     unknown = sorted(set(ratings["scan"]) - set(there) - {""})
     if not unknown:
