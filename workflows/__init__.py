@@ -1,1 +1,1 @@
-"""Nipype workflows: the graphs of one scan, and of a run."""
+"""Nipype workflows that preprocess and harmonize one scan."""

@@ -1,4 +1,4 @@
-"""Graph of one preprocessed scan's harmonization and predictions."""
+"""Workflow that harmonizes one preprocessed scan and predicts from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bids_harmony.interfaces.outputs import SaveOutputs
 from bids_harmony.interfaces.reports import ScanFigures
 from bids_harmony.workflows.preprocess import figures_prefix, names_of_grid
 
-#: What a record alone says of a calibration.
+#: Calibration fields written to a scan's record but not to image sidecars.
 FOR_RECORD = frozenset({"sources", "changes"})
 
 
@@ -38,28 +38,37 @@ def init_harmonize_wf(
     device: str = "cpu",
     omp_nthreads: int = 1,
 ) -> pe.Workflow:
-    """Take one preprocessed scan to the reference site, and predict there.
+    """Build the workflow that harmonizes one preprocessed scan to the reference site.
+
+    It also computes the harmonization metrics and the bundle's predictions.
 
     Parameters
     ----------
     scan, facts, output_dir, staging_dir, contract, space, template
         See :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf`.
     before : dict
-        What preprocessing found out (:func:`bids_harmony.bids.records.preprocessed`).
+        Preprocessing results (:func:`bids_harmony.bids.records.preprocessed`).
     bundle : str
         Folder of the model bundle.
     calibration : dict
-        Of the scan's site, as in its file.
+        Calibration of the scan's site, as in its JSON file.
     native : bool
-        Write the harmonized image on the scan's own grid too.
+        Whether to also write the harmonized image on the scan's native grid.
     on_guard_fail : {"flag", "raw"}
-        ``raw`` predicts from the raw scan alone where the anatomy guard says ``fail``.
+        Action if the anatomy guard fails: ``raw`` predicts from the raw scan only, ``flag`` also
+        from the harmonized scan.
     correct_age_bias : bool
-        Add age gaps corrected for the bias with age.
+        Whether to add brain-age gaps corrected for age bias.
     device : {"cpu", "cuda"}
-        Where networks run; ``cuda`` nodes queue for the GPU in nipype's MultiProc.
+        Device of the networks. With ``cuda``, nodes queue for the GPU in nipype's MultiProc
+        plugin.
     omp_nthreads : int
-        Threads of one node.
+        Maximum number of threads per node.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The workflow, named after the scan.
     """
     outputs = [Path(output_dir) / path for path in before["outputs"]]
     preproc, xfm = _only(outputs, "_desc-preproc_T1w.nii.gz"), _only(outputs, "_xfm.txt")

@@ -1,4 +1,4 @@
-"""Graph of one scan's preprocessing, from raw to the template grid, measured and described."""
+"""Workflow that preprocesses one scan to the template grid and computes its QC metrics."""
 
 from __future__ import annotations
 
@@ -37,34 +37,42 @@ def init_preprocess_wf(
     seed: int = 42,
     sloppy: bool = False,
 ) -> pe.Workflow:
-    """Take one T1w scan from raw to the template grid, measured and described.
+    """Build the workflow that preprocesses one T1w scan to the template grid.
+
+    It also computes the scan's QC metrics and intensity descriptors.
 
     Parameters
     ----------
     scan : Scan
-        The scan.
+        T1w scan.
     facts : dict
-        What is known of the scan and the run; goes to the scan's record.
+        Information on the scan and the run that is copied to the scan's record.
     output_dir : str
-        Derivatives written.
+        Root folder of the derivatives.
     staging_dir : str
-        Folder of the scan's own for outputs that are not yet in place.
+        Folder for this scan's outputs until they are complete.
     contract : Contract
-        The bundle's preprocessing contract.
+        Preprocessing contract of the bundle.
     space : str
-        Template label.
+        Template label (``space`` entity).
     skull_strip : {"auto", "deepbet", "multi-atlas", "bet", "skip"}
-        Brain mask method; ``auto`` recognises a stripped scan and otherwise does as the contract.
+        Brain extraction method; ``auto`` detects skull-stripped scans and otherwise uses the
+        contract's method.
     registration : {"auto", "ants", "flirt"}
-        Affine method; ``auto`` does as the contract.
+        Affine registration method; ``auto`` uses the contract's method.
     template : str, optional
-        Template file; the embedded one by default.
+        Template file; None for the built-in template.
     atlas_dir : str, optional
-        Atlas library of ``multi-atlas``.
+        Atlas folder, required by ``multi-atlas``.
     seed : int
-        Seed of everything random.
+        Random seed of brain extraction and registration.
     sloppy : bool
-        Register with low quality, for tests.
+        Whether to use fast, low-quality registration; for tests only.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The workflow, named after the scan.
     """
     grid = {"resolution": contract.resolution, "template": template}
     prefix = figures_prefix(scan, staging_dir)
@@ -161,11 +169,11 @@ def init_preprocess_wf(
 
 
 def figures_prefix(scan: Scan, staging_dir: str) -> str:
-    """Path of a scan's figures up to the ``desc`` entity."""
+    """Return the path of a scan's figures up to the ``desc`` entity."""
     return f"{staging_dir}/sub-{scan.entities['subject']}/figures/{scan.key}"
 
 
 def names_of_grid(space: str, resolution: int, template: str | None) -> dict[str, str]:
-    """Name the template grid in the name and the sidecar of an image."""
+    """Return the entities and sidecar fields that describe the template grid of an image."""
     names = {"space": space, "resolution": str(resolution)}
     return names if template is None else {**names, "SpatialReference": Path(template).name}

@@ -1,10 +1,10 @@
-"""Anatomical preprocessing as plain functions: check, brain mask, affine, intensity."""
+"""Anatomical preprocessing functions: input check, brain mask, registration, intensity scaling."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
-#: Tool that runs each method of brain masks and registrations.
+#: Software behind each brain extraction and registration method.
 TOOLS = {
     "deepbet": "deepbet",
     "multi-atlas": "antspyx",
@@ -15,33 +15,33 @@ TOOLS = {
 
 
 def tool_versions(skull_strip: str, registration: str) -> dict[str, str]:
-    """Name the tools of a run with their versions, without importing any of them.
+    """Return the versions of the software a run uses, without importing it.
 
     Parameters
     ----------
     skull_strip : {"deepbet", "multi-atlas", "bet", "skip"}
-        How brains are found.
+        Brain extraction method.
     registration : {"ants", "flirt"}
-        How they are registered.
+        Affine registration method.
 
     Returns
     -------
     dict
-        Name to version, in order of the names.
+        Version by software name, sorted by name. nipype, torch and nilearn are always included.
     """
     used = {TOOLS[method] for method in (skull_strip, registration) if method in TOOLS}
-    # What runs the steps, what the networks run on, and whose template it is.
+    # nipype runs the workflow, torch the networks, and nilearn provides the template.
     return {tool: _version(tool) for tool in sorted(used | {"nipype", "torch", "nilearn"})}
 
 
 def made_by(method: str) -> dict[str, str]:
-    """Name the tool of one method: ``tool`` and ``version``, or nothing where it needs none."""
+    """Return the ``tool`` and ``version`` of a method; empty if it needs no other software."""
     tool = TOOLS.get(method)
     return {"tool": tool, "version": _version(tool)} if tool else {}
 
 
 def _version(tool: str) -> str:
-    """Version of FSL or of a Python package, without the build's label (``+cpu``)."""
+    """Return the version of FSL or of a Python package, without the local label (``+cpu``)."""
     if tool == "FSL":
         from bids_harmony.anat.fsl import fsl_version
 

@@ -1,4 +1,4 @@
-"""Register scans to the template, and resample them through the affine."""
+"""Affine registration to the template, and resampling through the affine."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from scipy.spatial.transform import Rotation
 from bids_harmony.anat.intensity import MIN_VOXELS, bias_field, map_intensities, tissue_means
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: Mean local correlation with the template that a registration reaches unless it failed.
+#: Minimum mean local correlation with the template of a successful registration.
 GOOD_LIKENESS = 0.62
-#: Voxel size for the search of orientations, and how many are tried.
+#: Voxel size, in mm, of the orientation search, and number of orientations passed on to ANTs.
 COARSE_MM, N_STARTS = 8.0, 4
-#: How images are scaled for the registration alone, whatever the contract.
+#: Bias field order and grey matter value used for registration, independent of the contract.
 BIAS_ORDER, GREY = 3, 0.55
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
 def to_ants(img: nib.Nifti1Image) -> Any:
-    """Make an antspyx image of a 3-D image whose affine has no shear."""
-    # ITK reads this on its first use in a process only, and sums in another order with more
-    # threads: it must be set before any image is made, not just before a registration.
+    """Convert a 3-D image whose affine has no shear to a float32 antspyx image."""
+    # Results depend on the number of threads, as it changes the order of summation. ITK reads this
+    # variable only once per process, so set it before creating the first image.
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     import ants
 
@@ -54,34 +54,36 @@ def register_affine(
     seed: int = 42,
     sloppy: bool = False,
 ) -> Path:
-    """Register a brain to the template with 12 degrees of freedom by antspyx, repeatably.
+    """Register a brain to the template with a deterministic 12-parameter affine (antspyx).
 
-    CSF is darkened to the background's 0 in both first (:func:`without_csf`): otherwise the
-    edge of the mask is the strongest edge there is, and brains whose mask hugs the cortex are
-    tilted and scaled against those whose mask keeps the CSF over it.
-    Both are brought to the template's voxel size first: at 2 mm the parameters differ from
-    those found at 1 mm by a fraction of a voxel, for a ninth of the time. The start is the
-    centres of mass, from which heads tilted by up to 30 degrees (any shift) are found. Where the
-    result does not look like the template, other orientations are tried, and the best is kept.
-    (``ants.affine_initializer`` misses heads on their side at 8 mm and takes a minute at 4 mm.)
+    CSF is first darkened to 0, the background value, in both images (:func:`without_csf`).
+    Otherwise the edge of the brain mask dominates the metric: brains with a tight mask would be
+    rotated and scaled relative to those whose mask includes the CSF around the cortex.
+
+    The scan is downsampled to the template's voxel size. At 2 mm, the parameters differ from those
+    found at 1 mm by a fraction of a voxel, in a ninth of the time. Registration starts from the
+    centres of mass, which recovers any shift and rotations of up to 30 degrees. If the result does
+    not resemble the template, other orientations are tried and the best result is returned.
+    (``ants.affine_initializer`` takes a minute at 4 mm, and at 8 mm fails on heads lying on their
+    side.)
 
     Parameters
     ----------
     brain : nibabel.Nifti1Image
-        Brain-masked scan, background 0.
+        3-D brain-extracted scan, background 0.
     template : nibabel.Nifti1Image
-        Brain-masked template on the grid of the result.
+        3-D brain-extracted template, background 0.
     out_file : path-like
-        Where to write the ITK text transform (``.txt``).
+        Path of the ITK text transform to write (``.txt``).
     seed : int
-        Seed of the metric's sampling.
+        Random seed for sampling the metric.
     sloppy : bool
-        Take fewer iterations and samples; for tests only.
+        Whether to use fewer iterations and samples; for tests only.
 
     Returns
     -------
     pathlib.Path
-        ``out_file``. The transform takes images from the scan to the template.
+        ``out_file``. The transform resamples images from scan to template space.
     """
     fixed = without_csf(template)
     moving = without_csf(downsample(brain, float(min(template.header.get_zooms()[:3]))))
@@ -110,7 +112,10 @@ def register_affine(
 
 
 def without_csf(brain: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Scale a brain (background 0) to CSF 0 and white matter 1, as far as it has tissues."""
+    """Scale a brain (background 0) to CSF 0 and white matter 1 after bias field correction.
+
+    The image is returned unscaled if its three tissues cannot be identified.
+    """
     data = np.asarray(brain.dataobj)
     mask = data > 0
     if mask.sum() >= MIN_VOXELS:
@@ -122,10 +127,10 @@ def without_csf(brain: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def _starts(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, scratch: str) -> Iterator[str | None]:
-    """Yield None, for the centres of mass, then files of the likeliest initial transforms.
+    """Yield initial transforms: None (centres of mass), then files for the best orientations.
 
-    Nothing is computed for the first. For each of 24 orientations, 27 tilts are compared on 8 mm
-    voxels with centres of mass and volumes matched.
+    The orientation search runs only if a second transform is requested. For each of 24
+    orientations, 27 tilts are compared on 8 mm voxels, with centres of mass and volumes matched.
     """
     yield None
     fixed, moving = (downsample(img, COARSE_MM) for img in (fixed, moving))
@@ -156,21 +161,21 @@ def _centre_and_volume(brain: nib.Nifti1Image) -> tuple[np.ndarray, float]:
 
 
 def likeness(brain: nib.Nifti1Image, template: nib.Nifti1Image) -> float:
-    """Mean local correlation of a registered brain with the template, at 4 mm.
+    """Compute the mean local correlation of a registered brain with the template at 4 mm.
 
-    Unlike a global correlation it is blind to bias fields and contrast, so that one limit fits
-    all scanners: the lowest of 151 good registrations was 0.72 (the second lowest 0.81), the
-    highest of 35 failed ones 0.53.
+    Unlike a global correlation, it is insensitive to bias fields and contrast, so that one
+    threshold works for all scanners. The lowest value of 151 good registrations was 0.72 (the
+    second lowest 0.81), the highest of 35 failed ones 0.53.
 
     Parameters
     ----------
     brain, template : nibabel.Nifti1Image
-        On one grid, background 0.
+        3-D images on the same grid, background 0.
 
     Returns
     -------
     float
-        Between -1 and 1, over the template's foreground.
+        Mean over the template's foreground, between -1 and 1.
     """
     a, b = (np.asarray(downsample(img, 4.0).dataobj) for img in (brain, template))
     a, b = a / (a.max() or 1), b / b.max()
@@ -178,17 +183,33 @@ def likeness(brain: nib.Nifti1Image, template: nib.Nifti1Image) -> float:
 
 
 def local_correlation(a: np.ndarray, b: np.ndarray, sigma: float) -> np.ndarray:
-    """Correlation of two arrays in a Gaussian window of ``sigma`` voxels around each voxel."""
+    """Compute the local correlation of two arrays, in a Gaussian window around each voxel.
+
+    Parameters
+    ----------
+    a, b : numpy.ndarray
+        Arrays of the same shape.
+    sigma : float
+        Standard deviation of the window, in voxels.
+
+    Returns
+    -------
+    numpy.ndarray
+        Correlation at each voxel, between -1 and 1; near 0 in flat regions.
+    """
     mean = partial(ndimage.gaussian_filter, sigma=sigma)
     mean_a, mean_b = mean(a), mean(b)
     covariance = mean(a * b) - mean_a * mean_b
     variance = (mean(a * a) - mean_a**2) * (mean(b * b) - mean_b**2)
-    # Flat patches have a variance of 0 up to rounding, which may be negative.
+    # In flat regions, rounding errors may make the variance slightly negative.
     return np.asarray(covariance / np.sqrt(np.maximum(variance, 1e-8)))
 
 
 def write_affine(matrix: np.ndarray, out_file: str | Path) -> str:
-    """Write a RAS+ matrix, taking points of the fixed to the moving image, as an ITK file."""
+    """Write a 4 x 4 RAS+ matrix as an ITK text transform and return its path.
+
+    The matrix maps points of the fixed image to the moving image, in mm.
+    """
     from nitransforms.io.itk import ITKLinearTransform
 
     ITKLinearTransform.from_ras(matrix).to_filename(str(out_file))
@@ -196,7 +217,10 @@ def write_affine(matrix: np.ndarray, out_file: str | Path) -> str:
 
 
 def downsample(img: nib.Nifti1Image, target_mm: float) -> nib.Nifti1Image:
-    """Smooth and resample an image to float32 voxels of ``target_mm`` where its own are finer."""
+    """Smooth and resample an image to float32 voxels of ``target_mm``.
+
+    Axes whose voxels are at least that large are left unchanged.
+    """
     data = np.asarray(img.dataobj, dtype=np.float32)
     zooms = voxel_sizes(img.affine)
     factor = np.maximum(target_mm / zooms, 1.0)
@@ -210,10 +234,10 @@ def downsample(img: nib.Nifti1Image, target_mm: float) -> nib.Nifti1Image:
 
 
 def _smooth(data: np.ndarray, zooms: np.ndarray, target_mm: float) -> np.ndarray:
-    """Smooth each axis so that its resolution (FWHM) becomes that of ``target_mm`` voxels.
+    """Smooth each axis to the resolution (FWHM) of ``target_mm`` voxels.
 
-    Sampling a fine scan on a coarse grid without this keeps its noise and aliases its edges,
-    so that a scan's native voxel size would stay visible after resampling.
+    Sampling a high-resolution scan on a coarse grid without smoothing keeps its noise and aliases
+    its edges, so that the native voxel size would remain visible after resampling.
     """
     fwhm = np.sqrt(np.maximum(target_mm**2 - zooms**2, 0.0))
     return np.asarray(ndimage.gaussian_filter(data, fwhm * FWHM_TO_SIGMA / zooms, truncate=3.0))
@@ -227,20 +251,20 @@ def resample(
     invert: bool = False,
     antialias: bool = False,
 ) -> nib.Nifti1Image:
-    """Bring an image onto a reference grid through an ITK affine, in one linear interpolation.
+    """Resample an image onto a reference grid through an ITK affine, with linear interpolation.
 
     Parameters
     ----------
     img : nibabel.Nifti1Image
-        Image to move.
+        3-D image to resample.
     reference : nibabel.Nifti1Image
-        Its grid is the result's.
+        Image that defines the output grid.
     transform : path-like
         ITK text transform from the scan to the template.
     invert : bool
-        Go from the template to the scan instead.
+        Whether to apply the inverse transform, from the template to the scan.
     antialias : bool
-        Smooth the image to the reference's resolution before it is sampled.
+        Whether to smooth the image to the reference's resolution first.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Brain masks: deepbet, label fusion, the outline of a stripped scan, or one that is given."""
+"""Brain masks from deepbet, multi-atlas label fusion, skull-stripped scans or existing files."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from bids_harmony.anat.check import check_file, load_image, load_t1w
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError, UsageError
 
-#: Litres a foreground may fill to be a brain alone (heads start near 2.5 L), and any mask.
+#: Volume range, in litres, of a skull-stripped scan's foreground (whole heads start near 2.5 L)
+#: and of any brain mask.
 BRAIN_LITRES, MASK_LITRES = (0.6, 2.3), (0.3, 2.6)
-#: Voxels beside a stripped brain, as a share of the brain's.
+#: Maximum volume of other foreground in a skull-stripped scan, as a fraction of the brain.
 BESIDE = 0.1
-#: Dice between a scan's foreground and deepbet's mask above which the scan is a stripped one.
+#: Minimum Dice coefficient of foreground and deepbet mask in a skull-stripped scan.
 STRIPPED_DICE = 0.85
-#: Values up to this are those of a mask, or of probabilities with interpolation's ringing.
+#: Maximum of a binary mask or probability map, allowing for ringing from interpolation.
 MAX_PROBABILITY = 1.5
-#: Voxel sizes, in mm, at which atlases are ranked, warped and fused.
+#: Voxel sizes, in mm, used to rank, warp and fuse atlases.
 COARSE_MM, SYN_MM, WORK_MM = 8.0, 4.0, 2.0
-#: Local weights compare patches of this standard deviation, in mm, and are their correlation to
-#: this power.
+#: Gaussian patch size (standard deviation in mm) of the local correlation between atlas and scan,
+#: and the power to which it is raised to give the atlas weights.
 PATCH_MM, SHARPNESS = 4.0, 4.0
-#: What a mask's name adds to its image's; ``space-`` would be another grid.
+#: Regular expression for what follows the image's name in a mask's name. ``space-`` is excluded,
+#: as such masks are on another grid.
 MASK_NAME = r"(_T1w)?(_(atlas|desc|label|res|seg)-[^_]+)*_(mask|dseg)"
 
 
 def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
-    """Brain mask by deepbet, whose weights come with its wheel; torch is left with one thread.
+    """Compute a brain mask with deepbet, whose weights ship with its package.
+
+    This sets the number of torch threads to 1.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
     """
     import torch
 
-    # More threads sum in another order, which moves a voxel of the mask now and then.
+    # With more threads, the order of summation changes and single voxels of the mask may flip.
     torch.set_num_threads(1)
     engine = _deepbet()
     try:
@@ -73,17 +77,17 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
 
 @cache
 def _deepbet() -> Any:
-    """Load deepbet's two networks once per process."""
+    """Load deepbet's two networks, once per process."""
     from deepbet.bet import BrainExtraction
 
     return BrainExtraction(no_gpu=True)
 
 
 def is_stripped(img: nib.Nifti1Image) -> bool:
-    """Tell whether a scan has been skull-stripped already.
+    """Return whether a scan is already skull-stripped.
 
-    Its foreground must have a brain's volume with next to nothing beside it (a scalp that zeroed
-    bone parts from the brain, say), and deepbet must find that same brain in it.
+    Its foreground must have the volume of a brain and contain little else (such as a scalp
+    separated from the brain by zeroed bone), and must overlap with deepbet's mask.
     """
     mask = outlines_brain(img)
     try:
@@ -93,22 +97,26 @@ def is_stripped(img: nib.Nifti1Image) -> bool:
 
 
 def outlines_brain(img: nib.Nifti1Image) -> np.ndarray | None:
-    """Return a scan's foreground where its volume is a brain's, with next to nothing beside it."""
+    """Return a scan's foreground if it looks like a skull-stripped brain, else None.
+
+    Its volume must be that of a brain (0.6 to 2.3 litres), and all other voxels that differ from
+    the background must amount to at most 10 % of it.
+    """
     mask = foreground(img)
     alone = np.sum(_differs(img) & ~mask) <= BESIDE * mask.sum()
     return mask if alone and BRAIN_LITRES[0] <= _litres(mask, img) <= BRAIN_LITRES[1] else None
 
 
 def foreground(img: nib.Nifti1Image) -> np.ndarray:
-    """Largest component of the voxels that differ from the scan's background value, filled.
+    """Return the largest component of voxels that differ from the background, with holes filled.
 
-    Stripped scans have a constant background, which need not be 0.
+    Skull-stripped scans have a constant background, which is not necessarily 0.
     """
     return np.asarray(ndimage.binary_fill_holes(largest_component(_differs(img))))
 
 
 def _differs(img: nib.Nifti1Image) -> np.ndarray:
-    """Find the voxels that differ from the background, which is what most corners hold."""
+    """Find voxels that differ from the background, the median value of the volume's corners."""
     data = np.asarray(img.dataobj)
     return np.asarray(data != float(np.median(data[np.ix_(*[(0, -1)] * 3)])))
 
@@ -118,18 +126,18 @@ def _litres(mask: np.ndarray, img: nib.Nifti1Image) -> float:
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice overlap of two boolean arrays (1 when both are empty)."""
+    """Compute the Dice coefficient of two boolean arrays (1 when both are empty)."""
     total = int(a.sum()) + int(b.sum())
     return 2.0 * int(np.logical_and(a, b).sum()) / total if total else 1.0
 
 
 def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
-    """Refuse a mask that cannot be a brain.
+    """Check that a mask has the volume of a brain.
 
     Raises
     ------
     ScanError
-        When its volume lies outside 0.3 to 2.6 litres.
+        When its volume is outside 0.3 to 2.6 litres.
     """
     litres = _litres(mask, img)
     if not MASK_LITRES[0] <= litres <= MASK_LITRES[1]:
@@ -140,12 +148,12 @@ def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
 
 
 def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict[str, Any]]:
-    """Bring a mask that was made elsewhere from its file onto the scan's RAS grid.
+    """Load an existing brain mask and resample it to the scan's RAS grid.
 
     Parameters
     ----------
     path : path-like
-        The mask's file.
+        Mask, probability map or label map (NIfTI).
     img : nibabel.Nifti1Image
         3-D RAS scan.
 
@@ -154,12 +162,13 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
     mask : numpy.ndarray
         Boolean mask on the scan's grid.
     record : dict
-        ``notes``, and ``threshold`` where the mask holds other values than 0 and 1.
+        ``notes``, and ``threshold`` if the file holds values other than 0 and 1.
 
     Raises
     ------
     ScanError
-        When it cannot be read, is no mask, or does not cover the scan's space.
+        When the file cannot be read as a 3-D image, or less than 80 % of the mask's volume lies on
+        the scan's grid.
     """
     name = f"The brain mask {Path(path).name}"
     given, geometry = load_image(path)
@@ -176,23 +185,23 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
 
 
 def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Turn a mask's values into brain or not.
+    """Convert a binary mask, probability map or label map to a boolean mask.
 
-    Probabilities count from 0.5; all else is labels, all of them brain.
+    Probabilities are thresholded at 0.5. In label maps, all labels above 0 are brain.
 
     Parameters
     ----------
     data : numpy.ndarray
-        Real numbers.
+        Real values; NaN and infinite ones count as 0.
     name : str
-        What it is, for messages.
+        Description of the data, for messages.
 
     Returns
     -------
     mask : numpy.ndarray
-        Boolean.
+        Boolean, same shape as ``data``.
     record : dict
-        Empty for a mask of 0 and 1; otherwise ``threshold``, above which voxels are brain, and
+        Empty for a binary mask; otherwise ``threshold``, above which voxels are brain, and
         ``notes``.
     """
     data = np.nan_to_num(data, nan=0, posinf=0, neginf=0)
@@ -205,16 +214,16 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 class Atlas(NamedTuple):
-    """A whole-head T1w image and its brain mask, in one space.
+    """A whole-head T1w image and its brain mask in the same space.
 
     Attributes
     ----------
     name : str
         File name without ``_T1w`` and extension.
     image : pathlib.Path
-        The T1w image.
+        T1w image.
     mask : pathlib.Path
-        A mask or a label map; labels above 0 are brain.
+        Mask or label map; labels above 0 are brain.
     """
 
     name: str
@@ -223,22 +232,27 @@ class Atlas(NamedTuple):
 
 
 def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
-    """Find the atlases of a folder, in name order.
+    """Find the atlases in a folder, sorted by name.
 
-    Two layouts are understood, at any depth: BIDS-like pairs (``X_T1w.nii.gz`` and a file
+    Two layouts are supported, at any depth: BIDS-like pairs (``X_T1w.nii.gz`` and a file
     ``X[_...]_mask.nii.gz`` or ``X[_...]_dseg.nii.gz`` in the same folder or anywhere else below
     ``atlas_dir``, such as ``derivatives/``), and plain pairs (``name.nii.gz`` and
-    ``name_mask.nii.gz``). Masks win over label maps, and a ``desc-brain`` mask over others.
+    ``name_mask.nii.gz``). Masks are preferred to label maps, and a ``desc-brain`` mask to others.
 
     Parameters
     ----------
     atlas_dir : path-like
-        The folder of ``--atlas-dir``.
+        Atlas folder (``--atlas-dir``).
+
+    Returns
+    -------
+    list of Atlas
+        At least one atlas.
 
     Raises
     ------
     UsageError
-        When the folder holds no pair, or a file of one is not there.
+        When the folder holds no pair, or a file of a pair is missing or too large.
     """
     files = {path.name.split(".nii")[0]: path for path in sorted(Path(atlas_dir).rglob("*.nii*"))}
     labels = sorted(
@@ -273,38 +287,38 @@ def multiatlas_mask(
     seed: int = 42,
     exclude: Collection[str] = (),
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Brain mask of a whole head by fusing the warped masks of similar atlases.
+    """Compute the brain mask of a whole head by multi-atlas label fusion.
 
-    The paper's method ([33], MASS) on antspyx: every atlas is registered to the scan by a coarse
-    affine; the most similar ones are then warped by SyN, and their masks vote in each voxel with
-    the weight of their local likeness (locally weighted voting).
+    This is the paper's method ([33], MASS), implemented with antspyx. Each atlas is registered to
+    the scan with a coarse affine. The most similar atlases are then warped with SyN, and their
+    masks are fused by locally weighted voting (:func:`fuse`).
 
     Parameters
     ----------
     img : nibabel.Nifti1Image
         3-D RAS image with skull.
     atlases : sequence of Atlas
-        From :func:`find_atlases`.
+        Atlases from :func:`find_atlases`.
     n_best : int
-        How many atlases vote.
+        Number of atlases to fuse.
     seed : int
-        Seed of the registrations, which run in one thread: the same input gives the same mask.
+        Random seed of the registrations. They run in one thread, so results are reproducible.
     exclude : collection of str
-        Keys of scans (``sub-01_ses-a``): atlases of the same subjects are left out, as an atlas
-        made from the scan itself would vote for its own mask.
+        Scan keys (``sub-01_ses-a``). Atlases of the same subjects are excluded, so that no scan is
+        segmented with its own mask.
 
     Returns
     -------
     mask : numpy.ndarray
         Boolean mask on the image's grid: one component without holes.
     record : dict
-        ``n_atlases`` found, ``excluded``, ``used`` (name and similarity of each voter, best
-        first).
+        ``n_atlases`` (number of atlases passed), ``excluded`` (number excluded) and ``used`` (name
+        and similarity of each fused atlas, best first).
 
     Raises
     ------
     ScanError
-        When no atlas is left.
+        When all atlases are excluded.
     """
     subjects = {key.split("_")[0] for key in exclude}
     pool = [atlas for atlas in atlases if atlas.name.split("_")[0] not in subjects]
@@ -347,16 +361,18 @@ def multiatlas_mask(
 def fuse(
     target: np.ndarray, voters: Sequence[tuple[np.ndarray, np.ndarray]], sigma: float
 ) -> np.ndarray:
-    """Let warped masks vote in each voxel with the weight of their image's local likeness.
+    """Fuse warped atlas masks by locally weighted voting.
+
+    At each voxel, an atlas is weighted by its local correlation with the scan.
 
     Parameters
     ----------
     target : numpy.ndarray
-        The scan.
+        3-D scan.
     voters : sequence of (image, mask)
-        Warped atlases on the scan's grid, masks in [0, 1].
+        Atlas images and masks warped to the scan's grid; masks in [0, 1].
     sigma : float
-        Standard deviation of the patches, in voxels.
+        Standard deviation of the Gaussian patches, in voxels.
 
     Returns
     -------
@@ -377,7 +393,7 @@ def _register(
     transform: str,
     **steps: Any,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Register an atlas to a scan; return its image and mask on a grid, and the transforms."""
+    """Register an atlas to ``fixed``; return its image and mask on ``grid``, and transforms."""
     head, label = load_t1w(atlas.image)[0], nib.as_closest_canonical(load_image(atlas.mask)[0])
     mask, _ = as_mask(np.asarray(label.dataobj), f"The mask of the atlas {atlas.name}")
     brain = nib.Nifti1Image(mask.astype(np.uint8), label.affine)
@@ -399,7 +415,7 @@ def _zoom(img: nib.Nifti1Image) -> float:
 
 
 def _prepare(img: nib.Nifti1Image, target_mm: float) -> nib.Nifti1Image:
-    """Bring a RAS image to coarser voxels, with values in [0, 1] and no bright outliers."""
+    """Downsample a RAS image and scale it to [0, 1], clipping at the 1st and 99.5th percentile."""
     coarse = downsample(img, target_mm)
     data = np.asarray(coarse.dataobj)
     low, high = np.percentile(data, (1, 99.5))

@@ -1,4 +1,4 @@
-"""Look at a scan's file before anything is computed from it, and bring the scan to RAS."""
+"""Check input images and load T1w scans in RAS orientation."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError
 from bids_harmony.files import pointer
 
-#: What nibabel raises for files that it cannot read.
+#: Exceptions raised by nibabel for files that it cannot read.
 READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError,
                zlib.error)  # fmt: skip
-#: Voxel sizes of any image of a head, and how far from the origin positions keep their digits.
+#: Range of plausible voxel sizes, and the distance from the origin beyond which coordinates lose
+#: precision, in mm.
 MIN_ZOOM_MM, MAX_ZOOM_MM, MAX_ORIGIN_MM = 0.1, 12.0, 1e5
-#: A brain is longer than this in every direction.
+#: Minimum extent of a head scan along each axis, in mm.
 MIN_EXTENT_MM = 80.0
-#: A sform and a qform that differ more are remarked upon.
+#: Distance between sform and qform, in mm, from which a note is recorded.
 MAX_SHIFT_MM = 1.0
-#: Volume of a voxel, as a share of the box with its edges' lengths, below which axes coincide.
+#: Minimum voxel volume, as a fraction of the product of the voxel sizes; it is smaller if axes are
+#: nearly parallel.
 MIN_VOLUME = 0.1
-#: Share of the head's voxels that may be NaN, infinite, or so large that squares overflow.
+#: Maximum fraction of non-background voxels that may be NaN or infinite, and the absolute value
+#: from which voxels are treated as infinite because their squares may overflow.
 MAX_NONFINITE, MAX_VALUE = 0.01, 1e15
-#: Share of the voxels that padding holds at least, and that may be below 0 by ringing alone.
+#: Minimum fraction of voxels that hold a padding value, and maximum fraction of negative voxels
+#: that is attributed to ringing.
 MIN_PADDING, MAX_NEGATIVE = 0.001, 0.01
-#: Voxels of a scan, and bytes that may follow them in its file: some programs write there.
+#: Maximum number of voxels, and of bytes after them in the file (some programs append data).
 MAX_VOXELS, MAX_SURPLUS = 2**28, 2**24
 
 
 class Geometry(NamedTuple):
-    """The affine of an image, the qform and sform codes of its header, and what was wrong."""
+    """Geometry of an image: 4 x 4 affine, qform and sform codes, and notes on problems."""
 
     affine: np.ndarray
     codes: tuple[int, int]
@@ -47,32 +51,34 @@ class Geometry(NamedTuple):
 
 
 def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """Read a T1w scan, refuse what cannot be used, and bring it to RAS.
+    """Load a T1w scan in RAS orientation and check that it can be used.
 
     Parameters
     ----------
     path : path-like
-        A NIfTI file.
+        NIfTI file.
 
     Returns
     -------
     img : nibabel.Nifti1Image
-        3-D float32 image in the closest RAS orientation (axes flipped or permuted, never
-        resampled), all values finite.
+        3-D float32 image in the closest RAS orientation (axes are flipped or permuted, never
+        resampled). All values are finite; padding is 0.
     record : dict
-        What was found and done: shape, voxel size, original orientation, header codes,
-        number of non-finite values replaced, values found as padding, notes in plain words.
+        Findings: ``shape``, ``voxel_size_mm``, original ``orientation``, ``obliquity_deg``,
+        ``qform_code``, ``sform_code``, ``nonfinite_voxels`` (number replaced), ``padding`` (values
+        treated as background), ``voxels_sha256`` and ``notes``.
 
     Raises
     ------
     ScanError
-        When the file is absent, unreadable, truncated, not 3-D, empty, not finite within the
-        head, covers a part of it alone, or its header makes no sense.
+        When the file is missing, unreadable, truncated, constant or not a 3-D real-valued image;
+        when more than 1 % of the voxels outside the background are not finite; when the scan
+        covers only a part of the head; or when its affine is invalid.
     """
     name = Path(path).name
     img, (affine, codes, notes) = load_image(path)
     data = np.asarray(img.dataobj)
-    # Of the values, so that an image is known again in a file that was compressed in another way.
+    # Hash the values, so that copies of an image are recognized however they are compressed.
     voxels = sha256(f"{data.shape}".encode() + data.tobytes()).hexdigest()
     bad = ~(np.abs(data) < MAX_VALUE)
     background = _replace_nonfinite(data, bad, name, notes)
@@ -85,7 +91,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         raise ScanError(
             f"All voxels of {name} have the same value.", "Convert or download the scan again."
         )
-    # What follows takes 0 for the background, so that tissue must lie above it.
+    # Later steps treat 0 as background, so tissue must be positive.
     data, added = lift(data, background)
     if added:
         notes.append(f"intensities below 0 were found; {added:.4g} was added to all")
@@ -111,19 +117,19 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
 
 
 def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
-    """Read any 3-D NIfTI image to its end; trailing axes of one are dropped.
+    """Load a 3-D NIfTI image, dropping trailing axes of length one.
 
     Returns
     -------
     img : nibabel.Nifti1Image
-        Values as float32, with the usable affine.
+        float32 values with a valid affine.
     geometry : Geometry
-        What its header said.
+        Geometry from the image's header.
 
     Raises
     ------
     ScanError
-        When it is absent, cannot be read, is not 3-D, or has no usable affine.
+        When the file is missing, cannot be read, is not 3-D, or has no valid affine.
     """
     path = Path(path)
     check_file(path)
@@ -157,18 +163,20 @@ def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is seen without opening the file: nothing there, no file, far too large.
+    """Check a file without opening it as an image.
 
     Raises
     ------
     ScanError
+        When the file is missing, a pointer whose content is not present (git-annex, Git LFS), not
+        a regular file, or too large.
     """
     fault, remedy = "", "Check the dataset, and how it was converted."
     if why := pointer(path):
         fault, remedy = f"is no image: {why}", "Fetch its content; the same command continues."
     elif not path.exists():
         fault = "does not exist"
-    elif not path.is_file():  # reading a pipe would wait for ever
+    elif not path.is_file():  # reading a pipe would block forever
         fault = "cannot be read (it is not a file)"
     elif (size := path.stat().st_size) > 8 * MAX_VOXELS + MAX_SURPLUS:
         fault = f"has {size / 1e9:.1f} GB, which no T1w scan has"
@@ -177,7 +185,7 @@ def check_file(path: Path) -> None:
 
 
 def _unpack(path: Path, limit: float) -> None:
-    """Read a gzip file to its end, where its checksum is: nibabel stops before."""
+    """Read a gzip file to its end to verify its checksum, where nibabel stops earlier."""
     n_bytes = 0
     with gzip.open(path) as file:
         while part := file.read(2**20):
@@ -187,25 +195,30 @@ def _unpack(path: Path, limit: float) -> None:
 
 
 def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
-    """Choose the affine of an image: its sform if that makes sense, otherwise its qform.
+    """Return an image's affine: its sform if that is valid, otherwise its qform.
 
     Parameters
     ----------
     img : nibabel.Nifti1Pair
-        As loaded.
+        Image as loaded.
     name : str
-        The file's name, for messages.
+        File name, for messages.
+
+    Returns
+    -------
+    Geometry
+        The affine, the header's codes, and notes on an invalid form or on forms that disagree.
 
     Raises
     ------
     ScanError
-        When neither form is set or neither makes sense.
+        When neither sform nor qform is set and valid.
     """
     codes = int(img.header["qform_code"]), int(img.header["sform_code"])
     forms = {"sform": img.get_sform()} if codes[1] else {}
     try:
         forms |= {"qform": img.get_qform()} if codes[0] else {}
-    except (HeaderDataError, ValueError):  # its quaternion is not a rotation
+    except (HeaderDataError, ValueError):  # the quaternion is not a rotation
         forms["qform"] = np.full((4, 4), np.nan)
     if not forms:
         raise ScanError(
@@ -230,7 +243,7 @@ def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
 
 
 def _fault(affine: np.ndarray) -> str:
-    """Say what makes a matrix useless as an affine; nothing if it is one."""
+    """Describe why a matrix is not a valid affine; return an empty string if it is."""
     sizes = affines.voxel_sizes(affine)
     finite = np.isfinite(affine).all()
     if not finite or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
@@ -243,7 +256,7 @@ def _fault(affine: np.ndarray) -> str:
 
 
 def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
-    """Refuse a slab: what was scanned is too thin for a brain in some direction."""
+    """Raise ScanError if the scanned region is shorter than a brain along any axis."""
     (box,) = ndimage.find_objects(scanned.astype(np.uint8))
     lengths = [along.stop - along.start for along in box] * affines.voxel_sizes(affine)
     if lengths.min() < MIN_EXTENT_MM:
@@ -262,7 +275,7 @@ def _replace_nonfinite(
     around = np.zeros_like(bad)
     some = MAX_NONFINITE < bad.mean() < 1 - MAX_NONFINITE
     if some and largest_component(~bad).sum() > 0.9 * np.sum(~bad):
-        around = _at_border(bad)  # around one head, and not through it
+        around = _at_border(bad)  # around the head, not within it
     n_around, n_inside = int(around.sum()), int(np.sum(bad & ~around))
     if (share := n_inside / np.sum(~around)) > MAX_NONFINITE:
         raise ScanError(
@@ -278,18 +291,24 @@ def _replace_nonfinite(
 
 
 def find_padding(data: np.ndarray, background: np.ndarray) -> list[float]:
-    """Find constants that were put where the field of view ends, such as -1000 or 65535.
+    """Find constant values used as padding outside the field of view, such as -1000 or 65535.
 
-    Padding is a value in the volume's corners that many voxels hold and that lies farther from
-    all others than these lie apart. So is one below 0 in a scan that has no other values there.
-    The constant background of standardized scans is neither.
+    Candidates are non-zero values in the volume's corners that at least 0.1 % of the voxels hold.
+    A candidate is padding if its distance to the range of all other values exceeds the width of
+    that range, or if it is negative while the other values are not. The constant background of
+    standardized scans meets neither condition.
 
     Parameters
     ----------
     data : numpy.ndarray
-        3-D, finite.
+        3-D, finite values.
     background : numpy.ndarray
-        Boolean: voxels known as background, which have no say.
+        Boolean mask of known background voxels, which are ignored.
+
+    Returns
+    -------
+    list of float
+        Padding values; empty if there are none.
     """
     corners = np.ix_(*[(0, -1)] * 3)
     constants = [
@@ -310,40 +329,40 @@ def find_padding(data: np.ndarray, background: np.ndarray) -> list[float]:
 
 
 def lift(data: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float]:
-    """Bring standardized intensities above 0, which is the background in all that follows.
+    """Shift standardized intensities above 0, which marks the background in later steps.
 
     Parameters
     ----------
     data : numpy.ndarray
-        3-D, finite.
+        3-D, finite values.
     background : numpy.ndarray
-        Boolean: voxels that are background whatever they hold.
+        Boolean mask of known background voxels.
 
     Returns
     -------
     lifted : numpy.ndarray
-        The background 0, nothing below it.
+        ``data`` with 0 in the background. If intensities were shifted, none is below 0.
     added : float
-        What was added to all intensities: 0 where next to none was below 0.
+        Constant added to all intensities; 0 if at most 1 % of them were negative.
     """
     if np.mean(data[~background] < 0) <= MAX_NEGATIVE:
         return np.where(background, 0, data), 0.0
     surround = _at_border(data == _background_value(data)) & ~background
     background = background | surround
-    # A percentile, as single voxels may lie far below all others.
+    # Use a percentile rather than the minimum, which may be an outlier.
     lowest = float(np.percentile(data[~background], 0.1))
-    if surround.any():  # above the lowest where a scan was standardized within the brain
+    if surround.any():  # higher than the minimum if a scan was standardized within the brain
         lowest = min(lowest, float(data[surround][0]))
     return np.where(background, 0, np.maximum(data - lowest, 0)), -lowest
 
 
 def _background_value(data: np.ndarray) -> float:
-    """Find the value that most voxels on a volume's faces hold; NaN where none does."""
+    """Return the value that at least half of the volume's face voxels hold; NaN if none."""
     faces = np.concatenate([data.take(i, axis).ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= 0.5 * counts.sum() else np.nan
 
 
 def _at_border(mask: np.ndarray) -> np.ndarray:
-    """Keep what is connected to the volume's faces."""
+    """Keep the parts of a mask that are connected to the volume's faces."""
     return np.asarray(~ndimage.binary_fill_holes(~mask))

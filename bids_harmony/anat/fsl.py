@@ -1,4 +1,4 @@
-"""FSL's bet and flirt, run through nipype, where they are installed and asked for."""
+"""Optional brain extraction and registration with FSL's bet and flirt, through nipype."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bids_harmony.errors import MissingProgramError, ScanError
 if TYPE_CHECKING:
     from nipype.interfaces.fsl.base import FSLCommand
 
-#: Program: the option that asks for it, and what does without.
+#: For each program, the option that selects it and an alternative that does not need FSL.
 OPTIONS = {
     "bet": ("--skull-strip bet", "--skull-strip deepbet"),
     "flirt": ("--registration flirt", "--registration ants"),
 }
-#: What the script ``bet`` calls.
+#: Programs called by the ``bet`` script.
 BET_CALLS = (
     *(f"$FSLDIR/bin/{name}" for name in ("bet2", "imtest", "remove_ext", "fslval", "fslstats")),
     "dc",
@@ -30,7 +30,7 @@ BET_CALLS = (
 
 
 def check_programs(names: Iterable[str]) -> None:
-    """Make sure, before anything runs, that programs are there with all that they call.
+    """Check that FSL programs, and all programs they call, are installed.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ def check_programs(names: Iterable[str]) -> None:
     Raises
     ------
     MissingProgramError
-        For the first that is missing or cannot run, with what it lacks and what does without it.
+        For the first program that is missing or incomplete. The message lists what was not found
+        and an alternative option.
     """
     for name in names:
         calls = [name, *(BET_CALLS if name == "bet" else ())]
@@ -55,7 +56,7 @@ def check_programs(names: Iterable[str]) -> None:
 
 
 def fsl_version() -> str:
-    """Read FSL's version from where it is installed, starting none of its programs."""
+    """Return FSL's version from its installation folder, or ``unknown``; no program is run."""
     flirt = shutil.which("flirt")
     beside = Path(flirt).resolve().parents[1] if flirt else "/nowhere"
     try:
@@ -66,21 +67,21 @@ def fsl_version() -> str:
 
 
 def bet(head: nib.Nifti1Image, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Find the brain with BET: robust centre estimation, FSL's default threshold.
+    """Compute a brain mask with BET (robust centre estimation, fractional threshold 0.5).
 
     Parameters
     ----------
     head : nibabel.Nifti1Image
-        The scan.
+        3-D scan.
     folder : pathlib.Path
-        Where BET runs and writes.
+        Working folder.
 
     Returns
     -------
     mask : pathlib.Path
-        The brain mask.
+        Brain mask written by BET.
     record : dict
-        The ``command``, and ``notes`` of what BET said.
+        ``command``, and ``notes`` with BET's messages.
 
     Raises
     ------
@@ -95,19 +96,19 @@ def bet(head: nib.Nifti1Image, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def flirt(brain: nib.Nifti1Image, template: nib.Nifti1Image, out_file: Path) -> dict[str, Any]:
-    """Register a brain with FLIRT as the paper did: 12 degrees of freedom, correlation ratio.
+    """Register a brain with FLIRT as in the paper: 12 degrees of freedom, correlation ratio.
 
     Parameters
     ----------
     brain, template : nibabel.Nifti1Image
-        Background 0.
+        3-D images, background 0.
     out_file : pathlib.Path
-        ITK text transform to write (``.txt``), in the folder where FLIRT runs and writes.
+        Path of the ITK text transform to write (``.txt``). FLIRT runs in its folder.
 
     Returns
     -------
     dict
-        The ``command``, and ``notes`` of what FLIRT said.
+        ``command``, and ``notes`` with FLIRT's messages.
 
     Raises
     ------
@@ -128,15 +129,15 @@ def flirt(brain: nib.Nifti1Image, template: nib.Nifti1Image, out_file: Path) -> 
 
 
 def _run(program: type[FSLCommand], output: Path, **inputs: Any) -> dict[str, Any]:
-    """Run a program where its output goes; it failed if it says so, or leaves no output.
+    """Run a program in its output's folder; raise ScanError if it fails or writes no output.
 
-    nipype takes any text on stderr for a failure of BET, so that its exceptions are not used.
+    nipype treats any text on BET's stderr as a failure, so its exceptions are ignored.
     """
-    with contextlib.chdir(output.parent):  # names without folders, which may have spaces
+    with contextlib.chdir(output.parent):  # bare file names, as folder names may contain spaces
         command = program(
             output_type="NIFTI_GZ",
-            environ={"LC_ALL": "C"},  # no language of the user's, nor complaints about it
-            terminal_output="file_split",  # streams stop at a character that is not UTF-8
+            environ={"LC_ALL": "C"},  # no localized messages or locale warnings
+            terminal_output="file_split",  # "stream" stops at characters that are not UTF-8
             **inputs,
         )
         runtime = command.run(ignore_exception=True).runtime
@@ -149,7 +150,7 @@ def _run(program: type[FSLCommand], output: Path, **inputs: Any) -> dict[str, An
     if code != 0 or not output.is_file():
         said = said or last_words(runtime.stdout or runtime.traceback)
         lacking = "" if code else " and without output"
-        # A full stop would end the cause.
+        # Drop full stops: the cause is a single sentence.
         raise ScanError(
             f"{command.cmd} ended with code {code}{lacking}: '{said.replace('. ', ' ')}'."
         )
@@ -158,9 +159,9 @@ def _run(program: type[FSLCommand], output: Path, **inputs: Any) -> dict[str, An
 
 
 def last_words(said: str) -> str:
-    r"""Find what matters in a program's output: its first line, and its last two.
+    r"""Summarize a program's output: its first line and its last two.
 
-    A script goes on after the program that failed in it, and complains to the end.
+    Scripts continue after a program they call has failed, so the first line may hold the cause.
 
     >>> last_words("Out of disk\n\nno image\nno image\ncannot go on\nx: not found\n")
     'Out of disk; cannot go on; x: not found'
@@ -173,17 +174,17 @@ def last_words(said: str) -> str:
 def fsl_to_itk(matrix: Path, moving: Path, reference: Path, out_file: Path) -> None:
     """Convert FLIRT's matrix to an ITK text transform, from ``moving`` to ``reference``.
 
-    FLIRT's matrix maps scaled voxel coordinates, flipped where an image is stored right to
-    left; nitransforms knows both images' grids and undoes that.
+    FLIRT's matrix maps scaled voxel coordinates, which are flipped for images with a positive
+    determinant. nitransforms uses the grids of both images to convert them.
 
     Parameters
     ----------
     matrix : pathlib.Path
-        FLIRT's ``.mat``.
+        FLIRT's ``.mat`` file.
     moving, reference : pathlib.Path
-        The images FLIRT was given as ``-in`` and ``-ref``.
+        Images passed to FLIRT as ``-in`` and ``-ref``.
     out_file : pathlib.Path
-        ITK text transform to write (``.txt``).
+        Path of the ITK text transform to write (``.txt``).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Intensity scaling inside the brain mask: CSF, grey and white matter to fixed values."""
+"""Bias field correction and intensity scaling: CSF, grey and white matter at fixed values."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from scipy import ndimage
 
 from bids_harmony.errors import ScanError
 
-#: Scaled values are cut here: white matter is 1, vessels and stray fat can be far brighter.
+#: Maximum of scaled volumes. White matter is 1; vessels and residual fat may be far brighter.
 MAX_SCALED = 2.0
-#: Voxels below this at the brain's surface are background: between CSF (0) and grey matter.
+#: Scaled intensity, between CSF (0) and grey matter, below which voxels at the surface of the
+#: brain are background.
 SURFACE = 0.12
-#: CSF is looked for at least this far from the mask's surface, in mm.
+#: Minimum distance, in mm, from the mask's surface at which CSF is sampled.
 DEEP_MM = 20.0
-#: Fewer brain voxels than this cannot be a brain on any grid in use.
+#: Minimum number of voxels in a brain.
 MIN_VOXELS = 1000
-#: Rounds of fitting the bias field, and the step between the voxels used along each axis.
+#: Iterations of the bias field fit, and its subsampling along each axis.
 BIAS_ROUNDS, BIAS_STEP = 8, 2
 
 
 class TissueMeans(NamedTuple):
-    """Mean intensities of CSF, grey and white matter, ascending."""
+    """Mean intensities of CSF, grey and white matter, in ascending order."""
 
     csf: float
     grey: float
@@ -32,13 +33,13 @@ class TissueMeans(NamedTuple):
 def normalize(
     data: np.ndarray, mask: np.ndarray, zoom_mm: float, *, bias_order: int = 3, grey: float = 0.55
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Bring a volume to CSF 0, grey matter ``grey``, white matter 1.
+    """Scale a volume to CSF 0, grey matter ``grey`` and white matter 1.
 
-    The bias field is divided out first (:func:`bias_field`), then :func:`tissue_means` are found
-    in the volume itself and mapped along straight lines (:func:`map_intensities`). With CSF at the
-    background's 0, masks of the inside of the skull, which keep the CSF over the cortex, and
-    masks that hug the cortex give the same picture; with grey matter at one value, the contrast
-    a scanner was set to does not pass for age.
+    The volume is divided by its bias field (:func:`bias_field`). Its :func:`tissue_means` are then
+    mapped to the fixed values piecewise linearly (:func:`map_intensities`). As CSF has the
+    background value 0, tight brain masks and masks that include the CSF around the cortex give the
+    same image. As grey matter has a fixed value, scanner-dependent contrast is not mistaken for an
+    effect of age.
 
     Parameters
     ----------
@@ -49,24 +50,25 @@ def normalize(
     zoom_mm : float
         Isotropic voxel size in mm.
     bias_order : int
-        Order of the polynomial by which the bias field is removed; 0 leaves it.
+        Order of the bias field polynomial; 0 disables the correction.
     grey : float
-        Value of grey matter.
+        Scaled value of grey matter.
 
     Returns
     -------
     scaled : numpy.ndarray
-        float32, background exactly 0, brain in (0, 2].
+        float32, same shape; background exactly 0, brain in (0, 2].
     used : numpy.ndarray
-        Boolean mask of the brain's tissue and the CSF it encloses.
+        Boolean mask of the foreground: brain tissue and the CSF it encloses.
     record : dict
-        Tissue means in the units of ``data``, the bias field's 5th to 95th percentile ratio in
-        the mask, volumes of the mask and of what is used of it in ml.
+        ``fluid_grey_white`` (tissue means after bias field correction, in units of ``data``),
+        ``shading_range`` (95th to 5th percentile ratio of the bias field within the mask),
+        ``mask_ml`` and ``used_ml`` (volumes in ml of the mask and of the foreground).
 
     Raises
     ------
     ScanError
-        When the mask holds no brain-like range of intensities.
+        When the mask is too small or its intensities are not those of a T1w brain.
     """
     data = np.asarray(data, dtype=np.float64)
     given = np.asarray(mask, dtype=bool) & np.isfinite(data)
@@ -97,25 +99,25 @@ def normalize(
 
 
 def tissue_means(data: np.ndarray, mask: np.ndarray, zoom_mm: float) -> TissueMeans | None:
-    """Find the mean intensities of CSF, grey and white matter of a T1w brain.
+    """Estimate the mean intensities of CSF, grey and white matter of a T1w brain.
 
-    CSF is the darkest hundredth of the deep brain, where the ventricles lie: the CSF near
-    the surface depends on the kind of mask. Grey and white matter are two classes of what is
-    brighter than CSF.
+    CSF is the 1st percentile deep in the brain, around the ventricles, as CSF near the surface
+    depends on the brain extraction method. Grey and white matter are two k-means classes of the
+    voxels brighter than CSF.
 
     Parameters
     ----------
     data : numpy.ndarray
-        3-D volume without bias field.
+        3-D bias-corrected volume.
     mask : numpy.ndarray
-        Boolean brain mask.
+        Boolean brain mask of the same shape.
     zoom_mm : float
-        Voxel size in mm.
+        Isotropic voxel size in mm.
 
     Returns
     -------
     TissueMeans or None
-        None where the mask holds nothing like three tissues.
+        Means in units of ``data``; None if the three tissues cannot be separated.
     """
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] * zoom_mm
     deep = depth > min(DEEP_MM, 0.5 * float(depth.max()))
@@ -135,42 +137,43 @@ def tissue_means(data: np.ndarray, mask: np.ndarray, zoom_mm: float) -> TissueMe
 
 
 def map_intensities(data: np.ndarray, means: TissueMeans, grey: float) -> np.ndarray:
-    """Map CSF to 0, grey matter to ``grey`` and white matter to 1, linearly in between.
+    """Map CSF to 0, grey matter to ``grey`` and white matter to 1, piecewise linearly.
 
-    Darker values become 0; brighter than white matter stays in proportion, up to 2.
+    Darker values become 0. Brighter values stay proportional to white matter, up to 2.
     """
     known = [*means, MAX_SCALED * means.white]
     return np.asarray(np.interp(data, known, [0.0, grey, 1.0, MAX_SCALED]))
 
 
 def _foreground(scaled: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mask of the largest piece of tissue, with narrow clefts closed and holes filled."""
-    # Room for the closing at the volume's edge.
+    """Return a mask of the largest tissue component, with narrow gaps closed and holes filled."""
+    # Pad so that closing works at the edge of the volume.
     brain = np.pad(largest_component(mask & (scaled > SURFACE)), 2)
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(brain, iterations=2))
     return np.asarray(brain[2:-2, 2:-2, 2:-2] & mask)
 
 
 def bias_field(data: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray:
-    """Smooth multiplicative bias field of a brain: a polynomial fitted to grey and white matter.
+    """Estimate the multiplicative bias field of a brain as a polynomial.
 
-    Each scanner's coils have a field of their own, over distances the slice networks
-    cannot see. Each round assigns voxels to k-means classes and fits the logarithm of what
-    separates grey and white matter from their class means.
+    Each receive coil has its own bias field. It varies too slowly across the brain for the
+    slice-wise networks to see. Each iteration assigns voxels to k-means tissue classes and fits
+    the polynomial to the log ratio of grey and white matter voxels to their class means.
 
     Parameters
     ----------
     data : numpy.ndarray
         3-D volume.
     mask : numpy.ndarray
-        Boolean brain mask.
+        Boolean brain mask of the same shape.
     order : int
-        Highest total power of the polynomial; 0 gives a field of ones.
+        Maximum total degree of the polynomial; 0 returns a field of ones.
 
     Returns
     -------
     numpy.ndarray
-        Field of the volume's shape, mean logarithm 0 in the mask, within 0.4 to 2.5.
+        Field of the same shape as ``data``, with a mean logarithm of 0 within the mask, clipped to
+        [0.4, 2.5].
     """
     if order < 1:
         return np.ones(data.shape)
@@ -188,7 +191,7 @@ def bias_field(data: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray:
         flat = values - terms @ weights
         means = np.log(class_means(np.exp(flat)))
         csf, white = (means[0] + means[1]) / 2, (means[1] + means[2]) / 2
-        # CSF and what is far brighter than white matter (vessels, fat) have no say.
+        # Exclude CSF and voxels far brighter than white matter (vessels, fat).
         tissue = (flat > csf) & (flat < means[2] + 0.4)
         off = flat - np.where(flat > white, means[2], means[1])
         weights = weights + np.linalg.lstsq(terms[tissue], off[tissue], rcond=None)[0]
@@ -201,22 +204,22 @@ def bias_field(data: np.ndarray, mask: np.ndarray, order: int) -> np.ndarray:
 
 
 def class_means(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
-    """Mean intensities of classes by one-dimensional k-means.
+    """Compute class means with one-dimensional k-means.
 
     Parameters
     ----------
     values : numpy.ndarray
-        Brain intensities.
+        1-D brain intensities.
     n_classes : int
         Number of classes; 3 for CSF, grey and white matter.
 
     Returns
     -------
     numpy.ndarray
-        ``n_classes`` ascending means.
+        ``n_classes`` means in ascending order.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
-    # Sums over sorted values make each iteration a look-up, exact and independent of order.
+    # Cumulative sums of sorted values make each iteration a lookup, independent of voxel order.
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     means = np.quantile(ordered, (np.arange(n_classes) + 0.5) / n_classes)
     for _ in range(100):
@@ -231,7 +234,7 @@ def class_means(values: np.ndarray, n_classes: int = 3) -> np.ndarray:
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest connected part of a boolean array; nothing of an empty one."""
+    """Return the largest connected component of a boolean array; empty if the array is."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0

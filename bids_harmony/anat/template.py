@@ -1,4 +1,4 @@
-"""The template scans are registered to, on the grid the bundle works on."""
+"""The registration template, on the grid of the model bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_harmony.anat.check import load_image
 from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
-#: Box in template mm, x, y and z, that holds the basal ganglia and the thalamus.
+#: Bounding box (x, y, z in template mm) of the basal ganglia and thalamus.
 DEEP_GREY_MM = ((-34.0, 34.0), (-36.0, 24.0), (-12.0, 22.0))
 
 
@@ -24,14 +24,14 @@ class Template(NamedTuple):
     Attributes
     ----------
     label : str
-        The ``space-`` label.
+        Template name, used in the ``space-`` entity.
     t1w : nibabel.Nifti1Image
-        Brain-only T1w, float32, background 0, values in [0, 1].
+        Brain-extracted T1w, float32, background 0, values in [0, 1].
     mask : numpy.ndarray
         Boolean brain mask.
     tissues : dict of numpy.ndarray
         Grey and white matter probability maps (``gm``, ``wm``) in [0, 1]; empty for a template
-        given as a file.
+        loaded from a file.
     """
 
     label: str
@@ -42,20 +42,25 @@ class Template(NamedTuple):
 
 @cache
 def load_template(resolution: int = 2, path: str | None = None) -> Template:
-    """Load the template at ``resolution`` mm, from nilearn's wheel or from a file.
+    """Load the template at ``resolution`` mm, from nilearn's package data or from a file.
 
     Parameters
     ----------
     resolution : int
         Isotropic voxel size in mm.
     path : str, optional
-        A skull-stripped T1w template (background 0). Its space label is the part of its name
-        that follows ``tpl-``, or ``custom``.
+        Skull-stripped 3-D T1w template (background 0). Its space label is the part of its file
+        name that follows ``tpl-``, or ``custom``. None loads MNI152NLin2009aSym from nilearn.
+
+    Returns
+    -------
+    Template
+        The template, cached.
 
     Raises
     ------
     UsageError
-        When the file cannot be read, or is not a stripped 3-D image.
+        When the file cannot be read, or is not a skull-stripped 3-D image.
     """
     if path is None:
         from nilearn import datasets
@@ -84,7 +89,9 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
 
 
 def deep_grey(template: Template) -> np.ndarray | None:
-    """Weigh each voxel by how likely it is deep grey matter: the template's, in its middle.
+    """Return the probability of deep grey matter at each voxel.
+
+    This is the template's grey matter map within a box around the basal ganglia and thalamus.
 
     Parameters
     ----------
@@ -93,7 +100,7 @@ def deep_grey(template: Template) -> np.ndarray | None:
     Returns
     -------
     numpy.ndarray or None
-        float32, 0 to 1, on the template's grid; None where it has no map of grey matter.
+        float32 in [0, 1] on the template's grid; None if the template has no grey matter map.
     """
     if "gm" not in template.tissues:
         return None
@@ -105,7 +112,7 @@ def deep_grey(template: Template) -> np.ndarray | None:
 
 
 def template_label(path: str | None) -> str:
-    """Space label of a template: ``MyTemplate`` for ``tpl-MyTemplate_T1w.nii.gz``.
+    """Return the space label of a template: ``MyTemplate`` for ``tpl-MyTemplate_T1w.nii.gz``.
 
     >>> template_label("/data/tpl-OASIS30ANTs_res-01_T1w.nii.gz")
     'OASIS30ANTs'

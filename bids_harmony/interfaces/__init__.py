@@ -1,1 +1,1 @@
-"""Nipype interfaces: thin shells around the plain functions of the other packages."""
+"""Nipype interfaces, thin wrappers around the functions of the other packages."""

@@ -1,4 +1,4 @@
-"""Interfaces of the anatomical steps; the work is done in :mod:`bids_harmony.anat`."""
+"""Nipype interfaces of anatomical preprocessing; see :mod:`bids_harmony.anat`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _CheckT1wOutputSpec(ImageOutputSpec):
 
 
 class CheckT1w(SimpleInterface):
-    """Refuse an unusable scan, and conform a usable one to RAS."""
+    """Check a T1w scan and reorient it to RAS; an unusable scan raises ScanError."""
 
     input_spec = _CheckT1wInputSpec
     output_spec = _CheckT1wOutputSpec
@@ -82,7 +82,7 @@ class _BrainMaskOutputSpec(TraitedSpec):
 
 
 class BrainMask(SimpleInterface):
-    """Find the brain by one of four methods, or bring a mask made earlier onto the scan's grid."""
+    """Compute the brain mask with one of four methods, or load an existing mask."""
 
     input_spec = _BrainMaskInputSpec
     output_spec = _BrainMaskOutputSpec
@@ -168,7 +168,7 @@ class _NormalizeOutputSpec(ImageOutputSpec):
 
 
 class Normalize(SimpleInterface):
-    """Resample the scan once onto the template grid, then mask and scale it by the contract."""
+    """Resample a scan to the template grid in one step, then mask and scale its intensities."""
 
     input_spec = _NormalizeInputSpec
     output_spec = _NormalizeOutputSpec
@@ -202,7 +202,7 @@ class _RestoreOrientationInputSpec(BaseInterfaceInputSpec):
 
 
 class RestoreOrientation(SimpleInterface):
-    """Undo the flips and permutations that brought a scan to RAS, so that results overlay it."""
+    """Undo the reorientation of a scan to RAS, so that results overlay the original."""
 
     input_spec = _RestoreOrientationInputSpec
     output_spec = ImageOutputSpec
@@ -232,7 +232,7 @@ class _MeasureScanOutputSpec(TraitedSpec):
 
 
 class MeasureScan(SimpleInterface):
-    """Measure a scan and describe its intensities; refuse it where its registration failed."""
+    """Compute QC metrics and intensity descriptors; a failed registration raises ScanError."""
 
     input_spec = _MeasureScanInputSpec
     output_spec = _MeasureScanOutputSpec
@@ -264,7 +264,7 @@ class _ToNativeInputSpec(BaseInterfaceInputSpec):
 
 
 class ToNative(SimpleInterface):
-    """Resample a template-space image to the grid of the scan's own mask, background 0."""
+    """Resample a template-space image to the grid of the scan's native mask, background 0."""
 
     input_spec = _ToNativeInputSpec
     output_spec = ImageOutputSpec

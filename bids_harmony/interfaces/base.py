@@ -1,4 +1,4 @@
-"""Input specifications and helpers that the interfaces share."""
+"""Input and output specifications and helper functions shared by the interfaces."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ class ImageOutputSpec(TraitedSpec):
 
 
 def read_array(path: str) -> np.ndarray:
-    """Read an image's values."""
+    """Load the voxel values of an image."""
     return np.asarray(nib.load(path).dataobj)
 
 
 def apply_mask(in_file: str, in_mask: str) -> nib.Nifti1Image:
-    """Load an image with everything outside the mask set to 0."""
+    """Load an image as float32, with voxels outside the mask set to 0."""
     img = nib.load(in_file)
     data = np.where(read_array(in_mask) > 0, np.asarray(img.dataobj), 0)
     return nib.Nifti1Image(data.astype(np.float32), img.affine, img.header)
 
 
 def save_image(img: nib.Nifti1Image, name: str) -> str:
-    """Write an image to the node's folder, which is the current one."""
+    """Write an image to the current folder (that of the node) and return its absolute path."""
     img.header.set_xyzt_units("mm")
     nib.save(img, name)
     return str(Path(name).absolute())
 
 
 def save_mask(mask: np.ndarray, affine: np.ndarray, name: str, code: int = 1) -> str:
-    """Write a boolean array as a uint8 image to the node's folder."""
+    """Write a boolean array as a uint8 image to the current folder and return its absolute path.
+
+    ``code`` is the qform and sform code: 1 for scanner space, 4 for MNI space.
+    """
     img = nib.Nifti1Image(mask.astype(np.uint8), affine)
     img.set_qform(affine, code)
     img.set_sform(affine, code)
@@ -52,6 +55,6 @@ def save_mask(mask: np.ndarray, affine: np.ndarray, name: str, code: int = 1) ->
 
 
 def reorient(img: nib.Nifti1Image, affine: np.ndarray) -> nib.Nifti1Image:
-    """Flip and permute an image's axes to those of another affine."""
+    """Flip and permute the axes of an image to match another affine."""
     axes = [nib.io_orientation(matrix) for matrix in (img.affine, affine)]
     return img.as_reoriented(nib.orientations.ornt_transform(*axes))

@@ -1,4 +1,4 @@
-"""Interfaces of harmonization and prediction; the work is in :mod:`bids_harmony.models`."""
+"""Nipype interfaces of harmonization and prediction; see :mod:`bids_harmony.models`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _HarmonizeInputSpec(_ModelInputSpec):
 
 
 class Harmonize(SimpleInterface):
-    """Map a scan to the reference site by the forward map."""
+    """Harmonize a scan to the reference site with the bundle's forward map."""
 
     input_spec = _HarmonizeInputSpec
     output_spec = ImageOutputSpec
@@ -65,7 +65,7 @@ class _GuardOutputSpec(TraitedSpec):
 
 
 class Guard(SimpleInterface):
-    """Measure what harmonization did to a scan, and decide whether its anatomy stayed."""
+    """Measure how harmonization changed a scan, and check that its anatomy was preserved."""
 
     input_spec = _GuardInputSpec
     output_spec = _GuardOutputSpec
@@ -101,7 +101,7 @@ class _PredictOutputSpec(TraitedSpec):
 
 
 class Predict(SimpleInterface):
-    """Predict every target of the bundle on the raw and on the harmonized volume."""
+    """Predict every target of the bundle from the raw and the harmonized volume."""
 
     input_spec = _PredictInputSpec
     output_spec = _PredictOutputSpec

@@ -1,4 +1,4 @@
-"""Write a scan's derivatives: names from its own entities, all in place at once."""
+"""Write a scan's derivatives under BIDS names, and publish them together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encod
 
 
 class DerivativesDataSink(_DerivativesDataSink):
-    """niworkflows' sink with this app's name patterns."""
+    """DerivativesDataSink of niworkflows with the name patterns of this app."""
 
     out_path_base = ""
     _config_entities_dict: ClassVar = [*BIDS_DERIV_ENTITIES, *_SPEC["entities"]]
@@ -32,7 +32,7 @@ class DerivativesDataSink(_DerivativesDataSink):
     def _run_interface(self, runtime: Any) -> Any:
         runtime = super()._run_interface(runtime)
         if "Resolution" in self._metadata:
-            # The parent writes that TemplateFlow curates the grid; this one is nilearn's.
+            # The parent class describes the grid as TemplateFlow's, but it is nilearn's.
             sidecar = Path(self._results["out_meta"])
             metadata = json.loads(sidecar.read_text(encoding="utf-8"))
             metadata["Resolution"] = (
@@ -68,11 +68,12 @@ class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
 
 
 class SaveOutputs(SimpleInterface):
-    """Write a scan's images and its record, and put them in the place of those that it had.
+    """Write a scan's images and QC record, replacing those of earlier runs.
 
-    All is written below ``staging_dir``, where the figures are already, and copied from there at
-    the end, so that a run that is cut short leaves what there was. The record
-    (``desc-harmony_qc.json``) names the other files and comes last: where it is, they are whole.
+    Everything is first written to ``staging_dir``, which already contains the figures, and then
+    copied to ``output_dir``, so that an interrupted run leaves existing outputs intact. The record
+    (``desc-harmony_qc.json``) lists the other files and is written last: if it exists, they are
+    complete.
     """
 
     input_spec = _SaveOutputsInputSpec

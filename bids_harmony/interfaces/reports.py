@@ -1,7 +1,7 @@
-"""Interfaces that draw a scan's figures; the drawing is in :mod:`bids_harmony.reports`.
+"""Nipype interfaces that draw a scan's figures; see :mod:`bids_harmony.reports`.
 
-Figures are written to their place in the scan's staging folder at once, so that those of a scan
-that fails later show why; ``prefix`` is their path up to the ``desc`` entity.
+Figures are written directly to the scan's staging folder, so that they help explain why a scan
+failed later on. ``prefix`` is the path of a figure up to the ``desc`` entity.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _MaskFigureInputSpec(BaseInterfaceInputSpec):
 
 
 class MaskFigure(SimpleInterface):
-    """Draw the brain mask on the scan."""
+    """Plot the outline of the brain mask on the scan."""
 
     input_spec = _MaskFigureInputSpec
     output_spec = ImageOutputSpec
@@ -52,7 +52,7 @@ class _RegistrationFigureInputSpec(TemplateInputSpec):
 
 
 class RegistrationFigure(SimpleInterface):
-    """Draw the template's outlines on a registered scan."""
+    """Plot the outlines of the template on a registered scan."""
 
     input_spec = _RegistrationFigureInputSpec
     output_spec = ImageOutputSpec
@@ -80,9 +80,9 @@ class _ScanFiguresOutputSpec(TraitedSpec):
 
 
 class ScanFigures(SimpleInterface):
-    """Draw what harmonization did, the predictions and the metrics.
+    """Plot a scan before and after harmonization, its histograms, predictions and QC metrics.
 
-    There is no figure of predictions without a brain age, or of unknown metrics.
+    The prediction figure is omitted without a brain age, the metrics figure without known metrics.
     """
 
     input_spec = _ScanFiguresInputSpec
@@ -110,7 +110,7 @@ class ScanFigures(SimpleInterface):
 
 
 def figure_path(prefix: str, desc: str) -> Path:
-    """Path of a figure, in a folder that exists."""
+    """Return the path of a figure, creating its folder."""
     path = Path(f"{prefix}_desc-{desc}_T1w.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

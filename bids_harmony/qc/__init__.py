@@ -1,1 +1,1 @@
-"""Quality control: metrics of a scan, comparison with the reference, outliers, ratings."""
+"""Quality control: scan metrics, reference ranges, the anatomy guard, outliers and ratings."""

@@ -1,8 +1,8 @@
-"""The dataset as the ``group`` level sees it: one table, and what does not go together in it.
+"""Group-level view of a dataset: one table of all scans, and notes on inconsistencies.
 
-Everything comes from the records that the participant level writes beside each scan, so it
-does not matter which jobs wrote them, or where. Nothing is dropped: notes stand at the top of the
-group's report and in its log.
+Everything is read from the records that the participant level writes for each scan, so it does not
+matter which jobs wrote them, or where. No scan is excluded: notes are shown at the top of the
+group report and written to its log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bids_harmony.bids.records import QC_ENDING, image_digest, listed_files, rea
 from bids_harmony.qc.reference import dictionary
 
 STATUSES = ("pass", "warn", "fail", "error")
-#: Columns and the sidecar fields they show.
+#: Scanner columns and the BIDS sidecar fields they are read from.
 SCANNER = {
     "manufacturer": "Manufacturer",
     "model": "ManufacturersModelName",
@@ -37,7 +37,7 @@ SCANNER = {
     "sequence": "PulseSequenceType",
 }
 VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm")
-#: Columns before the metrics, and those that say how a scan was made; every table has them.
+#: Columns before the metrics, and columns that describe the processing; all tables contain them.
 FACTS = (
     "scan", "participant_id", "session_id", "person", "site", "age", "sex", "diagnosis", *SCANNER,
     *VOXELS, "qc_status", "error",
@@ -46,31 +46,32 @@ PROCESSING = (
     "skull_strip", "registration", "template", "resolution", "normalization", "options",
     "software_version", "tools", "bundle",
 )  # fmt: skip
-#: Of these, and beside metrics and predictions, the columns that hold numbers.
+#: Numeric columns other than metrics and predictions.
 NUMBERS = {"age", "resolution", *VOXELS, *SCANNER} - {"manufacturer", "model", "sequence"}
-#: Options that change a scan's outputs, in the column ``options``.
+#: Command-line options that change a scan's outputs, listed in the column ``options``.
 OPTIONS = ("on_guard_fail", "correct_age_bias", "random_seed", "sloppy")
 VOLUMES = {
     "preproc": "_desc-preproc_T1w.nii.gz",
     "harmonized": "_desc-harmonized_T1w.nii.gz",
     "mask": "_desc-brain_mask.nii.gz",
 }
-#: Names that a note gives one by one.
+#: Maximum number of names listed in a note.
 NAMED = 10
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One reason for looking at a scan.
+    """A reason to look at a scan.
 
     Attributes
     ----------
     metric : str
-        Column of the table, or ``multivariate``, ``guard``, ``status``, ``predictions``.
+        Column of the table, or ``multivariate``, ``guard``, ``status``, ``predictions``,
+        ``image``.
     text : str
-        In plain words: the value, the site's range, and how far off.
+        Explanation, such as the value, the site's range and the distance from it.
     size : float
-        How far beyond the limit, where 1 is at the limit; for ranking.
+        Distance relative to the limit, for ranking: 1 is at the limit.
     """
 
     metric: str
@@ -80,38 +81,40 @@ class Flag:
 
 @dataclass(frozen=True)
 class Group:
-    """A dataset's scans and what is remarkable about them.
+    """Scans of a dataset and their QC findings.
 
     Attributes
     ----------
     scans : pandas.DataFrame
-        One row per scan, failed ones too, with the columns of ``group_T1w.tsv``. Numbers are
-        floats with NaN where missing, texts are str or None.
+        One row per scan, including failed ones, with the columns of ``group_T1w.tsv``. Numbers are
+        floats (NaN where missing), texts are str or None.
     metrics : tuple of str
-        Those columns that are QC metrics.
+        Columns that are QC metrics.
     targets : tuple of str
-        What was predicted: columns ``<target>_raw`` and ``<target>_harmonized``.
+        Prediction targets, with columns ``<target>_raw`` and ``<target>_harmonized``.
     flags : dict of str to tuple of Flag
-        By scan, worst first; a scan without any is absent.
+        Flags by scan, worst first; only flagged scans are included.
     ratings : pandas.DataFrame
-        Every row of the rating files: scan, rater, time, verdict, comment (str).
+        All rows of the rating files: scan, rater, time, verdict, comment (str).
     dictionary : dict
-        What each column means (the JSON beside the table).
+        Description of each column (the JSON sidecar of the table).
     figures : dict of str to tuple of str
-        By scan, its pictures' paths relative to the output folder.
+        Paths of the figures by scan, relative to the output folder.
     volumes : dict of str to dict of str to str
-        By scan, ``preproc``, ``harmonized`` and ``mask`` on the template grid, where they were
-        written: paths relative to the output folder.
+        Paths, by scan, of ``preproc``, ``harmonized`` and ``mask`` on the template grid, as far as
+        they exist, relative to the output folder.
     bundle : dict or None
-        ``name``, ``version``, ``sha256`` and ``reference_site`` of the bundle most scans were
-        made with, ``n_scans`` made with it and ``n_scans_other`` with others, ``training_data``
-        by target, and ``simulated``: the targets whose labels were. None where no scan had one.
+        ``name``, ``version``, ``sha256`` and ``reference_site`` of the bundle used for most scans;
+        ``n_scans`` processed with it and ``n_scans_other`` with other bundles; ``training_data``
+        by target; and ``simulated``, the targets trained on simulated labels. None if no scan was
+        processed with a bundle.
     notes : tuple of str
-        What the user should know about the dataset as a whole.
+        Remarks on the dataset as a whole.
     absent : tuple of (str, str)
-        Scans and participants that only the dataset or only the records know, and why.
+        Scans and participants found only in the dataset or only among the records, and why.
     line : tuple of float or None
-        Slope and intercept (years) of predicted on true age at the bundle's reference site.
+        Slope and intercept (years) of the regression of predicted on true age at the bundle's
+        reference site.
     """
 
     scans: pd.DataFrame
@@ -130,24 +133,24 @@ class Group:
 
 @dataclass(frozen=True)
 class ScanRow:
-    """What one scan's JSONs say.
+    """Contents of one scan's JSON files.
 
     Attributes
     ----------
     values : dict
-        By column of the table.
+        Values by column of the table.
     metrics : tuple of str
-        Those columns that are metrics.
+        Columns that are QC metrics.
     targets : dict of str to str
-        What was predicted, and on what the predictor was trained.
+        Prediction targets and the training data of their predictors.
     reasons, guard_reasons : tuple of str
-        What the participant level remarked upon, and the part that concerns harmonization.
+        QC warnings of the participant level, and those of the anatomy guard.
     figures, volumes
-        As in :class:`Group`.
+        Figures and volumes of this scan, as in :class:`Group`.
     bundle : dict
-        The bundle's identity, empty without one.
+        Identity of the bundle; empty without one.
     problem : str or None
-        What of the scan could not be read although it was finished.
+        Output of a completed scan that could not be read, if any.
     """
 
     values: dict[str, Any]
@@ -162,24 +165,24 @@ class ScanRow:
 
     @property
     def scan(self) -> str:
-        """The scan's key."""
+        """Key of the scan, such as ``sub-01_ses-a``."""
         return str(self.values["scan"])
 
 
 def read_scans(paths: Iterable[Path], out: Path) -> list[ScanRow]:
-    """Read the records of some scans; one that cannot be read becomes a failed scan.
+    """Read the records of several scans; an unreadable record becomes a failed scan.
 
     Parameters
     ----------
     paths : iterable of pathlib.Path
-        Of :func:`bids_harmony.bids.records.find_records`.
+        Records from :func:`bids_harmony.bids.records.find_records`.
     out : pathlib.Path
-        The output folder.
+        Output folder.
 
     Returns
     -------
     list of ScanRow
-        In the same order, one for each path.
+        One row per path, in the same order.
     """
     return [_read_scan(path, out) for path in paths]
 
@@ -205,12 +208,12 @@ def _read_scan(path: Path, out: Path) -> ScanRow:
 
 
 def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> ScanRow:
-    """Take a scan's row from its record and predictions."""
+    """Build a scan's row from its record and predictions."""
     failed = record["status"] == "error"
     scanner, guard, bundle, check = (
         record.get(part) or {} for part in ("scanner", "guard", "bundle", "check")
     )
-    # A scan that failed to be harmonized keeps what preprocessing found, to go on from.
+    # If harmonization failed, the record still holds preprocessing metrics; do not report them.
     metrics = {} if failed else record.get("metrics") or {}
     predictions, problem = read_predictions(path, record)
     predicted = {
@@ -241,7 +244,7 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
         reasons=tuple(record.get("reasons") or ()),
         guard_reasons=tuple(guard.get("reasons") or ()),
         figures=tuple(sorted(path for path in outputs if "/figures/" in path)),
-        # Those on the scan's own grid name no space.
+        # Images on the native grid have no space entity.
         volumes={} if failed else {
             name: path for path in outputs for name, ending in VOLUMES.items()
             if path.endswith(ending) and "_space-" in path and "_space-T1w" not in path
@@ -252,12 +255,12 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
 
 
 def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Read from a scan's record how it was made; what it does not say is None."""
+    """Return the processing columns of a scan from its record; missing values are None."""
     processing, mask, digests = (
         record.get(part) or {} for part in ("processing", "mask", "inputs")
     )
     contract, asked = processing.get("contract") or {}, processing.get("registration")
-    # Of two files of one name the content tells.
+    # The checksum distinguishes templates of the same name.
     template = (processing.get("template"), (digests.get("template") or "")[:12])
     scaling = (("grey", "grey matter at"), ("shading_order", "a bias field of order"))
     scaled = [f"{words} {contract[name]}" for name, words in scaling if name in contract]
@@ -285,9 +288,9 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _predicted(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns of what was predicted, raw and harmonized."""
+    """Return the prediction columns of one target, raw and harmonized."""
     values = {f"{target}_{kind}": entry.get(kind) for kind in ("raw", "harmonized")}
-    # Where the harmonized scan was set aside, the raw one's is used, without an interval.
+    # Without a harmonized prediction, report the raw gap and no interval.
     used = "raw" if entry.get("harmonized") is None else "harmonized"
     if used == "harmonized" and (ends := entry.get("interval_90")):
         values[f"{target}_harmonized_low"], values[f"{target}_harmonized_high"] = ends
@@ -297,21 +300,21 @@ def _predicted(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
-    """Put scans into one table.
+    """Combine scans into one table.
 
     Parameters
     ----------
     rows : sequence of ScanRow
-        Of :func:`read_scans`.
+        Rows from :func:`read_scans`.
 
     Returns
     -------
     table : pandas.DataFrame
-        One row per scan: facts, metrics, harmonization status, predictions, bundle.
+        One row per scan: facts, metrics, harmonization status, predictions, processing.
     metrics : tuple of str
-        Columns that are QC metrics, in the order of the dictionary, unknown ones after them.
+        Columns that are QC metrics, in the order of the dictionary, followed by unknown ones.
     targets : tuple of str
-        What was predicted.
+        Prediction targets, sorted.
     """
     seen = {name for row in rows for name in row.metrics}
     known = [name for name in dictionary() if name in seen]
@@ -330,7 +333,7 @@ def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], 
 
 
 def _number(value: Any) -> float:
-    """Take a finite number as it is; anything else is missing (NaN)."""
+    """Return a finite number as a float, and NaN for anything else."""
     with suppress(OverflowError):
         if isinstance(value, int | float) and math.isfinite(value):
             return float(value)
@@ -338,7 +341,7 @@ def _number(value: Any) -> float:
 
 
 def prediction_columns(targets: Iterable[str]) -> list[str]:
-    """Columns of the predictions: raw beside harmonized, then what belongs to brain age."""
+    """Return the prediction columns by target, with the interval and gap of brain age."""
     columns = []
     for target in targets:
         columns += [f"{target}_raw", f"{target}_harmonized"]
@@ -348,8 +351,8 @@ def prediction_columns(targets: Iterable[str]) -> list[str]:
 
 
 def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
-    """Describe the bundle most scans were made with; see :class:`Group`."""
-    # A scan that failed was made with none, though its record names the one it was to be.
+    """Return the bundle used for most scans, or None; see :class:`Group`."""
+    # Failed scans were not processed with the bundle that their record names.
     finished = [row for row in rows if row.bundle and row.values["qc_status"] != "error"]
     used = Counter(
         json.dumps(row.bundle, sort_keys=True) for row in finished or rows if row.bundle
@@ -370,20 +373,19 @@ def bundle_of(rows: Sequence[ScanRow]) -> dict[str, Any] | None:
 def column_dictionary(
     columns: Sequence[str], bundle: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Describe the columns of the group's tables.
+    """Describe the columns of the group tables.
 
     Parameters
     ----------
     columns : sequence of str
         Columns of the table.
     bundle : mapping, optional
-        Of :func:`bundle_of`.
+        Bundle from :func:`bundle_of`.
 
     Returns
     -------
     dict
-        By column, as BIDS describes them; what a predictor was trained on stands with its
-        numbers.
+        BIDS descriptions by column. Those of predictions include the predictor's training data.
     """
     trained = (bundle or {}).get("training_data", {})
     predicted = scans_dictionary(trained)
@@ -397,7 +399,7 @@ def column_dictionary(
 
 
 def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
-    """Find the scans whose raw images have equal voxels: those of each image, sorted."""
+    """Return groups of scans whose raw images have identical voxels, sorted."""
     by_image: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if isinstance(digest := row.values.get("image"), str):
@@ -406,19 +408,24 @@ def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
 
 
 def image_notes(rows: Sequence[ScanRow]) -> list[str]:
-    """Say which images stand under several scans."""
+    """Return a note listing the scans that share an image; empty if none do."""
     same = named((named(scans, " and ") for scans in same_images(rows)), "; ")
     what = "The same image stands under several scans, and is counted for each"
     return [f"{what}: {same}."] if same else []
 
 
 def processing_notes(table: pd.DataFrame) -> list[str]:
-    """Say, with counts, in what the finished scans of a table were made differently.
+    """Return notes on differences in processing among the completed scans, with counts.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Of :func:`scan_table`. Scans whose record does not say are left out of the count.
+        Table from :func:`scan_table`. Scans whose record lacks a value are not counted.
+
+    Returns
+    -------
+    list of str
+        One note per column that differs, and a warning; empty if all scans agree.
     """
     finished = table[table["qc_status"] != "error"]
     columns = {name: finished[name].dropna().tolist() for name in PROCESSING if name != "tools"}
@@ -447,18 +454,18 @@ def absent_scans(
     Parameters
     ----------
     keys : iterable of str
-        Scans that have a record.
+        Scans with a record.
     there : sequence of str
         Scans of the dataset.
     without : iterable of (str, str)
-        Participants of the dataset without a scan, and why.
+        Participants of the dataset without a usable scan, and why.
 
     Returns
     -------
     absent : list of (str, str)
-        What is in the dataset or among the records only, and what that means.
+        Scans and participants found only in the dataset or only among the records, and why.
     notes : list of str
-        The same with counts, for those to whom the first names are enough.
+        Summaries with counts and the first names.
     """
     recorded, empty = set(keys), list(without)
     never = [key for key in there if key not in recorded]
@@ -481,7 +488,7 @@ def absent_scans(
 
 
 def named(names: Iterable[str], mark: str = ", ", n: int | None = None) -> str:
-    """Give the first names, and count the rest of all ``n``.
+    """Join the first 10 names and count the rest of all ``n`` (by default, the number of names).
 
     >>> named("abcdefghijkl")
     'a, b, c, d, e, f, g, h, i, j and 2 more'

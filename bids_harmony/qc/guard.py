@@ -1,11 +1,13 @@
-"""The anatomy guard: tell whether a harmonized scan still shows the same brain.
+"""The anatomy guard: check that harmonization preserved a scan's anatomy.
 
-Volumes of tissue are measured before and after. Before, tissues are told apart halfway between
-the scan's own tissue means; after, where the map takes these limits, so that a new intensity
-mapping changes no volume, and ventricles that grew or a cortex that shrank do. What may change
-is known from scans whose original is known: reference scans under made-up acquisitions,
-harmonized (:mod:`bids_harmony.training.truth`). Limits are the 99th percentile of the same
-measures between these and their originals; test scans have no say.
+Tissue volumes are measured before and after harmonization. Before, the thresholds between tissues
+are halfway between the scan's tissue means. After, they are these thresholds passed through the
+estimated intensity mapping. A pure intensity mapping therefore changes no volume, whereas enlarged
+ventricles or a thinner cortex do.
+
+Limits are calibrated on validation scans with simulated acquisitions, whose original is known
+(:mod:`bids_harmony.training.acquisition`): they are the 99th percentile of the same measures
+between original and harmonized scan. Test scans are not used.
 """
 
 from __future__ import annotations
@@ -22,49 +24,52 @@ from bids_harmony.qc.metrics import rounded
 from bids_harmony.qc.reference import Verdict, dictionary, readable
 
 TISSUES = ("csf", "gm", "wm", "ventricle")
-#: What the guard judges. All but the last are shares, spoken of in per cent.
+#: Metrics checked by the guard. All but the last are fractions, reported in per cent.
 MEASURES = (*(f"harmonized_{tissue}_change" for tissue in TISSUES), "harmonized_local_change")
-#: Beyond this many times its limit a measure fails the scan.
+#: A scan fails if a metric exceeds its limit by this factor.
 FAIL_FACTOR = 2.0
-#: Share of known errors within a limit. Fewer scans than this many do not show it: there, it is
-#: taken from the share that they show, as of normally distributed errors.
+#: Quantile of the known errors used as limit. With fewer scans than ``ENOUGH`` it cannot be
+#: estimated; instead, the quantile ``SHOWN`` is multiplied by ``TIMES``, the ratio of these two
+#: quantiles for normally distributed errors.
 LEVEL, ENOUGH, SHOWN, TIMES = 0.99, 100, 0.9, 1.566
-#: Box in template mm, x, y and z, that holds the bodies of the lateral and the third ventricle
-#: even where they are very large, and no CSF of the brain's outside.
+#: Bounding box (x, y, z in template mm) of the bodies of the lateral and third ventricles. It
+#: contains even very large ventricles, but no CSF outside the brain.
 CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
-#: Ventricles reach to this share of the way from CSF to white matter.
+#: Threshold of ventricles, as a fraction of the difference between CSF and white matter.
 VENTRICLE = 0.3
-#: Ventricles smaller than this (ml) are taken as this large: a voxel more is no great change.
+#: Minimum ventricle volume, in ml, to which changes are relative: in smaller ventricles, single
+#: voxels would count as large changes.
 LEAST_VENTRICLE_ML = 4.0
-#: The intensity mapping is read from this share of voxels of each intensity, those farthest from
-#: any border. A map that moves borders would else pass for one that changes intensities.
+#: Fraction of the voxels in each intensity bin, those farthest from tissue borders, used to
+#: estimate the intensity mapping. Otherwise, shifted borders could be mistaken for changed
+#: intensities.
 FLAT = 0.1
 STEP, FEW = 0.05, 100
-#: Standard deviation, in mm, of the neighbourhood in which local changes are averaged.
+#: Standard deviation, in mm, of the Gaussian that averages local changes.
 LOCAL_MM = 4.0
 
 
 def measure(
     raw: np.ndarray, harmonized: np.ndarray, mask: np.ndarray, affine: np.ndarray
 ) -> dict[str, float | None]:
-    """Measure how much harmonization changed a scan, and whether its anatomy stayed.
+    """Measure how much harmonization changed a scan's intensities and tissue volumes.
 
     Parameters
     ----------
     raw, harmonized : numpy.ndarray
-        Scaled volumes on the template grid, before and after; or, to calibrate the guard, an
-        original and what was harmonized of it.
+        3-D scaled volumes on the template grid, before and after harmonization. To calibrate the
+        guard: an original scan, and the harmonized scan derived from it.
     mask : numpy.ndarray
-        Boolean mask of their foreground.
+        Boolean mask of the foreground, same shape.
     affine : numpy.ndarray
-        4 x 4 affine of the grid, whose axes run along the template's.
+        4 x 4 affine of the grid, with axes parallel to those of the template.
 
     Returns
     -------
     dict
         ``harmonized_change``, ``raw_*_ml``, ``harmonized_*_ml`` and ``harmonized_*_change`` of
         csf, gm, wm and ventricle, and ``harmonized_local_change``, as described in
-        ``data/qc_dictionary.json``.
+        ``data/qc_dictionary.json``. Values that are not finite are None.
     """
     before, after = (np.where(mask, v, 0).astype(np.float32) for v in (raw, harmonized))
     borders = tissue_limits(before, mask, affine)
@@ -84,14 +89,21 @@ def measure(
 def intensity_curve(
     before: np.ndarray, after: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read from two volumes by which monotone curve intensities have changed.
+    """Estimate the monotone intensity mapping between two volumes.
+
+    Parameters
+    ----------
+    before, after : numpy.ndarray
+        3-D scaled volumes of the same shape.
+    mask : numpy.ndarray
+        Boolean mask of the foreground, same shape.
 
     Returns
     -------
     x, y : numpy.ndarray
-        Ascending intensities before, and medians after.
+        Ascending intensities before, and median intensities after.
     """
-    # Not the gradient, which is small in the middle of a thin cortex.
+    # Use the local range, as the gradient is small in the middle of a thin cortex.
     uneven = (ndimage.maximum_filter(before, 3) - ndimage.minimum_filter(before, 3))[mask]
     values, new = before[mask], after[mask]
     x, y = [0.0], [0.0]
@@ -105,10 +117,20 @@ def intensity_curve(
 
 
 def tissue_limits(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Intensities between CSF and grey, grey and white matter, and at the ventricles' border.
+    """Return the intensity thresholds CSF-grey and grey-white matter, and that of the ventricles.
 
-    They lie between the volume's own tissue means, or, where it shows no three tissues, between
+    Thresholds are based on the volume's tissue means or, if three tissues cannot be separated, on
     those of the intensity scaling.
+
+    Parameters
+    ----------
+    volume, mask, affine
+        As for :func:`measure`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (3,), in scaled intensities.
     """
     found = tissue_means(volume, mask, abs(float(affine[0, 0])))
     csf, grey, white = found or TissueMeans(0.0, Contract.grey, 1.0)
@@ -118,14 +140,19 @@ def tissue_limits(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> n
 def tissue_ml(
     volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, limits: np.ndarray
 ) -> list[float]:
-    """Volumes of CSF, grey and white matter and of the ventricles, in ml.
+    """Compute the volumes of CSF, grey matter, white matter and ventricles.
 
     Parameters
     ----------
     volume, mask, affine
-        As of :func:`measure`.
+        As for :func:`measure`.
     limits : numpy.ndarray
-        Of :func:`tissue_limits`.
+        Thresholds from :func:`tissue_limits`, shape (3,).
+
+    Returns
+    -------
+    list of float
+        Four volumes in ml. Ventricle voxels are also counted as CSF or grey matter.
     """
     box = []
     for axis, ends in enumerate(CENTRAL_MM):
@@ -142,12 +169,17 @@ def tissue_ml(
 def local_change(
     before: np.ndarray, after: np.ndarray, mask: np.ndarray, affine: np.ndarray
 ) -> np.ndarray:
-    """Map of what changed beyond the intensity mapping, averaged around each voxel.
+    """Map the changes beyond the intensity mapping, averaged locally.
+
+    Parameters
+    ----------
+    before, after, mask, affine
+        As for :func:`measure`.
 
     Returns
     -------
     numpy.ndarray
-        float32; 0 at the surface and outside the mask.
+        float32 in scaled intensities, same shape; 0 at the surface and outside the mask.
     """
     rest = np.where(mask, after - np.interp(before, *intensity_curve(before, after, mask)), 0)
     sd = LOCAL_MM / abs(float(affine[0, 0]))
@@ -156,18 +188,19 @@ def local_change(
 
 
 def limits(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Set the limits from validation scans whose original is known.
+    """Compute the guard's limits from validation scans whose original is known.
 
     Parameters
     ----------
     rows : sequence of mapping
-        :func:`measure` between each original and what was harmonized of it.
+        :func:`measure` between each original and the harmonized scan.
 
     Returns
     -------
     dict
-        For each of :data:`MEASURES`, ``limit`` (the 99th percentile of its size; with fewer than
-        100 scans, 1.57 times the 90th) and ``n``. What was measured on no scan has no limit.
+        ``limit`` and ``n`` (number of scans) for each of :data:`MEASURES`. The limit is the 99th
+        percentile of the absolute values or, with fewer than 100 scans, 1.57 times the 90th.
+        Metrics that are missing in all scans have no limit.
     """
     found = {}
     for name in MEASURES:
@@ -180,20 +213,20 @@ def limits(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
 
 
 def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str, Any]]) -> Verdict:
-    """Judge what harmonization did to a scan.
+    """Check the harmonization metrics of a scan against the guard's limits.
 
     Parameters
     ----------
     metrics : mapping
-        Metric name to value, or None where it is not defined; others than the guard's are
-        ignored.
+        Values by metric, None where undefined. Metrics other than the guard's are ignored.
     limits : mapping
-        Of :func:`limits`.
+        Limits from :func:`limits`. Metrics without a limit pass.
 
     Returns
     -------
     Verdict
-        ``fail`` when a measure is beyond twice its limit, ``warn`` when one is beyond it.
+        ``fail`` if a metric exceeds twice its limit, ``warn`` if one exceeds its limit, otherwise
+        ``pass``.
     """
     reasons, failed = {}, False
     for name in MEASURES:
@@ -214,20 +247,20 @@ def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str,
 def guard_record(
     metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Write a verdict as it stands in a scan's record.
+    """Return the guard's verdict as written to a scan's record.
 
     Parameters
     ----------
     metrics : mapping
-        Metric name to value.
+        Values by metric.
     guard : mapping or None
-        The bundle's ``guard.json``; None where it has none.
+        Contents of the bundle's ``guard.json``; None if it has none.
 
     Returns
     -------
     dict
-        ``status`` (``pass``, ``warn``, ``fail``; None where the bundle has no guard),
-        ``reasons``, ``flagged`` and ``limits`` (measure to limit in words).
+        ``status`` (``pass``, ``warn``, ``fail``; None if the bundle has no guard), ``reasons``,
+        ``flagged`` and ``limits`` (formatted limit by metric).
     """
     found = (guard or {}).get("limits", {})
     verdict = judge(metrics, found)
@@ -244,18 +277,18 @@ def guard_record(
 
 
 def spoken(name: str, value: float) -> str:
-    """Write a measure's value as a reader expects it: shares in per cent with their sign.
+    """Format the value of a metric for readers: fractions as signed percentages.
 
     >>> spoken("harmonized_ventricle_change", -0.0712), spoken("harmonized_local_change", 0.3141)
     ('-7.1 %', '0.314')
     """
     if name == "harmonized_local_change":
         return readable(value)
-    return f"{round(100 * value, 1) + 0.0:+.1f} %"  # + 0.0: no minus before a zero
+    return f"{round(100 * value, 1) + 0.0:+.1f} %"  # + 0.0 turns -0.0 into 0.0
 
 
 def spoken_limit(name: str, limit: float) -> str:
-    """Write a limit as :func:`spoken` writes values.
+    """Format a limit like :func:`spoken`, without its sign.
 
     >>> spoken_limit("harmonized_ventricle_change", 0.03)
     '3.0 %'

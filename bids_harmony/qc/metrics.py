@@ -1,7 +1,7 @@
-"""Image quality and registration measures of one scan (science.md §7, the cheap ones).
+"""Image quality and registration metrics of one scan (science.md §7, the fast ones).
 
-Tissues are told apart by intensity alone, a cheap relative of the segmentations behind MRIQC's
-measures: it serves to compare scans, not to measure atrophy.
+Tissues are classified by intensity alone, a fast substitute for the segmentations used by MRIQC.
+The metrics are meant to compare scans, not to measure atrophy.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from scipy import linalg, ndimage
 from bids_harmony.anat.intensity import class_means
 from bids_harmony.anat.template import Template
 
-#: Significant digits kept, so that reruns agree to the byte whatever the maths library does.
+#: Significant digits of metrics, so that reruns are identical across maths libraries.
 DIGITS = 5
 NMI_BINS = 32
-#: Scan and template are compared after smoothing (standard deviation) and after subtracting the
-#: mean of a surrounding cube (side).
+#: Band-pass filter applied before comparing scan and template, in mm: standard deviation of the
+#: smoothing, and side of the surrounding cube whose mean is subtracted.
 FINE_MM, COARSE_MM = 2.0, 40.0
-#: The halves of the brain are compared after smoothing (standard deviation), where they are at
-#: least this deep: gyri differ, what is beneath them hardly does. A ball of 14 ml, dark as a
-#: lesion, put into the white matter of every other one of 151 real scans lay at least 6 robust
-#: deviations from its site's good scans (3 where the cortex was compared too, 1 at the 99th
-#: percentile). Of deviations from 4 to 8 mm and percentiles from 99 to 100 this pair did best.
+#: Left-right comparison: smoothing (standard deviation) and minimum depth in mm, and percentile of
+#: the differences. The cortex is excluded, as gyri differ between hemispheres while deeper
+#: structures hardly do. With a dark 14 ml sphere (a synthetic lesion) in the white matter of half
+#: of 151 real scans, these scans were at least 6 robust deviations away from the good scans of
+#: their site (3 if the cortex was included, 1 at the 99th percentile). This combination was the
+#: best of deviations from 4 to 8 mm and percentiles from 99 to 100.
 HALVES_MM, HALVES_DEPTH_MM, HALVES_PERCENTILE = 6.0, 10.0, 99.5
-#: Share of the largest slice a slice must reach to be compared with its neighbours.
+#: Minimum brain area of a slice compared with its neighbours, relative to the largest slice.
 MIN_SLICE = 0.3
 MIN_VOXELS = 1000
-#: Of the tissues' mixture: bins of the histogram, steps, rounds with the bias field, voxels used.
+#: Tissue mixture model: histogram bins, EM iterations, bias field iterations, maximum voxels.
 BINS, EM_STEPS, BIAS_ROUNDS, MAX_SAMPLE = 256, 60, 2, 60_000
 INTENSITY_METRICS = (
     "snr_wm", "cnr", "cjv", "noise", "bias_range", "p97_p50", "sharpness", "slice_jump",
@@ -52,30 +53,31 @@ def scan_metrics(
     scaled_mask: np.ndarray,
     transform: str | Path | np.ndarray,
 ) -> dict[str, float | None]:
-    """Measure one scan, before and after registration, in about a second of CPU time.
+    """Compute the QC metrics of one scan before and after registration, in about 1 s of CPU time.
 
     Parameters
     ----------
     native : nibabel.Nifti1Image
-        3-D RAS image as acquired, any intensity unit.
+        3-D RAS image on the native grid, arbitrary intensity units.
     native_mask : numpy.ndarray
-        Boolean brain mask on the same grid.
+        Boolean brain mask on the native grid.
     registered : numpy.ndarray
-        The scan on the template grid, in the native intensity unit (before scaling).
+        Scan on the template grid, in native intensity units (before scaling).
     registered_mask : numpy.ndarray
         Boolean brain mask of the scan on the template grid.
     template : bids_harmony.anat.template.Template
-        Its brain alone, and its mask; the grid is isotropic.
+        Template on an isotropic grid.
     scaled, scaled_mask : numpy.ndarray
-        The scan on the template grid with white matter at 1 and CSF at 0, and its foreground.
+        Scan on the template grid with white matter 1 and CSF 0, and boolean mask of its
+        foreground.
     transform : path-like or numpy.ndarray
         ITK text transform from the scan to the template, or its 3 x 3 or 4 x 4 matrix.
 
     Returns
     -------
     dict
-        Metric name to value, or to None where it is not defined (for example FBER of a scan
-        whose air was blanked). Each name is described in ``data/qc_dictionary.json``.
+        Values by metric, None where undefined (such as the FBER of a scan with zeroed air).
+        Metrics are described in ``data/qc_dictionary.json``.
     """
     matrix = transform if isinstance(transform, np.ndarray) else read_itk_matrix(transform)
     image, zooms = np.asarray(native.dataobj), [float(z) for z in native.header.get_zooms()[:3]]
@@ -93,7 +95,13 @@ def scan_metrics(
 
 
 def read_itk_matrix(path: str | Path) -> np.ndarray:
-    """Read the 3 x 3 matrix of an ITK text affine transform."""
+    """Read the 3 x 3 matrix of an affine ITK text transform.
+
+    Raises
+    ------
+    ValueError
+        When the file is not an ITK text transform.
+    """
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if line.startswith("Parameters:"):
             return np.array(line.split()[1:10], dtype=float).reshape(3, 3)
@@ -101,13 +109,18 @@ def read_itk_matrix(path: str | Path) -> np.ndarray:
 
 
 def affine_metrics(matrix: np.ndarray) -> dict[str, float | None]:
-    """Size, shear and rotation of a head relative to the template.
+    """Compute the scale, shear and rotation of a head relative to the template.
 
-    An ITK transform maps template points to scan points, so a scale above 1 is a head larger
-    than the template's along that axis, and the determinant is the ratio of the volumes.
+    An ITK transform maps template points to scan points. A scale above 1 thus means that the head
+    is larger than the template along that axis, and the determinant is the ratio of volumes.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        ITK matrix, 3 x 3 or 4 x 4.
     """
     matrix = np.asarray(matrix, dtype=float)[:3, :3]
-    rotation, symmetric = linalg.polar(matrix)  # the latter holds scales and shears
+    rotation, symmetric = linalg.polar(matrix)  # symmetric: scales and shears
     cosine = np.clip((float(np.trace(rotation)) - 1) / 2, -1.0, 1.0)
     return {
         **{f"affine_scale_{axis}": symmetric[i, i] for i, axis in enumerate("xyz")},
@@ -126,13 +139,14 @@ def similarity_metrics(
     template_mask: np.ndarray,
     zoom: float,
 ) -> dict[str, float | None]:
-    """Likeness of a registered brain and the template, and their distance.
+    """Compute the similarity and distance of a registered brain and the template.
 
-    Both are taken where the two masks overlap. The correlation is that of details between 2 mm
-    and 40 mm: gyri, ventricles and nuclei, without the outline, which a wrong pose can match,
-    the bias field and the noise. Of eleven variants tried (whole images or masks' union, overlap
-    or core, plain or smoothed, mutual information) it told good from failed registrations by
-    far the best; see :data:`bids_harmony.qc.reference.REGISTRATION_LIMITS`.
+    Similarity is computed within the overlap of the two brain masks. The correlation is restricted
+    to details between 2 mm and 40 mm (gyri, ventricles and nuclei). It excludes the bias field,
+    noise and the outline of the brain, which may match even if the pose is wrong. Of eleven
+    variants (whole images or the union of masks, overlap or core, plain or smoothed, mutual
+    information) it separated good from failed registrations by far the best; see
+    :data:`bids_harmony.qc.reference.REGISTRATION_LIMITS`.
 
     Parameters
     ----------
@@ -141,7 +155,13 @@ def similarity_metrics(
     registered_mask, template_mask : numpy.ndarray
         Their boolean brain masks.
     zoom : float
-        Voxel size of the template grid in mm.
+        Isotropic voxel size of the template grid in mm.
+
+    Returns
+    -------
+    dict
+        ``template_dice``, ``template_ncc``, ``template_nmi`` and ``centroid_offset_mm``. The last
+        three are None if the masks overlap in fewer than 1000 voxels.
     """
     from skimage.metrics import normalized_mutual_information
 
@@ -175,7 +195,7 @@ def similarity_metrics(
 
 
 def _band(image: np.ndarray, mask: np.ndarray, zoom: float) -> np.ndarray:
-    """Smoothed image less its local mean, both from values inside the mask only."""
+    """Band-pass filter an image: smooth it and subtract its local mean, both within the mask."""
     inside = mask.astype(np.float32)
     values = np.where(mask, image, 0).astype(np.float32)
     width = 2 * round(COARSE_MM / zoom / 2) + 1
@@ -189,10 +209,25 @@ def _band(image: np.ndarray, mask: np.ndarray, zoom: float) -> np.ndarray:
 
 
 def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None:
-    """Largest difference between the halves of a registered brain, beneath its cortex.
+    """Compute the largest left-right difference of a registered brain below its cortex.
 
-    Lesions, cavities and one-sided bias fields raise it. The grid's first axis is taken to run
-    from left to right with the middle of the brain at its centre, as on every template grid.
+    Lesions, resection cavities and unilateral bias fields increase it. The first axis must run
+    from left to right with the midline at its centre, as on template grids.
+
+    Parameters
+    ----------
+    scaled : numpy.ndarray
+        Scan on the template grid with white matter 1 and CSF 0.
+    mask : numpy.ndarray
+        Boolean mask of its foreground.
+    zoom : float
+        Isotropic voxel size in mm.
+
+    Returns
+    -------
+    float or None
+        99.5th percentile of the absolute differences, in scaled intensities; None if the mask is
+        too small.
     """
     both = mask & mask[::-1]
     deep = ndimage.binary_erosion(both, iterations=max(1, round(HALVES_DEPTH_MM / zoom)))
@@ -209,7 +244,7 @@ def asymmetry(scaled: np.ndarray, mask: np.ndarray, zoom: float) -> float | None
 def intensity_metrics(
     native: np.ndarray, native_mask: np.ndarray, zooms: Sequence[float]
 ) -> dict[str, float | None]:
-    """Contrast, noise, bias field, sharpness and artefact measures on the native grid."""
+    """Compute contrast, noise, bias field, sharpness and artefact metrics on the native grid."""
     values: dict[str, float | None] = dict.fromkeys(INTENSITY_METRICS)
     values["efc"] = entropy_focus(native[::2, ::2, ::2])
     if int(native_mask.sum()) < MIN_VOXELS:
@@ -238,7 +273,10 @@ def intensity_metrics(
 
 
 def entropy_focus(image: np.ndarray) -> float | None:
-    """Entropy focus criterion (Atkinson 1997, as in MRIQC): ghosts and blur raise it."""
+    """Compute the entropy focus criterion (Atkinson 1997, as in MRIQC).
+
+    Ghosting and blurring increase it. None for an image of zeros.
+    """
     x = np.abs(image).ravel().astype(np.float64)
     root = math.sqrt(float(x @ x))
     if root == 0 or x.size < 2:
@@ -249,10 +287,10 @@ def entropy_focus(image: np.ndarray) -> float | None:
 
 
 def foreground_background(image: np.ndarray, mask: np.ndarray) -> float | None:
-    """Ratio of median brain energy to mean air energy; None where the air was blanked.
+    """Compute the ratio of median brain energy to mean air energy; None if the air was zeroed.
 
-    Air is what lies outside the brain below a tenth of its median intensity. Voxels of
-    exactly the lowest value are fill, not air.
+    Air consists of voxels outside the brain mask below a tenth of the median brain intensity.
+    Voxels with exactly the minimum value are considered fill values, not air.
     """
     middle = float(np.median(image[mask])) if mask.any() else 0.0
     air = image[~mask & (image < 0.1 * middle)]
@@ -264,10 +302,10 @@ def foreground_background(image: np.ndarray, mask: np.ndarray) -> float | None:
 
 
 def slice_jump(brain: np.ndarray, mask: np.ndarray) -> float | None:
-    """Largest departure of a slice's mean intensity from the mean of its two neighbours.
+    """Compute the largest difference of a slice's mean from the average of its two neighbours.
 
-    Relative to the brain's mean; over the slices of all three axes whose brain area reaches
-    30 % of the largest. Interleaving and spike artefacts raise it.
+    The difference is relative to the mean of the brain. All three axes are used, with slices whose
+    brain area is at least 30 % of the largest. Interleaving and spike artefacts increase it.
     """
     mean = float(brain[mask].mean())
     if mean <= 0:
@@ -288,17 +326,33 @@ def slice_jump(brain: np.ndarray, mask: np.ndarray) -> float | None:
 def edges_and_noise(
     brain: np.ndarray, mask: np.ndarray, zooms: Sequence[float], grey: float, white: float
 ) -> dict[str, float | None]:
-    """Steepness of tissue edges (per mm, in GM-WM contrasts) and noise (share of WM).
+    """Compute the sharpness of tissue edges and the noise level.
 
-    ``grey`` and ``white`` are the tissues' mean intensities.
+    Parameters
+    ----------
+    brain : numpy.ndarray
+        3-D intensities.
+    mask : numpy.ndarray
+        Boolean brain mask of the same shape.
+    zooms : sequence of float
+        Voxel sizes in mm.
+    grey, white : float
+        Mean intensities of grey and white matter.
+
+    Returns
+    -------
+    dict
+        ``noise``, relative to the mean of white matter, and ``sharpness``, in GM-WM contrasts per
+        mm; None if there are too few voxels.
     """
-    # Noise: second differences of neighbours cancel slopes; 1.4826 makes the median absolute
-    # value a standard deviation and sqrt(6) undoes the weights (1, -2, 1). The smallest of the
-    # axes is the one least filled with anatomy, within voxels that look like white matter.
+    # Noise is estimated in probable white matter from second differences, which cancel linear
+    # trends. The factor 1.4826 converts the median absolute value to a standard deviation, and
+    # sqrt(6) is the norm of the weights (1, -2, 1). The minimum over axes is least affected by
+    # anatomy.
     likely_white = mask & (brain > (grey + white) / 2)
     noises, squares = [], np.zeros_like(brain)
     for axis in range(3):
-        # The axis in front, so that neighbours along it are slices; views, not copies.
+        # Move the axis to the front without copying, so that neighbours along it are slices.
         image, white_there, square = (
             np.moveaxis(x, axis, 0) for x in (brain, likely_white, squares)
         )
@@ -321,11 +375,11 @@ class Tissues(NamedTuple):
     Attributes
     ----------
     mean, sd, fraction : numpy.ndarray
-        Shape (3,). Mean and standard deviation in the image's units (bias removed), and the
-        share of the brain's voxels.
+        Shape (3,). Mean and standard deviation in the image's units after bias field correction,
+        and fraction of brain voxels.
     bias_range : float
-        Spread (99th minus 1st percentile) of the fitted field over the brain, relative to its
-        median: 0 for a field that is constant.
+        Range (99th minus 1st percentile) of the fitted bias field within the brain, relative to
+        its median; 0 for a constant field.
     """
 
     mean: np.ndarray
@@ -335,7 +389,9 @@ class Tissues(NamedTuple):
 
 
 def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
-    """Fit three intensity classes and a quadratic log bias field to a brain, alternately.
+    """Fit a mixture of three tissue classes and a quadratic log bias field to a brain.
+
+    The two fits alternate. They are deterministic.
 
     Parameters
     ----------
@@ -347,7 +403,7 @@ def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
     Returns
     -------
     Tissues
-        The fit. It depends on the input only: no random numbers.
+        Fitted mixture and bias field range.
     """
     where = np.flatnonzero(mask)
     where = where[:: max(1, where.size // MAX_SAMPLE)]
@@ -360,12 +416,12 @@ def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
     coefficients = np.zeros(terms.shape[1])
     mean, sd, fraction = _mixture(values, class_means(values))
     for _ in range(BIAS_ROUNDS):
-        # White matter alone should be even: grey matter and CSF differ from place to place by
-        # anatomy and by mixing, which the field would take up.
+        # Fit the field to white matter alone. Grey matter and CSF vary with anatomy and partial
+        # volume effects, which the field would absorb.
         corrected = values / np.exp(terms @ coefficients)
         weight = _posterior(corrected, mean, sd, fraction)[:, 2]
         residual = logs - np.log(max(float(mean[2]), floor))
-        # einsum sums in one fixed order whatever the number of threads.
+        # einsum sums in a fixed order, independent of the number of threads.
         normal = np.einsum("ni,n,nj->ij", terms, weight, terms)
         right = np.einsum("ni,n,n->i", terms, weight, residual)
         coefficients = np.linalg.lstsq(normal, right, rcond=None)[0]
@@ -375,7 +431,7 @@ def fit_tissues(image: np.ndarray, mask: np.ndarray) -> Tissues:
 
 
 def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit three Gaussians to the histogram of values by expectation and maximization.
+    """Fit three Gaussians to the histogram of values by expectation maximization.
 
     Returns mean, standard deviation and fraction, shape (3,) each, darkest class first.
     """
@@ -400,13 +456,13 @@ def _mixture(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _posterior(
     values: np.ndarray, mean: np.ndarray, sd: np.ndarray, fraction: np.ndarray
 ) -> np.ndarray:
-    """Probability of each class, shape (n, 3)."""
+    """Compute the posterior probability of each class, shape (n, 3)."""
     density = fraction / sd * np.exp(-0.5 * ((values[:, None] - mean) / sd) ** 2)
     return np.asarray(density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300))
 
 
 def rounded(value: float | None) -> float | None:
-    """Keep ``DIGITS`` significant digits; what is not finite becomes None."""
+    """Round to ``DIGITS`` significant digits; None for values that are missing or not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{DIGITS}g}")

@@ -1,20 +1,22 @@
-"""Find the scans of a dataset that a person should look at, and say why in plain words.
+"""Flag scans for visual inspection and explain why.
 
-Within a site each metric is compared with the site's median in units of its robust deviation
-(robust z beyond 3.5, science.md §7), and all metrics together by their distance. Two things keep
-good scans from being flagged, for with some 20 metrics each scan has 20 chances: a metric with a
-good and a bad side counts on the bad side only, and the deviation is taken on that side, so
-that a skewed metric does not count as odd. And two keep bad scans from hiding each other: the
-deviation of a small or spoilt site leans on that of the other sites, and what does not depend on
-the scanner (registration, brain size) is held against the bundle's reference at every site.
+Within a site, each metric is compared with the site's median in units of its robust deviation
+(robust z beyond 3.5, science.md §7), and all metrics together by their Mahalanobis distance.
 
-Of 151 real scans of three scanners that nobody had found fault with 8 are flagged (5 %), first of
-all a brain with ventricles three times as large as most; three of the 8 turned out to have a focal
-lesion or a far widened sulcus. Of their copies whose metrics were changed as ghosts, noise, a
-lesion, a wrong mask and a cropped head change them, one scan in ten, 146 of 152 are found at sites
-of 8, 15 and 50 scans.
+With some 20 metrics, each scan has 20 chances of being flagged. Two rules limit false alarms.
+Metrics with a good and a bad side only count on the bad side. The deviation is estimated
+separately on each side, so that skewed metrics do not raise flags. Two more rules keep bad scans
+from masking each other. The deviation of a small or contaminated site is shrunk towards that of
+other sites. Metrics that do not depend on the scanner (registration, brain size) are also compared
+with the bundle's reference at every site.
 
-A flag is a reason to look. Nothing is dropped.
+Of 151 real scans from three scanners without known faults, 8 are flagged (5 %), first of all a
+brain with ventricles three times as large as most. Three of the 8 turned out to have a focal
+lesion or a very wide sulcus. If one scan in ten is replaced by a copy whose metrics are changed as
+by ghosts, noise, a lesion, a wrong mask or a cropped head, 146 of 152 are detected at sites of 8,
+15 and 50 scans.
+
+A flag is a reason to look at a scan. No scan is excluded.
 """
 
 from __future__ import annotations
@@ -40,45 +42,46 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Z_LIMIT = 3.5
-#: Sites with fewer scans lean on others, whose deviations count like those of so many scans.
+#: Number of scans below which a site is small, and weight, in scans, of the pooled deviations
+#: towards which those of each site are shrunk.
 MIN_SITE, PRIOR_SCANS = 10, 20
-#: Deviations on one side are at most this many times those on both sides; an exponential
-#: distribution's are 1.4 times. Where a third of a site's scans are bad in the same way, they are
-#: most of one side and would set the measure.
+#: Maximum ratio of the one-sided to the two-sided deviation (1.4 for an exponential distribution).
+#: Without it, if a third of a site's scans are bad in the same way, they are most of one side and
+#: determine its deviation.
 MOST_SKEW = 2.0
-#: Beyond this a value counts as this far where covariances are estimated.
+#: Absolute z at which values are clipped to estimate covariances.
 WINSOR = 3.0
-#: A metric that this share of a site's scans have is missed where it is absent.
+#: Fraction of a site's scans that must have a metric for its absence to be flagged.
 OFTEN = 0.75
-#: A scanner the bundle does not know lies beyond its reference with good scans too, such as 57 %
-#: of 7 and 77 % of 8 real ones, and so do heads of a population that the bundle does not know.
-#: From this many scans on, beyond the reference counts where it is also so many robust deviations
-#: off the site's median, and more at a site that is not small.
+#: Good scans of a scanner or population that the bundle was not trained on may be outside its
+#: reference range (for example 57 % of 7 and 77 % of 8 real scans). With at least ``FEW`` scans
+#: per site, scans outside are therefore flagged only if their robust z exceeds ``ALSO_Z``, or
+#: ``ALSO_Z_LARGE`` if the site is not small.
 FEW, ALSO_Z, ALSO_Z_LARGE = 4, 2.5, 3.0
-#: Beyond the reference lies the whole site when more than this share of its scans does.
+#: Fraction of scans outside the reference range above which the whole site is considered outside.
 MOST_OF_SITE = 0.5
-#: No flag counts as farther beyond its limit than this; a scan that failed does as much.
+#: Maximum size of a flag, which is that of failed scans.
 MOST = 10.0
-#: What no scanner changes.
+#: Groups of metrics that do not depend on the scanner.
 FIXED_GROUPS = ("Brain", "Registration")
-#: Follow from others: with them the covariance has no inverse.
+#: Metrics that are functions of others and would make the covariance singular.
 REDUNDANT = frozenset({"affine_determinant", "wm_fraction", "cjv", "brain_age_gap"})
 GAP = "brain_age_gap"
 PLAUSIBLE_AGE = (0.0, 120.0)
 
 
 class Outliers(NamedTuple):
-    """What was found.
+    """Flagged scans of a dataset.
 
     Attributes
     ----------
     flags : dict of str to tuple of Flag
-        By scan, worst first, at most one per metric.
+        Flags by scan, worst first, at most one per metric.
     score : numpy.ndarray
-        For every scan, how far its most remarkable measure lies, where 1 is at the limit: at
-        least 1 for a flagged scan, at most :data:`MOST`.
+        Shape (scans,). Most extreme deviation of each scan relative to the limit: at least 1 for a
+        flagged scan, at most :data:`MOST`.
     notes : tuple of str
-        What concerns a whole site and is no reason to look at single scans.
+        Remarks on whole sites, which are not a reason to look at single scans.
     """
 
     flags: dict[str, tuple[Flag, ...]]
@@ -87,41 +90,44 @@ class Outliers(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Scans' values, and what they are held against, (scans, metrics): those of their sites."""
+    """Metrics of scans and their distribution at each scan's site, shape (scans, metrics) each."""
 
     values: np.ndarray
     median: np.ndarray
-    #: Robust deviation below and above the median, as a standard deviation; 0 where unknown.
+    #: Robust standard deviation below and above the median; 0 where unknown.
     below: np.ndarray
     above: np.ndarray
-    #: Robust z: NaN where a value is missing, 0 where no deviation is known.
+    #: Robust z; NaN where the value is missing, 0 where the deviation is unknown.
     z: np.ndarray
-    #: The same, of each metric only on the side that speaks against a scan.
+    #: Robust z on the bad side of each metric, 0 on its good side; without a direction, both are
+    #: bad.
     bad: np.ndarray
 
 
 def find_outliers(
     table: pd.DataFrame, rows: Sequence[ScanRow], reference: Mapping[str, Any] | None = None
 ) -> Outliers:
-    """Find the scans to look at.
+    """Find the scans of a dataset that should be inspected.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Of :func:`bids_harmony.qc.dataset.scan_table`.
+        Table from :func:`bids_harmony.qc.dataset.scan_table`.
     rows : sequence of ScanRow
-        The scans it was made of, in the same order.
+        Scans of the table, in the same order.
     reference : mapping, optional
-        :func:`bids_harmony.qc.reference.reference_statistics` of the bundle.
+        Bundle's :func:`bids_harmony.qc.reference.reference_statistics`; None to compare scans
+        within the dataset only.
 
     Returns
     -------
     Outliers
+        Flags, scores and notes.
     """
     found: dict[int, list[Flag]] = defaultdict(list)
     for i, flag in _states(table, rows):
         found[i].append(flag)
-    # What harmonization did to a scan the anatomy guard judges, but for the histograms' distances.
+    # The anatomy guard checks all harmonization metrics except the histogram distances.
     by_guard = {name for name, facts in dictionary().items() if facts["Group"] == "Harmonization"}
     by_guard -= {"reference_distance_raw", "reference_distance_harmonized"}
     metrics = [name for name in (*dictionary(), GAP) if name in table.columns]
@@ -154,31 +160,36 @@ def find_outliers(
 def site_norms(
     values: pd.DataFrame, site: pd.Series[Any], reference: Mapping[str, Any] | None
 ) -> Norms:
-    """Find each site's medians and deviations; the fewer scans, the more like at other sites.
+    """Estimate medians and robust deviations of each site, shrinking deviations of small sites.
 
-    Medians and their absolute deviations take the place of means and standard deviations, so
-    that the scans that are looked for do not set the measure they are found by.
+    Medians and median absolute deviations replace means and standard deviations, so that outliers
+    do not affect the scale by which they are detected.
 
     Parameters
     ----------
     values : pandas.DataFrame
-        Metrics of scans, NaN where missing.
+        Metrics, shape (scans, metrics), NaN where missing.
     site : pandas.Series
-        The scans' sites.
+        Site of each scan.
     reference : mapping or None
-        :func:`bids_harmony.qc.reference.reference_statistics` of the bundle, on whose deviations
-        within sites small datasets lean.
+        Bundle's :func:`bids_harmony.qc.reference.reference_statistics`, whose deviations within
+        sites serve as a prior for small datasets.
+
+    Returns
+    -------
+    Norms
+        Norms of each scan's site.
     """
     median = values.groupby(site).transform("median")
     off, n = values - median, values.groupby(site).transform("count").to_numpy()
-    # The median of a few scans lies too close to each of them.
+    # Exclude very small sites: their scans are too close to their own median.
     pool = off[site.groupby(site).transform("size") >= MIN_SITE // 2]
     trained = [
         [s[name]["mad"] for s in (reference or {}).get("sites", {}).values()
          if name in s and s[name]["n"] >= MIN_REFERENCE] for name in values
     ]  # fmt: skip
     known = np.array([np.median(mads) if mads else 0.0 for mads in trained])
-    # It is also uncertain: a median's variance is pi / (2 n).
+    # Account for the uncertainty of the median, whose variance is pi / (2 n).
     factor = MAD_TO_SD * np.sqrt(1 + np.pi / (2 * np.maximum(n, 1)))
     sides = []
     for sign in (-1, 1):
@@ -198,14 +209,14 @@ def site_norms(
 
 
 def _lean(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Mix deviations found on n scans with ones that were known; 0 is an unknown one."""
+    """Shrink deviations estimated from n scans towards a prior; 0 stands for an unknown one."""
     own, prior = np.nan_to_num(own), np.nan_to_num(prior)
     mixed = np.sqrt((n * own**2 + PRIOR_SCANS * prior**2) / (n + PRIOR_SCANS))
     return np.where(prior > 0, mixed, own)
 
 
 class _Site(NamedTuple):
-    """A site's name, the metrics that its completed scans are judged by, and their norms."""
+    """A site's name, the metrics of its completed scans that are checked, and their norms."""
 
     name: str
     metrics: list[str]
@@ -213,7 +224,7 @@ class _Site(NamedTuple):
 
 
 def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
-    """Flag scans that failed, are twice, or whose harmonization or predictions make no sense."""
+    """Flag scans that failed, are duplicates, or have implausible harmonization or predictions."""
     same = {scan: scans for scans in same_images(rows) for scan in scans}
     for i, row in enumerate(rows):
         if scans := same.get(row.scan, ()):
@@ -239,7 +250,7 @@ def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int,
 
 
 def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
-    """Metrics far from the site's median."""
+    """Flag metrics far from the site's median."""
     values, median, below, above, _, bad = site.norms
     for i, j in np.argwhere(np.abs(bad) > Z_LIMIT):
         z, name, middle = float(bad[i, j]), site.metrics[j], median[i, j]
@@ -253,7 +264,7 @@ def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
 
 
 def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
-    """Metrics that could not be computed though the site's other scans have them."""
+    """Flag metrics that could not be computed, but are available for the site's other scans."""
     absent = np.isnan(site.norms.values)
     for i, j in np.argwhere(absent & (absent.mean(axis=0) <= 1 - OFTEN)):
         name = site.metrics[j]
@@ -262,10 +273,10 @@ def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
 
 
 def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[int, Flag]]]:
-    """Measure how far each scan is from others in all metrics together, 1 at the limit.
+    """Compute each scan's multivariate distance, where 1 is at the limit, and flag large ones.
 
-    The others are those of its site; at a small site every scan's z, as far as it is from
-    its own site.
+    Distances are relative to the scans of its site or, at a small site, to the z scores of all
+    scans relative to their own sites.
     """
     from sklearn.covariance import OAS
 
@@ -280,13 +291,13 @@ def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[
     if len(others) < MIN_SITE or len(use) < 2:
         return np.zeros(len(z)), []
     fitted = OAS().fit(np.clip(others, -WINSOR, WINSOR))
-    # Cube roots of squared distances are nearly normal (Wilson and Hilferty). The limit is the one
-    # that the bulk of the scans sets.
+    # Cube roots of squared distances are nearly normal (Wilson and Hilferty). The limit is robust:
+    # it is based on the median.
     roots, own = (np.cbrt(fitted.mahalanobis(x)) for x in (others, z))
     middle = float(np.median(roots))
     spread = MAD_TO_SD * float(np.median(np.abs(roots - middle)))
     limit = middle + Z_LIMIT * max(spread, middle * np.sqrt(2 / (9 * len(use))))
-    # A few scans' medians, each taken by itself, take all of them off the others' course.
+    # Medians of few scans are imprecise, which shifts all scans of a small site away from others.
     limit *= max(1.0, float(np.median(own)) / max(middle, 1e-12))
     sizes = (own / limit) ** 1.5
     off = z - fitted.location_
@@ -305,10 +316,11 @@ def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[
 def _beyond_reference(
     site: _Site, reference: Mapping[str, Any] | None, elsewhere: np.ndarray
 ) -> tuple[list[tuple[int, Flag]], list[str]]:
-    """Metrics out of the bundle's reference range, where the site is small or no scanner matters.
+    """Flag metrics outside the bundle's reference range and return notes on whole sites.
 
-    A small site's scans may also be as those ``elsewhere`` in the dataset (scans, metrics), which
-    tell whose heads these are and what its scanners do.
+    Metrics that depend on the scanner are only checked at small sites. There, values within the
+    1st to 99th percentile of the dataset's other sites (``elsewhere``, shape (scans, metrics)) are
+    accepted too, as these share the population and possibly the scanner.
     """
     flags, notes = [], []
     values, bad = site.norms.values, np.abs(site.norms.bad)

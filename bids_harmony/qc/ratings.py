@@ -1,8 +1,8 @@
-"""What people who looked at the scans said: reading, merging and honouring their ratings.
+"""Read, merge and apply visual QC ratings.
 
-A rating file is a table with the columns scan, rater, time, verdict and comment, as the group
-report saves it. Of one rater the newest verdict counts; what several raters disagree about is
-``disputed`` and decides nothing.
+A rating file is a table with the columns scan, rater, time, verdict and comment, as saved by the
+group report. Only the newest verdict of each rater counts. If raters disagree, the verdict is
+``disputed`` and has no effect.
 """
 
 from __future__ import annotations
@@ -33,57 +33,57 @@ if TYPE_CHECKING:
 FILE = "qc_ratings.tsv"
 COLUMNS = ("scan", "rater", "time", "verdict", "comment")
 VERDICTS = ("accept", "reject", "unsure")
-#: What several raters say of a scan when their verdicts differ.
+#: Verdict on a scan whose raters disagree.
 DISPUTED = "disputed"
-#: A scan's status once a rater has rejected it.
+#: Status of a scan rejected by its raters.
 REJECTED = "rejected"
 OLDEST = datetime.min.replace(tzinfo=UTC)
-#: What the path of a scan's file, or of one made of it, has beside the scan's key.
+#: Parts of the path of a scan or its derivatives that are not the scan's key.
 NOT_KEY = re.compile(r"(?i)^.*[/\\]|_(T1w|desc-).*|\.(nii(\.gz)?|html|json)$|_(space|res)-[^_]*")
 
 
 class Rating(NamedTuple):
-    """The raters' common verdict on a scan: one of :data:`VERDICTS`, or :data:`DISPUTED`."""
+    """Common verdict of a scan's raters: one of :data:`VERDICTS`, or :data:`DISPUTED`."""
 
     verdict: str
     n_raters: int
 
 
 def rating_files(config: RunConfig) -> list[Path]:
-    """List a run's rating files: the output folder's own, if there is one, and those given."""
+    """List the rating files of a run: the output folder's, if it exists, then ``--qc-ratings``."""
     own = config.output_dir / FILE
     return list(dict.fromkeys([*([own] if own.is_file() else []), *config.qc_ratings]))
 
 
 def read_ratings(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
-    """Read rating files as people and spreadsheets leave them.
+    """Read rating files, including those edited in spreadsheets.
 
-    Any encoding, separators and line ends, quotes, columns in any order and further columns do
-    no harm.
+    Text encoding, separators, line endings, quotes and the order of columns may vary, and
+    additional columns are ignored.
 
     Parameters
     ----------
     paths : iterable of pathlib.Path
-        The files; a row that stands in several counts once.
+        Rating files; rows found in several files count once.
 
     Returns
     -------
     ratings : pandas.DataFrame
-        Every row, in the columns of :data:`COLUMNS` (str, empty where missing), sorted by scan,
-        rater and time. Rows with a verdict that does not exist are kept as they are.
+        All rows, with the columns :data:`COLUMNS` (str, empty where missing), sorted by scan,
+        rater and time. Rows with an unknown verdict are kept unchanged.
     problems : list of str
-        Such rows, by file and line, and what had to be guessed of a file.
+        Invalid rows, by file and line, and assumptions made to read a file.
 
     Raises
     ------
     UsageError
-        When a file cannot be read, or lacks the columns scan and verdict.
+        When a file cannot be read or lacks the columns scan and verdict.
     """
     rows: dict[tuple[str, ...], None] = {}
     problems: list[str] = []
     for path in paths:
         rows |= dict.fromkeys(_read_file(path, problems))
-    # Rows of the same time stay in the order they were read in.
+    # The sort is stable: rows of the same time keep their order.
     ordered = sorted(rows, key=lambda row: (row[0], row[1], _when(row[2])))
     return pd.DataFrame(ordered, columns=list(COLUMNS), dtype=object), problems
 
@@ -117,13 +117,13 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
 
 
 def _cell(name: str, text: str) -> str:
-    """One cell's text, empty for none; a rater's initials may be N. A."""
+    """Return the text of a cell, empty if missing; N. A. may be a rater's initials."""
     free = name in ("rater", "comment")
     return "" if text.lower() == "n/a" or (is_missing(text) and not free) else text
 
 
 def _fault(row: Mapping[str, str]) -> str:
-    """Say what is wrong with a row; nothing where it counts."""
+    """Describe the problem with a row; return an empty string if it is valid."""
     if not row["scan"]:
         return "names no scan"
     if row["verdict"] not in ("", *VERDICTS):
@@ -134,7 +134,7 @@ def _fault(row: Mapping[str, str]) -> str:
 
 
 def _when(text: str) -> datetime:
-    """Read an ISO 8601 time; without a zone it is UTC, and one that cannot be read is oldest."""
+    """Parse an ISO 8601 time, by default in UTC; an invalid one counts as the oldest."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -143,18 +143,18 @@ def _when(text: str) -> datetime:
 
 
 def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
-    """Put the verdicts on each scan together.
+    """Merge the ratings of each scan.
 
     Parameters
     ----------
     ratings : pandas.DataFrame
-        Of :func:`read_ratings`, which puts the newest row of a rater last.
+        Ratings from :func:`read_ratings`, with the newest row of each rater last.
 
     Returns
     -------
     dict of str to Rating
-        By scan. Of one rater the newest row counts, and an empty verdict there takes back an
-        earlier one; a scan of which nobody holds a verdict is absent.
+        Common verdict by scan. Only the newest row of each rater counts; if its verdict is empty,
+        the earlier one is withdrawn. Scans without a verdict are omitted.
     """
     counts = ratings["verdict"].isin(["", *VERDICTS]) & (ratings["scan"] != "")
     newest = ratings[counts].drop_duplicates(["scan", "rater"], keep="last")
@@ -166,7 +166,7 @@ def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
 
 
 def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
-    """Name the rated scans that are none of those there, and which may be meant; or nothing."""
+    """Return a message on rated scans missing from ``there``, with similar names, or no text."""
     there = list(there)
     unknown = sorted(set(ratings["scan"]) - set(there) - {""})
     if not unknown:
@@ -177,21 +177,20 @@ def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
 
 
 def rated_status(status: str | None, rating: Rating | None) -> str | None:
-    """Let the raters' verdict on a scan take the place of the automatic one.
+    """Override the automatic status of a scan with the raters' verdict.
 
     Parameters
     ----------
     status : str or None
-        In the scan's record: pass, warn, fail, error or None.
+        Status in the scan's record: pass, warn, fail, error or None.
     rating : Rating or None
-        Of :func:`merge_ratings`.
+        Rating from :func:`merge_ratings`.
 
     Returns
     -------
     str or None
-        :data:`REJECTED` where the raters reject the scan, ``pass`` where they accept it, and else
-        the status it had. A scan that could not be finished stays ``error``: there is nothing to
-        accept.
+        :data:`REJECTED` if the raters reject the scan, ``pass`` if they accept it, otherwise
+        ``status``. An accepted scan keeps the status ``error``, as it has no results.
     """
     if rating and rating.verdict == "reject":
         return REJECTED
@@ -199,6 +198,6 @@ def rated_status(status: str | None, rating: Rating | None) -> str | None:
 
 
 def write_ratings(path: Path, ratings: pd.DataFrame) -> None:
-    """Write ratings as the group report saves them."""
+    """Write ratings as a tab-separated file in the format of the group report."""
     rows = [COLUMNS, *ratings[list(COLUMNS)].itertuples(index=False)]
     write_text(path, "".join("\t".join(cell or "n/a" for cell in row) + "\n" for row in rows))

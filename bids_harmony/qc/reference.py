@@ -1,9 +1,9 @@
-"""Compare a scan with the scans a bundle was trained on, and its registration with fixed limits.
+"""Compare scans with the bundle's training scans, and check registrations against fixed limits.
 
-Where the limits come from: 151 good affine registrations (three scanners, ages 19 to 82, one brain
-with ventricles three times as large as most), and registrations made to fail on four of those
-heads, by turning them by up to 180 degrees, and by masks moved by 3 to 6 cm, cut in half or grown
-by 2 cm, each followed by the real registration:
+The registration limits are based on 151 good affine registrations (three scanners, ages 19 to 82,
+one brain with ventricles three times as large as most) and on registrations of four of these heads
+that were made to fail: by rotations of up to 180 degrees, and by masks shifted by 3 to 6 cm, cut
+in half or dilated by 2 cm, each followed by the actual registration:
 
 =====================  ==================  ===============================================
 metric                 good                failed
@@ -16,9 +16,9 @@ metric                 good                failed
                                            good (mask far too large), else up to 0.96
 =====================  ==================  ===============================================
 
-Starting from a good registration, the correlation falls to the limit at about 10 mm of shift or
-15 degrees of turn. A mirrored brain is like its original in every measure of likeness; only the
-affine's determinant, negative then, tells.
+Starting from a good registration, the correlation drops to the limit at a shift of about 10 mm or
+a rotation of about 15 degrees. A mirrored brain has the same similarity as the original; only the
+affine's determinant, which is then negative, reveals it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 from bids_harmony.errors import ScanError
 from bids_harmony.qc.metrics import rounded
 
-#: Metric: lowest and highest value of a registration that may be used.
+#: Minimum and maximum of each metric for a successful registration.
 REGISTRATION_LIMITS = {
     "template_ncc": (0.36, math.inf),
     "template_dice": (0.85, math.inf),
@@ -44,35 +44,35 @@ REGISTRATION_LIMITS = {
     "affine_scale_y": (0.60, 1.40),
     "affine_scale_z": (0.60, 1.40),
 }
-#: Makes a median absolute deviation comparable with a standard deviation.
+#: Ratio of standard deviation to median absolute deviation of a normal distribution.
 MAD_TO_SD = 1.4826
-#: A value is out of range when it lies this many robust standard deviations outside the 1st to
-#: 99th percentile. Of 151 good scans of three scanners, judged by references made without them
-#: (five folds), 7 were flagged so, and 46 by the percentiles alone: there are some 25 metrics, and
-#: 2 % of good scans lie outside for each.
+#: Robust standard deviations outside the 1st to 99th percentile beyond which a value is out of
+#: range. In five-fold cross-validation with 151 good scans of three scanners, 7 scans were
+#: flagged. Without this margin, 46 were: 2 % of good scans are outside for each of some 25
+#: metrics.
 SLACK_SD = 1.0
-#: With fewer reference scans than this, percentiles say nothing and no verdict is given.
+#: Minimum number of reference scans; with fewer, percentiles are meaningless and metrics pass.
 MIN_REFERENCE = 20
-#: Head pose in the scanner differs at will and does no harm; registration limits catch what does.
+#: Metrics of head pose, which varies freely and is harmless within the registration limits.
 NOT_JUDGED = frozenset(
     {"affine_rotation_deg", "affine_shear_xy", "affine_shear_xz", "affine_shear_yz"}
 )
 SPOKEN_UNITS = ("mL", "mm", "degree")
-#: Bins of histograms of scaled intensities: white matter is near 1 and 2 is the ceiling.
+#: Number of bins and upper end of histograms of scaled intensities (white matter 1, maximum 2).
 N_BINS, TOP = 80, 1.6
 
 
 class Verdict(NamedTuple):
-    """What the reference says about a scan.
+    """Result of comparing a scan with the reference or with the guard's limits.
 
     Attributes
     ----------
     status : str
-        ``pass``, ``warn`` or, of the anatomy guard, ``fail``.
+        ``pass``, ``warn`` or, for the anatomy guard, ``fail``.
     reasons : tuple of str
-        In plain words, one per metric out of range.
+        Explanations, one per metric out of range.
     flagged : tuple of str
-        The names of those metrics.
+        Names of these metrics.
     """
 
     status: str = "pass"
@@ -82,26 +82,26 @@ class Verdict(NamedTuple):
 
 @cache
 def dictionary() -> dict[str, dict[str, Any]]:
-    """Describe every metric: LongName, Description, Units, Direction and Group."""
+    """Load the description of every metric: LongName, Description, Units, Direction and Group."""
     text = (files("bids_harmony.data") / "qc_dictionary.json").read_text(encoding="utf-8")
     values: dict[str, dict[str, Any]] = json.loads(text)
     return values
 
 
 def check_registration(metrics: Mapping[str, float | None], name: str) -> None:
-    """Stop a scan whose registration failed.
+    """Raise ScanError if a scan's registration failed.
 
     Parameters
     ----------
     metrics : mapping
-        Values of :func:`bids_harmony.qc.metrics.scan_metrics`.
+        Metrics from :func:`bids_harmony.qc.metrics.scan_metrics`.
     name : str
-        The scan's name, for the message.
+        Name of the scan, for the message.
 
     Raises
     ------
     ScanError
-        When a limit is passed, or a metric could not be computed.
+        When a metric is outside its limits or could not be computed.
     """
     problems = []
     for metric, (low, high) in REGISTRATION_LIMITS.items():
@@ -122,18 +122,18 @@ def check_registration(metrics: Mapping[str, float | None], name: str) -> None:
 def reference_statistics(
     by_site: Mapping[str, Iterable[Mapping[str, float | None]]],
 ) -> dict[str, Any]:
-    """Summarize the metrics of the scans a bundle was trained on (``qc_reference.json``).
+    """Summarize the metrics of the bundle's training scans (``qc_reference.json``).
 
     Parameters
     ----------
     by_site : mapping
-        For each site, the metrics of its scans.
+        Metrics of the scans of each site.
 
     Returns
     -------
     dict
-        ``{"all": {metric: summary}, "sites": {site: {metric: summary}}}`` where a summary is
-        ``{"median", "mad", "p1", "p99", "n"}``. Missing values are left out.
+        ``{"all": {metric: summary}, "sites": {site: {metric: summary}}}``, where each summary is
+        ``{"median", "mad", "p1", "p99", "n"}``. Missing values are ignored.
     """
     rows = {site: list(metrics) for site, metrics in sorted(by_site.items())}
     return {
@@ -156,31 +156,31 @@ def _summaries(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str
 
 
 def reference_range(summary: Mapping[str, float]) -> tuple[float, float]:
-    """Range of values that are not remarked upon: 1st to 99th percentile with some slack."""
+    """Return the range of normal values: 1st to 99th percentile, plus a margin."""
     slack = SLACK_SD * MAD_TO_SD * summary["mad"]
     low = summary["p1"] - slack
-    # What is never negative has no negative lower end.
+    # Metrics that are never negative get no negative lower bound.
     return max(low, 0.0) if summary["p1"] >= 0 else low, summary["p99"] + slack
 
 
 def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | None) -> Verdict:
-    """Judge a scan by the reference statistics of a bundle.
+    """Compare a scan with a bundle's reference statistics.
 
-    A metric with a direction ("higher is better") is remarked upon on its bad side only; the
-    others on both. A scan is never dropped for this: statistics do not replace looking at it
+    Metrics with a direction ("higher is better") are flagged on their bad side only, others on
+    both sides. Scans are never excluded for this: statistics do not replace visual inspection
     (science.md §7).
 
     Parameters
     ----------
     metrics : mapping
-        Metric name to value, or None where it is not defined.
+        Values by metric, None where undefined.
     reference : mapping, optional
-        As :func:`reference_statistics` returns it. Without one everything passes.
+        Statistics from :func:`reference_statistics`. Without them, every scan passes.
 
     Returns
     -------
     Verdict
-        ``warn`` when at least one metric is out of range.
+        ``warn`` if at least one metric is out of range, otherwise ``pass``.
     """
     found = {}
     for name, facts in dictionary().items():
@@ -200,13 +200,13 @@ def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | No
 
 
 def spoken_unit(name: str) -> str:
-    """Give the unit to write behind a metric's value; ratios have none."""
+    """Return the unit to append to a metric's value; empty for ratios."""
     unit = dictionary()[name]["Units"]
     return f" {unit}" if unit in SPOKEN_UNITS else ""
 
 
 def readable(value: float) -> str:
-    """Three significant digits without an exponent.
+    """Format a number with three significant digits, without an exponent.
 
     >>> readable(1561.2), readable(0.0123456), readable(-3.14159)
     ('1561', '0.0123', '-3.14')
@@ -215,7 +215,7 @@ def readable(value: float) -> str:
 
 
 def brain_histogram(volume: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
-    """Histogram of a scaled volume within its mask.
+    """Compute the intensity histogram of a scaled volume within its mask.
 
     Parameters
     ----------
@@ -237,13 +237,13 @@ def brain_histogram(volume: np.ndarray, mask: np.ndarray) -> dict[str, list[floa
 
 
 def mean_histogram(histograms: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Average histograms of several scans, as a reference site's histogram."""
+    """Average the histograms of several scans, such as those of the reference site."""
     density = np.mean([h["density"] for h in histograms], axis=0)
     return {"edges": list(histograms[0]["edges"]), "density": density.round(6).tolist()}
 
 
 def histogram_distance(a: Mapping[str, list[float]], b: Mapping[str, list[float]]) -> float:
-    """Wasserstein-1 distance of two histograms with the same edges."""
+    """Compute the Wasserstein-1 distance of two histograms with the same edges."""
     width = np.diff(a["edges"])
     gap = np.cumsum(np.subtract(a["density"], b["density"]) * width)
     return float((np.abs(gap) * width).sum())
@@ -255,22 +255,22 @@ def reference_distances(
     mask: np.ndarray,
     reference: Mapping[str, list[float]] | None,
 ) -> dict[str, float | None]:
-    """Distance of a scan's intensities from the reference site's, before and after.
+    """Compute the distance of a scan's histogram from the reference site's, raw and harmonized.
 
     Parameters
     ----------
     raw, harmonized : numpy.ndarray
-        Scaled volumes on the template grid.
+        Scaled volumes on the template grid, before and after harmonization.
     mask : numpy.ndarray
         Boolean mask of their foreground.
     reference : mapping or None
-        The reference site's :func:`mean_histogram`.
+        :func:`mean_histogram` of the reference site.
 
     Returns
     -------
     dict
-        ``reference_distance_raw`` and ``reference_distance_harmonized``; None without a
-        reference.
+        ``reference_distance_raw`` and ``reference_distance_harmonized``, in scaled intensities;
+        None without a reference.
     """
     return {
         f"reference_distance_{kind}": None
