@@ -61,8 +61,8 @@ def normalize(
     used : numpy.ndarray
         Boolean mask of the foreground: brain tissue and the CSF it encloses.
     record : dict
-        ``fluid_grey_white`` (tissue means after bias field correction, in units of ``data``),
-        ``shading_range`` (95th to 5th percentile ratio of the bias field within the mask),
+        ``tissue_means`` (tissue means after bias field correction, in units of ``data``),
+        ``bias_field_range`` (95th to 5th percentile ratio of the bias field within the mask),
         ``mask_ml`` and ``used_ml`` (volumes in ml of the mask and of the foreground).
 
     Raises
@@ -91,8 +91,8 @@ def normalize(
     scaled = np.where(used, np.maximum(scaled, 1e-3), 0).astype(np.float32)
     ml = zoom_mm**3 / 1000
     return scaled, used, {
-        "fluid_grey_white": [round(mean, 6) for mean in means],
-        "shading_range": round(float(np.divide(*np.percentile(field[given], (95, 5)))), 4),
+        "tissue_means": [round(mean, 6) for mean in means],
+        "bias_field_range": round(float(np.divide(*np.percentile(field[given], (95, 5)))), 4),
         "mask_ml": round(float(given.sum() * ml), 3),
         "used_ml": round(float(used.sum() * ml), 3),
     }  # fmt: skip
