@@ -152,8 +152,8 @@ def prepare(
 def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | None:
     """Return all scans without harmonization: resampled, and divided by a percentile.
 
-    Bias field, tissue means and brain surface are not corrected. The brain mask is the skull
-    stripper's.
+    Bias field, tissue means and brain surface are not corrected. The brain mask is that of skull
+    stripping.
 
     Parameters
     ----------

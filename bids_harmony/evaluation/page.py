@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 FOLDER = "evaluation"
 #: Tables that not every evaluation has; the last two were written by an earlier version.
 OPTIONAL = ("left_out", "images", "biology", "travelling", "agreement")
-#: Significance level.
+#: Significance level of differences between methods.
 LEVEL = 0.05
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
-#: Methods differ in marker shape as well as colour.
+#: Marker shape of each method, in addition to its colour.
 MARKERS = dict(zip(METHODS, "sD^vXoP", strict=True))
 
 Tables = dict[str, pd.DataFrame]

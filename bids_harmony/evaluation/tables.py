@@ -166,7 +166,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
     rows : pandas.DataFrame
         ``scans`` of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
     reference : str
-        Reference site; its scans with tissue normalization only are compared with.
+        Reference site, whose scans with tissue normalization only are the standard of comparison.
     seed : int
         Random seed for the folds of the site probe.
 
@@ -260,9 +260,9 @@ def age_weights(ages: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     ages : numpy.ndarray
-        (scans,) ages in years; a scan without an age (NaN) hardly counts.
+        (scans,) ages in years; a scan without an age (NaN) gets almost no weight.
     wanted : numpy.ndarray
-        (targets,) ages to match; scans are weighted equally for a NaN.
+        (n,) ages in years to match; a NaN weights all scans equally.
 
     Returns
     -------

@@ -124,7 +124,7 @@ class Study:
 
     @property
     def fit(self) -> np.ndarray:
-        """Mask (scans,) of those that ``--fit-filter`` admits to fitting maps and predictors."""
+        """Mask (scans,) from ``--fit-filter`` for fitting maps and continuous predictors."""
         return select_scans(self.data.table, self.train.fit_filter)
 
 
@@ -187,7 +187,7 @@ def split_of(
     data : TrainingSet
         All scans.
     unit : Unit
-        The unit.
+        Unit to split the scans for.
     folds : numpy.ndarray
         (scans,) fold index, as returned by :func:`subject_folds`.
     validation : float
@@ -264,7 +264,7 @@ def calibrations(
     study : Study
         Data and options.
     unit : Unit
-        The unit.
+        Unit to calibrate for.
     split : numpy.ndarray
         (scans,) ``train``, ``validation`` or ``test``.
     among : numpy.ndarray
@@ -314,7 +314,7 @@ def fit_predictors(
     study : Study
         Data and options.
     unit : Unit
-        The unit.
+        Unit to train for.
     prepared : TrainingSet
         All scans, prepared by the method.
     split : numpy.ndarray
