@@ -1,11 +1,11 @@
-"""How many bad scans of a simulated dataset the group level finds, and what it flags besides.
+"""Measure how many bad scans of a simulated dataset the group level finds, and its false alarms.
 
     bids_harmony-simulate BIDS --sites 4 --subjects 100 --travelling --bad 0.1
     bids_harmony BIDS OUT participant -d masks=BIDS/derivatives/masks
     python benchmarks/bad_scans.py BIDS OUT [--small 8]
 
-A scan is found when it is flagged for any reason, or failed. Then each site in turn is made small:
-some of its scans are drawn, the other sites stay as they are.
+A scan counts as found if it failed or is flagged for any reason. A second table simulates small
+sites: it uses random scans of one site at a time, and all scans of the other sites.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ GOOD = "good"
 
 
 def flagged(rows: Sequence[ScanRow], reference: dict) -> set[str]:
-    """Names of the scans that the group level would have a person look at."""
+    """Return the names of the scans that the group level flags for review."""
     return set(find_outliers(scan_table(rows)[0], rows, reference).flags)
 
 
 def show(found: dict[str, Counter[bool]]) -> str:
-    """Write a Markdown table: kind, scans, flagged, share."""
+    """Format a Markdown table: kind, scans, flagged, share."""
     lines = ["| kind | scans | flagged | share |", "|---" * 4 + "|"]
     total: Counter[bool] = Counter()
     for kind in sorted(found, key=lambda kind: (kind == GOOD, kind)):
@@ -49,7 +49,7 @@ def show(found: dict[str, Counter[bool]]) -> str:
 def count(
     rows: Sequence[ScanRow], flags: set[str], quality: dict[str, str]
 ) -> dict[str, Counter[bool]]:
-    """Count flagged and other scans of each kind."""
+    """Count flagged (True) and other scans (False) of each kind."""
     found: dict[str, Counter[bool]] = defaultdict(Counter)
     for row in rows:
         found[quality[row.scan]][row.scan in flags] += 1
@@ -57,7 +57,7 @@ def count(
 
 
 def main() -> int:
-    """Print the tables, and the names of the scans that were missed."""
+    """Print the tables, missed bad scans and flagged good scans."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bids", type=Path)
     parser.add_argument("out", type=Path)

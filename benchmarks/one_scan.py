@@ -1,15 +1,15 @@
-"""What one scan costs: CPU seconds, wall seconds and peak memory of the whole participant level.
+"""Measure CPU time, wall time and peak memory of the participant level for one scan.
 
     python benchmarks/one_scan.py DATASET --participant-label 01 [--scans 10]
 
-The run is cold (new output and work folders) and the whole process tree is measured, by /proc
-(Linux). CPU seconds are split by node: what the tree used while a node ran, shared among nodes
-that ran at the same time; ``start, schedule`` is the rest. With ``--scans N`` the marginal cost of
-a further scan is that of N participants less that of one, divided by N - 1.
+The run is cold (new output and work folders). The whole process tree is measured through /proc
+(Linux). CPU time is split by workflow node; nodes that run at the same time share it.
+``start, schedule`` is the rest. With ``--scans N``, the cost of a further scan is that of N
+participants minus that of one, divided by N - 1.
 
-Seconds alone say little about another machine, so they are given also as a ratio to the peer:
-deepbet and ``ants.registration('Affine')`` to the template at 1 mm, alone on the same scan, in one
-process and one thread.
+As seconds depend on the computer, they are also given relative to a peer: deepbet and
+``ants.registration('Affine')`` to the template at 1 mm, on the same scan, in one process and one
+thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 PERIOD_S = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
-#: The peer, given a T1w file.
+#: Script of the peer; its arguments are a T1w file and a work folder.
 PEER = """
 import sys
 import ants, nibabel as nib, numpy as np
@@ -49,7 +49,7 @@ ants.registration(ants.image_read(sys.argv[2] + "/template.nii"),
 
 @dataclass
 class Cost:
-    """What a command cost: seconds, peak memory, and CPU seconds by the clock."""
+    """Cost of a command: seconds, peak memory in GB, and samples (time, CPU seconds so far)."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -58,7 +58,7 @@ class Cost:
 
 
 def tree(pid: int) -> list[int]:
-    """Return a process and all its descendants."""
+    """Return the process ids of a process and all its descendants."""
     found = [pid]
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -68,7 +68,7 @@ def tree(pid: int) -> list[int]:
 
 
 def usage(pids: list[int]) -> tuple[float, float]:
-    """CPU seconds (ended children included) and GB of memory (shared pages once)."""
+    """Return CPU seconds (including ended children) and GB of memory (shared pages once)."""
     ticks, kilobytes = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def usage(pids: list[int]) -> tuple[float, float]:
 
 
 def measure(command: list[str], log: Path, env: dict[str, str] | None = None) -> Cost:
-    """Run a command to its end and watch its process tree."""
+    """Run a command and measure its process tree; exit with its log if it fails."""
     cost = Cost()
     with log.open("w") as out:
         start = time.perf_counter()
@@ -90,7 +90,7 @@ def measure(command: list[str], log: Path, env: dict[str, str] | None = None) ->
         )
         while process.poll() is None:
             cpu, memory = usage(tree(process.pid))
-            # A process that ended between two looks takes its seconds away until it is reaped.
+            # The CPU time of an ended process is missing until it is reaped.
             cost.cpu = max(cost.cpu, cpu)
             cost.peak_gb = max(cost.peak_gb, memory)
             cost.samples.append((time.time(), cost.cpu))
@@ -102,7 +102,7 @@ def measure(command: list[str], log: Path, env: dict[str, str] | None = None) ->
 
 
 def node_seconds(work: Path, cost: Cost) -> dict[str, tuple[float, float]]:
-    """CPU and wall seconds by node, from nipype's results and the samples of the clock."""
+    """Compute CPU and wall seconds by node from nipype's result files and the samples."""
     from nipype.utils.filemanip import loadpkl
 
     spans: list[tuple[str, float, float]] = []
@@ -117,7 +117,7 @@ def node_seconds(work: Path, cost: Cost) -> dict[str, tuple[float, float]]:
         seconds[name][1] += end - begin
     before_time, before_cpu = cost.samples[0][0] - PERIOD_S, 0.0
     for now, cpu in cost.samples:
-        # Of nodes that ran at the same time each gets its share by the time it ran.
+        # Divide CPU time among simultaneous nodes by their run time in the interval.
         shares = {
             i: max(0.0, min(now, end) - max(before_time, begin))
             for i, (_, begin, end) in enumerate(spans)
@@ -134,7 +134,7 @@ def node_seconds(work: Path, cost: Cost) -> dict[str, tuple[float, float]]:
 
 
 def participants(dataset: Path, first: str, n: int) -> list[str]:
-    """Return ``n`` labels of the dataset, ``first`` first."""
+    """Return ``n`` participant labels of the dataset, beginning with ``first``."""
     labels = sorted(p.name.removeprefix("sub-") for p in dataset.glob("sub-*") if p.is_dir())
     if first not in labels or len(labels) < n:
         sys.exit(f"{dataset} must hold participant {first} and {n} participants in all.")
@@ -143,7 +143,7 @@ def participants(dataset: Path, first: str, n: int) -> list[str]:
 
 
 def main() -> None:
-    """Measure the peer, one scan cold and, if asked, a further scan."""
+    """Measure one cold scan, the peer and, with ``--scans``, a further scan."""
     parser = argparse.ArgumentParser(description="What one scan costs.")
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--participant-label", required=True)

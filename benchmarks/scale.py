@@ -1,12 +1,12 @@
-"""What a large dataset costs: ``--dry-run`` and, from the records of a few scans, ``group``.
+"""Measure ``--dry-run`` and, from the records of a few scans, ``group`` on a large dataset.
 
     python benchmarks/scale.py --subjects 10000 [OUTPUT_DIR ...]
 
-Makes a dataset of empty NIfTI files with a participants table and sidecars. Each command is timed
-as a whole, imports included; ``--dry-run`` also as a ratio to pybids's own indexing of the same
-dataset, because seconds alone say little about another machine. The records for ``group`` are made
-from those of the scans completed in each OUTPUT_DIR, each between two of the same scanner; images
-are linked so that the report has something to show.
+The dataset has empty NIfTI files, a participants table and sidecars. Each command is timed as a
+whole, including imports. As seconds depend on the computer, ``--dry-run`` is also compared with
+pybids's indexing of the same dataset. The records for ``group`` interpolate between scans of the
+same site that were completed in each OUTPUT_DIR; images are symbolic links, so that the report
+has something to show.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def make_dataset(root: Path, n_subjects: int) -> None:
 
 
 def read_records(outs: list[Path]) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
-    """Read completed scans: output folder, record, predictions."""
+    """Return output folder, record and predictions of each completed scan with predictions."""
     found = []
     for out in outs:
         for path in sorted(out.glob(f"sub-*/**/anat/*{QC}")):
@@ -58,7 +58,7 @@ def read_records(outs: list[Path]) -> list[tuple[Path, dict[str, Any], dict[str,
 
 
 def between(a: Any, b: Any, rng: np.random.Generator) -> Any:
-    """Lie somewhere between or beyond two JSON values of the same form, number by number."""
+    """Interpolate (or extrapolate) at random between the numbers of two similar JSON values."""
     if isinstance(a, dict) and isinstance(b, dict):
         return {k: between(v, b.get(k), rng) for k, v in a.items()}
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -69,7 +69,7 @@ def between(a: Any, b: Any, rng: np.random.Generator) -> Any:
 
 
 def write_records(root: Path, templates: list[Any], n_scans: int) -> None:
-    """Write the records of made-up scans of seven sites; one in a hundred failed."""
+    """Write records of made-up scans, each site split into seven; one in a hundred failed."""
     rng = np.random.default_rng(0)
     for i in range(n_scans):
         out, record, predictions = templates[i % len(templates)]
@@ -100,7 +100,7 @@ def write_records(root: Path, templates: list[Any], n_scans: int) -> None:
 
 
 def timed(*command: str | Path) -> dict[str, float]:
-    """Run a command and return its wall and CPU seconds and peak memory."""
+    """Run a Python command; return its wall and CPU seconds and peak memory in GB."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     _, code, used = os.wait4(process.pid, 0)
@@ -114,7 +114,7 @@ def timed(*command: str | Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Run the measurements and print them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("outputs", type=Path, nargs="*", metavar="OUTPUT_DIR")
     parser.add_argument("--subjects", type=int, default=10_000)

@@ -1,7 +1,7 @@
-"""Fail where a package of an environment is not at the version that constraints.txt names.
+"""Check that all installed packages have the versions pinned in constraints.txt.
 
-Usage: ``python check_pins.py constraints.txt``, with the environment's own python. What torch
-itself pins (the CUDA libraries of its CUDA builds) needs no line there.
+Usage: ``python check_pins.py constraints.txt``, with the Python of the environment. Packages that
+torch pins itself (the CUDA libraries of its CUDA builds) need no line there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def normal(name: str) -> str:
-    """Spell a package's name as the index does."""
+    """Return the normalized name of a package, as on PyPI."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main(constraints: str) -> int:
-    """Compare what is installed with ``constraints``."""
+    """Print packages that are not pinned at their installed version; return 1 if there are any."""
     lines = Path(constraints).read_text(encoding="utf-8").split()
     pinned = {normal(name): version for name, _, version in (x.partition("==") for x in lines)}
     by_torch = {

@@ -1,6 +1,6 @@
-"""Draw the pictures of ``outputs.md`` from simulated heads: ``python docs/make_pictures.py WORK``.
+"""Make the images of ``outputs.md`` from simulated heads: ``python docs/make_pictures.py WORK``.
 
-Data in WORK are reused. Needs Chromium and playwright.
+Existing data in WORK are reused. Requires Chromium and playwright.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
-#: The head that is shown; its scan has no artefacts.
+#: Participant shown; its scan has no artefacts.
 SHOWN = "sub-07"
-#: Figures of the report, by their name on the page.
+#: File name of each image, and ``desc-`` label of the figure that it shows.
 FIGURES = {"mask": "brainmask", "registration": "norm", "harmonized": "harmonized",
            "predictions": "predictions"}  # fmt: skip
-#: Width in pixels; an octree keeps rare colours, such as those of contours and points.
+#: Largest width in pixels, number of colours, and quantization method: an octree keeps rare
+#: colours, such as those of contours and points.
 WIDTH, COLOURS, METHOD = 700, 64, Image.Quantize.FASTOCTREE
 
 
 def make_outputs(work: Path) -> Path:
-    """Simulate three sites of three heads, two scans of them bad, and run both levels."""
+    """Simulate three sites of three heads with two bad scans, and run both levels."""
     bids, out = work / "bids", work / "out"
     if not (bids / "dataset_description.json").exists():
         command = "--sites 3 --subjects 3 --seed 1 --bad 0.2 --bad-kinds ghosting noise"
@@ -38,12 +39,12 @@ def make_outputs(work: Path) -> Path:
 
 
 def run(module: str, *arguments: object) -> None:
-    """Run one of our programs."""
+    """Run a Python module as a program; raise an error if it fails."""
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
 
 
 def save(name: str, image: Image.Image) -> None:
-    """Write a picture with limited width and few colours."""
+    """Write an image as PNG with limited width and few colours."""
     image = image.convert("RGB")
     if image.width > WIDTH:
         size = (WIDTH, round(image.height * WIDTH / image.width))
@@ -53,7 +54,7 @@ def save(name: str, image: Image.Image) -> None:
 
 
 def screenshot(page: Any, until: str, start: str | None = None) -> Image.Image:
-    """Capture a page from one element, or its top, to just above another."""
+    """Capture a page from the element ``start`` (default: its top) to just above ``until``."""
     top = 0.0 if start is None else page.locator(start).first.bounding_box()["y"]
     end = page.locator(until).first.bounding_box()["y"]
     width = page.viewport_size["width"]
@@ -62,7 +63,7 @@ def screenshot(page: Any, until: str, start: str | None = None) -> Image.Image:
 
 
 def main() -> None:
-    """Make the outputs and draw the pictures."""
+    """Make the outputs and write the images."""
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -71,7 +72,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     for name, desc in FIGURES.items():
         figure = Image.open(out / SHOWN / "figures" / f"{SHOWN}_desc-{desc}_T1w.png")
-        if name == "mask":  # one of its three views
+        if name == "mask":  # only the first of three views
             figure = figure.crop((0, 0, figure.width, round(0.36 * figure.height)))
         save(name, figure)
     browser = shutil.which("chromium") or shutil.which("google-chrome")

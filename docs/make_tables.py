@@ -1,6 +1,6 @@
-"""Fill in the figures of trust.md from the model card of the default bundle.
+"""Fill in the tables of trust.md from the model card of the default bundle.
 
-What stands between ``<!-- figures NAME -->`` and ``<!-- end -->`` is written anew.
+The text between ``<!-- figures NAME -->`` and ``<!-- end -->`` is replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from bids_harmony.models.bundle import DEFAULT_BUNDLE
 
 PAGE = Path(__file__).with_name("trust.md")
-#: Site: scanner, source and licence.
+#: Scanner, source and licence of each site.
 SOURCES = {
     "IXI-HH": ("Philips 3 T; IXI, Hammersmith Hospital, at 2 mm", "CC BY-SA 3.0"),
     "NSK": ("3 T; OpenNeuro ds002748, published skull-stripped", "CC0"),
@@ -29,13 +29,13 @@ WAYS = {
 
 
 def main() -> None:
-    """Write the page."""
+    """Update the page."""
     card = json.loads((DEFAULT_BUNDLE / "model_card.json").read_text("utf-8"))
     PAGE.write_text(fill(PAGE.read_text("utf-8"), card), "utf-8")
 
 
 def fill(text: str, card: dict[str, Any]) -> str:
-    """Write what the page says of a model card."""
+    """Return the page's text with the numbers of a model card."""
     parts = {"sites": sites(card), "offsets": offsets(card), "folds": folds(card),
              "simulated": simulated(card)}  # fmt: skip
 
@@ -46,7 +46,7 @@ def fill(text: str, card: dict[str, Any]) -> str:
 
 
 def sites(card: dict[str, Any]) -> str:
-    """Tabulate what the bundle was made from."""
+    """Return the table of the bundle's training sites."""
     rows = ["| site | scans | ages | scanner and source | licence |", "|---|---|---|---|---|"]
     for site, facts in card["data"]["sites"].items():
         name = f"{site}, the reference" if site == card["data"]["reference_site"] else site
@@ -59,7 +59,7 @@ def sites(card: dict[str, Any]) -> str:
 
 
 def offsets(card: dict[str, Any]) -> str:
-    """Tabulate brain ages by site and way."""
+    """Return the table of brain age errors by site and harmonization method."""
     rows = ["| site | n | scans | offset | scatter | mean absolute error | r |",
             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for site, ways in card["metrics"]["brain_age"]["sites"].items():
@@ -74,7 +74,7 @@ def offsets(card: dict[str, Any]) -> str:
 
 
 def folds(card: dict[str, Any]) -> str:
-    """Say what cross-validation found at the reference."""
+    """Return a sentence on the cross-validated error at the reference site."""
     found = card["metrics"]["brain_age"]["folds"]
     error = with_ends(found, "mae", 2).replace(" (", " years (")
     return (f"Cross-validated at the reference site: {error}, correlation {found['r']:.3f} "
@@ -82,14 +82,14 @@ def folds(card: dict[str, Any]) -> str:
 
 
 def simulated(card: dict[str, Any]) -> str:
-    """Say how well the simulated diagnosis is found."""
+    """Return a sentence on the classification of the simulated diagnosis."""
     found = card["metrics"]["schizophrenia_probability"]["held_out_simulated"]
     return (f"Area under the curve {with_ends(found, 'auc', 2)} on {found['n']} held-out scans, "
             "with the same formula.")  # fmt: skip
 
 
 def with_ends(figures: dict[str, Any], name: str, digits: int = 1) -> str:
-    """Write a figure with its interval."""
+    """Format a value with its 95 % interval, if it has one."""
     value = f"{figures[name]:.{digits}f}"
     if figures.get(f"{name}_95") is None:
         return value

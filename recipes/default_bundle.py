@@ -1,4 +1,4 @@
-"""Make the bundle that ships with the package from three public sets of scans (see README)."""
+"""Train the bundle that ships with the package on three public datasets (see README)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pandas as pd
 from bids_harmony.files import write_json
 from bids_harmony.models.bundle import DEFAULT_BUNDLE, load_bundle
 
-#: Folder of each dataset, and what its subjects' labels begin with in the merged one.
+#: Folder of each dataset, and prefix of its subject labels in the merged dataset.
 SOURCES = {"ixi_hh": "IXI", "ds002748": "NSK", "ds000011": "UCLA"}
 COLUMNS = ["participant_id", "age", "sex", "site", "diagnosis"]
 
 
 def merge(scans: Path, merged: Path) -> int:
-    """Link the datasets into one BIDS dataset; return the number of scans.
+    """Merge the datasets into one BIDS dataset of symbolic links; return the number of scans.
 
     Parameters
     ----------
     scans : pathlib.Path
-        Folder that holds the datasets of :data:`SOURCES`.
+        Folder that contains the datasets of :data:`SOURCES`.
     merged : pathlib.Path
-        Folder of the merged dataset; what is there already is kept.
+        Folder of the merged dataset; existing links are kept.
     """
     tables, licences, n_scans = [], [], 0
     for folder, prefix in SOURCES.items():
@@ -60,13 +60,13 @@ def merge(scans: Path, merged: Path) -> int:
 
 
 def run(command: list[str]) -> None:
-    """Run a command, and end with its code where it fails; it says why itself."""
+    """Run a command; if it fails, exit with its exit code."""
     if code := subprocess.run(command, check=False).returncode:
         sys.exit(code)
 
 
 def main() -> int:
-    """Merge, preprocess, train and, if asked, install."""
+    """Merge and preprocess the datasets, train the bundle and, with ``--install``, install it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scans", type=Path, help="folder of the three datasets")
     parser.add_argument("work", type=Path, help="folder for everything that is made")
@@ -81,7 +81,7 @@ def main() -> int:
     work = ["--work-dir", str(options.work / "work")]
     run([*command, "participant", "--bundle", "none", *nprocs, *work])
     train = ["train", "--reference-site", "IXI-HH", "--model-name", "default"]
-    # Depression may age a brain: the site is judged, and calibrated, by its controls.
+    # Depression may affect brain age, so only controls calibrate the site and evaluate its offset.
     run([*command, *train, "--fit-filter", "diagnosis != 'depression'", *nprocs, *work])
     bundle = load_bundle(out / "models" / "default")
     print(json.dumps(bundle.info["metrics"], indent=1))

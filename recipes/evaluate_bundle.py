@@ -1,4 +1,4 @@
-"""Measure a bundle's brain age at sites it never saw, each scan harmonized as others say."""
+"""Evaluate a bundle's brain age at new sites, with cross-validated calibrations."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
 from bids_harmony.training.data import find_training_scans, open_training_set, usable_scans
 from bids_harmony.training.harmonizer import Calibrator, Predict
 
-#: A site's persons are divided into this many; each part is mapped as the others say.
+#: Folds of a site's persons; each fold is harmonized with a calibration on the others.
 FOLDS = 5
 Map = Callable[[np.ndarray], np.ndarray]
 
 
 def interval(values: np.ndarray, persons: np.ndarray) -> str:
-    """Write a mean with its 95 % bootstrap interval over persons."""
+    """Format a mean with its 95 % bootstrap interval over persons."""
     draws = drawn_persons(persons, 2000, np.random.default_rng(0))
     low, high = np.percentile([values[draw].mean() for draw in draws], (2.5, 97.5))
     return f"{values.mean():.1f} ({low:.1f} to {high:.1f})"
 
 
 def main() -> int:
-    """Print one row per site and method of preparing the scans."""
+    """Print one row per site and harmonization method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bids", type=Path, help="dataset with ages and sites")
     parser.add_argument("out", type=Path, help="what the participant level made of it")

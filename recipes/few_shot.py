@@ -1,4 +1,4 @@
-"""Measure how many scans a calibration needs: a site's offset against persons calibrated on."""
+"""Measure how many scans a calibration needs: the site offset by number of calibrating persons."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from bids_harmony.training.data import (
 )
 from bids_harmony.training.harmonizer import Calibrator
 
-#: Persons that calibrate; of a site, as many as leave LEAST_TESTED persons to test on.
+#: Numbers of persons to calibrate on, and fewest persons of a site to keep for testing.
 PERSONS, LEAST_TESTED = (1, 2, 4, 8, 16), 3
 
 
 def main() -> int:
-    """Print one row per site and number of persons, and draw them."""
+    """Print one row per site and number of persons, and plot them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for the cache")
     parser.add_argument("figure", type=Path, help="SVG file to draw")
@@ -68,7 +68,27 @@ def main() -> int:
 def measure_site(
     data: TrainingSet, here: np.ndarray, bundle: Bundle, appearance: Appearance, draws: int
 ) -> Iterator[dict[str, Any]]:
-    """Calibrate a site on some of its persons, without their ages, and test on the others."""
+    """Calibrate a site on some of its persons, without their ages, and test on the others.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    here : numpy.ndarray
+        Indices of the site's scans with known ages.
+    bundle : Bundle
+        Bundle to calibrate for.
+    appearance : Appearance
+        Appearance model of the bundle.
+    draws : int
+        Number of random choices of calibrating persons.
+
+    Yields
+    ------
+    dict
+        For each number of persons (0: not harmonized): ``site``, ``persons``, and mean
+        (``offset``) and root mean square (``rms``) of the offset over the draws, in years.
+    """
     persons, rng = np.unique(data.persons[here]), np.random.default_rng(0)
     network, slice_mm = bundle.map_network(), bundle.contract.slice_mm
     ensembles = bundle.ensembles("brain_age")
@@ -100,7 +120,7 @@ def measure_site(
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the root mean square of the offset of scans that did not calibrate."""
+    """Plot the root mean square offset of the test scans by number of calibrating persons."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")

@@ -1,6 +1,6 @@
-"""Does a harmonized scan segment better? Dice against manual labels, raw and harmonized (README).
+"""Compare the segmentation (Dice) of raw and harmonized scans with reference labels (README).
 
-Read from top to bottom: structures, scans, network, training, segmentation, Dice, table.
+Sections from top to bottom: structures, scans, network, training, segmentation, Dice, table.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from bids_harmony.anat.affine import resample
 from bids_harmony.sites.statistics import drawn_persons
 
-#: Codes of each structure, left and right together, in the labels of Neuromorphometrics and in
-#: DLMUSE's, which share their list. White matter of the cerebrum is 44 and 45 in the former, and
-#: divided into lobes, fornix, internal capsule and corpus callosum (81 to 95) in the latter.
+#: Label codes of each structure, left and right together, which Neuromorphometrics and DLMUSE
+#: share. Cerebral white matter is 44 and 45 in Neuromorphometrics; DLMUSE divides it into lobes,
+#: fornix, internal capsule and corpus callosum (81 to 95).
 STRUCTURES: dict[str, tuple[int, ...]] = {
     "ventricles": (4, 11, 49, 50, 51, 52),
     "thalamus": (59, 60),
@@ -37,18 +37,19 @@ STRUCTURES: dict[str, tuple[int, ...]] = {
     "white matter": (44, 45, *range(81, 96)),
 }
 NAMES = tuple(STRUCTURES)
-#: The ``desc`` of label maps in ``derivatives/*`` of a dataset, and of the participant level's
-#: images.
+#: ``desc`` entities of label maps in ``derivatives/*`` of a dataset, and of the participant
+#: level's images.
 LABELS = ("dlmuse", "manual")
 IMAGES = {"raw": "preproc", "harmonized": "harmonized"}
-#: Share of the reference's persons held out of the training.
+#: Fraction of the reference's persons held out from training.
 HELD_OUT = 0.2
-#: Channels by level of the network; slices are padded to voxels that all levels can halve.
+#: Channels of each level of the U-Net. Slice sizes must be multiples of ``MULTIPLE``, so that they
+#: can be halved at each level.
 WIDTHS = (24, 48, 96, 128)
 MULTIPLE = 2 ** (len(WIDTHS) - 1)
-#: Neighbouring slices seen beside each, and what heights (mm) are divided by.
+#: Neighbouring slices on each side in the network's input, and scale of slice heights (mm).
 CONTEXT, HEIGHT_MM = 1, 70.0
-#: Largest changes of pose in training: degrees, share of the size, voxels.
+#: Largest augmentation: rotation (degrees), log scale and shift (voxels).
 ROTATION, SCALE, SHIFT = 8.0, 0.06, 2.0
 BATCH, LEARNING_RATE = 16, 3e-3
 N_BOOTSTRAP = 2000
@@ -59,18 +60,20 @@ N_BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan that the participant level has preprocessed, and that has a label map.
+    """A preprocessed scan with a label map.
 
     Attributes
     ----------
     name : str
-        Its file name up to the suffix, such as ``sub-01_ses-a``.
+        File name up to the suffix, such as ``sub-01_ses-a``.
     person : str
-        Whose it is: column ``person`` of ``participants.tsv``, else the subject.
+        Column ``person`` of ``participants.tsv`` or, without it, the participant.
     images : dict of str to pathlib.Path
-        On the template grid: ``raw`` and, where there is one, ``harmonized``.
-    transform, dseg : pathlib.Path
-        From the scan to the template, and the labels on the scan's own grid.
+        Images on the template grid: ``raw`` and, if there is one, ``harmonized``.
+    transform : pathlib.Path
+        Transform from the scan to the template.
+    dseg : pathlib.Path
+        Label map on the scan's own grid.
     """
 
     name: str
@@ -80,15 +83,15 @@ class Scan:
     dseg: Path
 
     def volume(self, kind: str = "raw") -> tuple[np.ndarray, np.ndarray]:
-        """Load an image and its affine."""
+        """Load an image, (x, y, z) float32, and its affine."""
         image = nib.load(self.images[kind])
         return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
     def labels(self) -> np.ndarray:
-        """Bring the labels to the template grid: 0 and, from 1, the structures' order.
+        """Resample the labels to the template grid: uint8, 0 background, then by order in NAMES.
 
-        Each structure is moved as an image of its own and the fullest wins, so that thin ones
-        are not chopped up as they are where the nearest label is taken.
+        Each structure is resampled on its own and each voxel gets the one with the largest
+        fraction. Nearest-neighbour interpolation would fragment thin structures.
         """
         image = nib.load(self.dseg)
         codes = np.asarray(image.dataobj)
@@ -103,7 +106,7 @@ class Scan:
 
 
 def find_labelled(dataset: Path, output: Path) -> list[Scan]:
-    """Find the scans of a dataset that have labels and are preprocessed.
+    """Find the preprocessed scans of a dataset that have label maps.
 
     Parameters
     ----------
@@ -116,7 +119,7 @@ def find_labelled(dataset: Path, output: Path) -> list[Scan]:
     Returns
     -------
     list of Scan
-        By name.
+        Scans sorted by name.
     """
     table = pd.read_csv(dataset / "participants.tsv", sep="\t", dtype=str)
     person = table.get("person", table["participant_id"]).set_axis(table["participant_id"])
@@ -140,7 +143,7 @@ def find_labelled(dataset: Path, output: Path) -> list[Scan]:
 
 
 def hold_out(scans: Sequence[Scan], seed: int) -> tuple[list[Scan], list[Scan]]:
-    """Divide scans into those to train on and those held out, all of a person on one side."""
+    """Split scans by person into training scans and held-out scans."""
     persons = sorted({scan.person for scan in scans})
     n = max(round(HELD_OUT * len(persons)), 1)
     out = set(np.random.default_rng(seed).permutation(persons)[:n])
@@ -151,12 +154,12 @@ def hold_out(scans: Sequence[Scan], seed: int) -> tuple[list[Scan], list[Scan]]:
 
 
 class UNet(nn.Module):
-    """A small U-Net on axial slices.
+    """Small U-Net for axial slices.
 
-    It takes slices with their neighbours and height, (batch, 2 * CONTEXT + 2, rows, columns), rows
-    and columns multiples of ``MULTIPLE``, and returns scores of background and structures,
-    (batch, 1 + structures, rows, columns). It is normalized by batch, not by image, so that the
-    intensities themselves count.
+    The input, (batch, 2 * CONTEXT + 2, rows, columns), has slices with their neighbours and
+    height; rows and columns are multiples of ``MULTIPLE``. The output has the logits of background
+    and structures, (batch, 1 + structures, rows, columns). Batch normalization, unlike instance
+    normalization, keeps the network sensitive to absolute intensities.
     """
 
     def __init__(self) -> None:
@@ -169,7 +172,7 @@ class UNet(nn.Module):
         self.scores = nn.Conv2d(WIDTHS[0], len(NAMES) + 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score each voxel."""
+        """Return the logits of each voxel."""
         levels = [self.down[0](x)]
         for down in self.down[1:]:
             levels.append(down(F.max_pool2d(levels[-1], 2)))
@@ -180,7 +183,7 @@ class UNet(nn.Module):
 
 
 def _convolutions(n_in: int, n_out: int) -> nn.Sequential:
-    """Two convolutions, each normalized by batch and rectified."""
+    """Return two 3 x 3 convolutions, each with batch normalization and ReLU."""
     layers: list[nn.Module] = []
     for n in (n_in, n_out):
         layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
@@ -188,9 +191,9 @@ def _convolutions(n_in: int, n_out: int) -> nn.Sequential:
 
 
 def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold the foreground of an (x, y, z) array.
+    """Return the rows and columns that contain the foreground of an (x, y, z) array.
 
-    They are as many as the network can halve, and may reach over the end of the array.
+    Their sizes are multiples of ``MULTIPLE``, and they may extend beyond the array.
     """
     box = []
     for axis in (0, 1):
@@ -201,19 +204,19 @@ def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
 
 
 def padded(volume: np.ndarray) -> np.ndarray:
-    """Add rows and columns of zeros, over which a box may reach."""
+    """Pad an (x, y, z) array with ``MULTIPLE`` zeros at the end of x and y."""
     return np.pad(volume, ((0, MULTIPLE), (0, MULTIPLE), (0, 0)))
 
 
 def axial_slices(volume: np.ndarray, box: tuple[slice, slice]) -> torch.Tensor:
-    """Take the axial slices of an (x, y, z) array in a box, as (z, rows, columns)."""
+    """Return the axial slices of an (x, y, z) array in a box, as (z, rows, columns)."""
     return torch.from_numpy(np.moveaxis(padded(volume)[box], 2, 0).copy())
 
 
 def network_input(
     slices: torch.Tensor, heights: torch.Tensor, which: torch.Tensor
 ) -> torch.Tensor:
-    """Gather some of (z, rows, columns) slices with their neighbours and heights (mm)."""
+    """Stack the slices ``which`` of (z, rows, columns) with their neighbours and heights (mm)."""
     around = which[:, None] + torch.arange(-CONTEXT, CONTEXT + 1)
     x = slices[around.clamp(0, len(slices) - 1)]
     height = (heights[which] / HEIGHT_MM)[:, None, None, None].expand(-1, 1, *x.shape[2:])
@@ -221,7 +224,7 @@ def network_input(
 
 
 def slice_heights(n: int, affine: np.ndarray) -> torch.Tensor:
-    """Heights (mm) of the axial slices of a grid whose axes are R, A and S."""
+    """Return the heights (mm) of the ``n`` axial slices of an RAS grid."""
     return torch.as_tensor(affine[2, 3] + affine[2, 2] * np.arange(n), dtype=torch.float32)
 
 
@@ -229,10 +232,10 @@ def slice_heights(n: int, affine: np.ndarray) -> torch.Tensor:
 
 
 def examples(scans: Sequence[Scan], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Draw batches of slices and their labels for ever, flipped and in slightly changed poses.
+    """Yield batches of augmented slices and labels without end.
 
-    Intensities are left as they are: a network made blind to them could not tell a scan that is
-    harmonized well from one that is not.
+    Intensities are not augmented: a network invariant to them could not show the effect of
+    harmonization.
     """
     volumes, affine = [scan.volume()[0] for scan in scans], scans[0].volume()[1]
     box = brain_box(np.any([v > 0 for v in volumes], axis=0))
@@ -251,12 +254,12 @@ def examples(scans: Sequence[Scan], seed: int) -> Iterator[tuple[torch.Tensor, t
 def change_pose(
     x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip left and right at random, rotate, scale and shift slices and labels alike."""
+    """Apply random left-right flips, rotations, scaling and shifts to slices and labels."""
     n, rows, columns = y.shape
     angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, n))
     sizes = np.exp(rng.uniform(-SCALE, SCALE, (2, n)))
     flip = rng.choice([-1.0, 1.0], n)
-    # In grid_sample's units, x along columns and y along rows, both of half the slice's extent.
+    # In the units of grid_sample: x along columns, y along rows, in half extents of the slice.
     aspect = rows / columns
     theta = np.zeros((n, 2, 3), np.float32)
     theta[:, 0, 0] = np.cos(angle) * sizes[0]
@@ -265,23 +268,28 @@ def change_pose(
     theta[:, 1, 1] = np.cos(angle) * sizes[1] * flip
     theta[:, :, 2] = rng.uniform(-SHIFT, SHIFT, (n, 2)) * 2 / np.array([columns, rows])
     grid = F.affine_grid(torch.from_numpy(theta), [n, 1, rows, columns], align_corners=False)
-    # The height, the last channel, is the same everywhere and must stay so beyond the edges.
+    # Do not resample the height (last channel): it must stay constant beyond the edges.
     moved = F.grid_sample(x[:, :-1], grid, align_corners=False)
     labels = F.grid_sample(y[:, None].float(), grid, mode="nearest", align_corners=False)
     return torch.cat([moved, x[:, -1:]], 1), labels[:, 0].long()
 
 
 def train(scans: Sequence[Scan], steps: int, seed: int) -> UNet:
-    """Train the network by cross entropy and Dice.
+    """Train the network with cross-entropy and Dice loss.
 
     Parameters
     ----------
     scans : sequence of Scan
-        On one grid with axes R, A and S.
+        Training scans on one RAS grid.
     steps : int
-        Of :data:`BATCH` slices.
+        Number of training steps, each on :data:`BATCH` slices.
     seed : int
-        Of weights and draws.
+        Random seed for weights, batches and augmentation.
+
+    Returns
+    -------
+    UNet
+        Trained network in evaluation mode.
     """
     torch.manual_seed(seed)
     network = UNet().to(memory_format=torch.channels_last)
@@ -316,16 +324,16 @@ def segment(network: UNet, volume: np.ndarray, affine: np.ndarray) -> np.ndarray
     Parameters
     ----------
     network : UNet
-        Trained.
+        Trained network.
     volume : numpy.ndarray
-        (x, y, z) preprocessed or harmonized intensities, background 0, axes R, A and S.
+        (x, y, z) preprocessed or harmonized intensities in RAS orientation; background 0.
     affine : numpy.ndarray
-        4 x 4 affine of the grid, which has the voxel size of the network's training.
+        4 x 4 affine of the grid; the voxel size must be that of the training scans.
 
     Returns
     -------
     numpy.ndarray
-        Labels, uint8, of the same shape: 0 background, 1 the first of :data:`NAMES` and so on.
+        (x, y, z) uint8 labels: 0 is background, 1 the first structure of :data:`NAMES` and so on.
     """
     box = brain_box(volume > 0)
     slices = axial_slices(np.asarray(volume, np.float32), box)
@@ -338,7 +346,18 @@ def segment(network: UNet, volume: np.ndarray, affine: np.ndarray) -> np.ndarray
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice of each structure, and their mean, of labels as of :func:`segment`; NaN without any."""
+    """Compute the Dice coefficient (0 to 1) of each structure, and their mean.
+
+    Parameters
+    ----------
+    found, truth : numpy.ndarray
+        Label maps of the same shape, as returned by :func:`segment`.
+
+    Returns
+    -------
+    dict of str to float
+        Dice by structure, NaN if both maps lack it, and ``mean``, NaN if any of them is.
+    """
     n = len(NAMES) + 1
     both = np.bincount(truth[found == truth].ravel(), minlength=n)
     sizes = np.bincount(found.ravel(), minlength=n) + np.bincount(truth.ravel(), minlength=n)
@@ -347,13 +366,13 @@ def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice of each site and kind of image, and what harmonized images gain over raw ones.
+    """Compute the mean Dice of each site and kind of image, and the gain over raw images.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        One row per scan and image: ``site``, ``scan``, ``person``, ``image`` (``raw`` or another)
-        and the columns of :func:`dice`.
+        One row per scan and image: ``site``, ``scan``, ``person``, ``image`` (``raw`` or
+        ``harmonized``) and the columns of :func:`dice`.
 
     Returns
     -------
@@ -383,7 +402,7 @@ def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(network: UNet, scans: Sequence[Scan], site: str) -> pd.DataFrame:
-    """Segment all images of scans, and compare with their labels."""
+    """Segment all images of the scans; return one row of Dice per scan and image."""
     rows = []
     for scan in scans:
         truth = scan.labels()
@@ -394,7 +413,7 @@ def measure(network: UNet, scans: Sequence[Scan], site: str) -> pd.DataFrame:
 
 
 def main() -> int:
-    """Train, segment, and write ``WORK/dice.tsv`` (scans) and ``WORK/dice_table.tsv``."""
+    """Train and segment; write ``WORK/dice.tsv`` (by scan) and ``WORK/dice_table.tsv``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reference", type=Path, help="dataset to train on, with labels")
     parser.add_argument("reference_out", type=Path, help="its derivatives by bids_harmony")

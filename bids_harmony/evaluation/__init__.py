@@ -1,1 +1,1 @@
-"""The ``evaluate`` level: the paper's experiments on any dataset."""
+"""The ``evaluate`` level: run the paper's experiments on any dataset."""

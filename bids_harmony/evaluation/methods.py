@@ -1,12 +1,17 @@
-"""Methods of preparing scans for a predictor; the scans of each are a training set of their own.
+"""Harmonization methods that an evaluation compares.
 
-``none`` is no harmonization: the raw scan resampled onto the template grid and divided by the 98th
-percentile of its brain, nothing else. ``tissue_scaling`` is tissue normalization only, what the
-contract makes of the scan (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means),
-and what the others start from: ``histogram_matching``, the published comparator, ``combat``, the
-statistical comparator (Johnson 2007; Fortin 2017), ``intensity_mapping``, the first half of
-harmonization, ``harmonized``, both by the site's calibration without the use of any age, and
-``harmonized_known_ages``, the same with the ages of the scans that calibrate.
+Each method turns the preprocessed scans into a training set of its own:
+
+* ``none``: no harmonization. The raw scan is resampled onto the template grid and divided by the
+  98th percentile of its brain intensities.
+* ``tissue_scaling``: tissue normalization only, as the contract defines it
+  (:mod:`bids_harmony.anat.intensity`: bias field, surface, tissue means). All methods below start
+  from it.
+* ``histogram_matching``: the published comparator.
+* ``combat``: the statistical comparator (Johnson 2007; Fortin 2017).
+* ``intensity_mapping``: the first half of harmonization, from a calibration without ages.
+* ``harmonized``: both halves, from a calibration without ages.
+* ``harmonized_known_ages``: both halves, from a calibration with known ages.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram
 
 NONE, SCALED, MATCHED, COMBAT = "none", "tissue_scaling", "histogram_matching", "combat"
-#: All methods, and what readers see of them.
+#: All methods with the labels shown in reports.
 METHODS = {
     NONE: "no harmonization",
     SCALED: "tissue normalization only",
@@ -45,35 +50,36 @@ METHODS = {
     HARMONIZED: "harmonized",
     KNOWN_AGES: "harmonized, ages known",
 }
-#: Methods whose scans a predictor trained on tissue-scaled reference scans understands.
+#: Methods that start from tissue normalization.
 FROM_SCALED = tuple(name for name in METHODS if name != NONE)
-#: Of the brain's intensities; ``none`` divides by it.
+#: Percentile of the brain intensities that ``none`` divides by.
 PERCENTILE = 98
-#: Scans of a site that ComBat is fitted on at most, as all voxels of all of them are in memory;
-#: and the fewest persons, below which its spread of a site means nothing.
+#: Most scans per site that ComBat is fitted to (all voxels of all scans are held in memory), and
+#: fewest persons per site (with fewer, the scale estimate is meaningless).
 MOST_SCANS, LEAST_PERSONS = 60, 3
-#: Share of the scans whose brain must hold a voxel for ComBat.
+#: ComBat uses voxels inside the brain mask of at least this fraction of the scans.
 COMMON = 0.5
 
-#: Takes scan number, volume and mask; gives the prepared volume.
+#: Function of scan number, volume and mask that returns the prepared volume.
 Change = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of preparing scans, fitted.
+    """A fitted harmonization method.
 
     Attributes
     ----------
     change : callable
-        See :data:`Change`.
+        Function that prepares one scan; see :data:`Change`.
     key : str
-        Says all that ``change`` depends on besides the scan; the first word names it.
+        Cache key of everything ``change`` depends on besides the scan; the first word is the
+        method's name.
     sites : iterable of str
-        Whose scans it can prepare.
+        Sites whose scans it can prepare.
     reason : str
-        Why it cannot prepare others.
+        Reason why it cannot prepare scans of other sites.
     """
 
     change: Change
@@ -83,16 +89,16 @@ class Method:
 
 
 class PreparedVolumes:
-    """Volumes of which some are replaced by prepared ones.
+    """Preprocessed volumes, some of them replaced by prepared ones.
 
     Parameters
     ----------
     base : array-like
-        All scans' volumes as preprocessed.
-    prepared : bids_harmony.training.cache.Volumes
-        Those prepared by some method.
+        Preprocessed volumes of all scans.
+    prepared : bids_harmony.training.data.Volumes
+        Volumes prepared by a method.
     scans : sequence of int
-        Their numbers among all.
+        Indices of the prepared scans in ``base``.
     """
 
     def __init__(self, base: Any, prepared: Volumes, scans: Sequence[int]) -> None:
@@ -100,7 +106,7 @@ class PreparedVolumes:
         self.place = {scan: i for i, scan in enumerate(scans)}
 
     def __getitem__(self, scan: int) -> np.ndarray:
-        """Read a scan."""
+        """Return the volume of a scan, prepared if possible."""
         place = self.place.get(int(scan))
         return np.asarray(self.base[scan] if place is None else self.prepared[place])
 
@@ -108,20 +114,25 @@ class PreparedVolumes:
 def prepare(
     data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path, say: Say
 ) -> TrainingSet:
-    """Prepare some scans by a method, once: they are cached in ``work_dir``.
+    """Prepare scans with a method, or load them from the cache in ``work_dir``.
 
     Parameters
     ----------
     data : TrainingSet
-        All scans as preprocessed.
+        All preprocessed scans.
     scans : sequence of int
-        Numbers of the scans to prepare; the others stay as they are.
+        Indices of the scans to prepare; the others stay unchanged.
     method : Method
-        How to prepare them.
+        Fitted method.
     work_dir : pathlib.Path
-        Where prepared volumes are cached.
+        Cache folder for prepared volumes.
     say : callable
-        Takes a line of progress.
+        Called with each line of progress.
+
+    Returns
+    -------
+    TrainingSet
+        ``data`` with the prepared volumes.
     """
     text = repr((method.key, data.box, [(i, str(data.subjects[i])) for i in scans]))
     digest = hashlib.sha256(text.encode() + data.content(scans)).hexdigest()[:16]
@@ -133,28 +144,29 @@ def prepare(
             for place, scan in enumerate(counted_off(scans, len(scans), what, say)):
                 volume, mask = data.volume(scan)
                 stack = crop(method.change(scan, volume, mask), data.box)
-                # The brain mask of the raw scan is wider than what normalization leaves of it.
+                # The raw scan's brain mask is wider than the brain after normalization.
                 array[place] = np.where(crop(mask, data.box) | (stack > 0), stack, np.nan)
     return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
 
 
 def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | None:
-    """Take all scans without any harmonization: resampled, and divided by a percentile.
+    """Return all scans without harmonization: resampled, and divided by a percentile.
 
-    Neither bias field nor tissue means nor the surface are touched; the brain mask is the one that
-    the skull stripper found.
+    Bias field, tissue means and brain surface are not corrected. The brain mask is that of skull
+    stripping.
 
     Parameters
     ----------
     data : TrainingSet
-        Its table's ``_source`` has each scan's raw image, transform and brain mask.
+        All scans; the column ``_source`` of its table holds the paths of each scan's raw image,
+        transform and brain mask.
     work_dir, say
-        As of :func:`prepare`.
+        See :func:`prepare`.
 
     Returns
     -------
     TrainingSet or None
-        None, and a warning, where a scan's raw image or transform is missing or cannot be read.
+        None, after a warning, if a raw image or transform is missing or unreadable.
     """
     sources = data.table.get("_source", pd.Series([()] * len(data)))
     missing = [not source or not all(p and p.is_file() for p in source) for source in sources]
@@ -172,7 +184,7 @@ def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | N
         values = np.asarray(moved.dataobj)
         brain = mask | (np.asarray(nib.load(brain_mask).dataobj) > 0)
         top = max(float(np.percentile(values[brain], PERCENTILE)), 1e-6)
-        # Above 0: that is the background.
+        # Keep brain voxels above 0, which marks the background.
         return np.where(brain, np.clip(values / top, 1e-3, MAX_SCALED), 0).astype(np.float32)
 
     stats = [(str(path), path.stat()) for source in sources for path in source]
@@ -186,7 +198,7 @@ def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | N
 
 
 def matching(quantiles: np.ndarray, sites: Iterable[str]) -> Method:
-    """Match each scan's histogram to the reference's mean quantiles."""
+    """Return histogram matching of each scan to the reference's mean quantiles."""
 
     def change(_: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return match_histogram(volume, mask, quantiles)
@@ -195,7 +207,17 @@ def matching(quantiles: np.ndarray, sites: Iterable[str]) -> Method:
 
 
 def mapping(name: str, of_site: Mapping[str, SiteMap], sites: np.ndarray) -> Method:
-    """Apply the map of each scan's site; ``sites`` is the site of every scan."""
+    """Return a method that applies the map of each scan's site.
+
+    Parameters
+    ----------
+    name : str
+        Name of the method.
+    of_site : mapping of str to SiteMap
+        Map of each calibrated site.
+    sites : numpy.ndarray
+        (scans,) site of each scan.
+    """
 
     def change(scan: int, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask, of_site[sites[scan]](volume), np.float32(0))
@@ -206,32 +228,34 @@ def mapping(name: str, of_site: Mapping[str, SiteMap], sites: np.ndarray) -> Met
 
 
 def combat_available() -> bool:
-    """Whether neuroCombat is installed (``pip install bids_harmony[evaluate]``)."""
+    """Check whether neuroCombat is installed (``pip install bids_harmony[evaluate]``)."""
     return find_spec("neuroCombat") is not None
 
 
 def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], seed: int) -> Method:
-    """Fit neuroCombat voxel by voxel, without covariates: a tested scan's are to be predicted.
+    """Fit neuroCombat voxel by voxel.
 
-    A scan of a site is taken from the site's distribution to the reference's, so that reference
-    scans, and with them the predictors, stay as they are.
+    Covariates are not used because they are the targets to predict. Scans are moved from their
+    site's distribution to the reference's, so reference scans, and the predictors trained on
+    them, do not change.
 
     Parameters
     ----------
     data : TrainingSet
         All scans.
     among : numpy.ndarray
-        Numbers of the scans to fit on.
+        Indices of the scans to fit to.
     train_sites : sequence of str
         Sites that must be fitted; the first is the reference.
     seed : int
-        Of the choice of scans where there are many.
+        Random seed for subsampling large sites to :data:`MOST_SCANS` scans.
 
     Returns
     -------
     Method
-        Voxels outside the common brain stay as they are. It has no sites where neuroCombat is
-        missing, too few sites have enough persons, or the fit fails.
+        Changes voxels of the common brain only. It covers no sites if neuroCombat is not
+        installed, a training site has fewer than :data:`LEAST_PERSONS` persons, only one site can
+        be fitted, or the fit fails.
     """
     few = f"ComBat wants {LEAST_PERSONS} persons of each site to fit on"
     unavailable = Method(lambda _, volume, mask: volume, "", (), few)

@@ -1,4 +1,4 @@
-"""Tables with dictionaries, figures, and the page of an evaluation."""
+"""Write the tables, data dictionaries, figures and HTML report of an evaluation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "evaluation"
-#: Tables that are not always there; the last two are an earlier version's.
+#: Tables that not every evaluation has; the last two were written by an earlier version.
 OPTIONAL = ("left_out", "images", "biology", "travelling", "agreement")
-#: A difference with a p below this is spoken of as one.
+#: Significance level of differences between methods.
 LEVEL = 0.05
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}
-#: Shapes too tell methods apart.
+#: Marker shape of each method, in addition to its colour.
 MARKERS = dict(zip(METHODS, "sD^vXoP", strict=True))
 
 Tables = dict[str, pd.DataFrame]
@@ -39,28 +39,27 @@ Tables = dict[str, pd.DataFrame]
 def write_page(
     out: Path, study: Study, reference: str, tables: Tables, notes: Sequence[str], **flags: bool
 ) -> Path:
-    """Write tables with their dictionaries, figures, and ``evaluation.html``.
+    """Write tables with data dictionaries, figures, and ``evaluation.html``.
 
     Parameters
     ----------
     out : pathlib.Path
         Output folder.
     study : Study
-        What was evaluated.
+        Evaluated data, targets and options.
     reference : str
-        Reference site of all experiments but ``rotations``.
+        Reference site of all experiments except ``rotations``.
     tables : dict of str to pandas.DataFrame
-        By name; an earlier evaluation's others are deleted.
+        Tables by name. Optional tables left by an earlier evaluation are deleted.
     notes : sequence of str
-        What was not evaluated, and why.
+        Sentences about what was not evaluated, and why.
     **flags : bool
-        ``simulated`` and ``sloppy``: whether the scans are simulated, and whether everything was
-        cut short.
+        ``simulated``: the scans are simulated; ``sloppy``: training was shortened.
 
     Returns
     -------
     pathlib.Path
-        The page.
+        Path of ``evaluation.html``.
     """
     for name, table in tables.items():
         write_table(out / FOLDER, name, table)
@@ -85,17 +84,17 @@ def write_page(
 
 
 def write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
-    """Write a table and the dictionary of its columns."""
+    """Write a table (TSV) and its data dictionary (JSON)."""
     shown = table.round(5)
     if "n_source" in shown:
-        # Whole numbers, which pandas reads as fractions where some rows have none.
+        # pandas turns integers into floats if some rows are empty.
         shown["n_source"] = shown["n_source"].astype("Int64")
     write_text(folder / f"{name}.tsv", shown.to_csv(sep="\t", index=False, na_rep="n/a"))
     write_json(folder / f"{name}.json", {c: {"Description": describe(c)} for c in map(str, table)})
 
 
 def describe(column: str) -> str:
-    """Describe a table's column; ends of intervals and spreads by what they belong to."""
+    """Return the description of a column, including derived ones (``_low``, ``_seed_sd``)."""
     text = files("bids_harmony.data").joinpath("evaluation_columns.json").read_text("utf-8")
     known: dict[str, str] = json.loads(text)
     for ending in ("_low", "_high", "_seed_sd"):
@@ -105,21 +104,22 @@ def describe(column: str) -> str:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, with None for what is unknown."""
+    """Return the rows of a table, with None for missing values."""
     known = table.astype(object).where(table.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
 
 
 def page_tables(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Lay the experiments out as tables of a page: one per experiment and target.
+    """Arrange the experiments as tables of the page, one per experiment and target.
 
     Returns
     -------
     list of dict
-        ``experiment``, ``target``, ``primary`` (what methods are compared by) and ``cells``, lists
-        of rows of one test site, by method: with ``verdict``, 1 where harmonized scans are clearly
-        better, -1 where worse, else 0. With few persons the interval may leave out zero where the
-        test finds nothing.
+        ``experiment``; ``target``; ``primary``, the measure that methods are compared by; and
+        ``cells``, one list per test site with one row per method. The column ``verdict`` is 1 if
+        harmonized scans are significantly better than the method's, -1 if worse, else 0. Both the
+        interval and the test must agree: with few persons the interval may exclude zero although
+        the test is not significant.
     """
     better, worse = (table[f"gain_{end}"] * sign > 0 for end, sign in (("low", 1), ("high", -1)))
     table = table.assign(verdict=(better.astype(int) - worse) * (table["p"] < LEVEL))
@@ -134,14 +134,14 @@ def page_tables(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def left_out(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Count the trainings and tests that a method or a target could not be had in."""
+    """Count the units and scans for which a method or target was not available."""
     keys = ["experiment", "method", "target", "test_site", "reason"]
     rows = table.reindex(columns=[*keys, "n_scans"]).groupby(keys, dropna=False, sort=False)
     return records(rows["n_scans"].agg(trainings="size", tests="sum").reset_index())
 
 
 def draw_figures(study: Study, reference: str, tables: Tables) -> dict[str, Figure]:
-    """Draw what there is to draw, by the figures' names: what is shown, and the target's name."""
+    """Draw the figures that the tables allow, keyed by kind and target (``sites_brain_age``)."""
     drawn = {}
     for target in study.targets:
         found, predictions = (
@@ -162,7 +162,7 @@ def draw_figures(study: Study, reference: str, tables: Tables) -> dict[str, Figu
 
 
 def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
-    """One point with its interval per method, and site or number of persons that calibrate it."""
+    """Plot one point with its interval per method and value of the column ``by``."""
     figure = new_figure(0.47, 7.2)
     axes = figure.subplots()
     groups = table.groupby(by, sort=False)["n_persons"].max()
@@ -179,7 +179,7 @@ def _points(table: pd.DataFrame, by: str, name: str) -> Figure:
 
 
 def _scatter(rows: pd.DataFrame, reference: str) -> Figure:
-    """Predicted against true, one panel per method, with the reference's line."""
+    """Plot predicted against true values, one panel per method, with the reference's line."""
     panels = {}
     for method, title in METHODS.items():
         part = rows[rows["method"] == method].rename(columns={"test_site": "site"})

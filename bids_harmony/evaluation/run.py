@@ -1,4 +1,4 @@
-"""The ``evaluate`` level: from preprocessed scans of several sites to tables and a report."""
+"""Run the ``evaluate`` level: from preprocessed scans of several sites to tables and a report."""
 
 from __future__ import annotations
 
@@ -35,28 +35,35 @@ from bids_harmony.training.targets import SIMULATED, Target, find_target, find_t
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-#: Persons of a site that calibrate it, in ``size``.
+#: Numbers of persons that a site is calibrated on in the experiment ``size``.
 SIZES = (1, 2, 4, 8, 16, 32)
-#: With ``--sloppy``: minutes instead of hours, to see that everything runs; its figures mean
-#: little.
+#: Training options of ``--sloppy``: a check that everything runs, in minutes instead of hours. The
+#: results are not meaningful.
 SLOPPY: dict[str, Any] = {"predictor_steps": 60, "folds": 2}
 
 Result = dict[str, Rows]
 
 
 def run_evaluate(config: RunConfig) -> int:
-    """Run the experiments asked for and write ``OUT/evaluation`` and ``OUT/evaluation.html``.
+    """Run the requested experiments; write ``OUT/evaluation`` and ``OUT/evaluation.html``.
 
     Parameters
     ----------
     config : RunConfig
-        ``output_dir`` holds the derivatives of the participant level; ``train`` says how networks
-        and predictors are trained, ``evaluate`` what is tried.
+        ``output_dir`` holds the derivatives of the participant level; ``train`` has the training
+        options of networks and predictors, ``evaluate`` the experiments.
 
     Returns
     -------
     int
-        0, or 1 where a unit could not be finished; tables then hold the others.
+        Exit code: 0, or 1 if a unit failed; the tables then hold the other units.
+
+    Raises
+    ------
+    HarmonyError
+        If every unit failed.
+    UsageError
+        If no scan could be tested.
     """
     study, reference, notes = read_study(config)
     folder = config.output_dir / FOLDER
@@ -71,7 +78,7 @@ def run_evaluate(config: RunConfig) -> int:
             say(f"Warning: {notes[-1]}")
             continue
         results[number] = result
-        # What comes later may fail, and hours of training must not be without a table.
+        # Write the tables after each fold, in case a later fold fails after hours of training.
         fold = (units[number].seed, units[number].fold)
         if all(k in results for k, u in enumerate(units) if (u.seed, u.fold) == fold):
             for name, table in make_tables(study, results).items():
@@ -95,16 +102,16 @@ def run_evaluate(config: RunConfig) -> int:
 
 
 def read_study(config: RunConfig) -> tuple[Study, str, list[str]]:
-    """Read the preprocessed scans, and choose reference site and targets.
+    """Read the preprocessed scans, and choose the reference site and the targets.
 
     Returns
     -------
     study : Study
-        For all units.
+        Data and options shared by all units.
     reference : str
         Reference site.
     notes : list of str
-        What cannot be evaluated and why, for the report.
+        Sentences for the report about what cannot be evaluated, and why.
     """
     scans, options = read_scans(config, say)
     options = replace(options, **SLOPPY if config.sloppy else {}).shortened()
@@ -132,21 +139,21 @@ def read_study(config: RunConfig) -> tuple[Study, str, list[str]]:
 def choose_targets(
     data: TrainingSet, options: TrainOptions, reference: str, fit: np.ndarray
 ) -> tuple[list[Target], list[str]]:
-    """Read the targets asked for; by default the age, and the diagnosis where it has two classes.
+    """Read the requested targets; by default age, and diagnosis if it has two classes.
 
-    Labels that training would make up are no targets: there is nothing to hold them against.
+    Simulated labels are not evaluated because they have no true values to compare with.
 
     Returns
     -------
     targets : list of Target
-        Those that can be evaluated.
+        Targets that can be evaluated.
     notes : list of str
-        Why one that is tried by default cannot be.
+        Reasons why a default target cannot be evaluated.
 
     Raises
     ------
     UsageError
-        When one that was asked for cannot be evaluated, or none can.
+        If a requested target cannot be evaluated, or none can.
     """
     if options.targets != TrainOptions.targets:
         if columns := [name for name in options.targets if name != SIMULATED]:
@@ -167,7 +174,7 @@ def choose_targets(
 
 
 def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
-    """Say at which sites a target's value is not known of scans, or there is but one class."""
+    """Return notes on sites where a target has missing values or only one class."""
     notes = []
     for target in targets:
         for site, values in pd.Series(target.values).groupby(data.sites):
@@ -188,7 +195,7 @@ def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
 def plan_units(
     data: TrainingSet, options: EvaluateOptions, reference: str, train: TrainOptions
 ) -> list[Unit]:
-    """List the units of all experiments asked for, those of one fold together.
+    """List the units of the requested experiments, grouped by random seed and fold.
 
     Parameters
     ----------
@@ -197,14 +204,14 @@ def plan_units(
     options : EvaluateOptions
         Experiments, folds and repetitions.
     reference : str
-        Reference site of all experiments but ``rotations``, which tries every site.
+        Reference site of all experiments except ``rotations``, which uses every site in turn.
     train : TrainOptions
-        ``seed`` is the first; repetitions take the next ones.
+        Training options; repetition ``k`` uses the random seed ``seed + k``.
 
     Raises
     ------
     UsageError
-        When a rotation cannot be trained, or too few scans are there.
+        If a rotation cannot be trained, or no other site has enough persons for ``size``.
     """
     sites = tuple(np.unique(data.sites).tolist())
     persons = pd.Series(data.persons).groupby(data.sites).nunique()
@@ -212,7 +219,7 @@ def plan_units(
     if "sites" in options.experiments:
         planned.append(("sites", (reference,), sites))
     if "rotations" in options.experiments:
-        # A fold may take more than its share; each network of an ensemble wants a person.
+        # Folds may be uneven (hence the ceil), and each network of an ensemble needs a person.
         left = persons - np.ceil(persons / options.cv_folds)
         first = left.index[left >= train.folds].tolist()
         planned += [
@@ -239,7 +246,7 @@ def plan_units(
 def _rotations(
     sites: Sequence[str], first: Sequence[str], asked: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """List those asked for, of every site and ordered pair that leaves a site to test on."""
+    """Return the requested rotations; by default all sites and pairs that leave a test site."""
     pairs = itertools.permutations(sites, 2) if len(sites) > 2 else ()
     every: list[tuple[str, ...]] = [(site,) for site in first]
     every += [pair for pair in pairs if pair[0] in first]
@@ -261,7 +268,7 @@ def _rotations(
 def run_units(
     study: Study, units: Sequence[Unit], nprocs: int
 ) -> Iterator[tuple[int, Result | HarmonyError]]:
-    """Run units, several at once, and yield each one's number and result, or why it has none."""
+    """Run units in parallel; yield the index and the result or error of each as it completes."""
     if nprocs == 1 or len(units) == 1:
         yield from enumerate(try_unit(study, unit) for unit in units)
         return
@@ -276,7 +283,7 @@ def run_units(
 
 
 def try_unit(study: Study, unit: Unit) -> Result | HarmonyError:
-    """Run a unit; an error that one can act on does not end the others."""
+    """Run a unit, and return a :class:`HarmonyError` so that other units continue."""
     try:
         return run_unit(study, unit)
     except HarmonyError as error:
@@ -284,7 +291,7 @@ def try_unit(study: Study, unit: Unit) -> Result | HarmonyError:
 
 
 def run_unit(study: Study, unit: Unit) -> Result:
-    """Train, prepare, predict and measure; the result is cached in the work folder."""
+    """Return the result of a unit, computed or read from the cache in the work folder."""
     torch.set_num_threads(study.train.threads)
     path = study.work_dir / f"unit-{_digest(study, unit)}.json"
     if path.is_file():
@@ -302,12 +309,12 @@ def run_unit(study: Study, unit: Unit) -> Result:
 
 
 def _digest(study: Study, unit: Unit) -> str:
-    """Name all that a unit's result depends on."""
+    """Return a digest (16 hex digits of SHA-256) of everything a unit's result depends on."""
     depends_on = (
         __version__,
         unit,
         replace(study.train, threads=1),
-        # What the name stands for, which another release may change.
+        # A release may change the network that this name stands for.
         PREDICTORS[study.train.predictor],
         study.options.cv_folds,
         [(target.column, target.name, target.classes) for target in study.targets],
@@ -323,7 +330,7 @@ def _digest(study: Study, unit: Unit) -> str:
 def make_tables(
     study: Study, results: dict[int, Result], reference: str | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Make the tables of what was found, those with rows; of images where a reference is named."""
+    """Return the non-empty tables; ``images`` and ``biology`` only if a reference is given."""
     predictions, left_out, scans = (
         pd.DataFrame([row for k in sorted(results) for row in results[k][name]])
         for name in ("predictions", "left_out", "scans")

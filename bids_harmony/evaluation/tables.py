@@ -1,4 +1,4 @@
-"""The tables of an evaluation: figures of predictions, and what happened to the images."""
+"""Compute the tables of an evaluation: prediction performance and changes of the images."""
 
 from __future__ import annotations
 
@@ -19,43 +19,48 @@ from bids_harmony.sites.statistics import with_intervals
 from bids_harmony.training import figures
 from bids_harmony.training.harmonizer import HARMONIZED
 
-#: Draws of persons for intervals, and exchanges of methods for p.
+#: Bootstrap draws of persons for intervals, and permutations of methods for p values.
 N_BOOTSTRAP, N_PERMUTATIONS = 1000, 1000
-#: What methods are compared by: of numbers, and of two classes.
+#: Measure that methods are compared by, for continuous (False) and binary (True) targets.
 PRIMARY = {False: "mae", True: "auc"}
-#: What tells one cell of the experiments from another.
+#: Columns that identify a cell of the experiments.
 CELL = ["experiment", "train_sites", "n_source", "target"]
-#: The reference's scans are weighted by age around another site's (years).
+#: Kernel width (years, standard deviation) for weighting reference scans by age.
 AGE_WIDTH = 5.0
 VALUES = ["seed", "predicted", "truth"]
-#: Fewest persons that a slope is looked for in, and that a site probe needs.
+#: Fewest persons for a slope with age, and for a site probe.
 LEAST_PERSONS, LEAST_PROBED = 8, 4
 
 
 def experiments_table(rows: pd.DataFrame, binary: dict[str, bool], seed: int) -> pd.DataFrame:
-    """Make the table of all experiments.
+    """Compute the table of prediction performance in all experiments.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        Predictions of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
+        ``predictions`` of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
     binary : dict of str to bool
-        By target, whether it has two classes.
+        Whether each target has two classes.
     seed : int
-        Of the draws.
+        Random seed for bootstrap and permutations.
 
     Returns
     -------
     pandas.DataFrame
-        One row per experiment, training sites, test site (and all test sites that are no training
-        sites together), target and ``method``: ``n_scans``, ``n_persons``, ``n_folds``
-        (seeds and folds they were tested in), ``n_cases`` (two classes), the figures of
-        :func:`bids_harmony.training.figures.figures`, each with ``_low`` and ``_high`` ends of its
-        95 % interval and ``_seed_sd``, its spread over repetitions; and ``gain`` of the harmonized
-        scans over the method's, on the scans of both, with interval and ``p``:
-        positive is better. For numbers ``coverage`` of the predictors' intervals, with Wilson's
-        interval, and the figures of :func:`bids_harmony.sites.statistics.site_offset`, held
-        against the line of the training sites' tested scans prepared by the same method.
+        One row per experiment, training sites, calibration size, target, test site and
+        ``method``. If there are several test sites besides the training sites, further rows
+        combine them. Columns:
+
+        * ``n_scans``, ``n_persons``, ``n_folds`` (seeds and folds), ``n_cases`` (binary targets);
+        * the measures of :func:`bids_harmony.training.figures.value_figures` or
+          :func:`bids_harmony.training.figures.class_figures`, each with the ends ``_low`` and
+          ``_high`` of its 95 % bootstrap interval and ``_seed_sd``, its standard deviation over
+          repetitions;
+        * ``gain`` of the harmonized scans over the method's, on the scans that both have, with
+          interval and ``p``; positive means that harmonized scans are better;
+        * continuous targets only: ``coverage`` of the prediction intervals, with Wilson's
+          interval, and the measures of :func:`bids_harmony.sites.statistics.site_offset` from the
+          line of the training sites' test scans, prepared by the same method.
     """
     found: list[dict[str, Any]] = []
     for key, cell in rows.groupby(CELL, dropna=False, sort=False) if len(rows) else ():
@@ -65,7 +70,7 @@ def experiments_table(rows: pd.DataFrame, binary: dict[str, bool], seed: int) ->
         foreign = cell[~at_home]
         sites = sorted(foreign["test_site"].unique())
         if len(sites) > 1:
-            # A method that one of them lacks says nothing of all.
+            # Combine the sites only for methods that are available at all of them.
             n_sites = foreign.groupby("method")["test_site"].transform("nunique")
             groups["+".join(sites)] = foreign[n_sites == len(sites)]
         for site, part in groups.items():
@@ -77,7 +82,7 @@ def experiments_table(rows: pd.DataFrame, binary: dict[str, bool], seed: int) ->
 def _by_method(
     part: pd.DataFrame, home: pd.DataFrame, binary: bool, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one cell, one per method; a method may have some of the scans only."""
+    """Return one row per method of a cell; methods may differ in the scans they have."""
     found: list[dict[str, Any]] = []
     for name in (name for name in METHODS if name in set(part["method"])):
         rows = part[part["method"] == name]
@@ -99,7 +104,7 @@ def _by_method(
 
 
 def _figures(rows: pd.DataFrame, binary: bool, seed: int) -> dict[str, float]:
-    """Each figure with its interval over persons and its spread over repetitions."""
+    """Compute each measure with its interval over persons and its spread over repetitions."""
     values, persons = rows[VALUES].to_numpy(float), rows["person"].to_numpy(dtype=str)
     enough = figures.can_be_drawn(persons, values[:, 2], binary)
     found = with_intervals(
@@ -113,19 +118,19 @@ def _figures(rows: pd.DataFrame, binary: bool, seed: int) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray, binary: bool) -> dict[str, float]:
-    """Mean of each figure over repetitions; NaN where it is in any."""
+    """Return the mean of each measure over repetitions; NaN if it is NaN in any of them."""
     each = _each(values, binary)
     return {name: float(np.mean([row[name] for row in each])) for name in each[0]}
 
 
 def _each(values: np.ndarray, binary: bool) -> list[dict[str, float]]:
-    """Figures of each repetition; columns of ``values`` are seed, prediction and truth."""
+    """Compute the measures of each repetition; ``values`` has the columns :data:`VALUES`."""
     measure = figures.class_figures if binary else figures.value_figures
     return [measure(*values[values[:, 0] == k, 1:].T) for k in np.unique(values[:, 0])]
 
 
 def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> dict[str, float]:
-    """By how much harmonized scans do better than another method's, on the scans of both."""
+    """Compute the gain of harmonized scans over another method, on the scans that both have."""
     columns = ["seed", "scan", "predicted"]
     both = ours.merge(theirs[columns], on=columns[:2], suffixes=("", "_other"))
     if both.empty or theirs["method"].iloc[0] == HARMONIZED:
@@ -147,33 +152,38 @@ def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> 
         found["p"] = statistics.delong(one, other, classes, people)[2]
     elif len(np.unique(persons)) >= figures.LEAST_DRAWN:
         error = np.abs(a[:, 1] - a[:, 2]) - np.abs(b[:, 1] - b[:, 2])
-        # The mean over repetitions of the mean over their scans, as a sum.
+        # Weights turn the mean over repetitions of the mean over scans into a sum.
         weighted = error / both.groupby("seed")["scan"].transform("size").to_numpy()
         found["p"] = statistics.exchange_p(weighted, persons, N_PERMUTATIONS, seed)
     return found
 
 
 def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
-    """Describe appearance and anatomy of the test scans of each site but the reference.
+    """Compare appearance and anatomy of each site's test scans with the reference site.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        Scans of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
+        ``scans`` of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
     reference : str
-        Its scans, as preprocessed, are what the others are held against.
+        Reference site, whose scans with tissue normalization only are the standard of comparison.
     seed : int
-        Of the probe's folds.
+        Random seed for the folds of the site probe.
 
     Returns
     -------
     pandas.DataFrame
-        ``site``, ``method``, ``n_scans``, ``n_persons``; ``tissue_distance``, Wasserstein-1
-        distance of the site's mean quantiles from the reference's at the same ages, and
-        ``distance_left``, what part of that with tissue normalization only is left;
-        ``site_probe``, of :func:`site_probe`; where persons were scanned at the reference too,
-        ``within_over_between``, how far their images are from their own there over how far they
-        are from another person's; and medians of the guard's measures.
+        One row per ``site`` except the reference, and ``method``, from the test scans of the first
+        repetition. Columns:
+
+        * ``n_scans``, ``n_persons``;
+        * ``tissue_distance``: Wasserstein-1 distance of the site's mean quantiles from the
+          reference's at the same ages, averaged over brain and tissues;
+        * ``distance_left``: that distance relative to the one with tissue normalization only;
+        * ``site_probe``: see :func:`site_probe`;
+        * ``within_over_between``, if persons were scanned at the reference too: distance to their
+          own reference scan over the distance to another person's;
+        * medians of the guard's measures (``harmonized_*``).
     """
     first = _first_seed(rows)
     home = first[(first["site"] == reference) & (first["method"] == SCALED)]
@@ -185,7 +195,7 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
         weight = age_weights(home["age"].to_numpy(float), here["age"].to_numpy(float))
         wanted = np.tensordot(weight, np.array(home["quantiles"].tolist()), axes=1)
         distance = np.abs(np.mean(here["quantiles"].tolist(), axis=0) - wanted).mean()
-        before.setdefault(site, distance)  # tissue normalization only comes first
+        before.setdefault(site, distance)  # tissue normalization comes first
         row = {
             "site": site, "method": name, "n_scans": len(here), "n_persons": here.person.nunique(),
             "tissue_distance": distance, "distance_left": distance / max(before[site], 1e-6),
@@ -199,31 +209,32 @@ def image_table(rows: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
 
 
 def _first_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Take the scans of the first repetition, methods in order: tissue normalization first."""
+    """Return the scans of the first repetition, with methods as an ordered categorical."""
     methods = pd.Categorical(rows["method"], FROM_SCALED, ordered=True)
     first: pd.DataFrame = rows.assign(method=methods)[rows["seed"] == rows["seed"].min()]
     return first
 
 
 def site_probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> float:
-    """Cross-validated balanced accuracy of telling a site's scans from the reference's.
+    """Compute the cross-validated balanced accuracy of classifying scans as site or reference.
 
-    A logistic regression; the reference's scans are weighted to the site's ages, so that age does
-    not tell them apart. Nobody is in two folds.
+    The classifier is a logistic regression. Reference scans are weighted to the ages of the site,
+    so that age does not separate the two. All scans of a person are in the same fold.
 
     Parameters
     ----------
     here, home : pandas.DataFrame
-        Scans of the site and of the reference: :data:`bids_harmony.evaluation.unit.FEATURES`,
-        ``age`` (NaN where unknown) and ``person``.
+        Scans of the site and of the reference, with the columns
+        :data:`bids_harmony.evaluation.unit.FEATURES`, ``age`` (years, NaN if unknown) and
+        ``person``.
     seed : int
-        Of the folds.
+        Random seed for the folds.
 
     Returns
     -------
     float
-        0 to 1; 0.5 is chance. NaN where there are too few persons on a side, or a fold has all
-        scans of one.
+        0 to 1; 0.5 is chance. NaN if either has fewer than :data:`LEAST_PROBED` persons, or a fold
+        would be trained on one class only.
     """
     n_persons = min(here["person"].nunique(), home["person"].nunique())
     if n_persons < LEAST_PROBED:
@@ -244,7 +255,20 @@ def site_probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> float:
 
 
 def age_weights(ages: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Weight scans to have the ages wanted; evenly where those are unknown."""
+    """Compute weights that give scans the target age distribution.
+
+    Parameters
+    ----------
+    ages : numpy.ndarray
+        (scans,) ages in years; a scan without an age (NaN) gets almost no weight.
+    wanted : numpy.ndarray
+        (n,) ages in years to match; a NaN weights all scans equally.
+
+    Returns
+    -------
+    numpy.ndarray
+        (scans,) weights; their sum is 1.
+    """
     distance = (np.nan_to_num(ages, nan=np.inf) - wanted[:, None]) / AGE_WIDTH
     weight = np.exp(-0.5 * np.minimum(distance**2, 1e3)) + 1e-6
     weight[np.isnan(wanted)] = 1
@@ -252,16 +276,25 @@ def age_weights(ages: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def biology_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Compare how volumes change with age between persons of a site, before and after.
+    """Compare the slopes of volumes with age at each site before and after harmonization.
+
+    Each person's scans are averaged first. A ratio of slopes far from 1 means that harmonization
+    removed or added differences between persons.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        ``scans`` of :func:`bids_harmony.evaluation.unit.measure_unit`, all units together.
+    seed : int
+        Random seed for the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
-        ``site``, ``method``, ``measure`` (of :data:`bids_harmony.evaluation.unit.ANATOMY`),
-        ``n_scans``, ``n_persons``, ``before`` and ``after``, slopes per year, and ``ratio``, after
-        over before, with its 95 % interval over persons; a person's scans are averaged first. A
-        ratio far from 1 means that harmonization took away, or added, what differs between
-        persons; where the slope before may be 0 it says nothing, and is missing.
+        ``site``, ``method``, ``measure`` (one of :data:`bids_harmony.evaluation.unit.ANATOMY`),
+        ``n_scans``, ``n_persons``, ``before`` and ``after`` (slopes in ml per year), and
+        ``ratio`` (after over before) with its 95 % interval over persons. The ratio is NaN if the
+        interval of the slope before harmonization includes 0.
     """
     first = _first_seed(rows).set_index("scan")
     first = first[first["age"].notna()]
@@ -284,14 +317,14 @@ def biology_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 def _slopes(
     ages: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Slopes before and after, and their ratio; one entry is one person."""
+    """Compute slopes before and after, and their ratio, from (persons,) ages and volumes."""
 
     def measure(draw: statistics.Scans) -> dict[str, float]:
         one, two = (statistics.fit_line(part[draw], ages[draw])[0] for part in (before, after))
         return {"before": one, "after": two, "ratio": two / one if one else np.nan}
 
     found = with_intervals(measure, np.arange(len(ages)), N_BOOTSTRAP, seed)
-    # Where the slope itself may well be none, a ratio of two of them means nothing.
+    # A ratio to a slope that may be zero means nothing.
     if not found["before_low"] * found["before_high"] > 0:
         found |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"), np.nan)
     return {name: found[name] for name in ("before", "after", "ratio", "ratio_low", "ratio_high")}

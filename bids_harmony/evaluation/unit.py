@@ -1,8 +1,8 @@
-"""One unit: fit what it needs, then predict and measure the scans that nothing was fitted to.
+"""Train and test one unit of an evaluation.
 
-Subjects are split into folds once per seed. A unit trains predictors and calibrates sites on all
-folds but one and tests on that one, so that no figure rests on a scan, or on another scan of a
-person, that anything in the unit was trained on.
+Persons are split into folds once per random seed. A unit trains predictors and calibrates sites on
+all folds except one and tests on that one. So results never rest on scans, or on other scans of
+the same persons, that anything in the unit was fitted to.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from bids_harmony.training.harmonizer import MAX_HISTOGRAM
 from bids_harmony.training.predictors import Predictor, train_predictors
 from bids_harmony.training.targets import Target
 
-#: Volumes that biology is looked for in.
+#: Volumes whose slope with age is compared before and after harmonization.
 ANATOMY = [f"{tissue}_ml" for tissue in TISSUES]
-#: Brightness, contrast, noise and sharpness, by which a classifier is to tell sites apart.
+#: Image features of the site probe: brightness, contrast, noise and sharpness.
 PERCENTILES = (5, 25, 50, 75, 95)
 FEATURES = [*(f"quantile_{q}" for q in PERCENTILES), "noise", "sharpness"]
 QUANTILES = np.linspace(0.01, 0.99, 99)
@@ -53,20 +53,22 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Unit:
-    """One training of networks and predictors, and where they are tested.
+    """One training of networks and predictors, with the sites to test on.
 
     Attributes
     ----------
     experiment : str
-        Of :data:`bids_harmony.evaluation.EXPERIMENTS`.
-    seed, fold : int
-        Of weights and folds; fold of the subjects that is tested.
+        One of :data:`bids_harmony.config.EXPERIMENTS`.
+    seed : int
+        Random seed for weights and folds.
+    fold : int
+        Index of the held-out fold.
     train_sites : tuple of str
-        Where predictors are trained; the first is the reference site.
+        Sites that predictors are trained on; the first is the reference site.
     test_sites : tuple of str
-        Where they are tested.
+        Sites to test on.
     n_source : int or None
-        Persons of the test site that calibrate it; None: all that are not tested.
+        Number of persons that the test site is calibrated on; None: all that are not held out.
     """
 
     experiment: str
@@ -85,31 +87,31 @@ class Unit:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The fields that rows of tables carry."""
+        """Fields of the unit as table columns."""
         fields = asdict(self) | {"train_sites": "+".join(self.train_sites)}
         return {name: value for name, value in fields.items() if name != "test_sites"}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all units share.
+    """Data and options shared by all units.
 
     Attributes
     ----------
     data : TrainingSet
         All scans.
     targets : sequence of Target
-        What is predicted.
+        Prediction targets.
     train : TrainOptions
-        How networks and predictors are trained.
+        Training options of networks and predictors.
     options : EvaluateOptions
         Experiments, folds and repetitions.
     work_dir : pathlib.Path
-        What is trained and prepared is cached there, so that an interrupted evaluation continues.
+        Cache of trained networks and prepared scans, so that an interrupted evaluation continues.
     say : callable
-        Takes a line of progress.
+        Called with each line of progress.
     unharmonized : TrainingSet or None
-        All scans without any harmonization; None where they cannot be had.
+        All scans without harmonization; None if they are not available.
     """
 
     data: TrainingSet
@@ -122,24 +124,24 @@ class Study:
 
     @property
     def fit(self) -> np.ndarray:
-        """(scans,) whether ``--fit-filter`` lets maps and predictors of numbers see a scan."""
+        """Mask (scans,) from ``--fit-filter`` for fitting maps and continuous predictors."""
         return select_scans(self.data.table, self.train.fit_filter)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The scans of a unit prepared by every method.
+    """Scans of a unit, prepared by every method.
 
     Attributes
     ----------
     sets : dict of str to TrainingSet
-        By method; one that cannot be had is missing.
+        Prepared scans by method; methods that are not available are missing.
     test : dict of str to numpy.ndarray
-        By method, numbers of the scans to test on: those of sites that it could be fitted to.
+        Indices of the test scans by method, from the sites that the method could be fitted to.
     split : numpy.ndarray
-        (scans,) part of each.
+        (scans,) ``train``, ``validation`` or ``test``.
     left_out : list of dict
-        What cannot be had here: ``method``, ``test_site``, ``n_scans``, ``reason``.
+        Methods not available at a test site: ``method``, ``test_site``, ``n_scans``, ``reason``.
     """
 
     sets: dict[str, TrainingSet]
@@ -151,18 +153,23 @@ class Prepared:
 def subject_folds(
     data: TrainingSet, n_folds: int, seed: int, targets: Sequence[Target] = ()
 ) -> np.ndarray:
-    """Give every scan a fold: whole persons, every site and age in each, classes alike.
+    """Assign every scan to a fold, by person and stratified by site, class and age.
 
     Parameters
     ----------
     data : TrainingSet
-        All scans; a person seen at two sites has one fold.
+        All scans; a person scanned at two sites is in one fold.
     n_folds : int
         Number of folds.
     seed : int
-        Of the random number generator.
+        Random seed.
     targets : sequence of Target
-        Folds are balanced over their classes too.
+        Targets; folds are stratified by the classes of binary ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        (scans,) fold index from 0.
     """
     classes = [np.nan_to_num(target.values, nan=-1) for target in targets if target.binary]
     strata = ["|".join(map(str, key)) for key in zip(data.sites, *classes, strict=True)]
@@ -173,20 +180,33 @@ def subject_folds(
 def split_of(
     data: TrainingSet, unit: Unit, folds: np.ndarray, validation: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split the scans for a unit.
+    """Split the scans of a unit by person.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        All scans.
+    unit : Unit
+        Unit to split the scans for.
+    folds : numpy.ndarray
+        (scans,) fold index, as returned by :func:`subject_folds`.
+    validation : float
+        Fraction of the persons in the validation set, 0 to 1.
 
     Returns
     -------
     split : numpy.ndarray
-        (scans,) ``train``, ``validation`` or ``test``, by persons.
+        (scans,) ``train``, ``validation`` or ``test``.
     seen : numpy.ndarray
-        The same for calibration: what it may not see is ``test`` too.
+        The same for calibration: persons of the test sites beyond ``unit.n_source`` are also
+        ``test``.
     """
     rng = np.random.default_rng([unit.seed, unit.fold])
     split = split_subjects(data, validation, 0.0, rng)
     split[folds == unit.fold] = TEST
     for site in np.unique(data.sites):
-        # The little that is left of a site is trained on; a checkpoint can be chosen without it.
+        # If a site has no training scan left, train on its validation scans; a checkpoint can be
+        # chosen without them.
         left = data.persons[(data.sites == site) & (split != TEST)]
         if not (split[data.sites == site] == TRAIN).any():
             split[np.isin(data.persons, left)] = TRAIN
@@ -199,7 +219,7 @@ def split_of(
 
 
 def prepare_unit(study: Study, unit: Unit) -> Prepared:
-    """Fit every method on the scans that are not tested, and prepare the unit's scans by it."""
+    """Fit every method to scans that are not held out, and prepare the unit's scans with it."""
     data, reference = study.data, unit.train_sites[0]
     folds = subject_folds(data, study.options.cv_folds, unit.seed, study.targets)
     split, seen = split_of(data, unit, folds, VALIDATION_FRACTION)
@@ -216,7 +236,8 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
     sets = {} if study.unharmonized is None else {NONE: study.unharmonized}
     sets[SCALED] = data
     tested, left_out = dict.fromkeys(sets, test), []
-    # Predictors learn from the reference as it is; what comes from elsewhere is prepared.
+    # Predictors are trained on unchanged reference scans; test scans and scans of other training
+    # sites are prepared.
     elsewhere = np.union1d(test, np.setdiff1d(trained, at_reference))
     for name, method in fitted_methods.items():
         covered = np.isin(data.sites, list(method.sites))
@@ -233,24 +254,27 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
 def calibrations(
     study: Study, unit: Unit, split: np.ndarray, among: np.ndarray
 ) -> dict[str, Method]:
-    """Calibrate every site on scans that are not tested, with and without their ages.
+    """Calibrate every site on scans that are not held out, with and without their ages.
 
-    The network that follows the intensity mapping learns from the first training site, as the
-    predictors that estimate ages do.
+    The map network that follows the intensity mapping is trained at the first training site, and
+    so are the predictors that estimate unknown ages.
 
     Parameters
     ----------
-    study, unit
-        What is evaluated.
+    study : Study
+        Data and options.
+    unit : Unit
+        Unit to calibrate for.
     split : numpy.ndarray
-        (scans,) part of each.
+        (scans,) ``train``, ``validation`` or ``test``.
     among : numpy.ndarray
-        Numbers of the scans to calibrate on.
+        Indices of the scans to calibrate on.
 
     Returns
     -------
-    dict
-        By name. Without an age to predict, or to know, only some of the methods are there.
+    dict of str to Method
+        Fitted methods by name. ``harmonized_known_ages`` is missing if brain age is not predicted
+        or no age is known.
     """
     data, reference = study.data, unit.train_sites[0]
     at_reference = replace(unit, train_sites=(reference,))
@@ -282,15 +306,27 @@ def fit_predictors(
 ) -> tuple[dict[str, Predictor], dict[str, str]]:
     """Train the predictors of a unit on its training sites, prepared by one method.
 
-    Networks are cached by what they were trained on: methods that leave the reference's scans as
-    they are share them where it is the only training site.
+    Networks are cached by their training data. If the reference is the only training site, all
+    methods that leave its scans unchanged share the same networks.
+
+    Parameters
+    ----------
+    study : Study
+        Data and options.
+    unit : Unit
+        Unit to train for.
+    prepared : TrainingSet
+        All scans, prepared by the method.
+    split : numpy.ndarray
+        (scans,) ``train``, ``validation`` or ``test``.
 
     Returns
     -------
     predictors : dict of str to Predictor
-        By the target's name.
+        Trained predictors by target name.
     reasons : dict of str to str
-        By target, why there are too few persons, or persons of a class, to learn from.
+        Reasons, by target name, why a predictor could not be trained, such as too few persons of a
+        class.
     """
     reference, *others = unit.train_sites
     sites = prepared.table["site"].replace(dict.fromkeys(others, reference))
@@ -313,20 +349,23 @@ def fit_predictors(
 
 
 def measure_unit(study: Study, unit: Unit, prepared: Prepared) -> dict[str, Rows]:
-    """Predict and measure the unit's test scans, prepared by every method that can be had.
+    """Predict and measure the unit's test scans, prepared by every available method.
 
     Returns
     -------
     dict of str to list of dict
-        Rows with the unit's fields, ``scan`` (number), ``person``, ``site``, ``age`` and
-        ``method``, of
+        Three lists of rows:
 
-        * ``predictions``, one per scan, target and method: ``participant``, ``target``, ``truth``,
-          ``predicted`` (a logit for two classes) and ``half_width`` of the predictor's interval
-          (None for two classes), for scans whose truth is known;
-        * ``scans``, in ``sites`` one per scan and method that keeps the contract's scale: of
-          :func:`measure_scan` and :func:`person_distances`;
-        * ``left_out``, one per method and site, or target, that cannot be had: ``reason``.
+        * ``predictions``, one row per scan, target and method, if the true value is known:
+          ``target``, ``truth``, ``predicted`` (a logit for binary targets) and ``half_width`` of
+          the prediction interval (None for binary targets);
+        * ``scans``, one row per scan and method except ``none``, in the experiment ``sites`` only:
+          see :func:`measure_scan` and :func:`person_distances`;
+        * ``left_out``, one row per method and test site, or target, that is not available:
+          ``n_scans`` and ``reason``.
+
+        All rows have the unit's fields; ``predictions`` and ``scans`` also have ``scan`` (index),
+        ``participant``, ``person``, ``site``, ``age`` (years) and ``method``.
     """
     data, grey = study.data, study.train.contract.grey
     at_home = data.site_scans(unit.train_sites[0], prepared.test[SCALED])
@@ -358,7 +397,7 @@ def measure_unit(study: Study, unit: Unit, prepared: Prepared) -> dict[str, Rows
 def predict_scan(
     study: Study, predictors: dict[str, Predictor], scan: int, volume: np.ndarray
 ) -> Rows:
-    """Predict the targets of a scan whose truth is known."""
+    """Predict the targets of a scan whose true value is known; return one row per target."""
     data, found = study.data, []
     for target in study.targets:
         predictor, truth = predictors.get(target.name), float(target.values[scan])
@@ -375,14 +414,26 @@ def predict_scan(
 def measure_scan(
     before: tuple[np.ndarray, np.ndarray], after: np.ndarray, affine: np.ndarray, grey: float
 ) -> dict[str, Any]:
-    """Measure a scan as prepared by some method, against the same with its mask as preprocessed.
+    """Measure a prepared scan and its difference from the preprocessed scan.
+
+    Parameters
+    ----------
+    before : tuple of numpy.ndarray
+        Preprocessed volume and its boolean brain mask.
+    after : numpy.ndarray
+        Volume prepared by a method, of the same shape.
+    affine : numpy.ndarray
+        4 x 4 affine of the template grid.
+    grey : float
+        Scaled intensity of grey matter (CSF is 0 and white matter 1).
 
     Returns
     -------
     dict
-        One value of each of :data:`FEATURES` (0 where it cannot be measured) and of
-        :data:`ANATOMY` (tissue limits follow an intensity mapping, as the guard's do), the guard's
-        measures, and ``quantiles`` (4, 99) of the brain as a whole and of each tissue.
+        :data:`FEATURES` (0 if one cannot be measured), :data:`ANATOMY` (ml; tissue limits follow
+        the intensity mapping, as in the guard), the guard's other measures
+        (:func:`bids_harmony.qc.guard.measure`), and ``quantiles``, (4, 99), of the brain, CSF,
+        grey and white matter.
     """
     (volume, mask), values = before, after[before[1]]
     changes = measure(volume, after, mask, affine)
@@ -402,25 +453,25 @@ def measure_scan(
 def person_distances(
     data: TrainingSet, scan: int, image: tuple[np.ndarray, np.ndarray], at_home: np.ndarray
 ) -> dict[str, float]:
-    """Compare the image of a person seen at the reference too with that person's scan there.
+    """Compare a travelling person's scan with reference scans of the same and another person.
 
     Parameters
     ----------
     data : TrainingSet
-        All scans as preprocessed.
+        All preprocessed scans.
     scan : int
-        Number of the scan.
+        Index of the scan.
     image : tuple of numpy.ndarray
-        The scan as prepared by some method, and its mask.
+        Volume of the scan, prepared by a method, and its brain mask.
     at_home : numpy.ndarray
-        Numbers of the tested scans of the reference.
+        Indices of the reference site's test scans.
 
     Returns
     -------
     dict
-        Mean absolute differences inside both masks from the person's first scan there
-        (``within_person``), and from another person's (``between_persons``); empty where there is
-        none of one, and for scans of the reference.
+        Mean absolute differences inside both masks to the person's first reference scan
+        (``within_person``) and to another person's (``between_persons``). Empty if either is
+        missing, and for scans of the reference.
     """
     own = data.persons[at_home] == data.persons[scan]
     if scan in at_home or own.all() or not own.any():

@@ -1,4 +1,4 @@
-"""Figures and HTML pages: each page is one Jinja template in ``data/``, filled in by render."""
+"""Figures and HTML reports; each page is a Jinja template in ``data/``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template; every value is escaped, and what is undefined shows as nothing.
+    """Render a Jinja template.
+
+    All values are escaped; undefined ones are rendered as empty text. Templates can also use the
+    filters ``fixed`` and ``shown``, and ``source(name)``, the text of a file in
+    ``bids_harmony/data``.
 
     Parameters
     ----------
     template : str
         File name in ``bids_harmony/data``.
     **values
-        What the template names, beside the filters ``fixed`` and ``shown``, and ``source``, the
-        text of a file that is part of the page.
+        Variables of the template.
 
     Returns
     -------
     str
-        The page.
+        Rendered page.
     """
     import jinja2
 
@@ -38,19 +41,19 @@ def render(template: str, **values: Any) -> str:
 
 
 def fixed(value: Any, digits: int = 2, sign: str = "") -> str:
-    """Write a number with a fixed number of decimals, anything else as ``n/a``.
+    """Format a finite number with a fixed number of decimals, anything else as ``n/a``.
 
     >>> fixed(-0.001), fixed(2.25, 1, "+"), fixed(None), fixed(float("nan"))
     ('0.00', '+2.2', 'n/a', 'n/a')
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "n/a"
-    # Without the sum, what rounds to nothing would keep its sign.
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def shown(value: Any) -> str:
-    """Write a value for a reader: short numbers, ``n/a`` for what is not there.
+    """Format a value for display: numbers rounded, None and empty text as ``n/a``.
 
     >>> shown(0.123456), shown(None), shown([1, 2]), shown({"a": True})
     ('0.123', 'n/a', '1, 2', 'a yes')
@@ -69,7 +72,7 @@ def shown(value: Any) -> str:
 
 
 def target_title(name: str) -> str:
-    """Name what a predictor predicts.
+    """Return the display name of a prediction target.
 
     >>> target_title("brain_age"), target_title("schizophrenia_probability")
     ('Brain age (years)', 'Schizophrenia probability')

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, figures apart from matplotlib's global state, small files."""
+"""Shared drawing code: colours, figures without matplotlib's global state, small image files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
+#: Colours that colour-blind readers can distinguish (Okabe and Ito 2008).
 ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
 GREEN, PURPLE, YELLOW, GREY = "#009E73", "#CC79A7", "#F0E442", "#999999"
 RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
-#: How densities of intensities are drawn, in this order.
+#: Drawing order and line properties of intensity densities.
 DENSITIES: dict[str, dict[str, Any]] = {
     "reference": {"color": REFERENCE, "fill": True, "alpha": 0.45},
     "before": {"color": RAW, "ls": "--", "lw": 1.8},
     "after": {"color": HARMONIZED, "ls": "-", "lw": 1.8},
 }
-#: Shapes too tell sites apart.
+#: Colour and marker shape of sites, in turn.
 SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
 WIDTH, DPI = 9.6, 110
 
 
 def new_figure(ratio: float, width: float = WIDTH, **settings: Any) -> Figure:
-    """Make a figure, of a page's width by default, apart from matplotlib's global state."""
+    """Create a figure (width in inches, ratio of height to width) outside matplotlib's pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,7 +40,7 @@ def new_figure(ratio: float, width: float = WIDTH, **settings: Any) -> Figure:
 
 
 def plain_axes(axes: Any) -> None:
-    """Leave of a chart's frame only what is read."""
+    """Remove the top and right spines, and add a light horizontal grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="0.92", lw=0.8)
@@ -48,11 +48,22 @@ def plain_axes(axes: Any) -> None:
 
 
 def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
-    """Write a figure as a small PNG without metadata, the same bytes for the same figure.
+    """Render a figure as a small PNG without metadata; equal figures give equal bytes.
 
-    Pictures of brains would be four times larger in full colour. Their PNG has a palette: of a
-    number of ``colours``, or of those of some colormaps, evenly spaced so that rare ones are
-    there too.
+    A palette makes brain images four times smaller.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Figure to render.
+    colours : int or sequence of str
+        Number of palette colours, or names of colormaps whose evenly spaced colours form the
+        palette, so that rare ones are included. By default, full colour.
+
+    Returns
+    -------
+    bytes
+        Contents of the PNG file.
     """
     from matplotlib import colormaps
     from PIL import Image
@@ -74,12 +85,12 @@ def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
 
 
 def data_uri(picture: bytes) -> str:
-    """Write a PNG as an address that holds it."""
+    """Encode a PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def svg_text(figure: Figure) -> str:
-    """Write a figure as SVG text, the same for the same figure."""
+    """Render a figure as SVG; equal figures give equal text."""
     import matplotlib as mpl
 
     stream = io.StringIO()
@@ -91,15 +102,19 @@ def svg_text(figure: Figure) -> str:
 def scatter_figure(
     panels: Mapping[str, tuple[pd.DataFrame, tuple[float, float]]], reference: str
 ) -> Figure:
-    """Draw predicted against true values, one panel per method of preparing the scans.
+    """Plot predicted against true values, one panel per harmonization method.
 
     Parameters
     ----------
     panels : mapping
-        By title, predictions (columns ``site``, ``truth``, ``predicted``) and slope and intercept
-        of the reference's line.
+        For each panel title, the predictions (columns ``site``, ``truth``, ``predicted``), and
+        slope and intercept of the reference site's line.
     reference : str
-        Its scans are drawn small and grey.
+        Reference site, drawn as small grey points.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     width = max(2.6 * len(panels), 5.2)
     figure = new_figure(2.9 / width, width)

@@ -1,4 +1,4 @@
-"""Pictures of one scan: each function draws one PNG, the same bytes for the same input."""
+"""Draw the figures of one scan as PNG files; equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bids_harmony.reports import drawing
 if TYPE_CHECKING:
     from bids_harmony.anat.template import Template
 
-#: A scan's figures by their ``desc-`` label, in the order in which a rater wants them.
+#: Titles of a scan's figures by ``desc-`` label, in the order of a quality rating.
 FIGURES = {
     "brainmask": "Brain mask",
     "norm": "Registration to the template",
@@ -29,12 +29,12 @@ SLICES = 6
 
 
 def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -> None:
-    """Draw the outline of the brain mask on the scan as acquired.
+    """Draw the outline of the brain mask on the native scan.
 
     Parameters
     ----------
     image, mask : nibabel.Nifti1Image
-        RAS scan and its brain mask on the same grid.
+        Scan in RAS orientation, and its brain mask on the same grid.
     out_file : pathlib.Path
         PNG to write.
     """
@@ -44,14 +44,14 @@ def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -
 
 
 def registration_figure(registered: nib.Nifti1Image, template: Template, out_file: Path) -> None:
-    """Draw the template's brain outline and white matter border on the registered scan.
+    """Draw the template's brain and white matter outlines on the registered scan.
 
     Parameters
     ----------
     registered : nibabel.Nifti1Image
         Scan on the template grid.
     template : Template
-        What it was registered to.
+        Target of the registration.
     out_file : pathlib.Path
         PNG to write.
     """
@@ -64,14 +64,14 @@ def registration_figure(registered: nib.Nifti1Image, template: Template, out_fil
 def harmonization_figure(
     raw: nib.Nifti1Image, harmonized: nib.Nifti1Image, mask: np.ndarray, out_file: Path
 ) -> None:
-    """Draw the scan before and after harmonization and the difference, slice by slice.
+    """Draw axial slices before and after harmonization, and their difference.
 
     Parameters
     ----------
     raw, harmonized : nibabel.Nifti1Image
-        Scaled volumes on the template grid.
+        Scaled volumes on the template grid, before and after harmonization.
     mask : numpy.ndarray
-        Boolean mask of their foreground.
+        Boolean foreground mask of the same shape.
     out_file : pathlib.Path
         PNG to write.
     """
@@ -107,7 +107,7 @@ def _outlines(
     outlines: Sequence[tuple[np.ndarray, float, str]],
     margin_mm: float,
 ) -> bytes:
-    """Draw contours (volume, level, colour) on slices of an image in the three directions."""
+    """Draw contours (volume, level, colour) on slices in three orientations; return the PNG."""
     from nilearn.plotting import plot_anat
 
     top = _brightest(np.asarray(image.dataobj, dtype=np.float32), inside)
@@ -125,7 +125,7 @@ def _outlines(
 
 
 def _brightest(data: np.ndarray, mask: np.ndarray) -> float:
-    """Brightest intensity shown: a little above white matter, whatever the scalp does."""
+    """Return the upper end of the grey scale: a little above white matter, ignoring the scalp."""
     top = float(np.percentile(data[mask] if mask.any() else data, 98))
     return 1.15 * top if top > 0 else 1.0
 
@@ -133,9 +133,9 @@ def _brightest(data: np.ndarray, mask: np.ndarray) -> float:
 def _view(
     image: nib.Nifti1Image, mask: np.ndarray, margin_mm: float
 ) -> tuple[nib.Nifti1Image, dict[str, list[float]]]:
-    """Cut an image to what lies around a mask, and spread slices over the mask.
+    """Crop an image to a mask plus a margin, and choose slices evenly over the mask.
 
-    The slices are world coordinates (mm) by axis. Where the mask is empty, all is shown.
+    The slice positions are world coordinates in mm by axis. An empty mask crops nothing.
     """
     mask = mask if mask.any() else ~mask
     others = ((1, 2), (0, 2), (0, 1))
@@ -152,13 +152,13 @@ def histogram_figure(
     reference_name: str,
     out_file: Path,
 ) -> None:
-    """Draw the brain's intensities before and after beside those of the reference site.
+    """Plot the brain's intensity distribution before and after, with the reference site's.
 
     Parameters
     ----------
     histograms : mapping
-        ``before``, ``after`` and, where the bundle has it, ``reference``: ``edges`` and
-        ``density`` as :func:`bids_harmony.qc.histogram.brain_histogram` returns them.
+        ``before``, ``after`` and, if the bundle has one, ``reference``: each has ``edges`` and
+        ``density`` as returned by :func:`bids_harmony.qc.histogram.brain_histogram`, or is None.
     reference_name : str
         Name of the reference site.
     out_file : pathlib.Path
@@ -181,13 +181,13 @@ def histogram_figure(
 def prediction_figure(
     brain_age: Mapping[str, Any], out_file: Path, *, age: float | None = None
 ) -> None:
-    """Draw the brain age of every slice, their median and its interval.
+    """Plot the brain age of every axial slice, their median and its 90 % interval.
 
     Parameters
     ----------
     brain_age : mapping
-        ``raw``, ``harmonized``, ``per_slice`` (``z_mm``, ``raw``, ``harmonized``) and, where
-        known, ``interval_90`` and ``interval_90_raw``.
+        ``raw`` and ``harmonized`` (years), ``per_slice`` (``z_mm``, ``raw``, ``harmonized``) and,
+        if known, ``interval_90`` and ``interval_90_raw``.
     out_file : pathlib.Path
         PNG to write.
     age : float, optional
@@ -231,16 +231,16 @@ def prediction_figure(
 def metrics_figure(
     metrics: Mapping[str, float | None], reference: Mapping[str, Any], out_file: Path
 ) -> None:
-    """Draw each metric's place in the range of the bundle's training scans.
+    """Plot each QC metric relative to its range in the bundle's training scans.
 
     Parameters
     ----------
     metrics : mapping
-        Metric name to value.
+        Value of each metric; None if missing.
     reference : mapping
-        As :func:`bids_harmony.qc.reference.reference_statistics` returns it.
+        Reference statistics from :func:`bids_harmony.qc.reference.reference_statistics`.
     out_file : pathlib.Path
-        PNG to write; where no metric has a reference, none is.
+        PNG to write; not written if no metric has a reference.
     """
     rows = {
         name: (value, summary)

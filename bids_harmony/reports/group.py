@@ -1,8 +1,8 @@
-"""The dataset's report: one HTML file with tables, charts, pictures, and a place for verdicts.
+"""Write the group report: one HTML file with tables, charts, images and a rating form.
 
-What needs no mouse and no script (tables, pictures) is written here; charts and the list of
-scans are drawn in the browser from the scans' values, which the page holds once. Tables say who
-was scanned how, and how predictions did, by site.
+Tables and images are part of the HTML. Charts and the list of scans are drawn in the browser from
+the scans' values, which the page contains once as JSON. The tables summarize participants,
+acquisition and prediction performance by site.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from bids_harmony.reports.group_figures import dataset_pictures, not_rejected
 if TYPE_CHECKING:
     from bids_harmony.qc.dataset import Group
 
-#: Columns of texts and of numbers that the page shows of a scan, beside metrics and predictions.
+#: Text and number columns in the page's data, besides metrics and predictions.
 TEXTS = ("participant_id", "session_id", "site", "sex", "diagnosis", "manufacturer", "model",
          "qc_status", "error", "harmonization_status", "rating")  # fmt: skip
 NUMBERS = ("age", "field_strength", "outlier_rank", "outlier_score")
-#: What the page says of a metric, by its name in the dictionary.
+#: Fields of the page's metric descriptions, and their names in the data dictionary.
 DESCRIBED = {"label": "LongName", "text": "Description", "units": "Units",
              "direction": "Direction", "group": "Group"}  # fmt: skip
-#: Significant digits of numbers.
+#: Significant digits of numbers in the page's data.
 DIGITS = 5
 
 
-#: Draws of persons for the intervals of tables.
+#: Bootstrap draws of persons for the intervals in tables, the parts they are computed in (to
+#: limit memory), and the random seed.
 N_BOOTSTRAP, N_PARTS, SEED = 2000, 20, 42
-#: Persons below which drawing them again says nothing, and below which a correlation does.
+#: Fewest persons for a bootstrap interval, and for a correlation.
 LEAST_DRAWN, LEAST_R = 3, 5
-#: Different values of a cell that are named one by one.
+#: Most values that a table cell lists one by one.
 MOST_NAMED = 3
 RATINGS = ("accept", "reject", "unsure", "disputed")
-#: How a scan was made: columns of the dataset's table and how their values are written.
+#: Acquisition: columns of the group table, and the format of their values.
 SCANNER = {"manufacturer": "{}", "model": "{}"}
 PROTOCOL = {
     "sequence": "{}",
@@ -55,27 +56,27 @@ PROTOCOL = {
 VOXEL = {"voxel_x_mm": "{:.3g}", "voxel_y_mm": "× {:.3g}", "voxel_z_mm": "× {:.3g} mm"}
 ALL = "All sites"
 
-#: A value and its interval; None where it cannot be had, or too few persons say nothing of it.
+#: A value and its interval; None if it is undefined or there are too few persons.
 Measured = tuple[float | None, tuple[float, float] | None]
-#: Figures for each row of weights of the scans, (draws, scans).
+#: Function that computes measures, (draws,) each, from scan weights (draws, scans).
 Figures = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def write_group_report(group: Group, out: Path) -> Path:
-    """Write ``group_T1w.html`` beside the participants' folders.
+    """Write ``group_T1w.html`` into the output folder.
 
     Parameters
     ----------
     group : Group
         The dataset.
     out : pathlib.Path
-        The output folder, where ``group.volumes`` are read; the scans' own pictures are shown
-        from there, not copied.
+        Output folder, from which ``group.volumes`` are read. The page links to the scans' figures
+        there and does not copy them.
 
     Returns
     -------
     pathlib.Path
-        The page. It fetches nothing from elsewhere, and its bytes depend on the outputs alone.
+        Path of the page. It loads nothing from the internet, and equal outputs give equal bytes.
     """
     from plotly.offline import get_plotlyjs
 
@@ -100,7 +101,7 @@ def write_group_report(group: Group, out: Path) -> Path:
 
 
 def page_data(group: Group) -> dict[str, Any]:
-    """Put what the page's script needs into compact JSON: columns, not rows.
+    """Return the data of the page's script as compact, column-wise JSON.
 
     Parameters
     ----------
@@ -110,9 +111,14 @@ def page_data(group: Group) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``scan`` keys; ``texts``: by column, ``levels`` and a code for each scan (-1: missing);
-        ``numbers``: by column, values or None; ``metrics`` and ``targets`` with their
-        descriptions; ``flags`` and ``pictures`` by the scan's place; ``ratings`` as rows.
+        * ``scan``: keys of the scans;
+        * ``texts``: ``levels`` and one code per scan (-1: missing) for each text column;
+        * ``numbers``: values or None for each number column;
+        * ``metrics``, ``targets``: names and descriptions;
+        * ``flags``, ``pictures``: by index of the scan;
+        * ``patterns``: path patterns that ``pictures`` refers to by index;
+        * ``captions``: titles of the figures;
+        * ``ratings``: rows of the rating files.
     """
     scans = group.scans
     place = {scan: i for i, scan in enumerate(scans["scan"])}
@@ -147,7 +153,7 @@ def page_data(group: Group) -> dict[str, Any]:
 
 
 def script_json(values: Any) -> str:
-    r"""Write JSON that may stand in a script element: nothing in it can end the element.
+    r"""Serialize to JSON that is safe inside an HTML script element.
 
     >>> script_json("</script>")
     '"\\u003c/script>"'
@@ -157,7 +163,7 @@ def script_json(values: Any) -> str:
 
 
 def _left_out(group: Group, n: int) -> str:
-    """Say which scans the figures of brain age leave out."""
+    """Return a sentence on the scans excluded from the brain age table of ``n`` scans."""
     scans = not_rejected(group)
     counts = {
         "rejected by the raters": len(group.scans) - len(scans),
@@ -169,7 +175,7 @@ def _left_out(group: Group, n: int) -> str:
 
 
 def _pattern(path: str, scan: str) -> str:
-    """Cut a picture's path to what all scans share: ten thousand paths take megabytes.
+    """Return a figure's path as a pattern shared by all scans, which keeps the page small.
 
     >>> _pattern("sub-01/figures/sub-01_ses-a_desc-qc_T1w.png", "sub-01_ses-a")
     '{p}/figures/{s}_desc-qc_T1w.png'
@@ -179,7 +185,7 @@ def _pattern(path: str, scan: str) -> str:
 
 
 def _order(path: str) -> int:
-    """Sort pictures as a rater wants them, unknown ones last."""
+    """Return the sort key of a figure: its position in :data:`FIGURES`, unknown ones last."""
     return next((i for i, name in enumerate(FIGURES) if f"_desc-{name}_" in path), len(FIGURES))
 
 
@@ -189,7 +195,7 @@ def _levels(values: pd.Series) -> dict[str, list[Any]]:
 
 
 def _numbers(values: pd.Series) -> list[float | None]:
-    """Round to :data:`DIGITS` significant digits; whole numbers lose their point."""
+    """Round to :data:`DIGITS` significant digits; whole numbers become int, NaN becomes None."""
     rounded = (float(f"{v:.{DIGITS}g}") for v in values.tolist())
     return [(int(v) if v.is_integer() else v) if np.isfinite(v) else None for v in rounded]
 
@@ -200,14 +206,14 @@ def _described(group: Group, name: str) -> dict[str, str]:
 
 
 def site_rows(group: Group) -> list[dict[str, Any]]:
-    """Describe each site, and all together, as the paper's Tables 3 and 4 do.
+    """Summarize each site, and all sites together, as in the paper's Tables 3 and 4.
 
     Returns
     -------
     list of dict
-        ``site``, ``n`` scans, ``people``, the numbers of scans by status, ``flagged`` and by
-        rating; and, as texts, ``age`` (mean), ``ages`` (range), ``sex``, ``diagnosis``,
-        ``scanner``, ``field``, ``protocol`` and ``voxel``, ``n/a`` where nothing is known.
+        ``site``, ``n`` (scans), ``people`` (persons), numbers of scans by status, ``flagged`` and
+        by rating; and as text ``age`` (mean), ``ages`` (range), ``sex``, ``diagnosis``,
+        ``scanner``, ``field``, ``protocol`` and ``voxel``, ``n/a`` if unknown.
     """
     scans = group.scans.assign(
         flagged=group.scans["scan"].isin(list(group.flags)),
@@ -238,27 +244,29 @@ def site_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def persons(scans: pd.DataFrame) -> pd.Series:
-    """Whose scan each is; a failed scan's record may not say."""
+    """Return the person of each scan; the participant if a failed scan's record has none."""
     named: pd.Series = scans["person"].fillna(scans["participant_id"].str.removeprefix("sub-"))
     return named
 
 
 def age_rows(group: Group) -> list[dict[str, Any]]:
-    """Measure predicted against true age, raw beside harmonized, on the same scans.
+    """Compare raw and harmonized brain age with chronological age, on the same scans.
 
     Parameters
     ----------
     group : Group
-        Scans without an age or without either prediction, and rejected ones, are left out.
+        The dataset. Scans without an age or without both predictions, and scans rejected by the
+        raters, are excluded.
 
     Returns
     -------
     list of dict
-        For each site and all: ``site``, ``n``, ``people`` and, under ``raw`` and ``harmonized``,
-        the figures ``mae``, ``bias`` (mean of predicted minus true), ``r`` and, where the group
-        has a line, ``offset`` and ``scatter`` (mean and standard deviation about the reference
-        site's line); ``change`` of the mean absolute error. Each is (value, (low, high)) with a
-        95 % interval from drawing persons again. Empty without a brain age.
+        One row per site, and one for all sites: ``site``; ``n`` (scans); ``people`` (persons);
+        ``raw`` and ``harmonized``, each with the measures in years ``mae``, ``bias`` (mean of
+        predicted minus true) and, if the group has a line, ``offset`` and ``scatter`` (mean and
+        standard deviation about the reference site's line), and the correlation ``r``; and
+        ``change`` of the mean absolute error. Each is (value, (low, high)) with a 95 % bootstrap
+        interval over persons. Empty if brain age was not predicted.
     """
     if "brain_age" not in group.targets:
         return []
@@ -284,15 +292,15 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def probability_tables(group: Group) -> list[dict[str, Any]]:
-    """Summarize predicted probabilities by diagnosis, raw beside harmonized.
+    """Summarize raw and harmonized probabilities by diagnosis.
 
     Returns
     -------
     list of dict
-        For each target whose name ends with ``_probability``: ``target``, ``simulated``,
-        ``rows`` (``diagnosis``, ``n``, and mean with interval as in :func:`age_rows` under
-        ``raw`` and ``harmonized``) and ``separation``: the same of the area under the curve, by
-        diagnosis, against the controls.
+        One table per target whose name ends with ``_probability``: ``target``; ``simulated``;
+        ``rows``, one per ``diagnosis`` with ``n`` and the mean under ``raw`` and ``harmonized``,
+        with intervals as in :func:`age_rows`; and ``separation``, the area under the ROC curve
+        of each diagnosis against the controls, in the same form.
     """
     tables = []
     for target in group.targets:
@@ -317,7 +325,7 @@ def probability_tables(group: Group) -> list[dict[str, Any]]:
 
 
 def _joined(scans: pd.DataFrame, forms: Mapping[str, str], mark: str = ", ") -> pd.Series:
-    """Write some columns of each scan as one text; what is missing is left out."""
+    """Join formatted columns of each scan into one text; missing values are skipped."""
     texts = [scans[name].map(form.format, na_action="ignore") for name, form in forms.items()]
     rows = zip(*texts, strict=True)
     joined = [mark.join(v for v in row if isinstance(v, str)) or None for row in rows]
@@ -330,7 +338,7 @@ def _by_site(scans: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _counts(values: pd.Series) -> str:
-    """Name the most frequent values with their counts.
+    """Format the most frequent values with their counts.
 
     >>> _counts(pd.Series(["F", "M", "F", None])), _counts(pd.Series(["a", "a"]))
     ('F (2), M (1), unknown (1)', 'a')
@@ -350,9 +358,9 @@ def _counts(values: pd.Series) -> str:
 def _measured(
     figures: Figures, people: pd.Series, least: int | None = None
 ) -> dict[str, Measured]:
-    """Take figures of the scans, with intervals from drawing persons again.
+    """Compute measures with 95 % bootstrap intervals over persons.
 
-    ``least`` is the number of persons that say whether there are intervals, all by default.
+    ``least`` replaces the number of persons that :data:`LEAST_DRAWN` is compared with.
     """
     codes, names = people.factorize()
     n, rng = len(names), np.random.default_rng(SEED)
@@ -361,7 +369,7 @@ def _measured(
     if (n if least is None else least) >= LEAST_DRAWN:
         draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(N_BOOTSTRAP))
         counts = np.fromiter(draws, np.dtype((float, n)), N_BOOTSTRAP)
-        # In parts, so that ten thousand scans fit into little memory.
+        # In parts, to limit memory for ten thousand scans.
         parts = [figures(part[:, codes]) for part in np.array_split(counts, N_PARTS)]
         for name in (name for name, value in values.items() if np.isfinite(value[0])):
             drawn = np.concatenate([part[name] for part in parts])
@@ -383,7 +391,7 @@ def _mean_figures(values: Mapping[str, np.ndarray]) -> Figures:
 def _age_figures(
     predicted: np.ndarray, age: np.ndarray, line: tuple[float, float] | None
 ) -> Figures:
-    """Figures of brain age; see :func:`age_rows`."""
+    """Return the measures of brain age that :func:`age_rows` describes."""
     error, x, y = predicted - age, predicted - predicted.mean(), age - age.mean()
 
     def figures(w: np.ndarray) -> dict[str, np.ndarray]:
@@ -404,7 +412,10 @@ def _age_figures(
 
 
 def _separations(scans: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Areas under the curve of each diagnosis against the controls, where they are told apart."""
+    """Compute the area under the ROC curve of each diagnosis against the controls.
+
+    Empty unless exactly one diagnosis is a control label (:data:`CONTROLS`).
+    """
     names = sorted(scans["diagnosis"].unique())
     controls = [name for name in names if name.strip().lower() in CONTROLS]
     found = []
@@ -413,7 +424,7 @@ def _separations(scans: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[s
             continue
         both = scans[scans["diagnosis"].isin([name, *controls])]
         case = (both["diagnosis"] == name).to_numpy()
-        # One person is in every draw that has the class.
+        # Intervals need enough persons in the smaller class: one person is the same in all draws.
         fewest = persons(both).groupby(case).nunique().min()
         areas = _measured(_areas(_values(both, columns), case), persons(both), int(fewest))
         n = (int((~case).sum()), int(case.sum()))
@@ -426,7 +437,7 @@ def _values(scans: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, np.nda
 
 
 def _areas(scores: Mapping[str, np.ndarray], case: np.ndarray) -> Figures:
-    """Area under the curve of each score; ties count half."""
+    """Return the area under the ROC curve of each score; ties count half."""
 
     def area(weights: np.ndarray, score: np.ndarray) -> np.ndarray:
         order = np.argsort(score[~case], kind="stable")

@@ -1,8 +1,8 @@
-"""The paper's Figure 1 for a dataset: what harmonization did to each site's images.
+"""Draw the images of each site before and after harmonization, as in the paper's Figure 1.
 
-Slices before, after and of the reference; intensities of CSF, grey and white matter; maps of
-the mean and the standard deviation over scans. A few scans of each site are read, so that the
-largest dataset takes no longer than a middling one.
+The figures show slices before and after harmonization and of the reference, intensity
+distributions of CSF, grey and white matter, and maps of mean and standard deviation over scans. At
+most :data:`MAX_SCANS` scans of each site are read, so the time does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from bids_harmony.qc.dataset import Group
 
 TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
-#: Intensities halfway between CSF and grey, and between grey and white matter.
+#: Intensity thresholds halfway between CSF and grey matter, and between grey and white matter.
 LIMITS = (Contract.grey / 2, (1 + Contract.grey) / 2)
 EDGES = np.linspace(0, TOP, N_BINS + 1)
 MAX_SITES, MAX_SCANS, SHOWN = 10, 12, 4
-#: With fewer scans, their standard deviation is not shown.
+#: Fewest scans for a map of the standard deviation.
 LEAST_SPREAD = 3
-#: Of seven axial slices spread over the brain: those of the scans shown, and those of the maps.
+#: Indices, among seven axial slices over the brain, of those shown of single scans and of maps.
 SLICES, MAPS = (2, 4), (1, 3, 5)
 MARGIN_MM = 6
 BRIGHTEST = 1.25
@@ -46,10 +46,10 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
 
 @dataclass
 class _Site:
-    """Parts of a site's scans, small enough to hold those of all sites.
+    """Slices and histograms of a site's scans, small enough to hold for all sites at once.
 
-    ``slices``, ``maps`` (axial slices side by side) and ``densities`` (tissues, bins) have one
-    array per scan, under ``before`` and ``after``.
+    ``slices`` and ``maps`` (axial slices side by side) and ``densities`` (tissues, bins) hold one
+    array per scan under ``before`` and ``after``.
     """
 
     ages: list[float] = field(default_factory=list)
@@ -62,7 +62,7 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The scans' grid, and the part of it that is shown."""
+    """Grid of the scans, and the part of it that is shown."""
 
     shape: tuple[int, ...]
     affine: np.ndarray
@@ -70,38 +70,39 @@ class _Grid:
     cuts: np.ndarray
 
     def axial(self, volume: np.ndarray, which: Sequence[int]) -> np.ndarray:
-        """Put some of the slices side by side, the front of the head at the top."""
+        """Return the selected axial slices side by side, anterior at the top."""
         return np.hstack([np.rot90(volume[*self.box, self.cuts[i]]) for i in which])
 
 
 def not_rejected(group: Group) -> pd.DataFrame:
-    """Leave out the scans that the raters rejected; figures are made from the others."""
+    """Return the scans that the raters did not reject."""
     return group.scans[group.scans["rating"] != "reject"]
 
 
 def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw the dataset's images before and after harmonization, site by site.
+    """Draw the images of each site before and after harmonization.
 
     Parameters
     ----------
     group : Group
-        ``volumes`` says which images there are; rejected scans are left out.
+        The dataset; ``volumes`` lists the images. Rejected scans are excluded.
     out : pathlib.Path
-        The output folder.
+        Output folder.
 
     Returns
     -------
     pictures : list of dict
-        By site, the reference first, then those with most scans; at most :data:`MAX_SITES`.
-        ``site``; ``n`` scans that the pictures are made from and ``n_all`` that could have been;
-        ``slices``, ``histograms`` and ``maps``: data URIs; ``distances``: for each tissue
-        ``tissue``, ``before`` and ``after``, the Wasserstein-1 distance of its intensities from
-        the reference's.
+        One per site, at most :data:`MAX_SITES`: the reference first, then by number of scans.
+
+        * ``site``; ``n``, scans that were read; ``n_all``, scans available;
+        * ``slices``, ``histograms``, ``maps``: PNG figures as data URIs;
+        * ``distances``: for each ``tissue``, the Wasserstein-1 distances ``before`` and ``after``
+          of its intensities from the reference's.
     notes : list of str
-        What is not shown and why, one sentence each.
+        Sentences about what is not shown, and why.
     """
     every = _having(group, not_rejected(group), "preproc")
-    # Only scans of one grid can be averaged: the one that most were resampled to.
+    # Averaging needs a common grid: use the one that most scans have.
     names = every.reindex(columns=["template", "resolution"]).map(str).agg(" ".join, axis=1)
     scans = every[names == names.mode().iloc[0]] if len(every) else every
     grid = _grid(group, scans, out)
@@ -116,7 +117,7 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     if len(counts) > MAX_SITES:
         notes.append(f"Of {len(counts)} sites, the {MAX_SITES} with most scans are shown.")
     shown = sorted(counts.index, key=lambda site: (site != name, -counts[site], site))[:MAX_SITES]
-    # Threads: unpacking takes most of the time and lets others work meanwhile.
+    # Threads suffice: most of the time is decompression, which releases the interpreter lock.
     with ThreadPoolExecutor(4) as pool:
         read = pool.map(lambda s: _read(group, scans[scans["site"] == s], out, grid), shown)
         sites = dict(zip(shown, read, strict=True))
@@ -138,12 +139,12 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
 
 
 def _having(group: Group, scans: pd.DataFrame, volume: str) -> pd.DataFrame:
-    """Leave of some scans those with a volume."""
+    """Return the scans that have the named volume."""
     return scans.loc[[volume in group.volumes.get(scan, {}) for scan in scans["scan"]]]
 
 
 def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
-    """Choose what is shown on the first scan that can be read; all have its grid."""
+    """Choose crop and slices on the first readable scan; None if there is none."""
     for scan in scans["scan"]:
         try:
             image = nib.load(out / group.volumes[scan]["preproc"])
@@ -161,7 +162,7 @@ def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
 
 
 def _read(group: Group, scans: pd.DataFrame, out: Path, grid: _Grid) -> _Site:
-    """Read some scans of a site, chosen evenly, harmonized ones if there are any."""
+    """Read evenly chosen scans of a site, only harmonized ones if there are any."""
     mapped = _having(group, scans, "harmonized")
     scans = mapped if len(mapped) else scans
     scans = scans.iloc[np.unique(np.linspace(0, len(scans) - 1, MAX_SCANS).round().astype(int))]
@@ -196,7 +197,7 @@ def _volume(path: Path, grid: _Grid) -> np.ndarray:
 
 
 def _densities(values: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """Histograms of the brain and its tissues: (4, bins); brighter voxels count in the last."""
+    """Return (4, bins) densities of brain, CSF, grey and white matter, clipped at :data:`TOP`."""
     clipped = np.clip(values, 0, TOP)
     parts = [clipped, *(clipped[tissue == k] for k in range(3))]
     counts = np.array([np.histogram(part, bins=EDGES)[0] for part in parts])
@@ -205,7 +206,7 @@ def _densities(values: np.ndarray, tissue: np.ndarray) -> np.ndarray:
 
 
 def _pictures(site: _Site, reference: _Site | None) -> dict[str, Any]:
-    """Draw one site, beside the reference's scans as they came where it is another."""
+    """Draw one site; compare with the reference before harmonization if one is given."""
     maps, densities = dict(site.maps), dict(site.densities)
     if reference is not None:
         maps["reference"] = reference.maps["before"]
@@ -235,12 +236,12 @@ def _pictures(site: _Site, reference: _Site | None) -> dict[str, Any]:
 
 
 def _draw_slices(site: _Site, reference: _Site | None) -> bytes:
-    """Draw some scans before and after, and below each the reference's nearest in age."""
+    """Draw some scans before and after, with the reference scan nearest in age below each."""
     chosen = np.unique(np.linspace(0, len(site.captions) - 1, SHOWN).round().astype(int))
     rows = {kind: [panels[i] for i in chosen] for kind, panels in site.slices.items()}
     captions = {"before": [site.captions[i] for i in chosen]}
     if reference is not None:
-        # Where no age is known, the first scan.
+        # The first reference scan if ages are unknown.
         apart = np.abs(np.subtract.outer([site.ages[i] for i in chosen], reference.ages))
         nearest = np.nan_to_num(apart, nan=np.inf).argmin(axis=1)
         rows["reference"] = [reference.slices["before"][i] for i in nearest]
@@ -278,7 +279,7 @@ def _draw_histograms(histograms: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _draw_maps(means: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray]) -> bytes:
-    """Rows before, after, reference; columns mean, difference to the reference, deviation."""
+    """Draw mean, difference from the reference and standard deviation, one row per kind."""
     rows = [kind for kind in ROWS if kind in means]
     columns = [("mean", means, "gray", (0.0, BRIGHTEST))]
     if "reference" in means and len(rows) > 1:
@@ -306,7 +307,7 @@ def _draw_maps(means: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray
 
 
 def _most(values: Mapping[str, np.ndarray]) -> float:
-    """Largest value shown: what few voxels pass."""
+    """Return the upper end of the colour scale: the 99th percentile, at least 0.02."""
     return max(0.02, *(float(np.percentile(np.abs(v), 99)) for v in values.values()))
 
 

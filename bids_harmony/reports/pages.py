@@ -1,4 +1,4 @@
-"""The pages of a bundle (its model card) and of a site's calibration."""
+"""Create the HTML pages of a bundle (its model card) and of a site's calibration."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ METHODS = {
     "harmonized": "harmonized",
     "harmonized_known_ages": "harmonized, ages known",
 }
-#: Below this many persons with test scans a site's figures are called rough.
+#: Sites with fewer test persons than this are listed among the card's limits.
 FEW = 20
-#: Width of the kernel that distributions of intensities are smoothed with.
+#: Kernel width (scaled intensity) for smoothing intensity distributions.
 KERNEL = 0.03
 
 
 def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Put a bundle's card together.
+    """Build the model card of a bundle.
 
     Parameters
     ----------
     info : mapping
-        ``bundle.json`` without ``files``.
+        Contents of ``bundle.json``; ``files`` is not needed.
     guard : mapping or None
-        ``guard.json``.
+        Contents of ``guard.json``; None if the bundle has no guard.
 
     Returns
     -------
     dict
-        JSON-ready: ``name``, ``version``, ``intended_use``, ``data``, ``preprocessing``,
-        ``networks``, ``map``, ``targets``, ``metrics``, ``guard``, ``limits``, ``rerun``.
+        JSON-serializable card: ``name``, ``version``, ``intended_use``, ``data``,
+        ``preprocessing``, ``networks``, ``map``, ``targets``, ``metrics``, ``guard``, ``limits``,
+        ``rerun``.
     """
     options = info["training"].get("options", {})
     return {
@@ -75,17 +76,17 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
 
 
 def known_limits(info: Mapping[str, Any]) -> list[str]:
-    """Say where a bundle's numbers should not be trusted.
+    """List the known limitations of a bundle.
 
     Parameters
     ----------
     info : mapping
-        ``bundle.json``.
+        Contents of ``bundle.json``.
 
     Returns
     -------
     list of str
-        One sentence each.
+        One or more sentences per limitation.
     """
     reference, said = info["reference_site"], []
     for name, target in info["targets"].items():
@@ -122,17 +123,17 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
 
 
 def card_html(card: Mapping[str, Any]) -> str:
-    """Write a card as one HTML file that holds all it shows.
+    """Render a model card as self-contained HTML.
 
     Parameters
     ----------
     card : mapping
-        Of :func:`model_card`.
+        Card from :func:`model_card`.
 
     Returns
     -------
     str
-        HTML; every value is escaped, nothing is fetched from elsewhere.
+        HTML page with escaped values; it loads nothing from the internet.
     """
     return render(
         "model_card.html",
@@ -151,14 +152,14 @@ def card_html(card: Mapping[str, Any]) -> str:
 
 
 def _interval_figures(sites: Mapping[str, Any]) -> list[str]:
-    """List the figures that have an interval; what a map is judged by comes first."""
+    """List the measures that have an interval, with ``offset`` and ``scatter`` first."""
     every = dict.fromkeys(f for methods in sites.values() for row in methods.values() for f in row)
     names = [name for name in every if f"{name}_95" in every]
     return sorted(names, key=lambda name: name not in ("offset", "scatter"))
 
 
 def _age_plot(card: Mapping[str, Any]) -> str:
-    """Draw predicted against true age with the reference's line, before and after; or nothing."""
+    """Plot predicted against true age before and after, as SVG; empty without predictions."""
     rows = card["metrics"].get("brain_age", {}).get("predictions", [])
     bias = card["targets"].get("brain_age", {}).get("age_bias")
     if not rows or bias is None:
@@ -175,19 +176,19 @@ def _age_plot(card: Mapping[str, Any]) -> str:
 
 
 def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
-    """Write the page: what a calibration rests on, and its intensity mapping.
+    """Render a site's calibration, its data and its intensity mapping, as self-contained HTML.
 
     Parameters
     ----------
     calibration : Calibration
-        Of a site.
+        Calibration of the site.
     bundle : Bundle
-        The one it was made with.
+        Bundle that the calibration was made with.
 
     Returns
     -------
     str
-        HTML with its picture inside.
+        HTML page with the figure embedded.
     """
     return render(
         "calibration.html",
@@ -200,7 +201,7 @@ def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
 
 
 def _mapping_figure(calibration: Calibration) -> bytes:
-    """Draw the distributions of deep intensities, and the curve that takes one to the other."""
+    """Plot deep brain intensities of site and reference, and the mapping; return a PNG."""
     x, y = calibration.mapping.x, calibration.mapping.y
     sd = calibration.code.sd[: len(x)]
     figure = drawing.new_figure(0.44)
@@ -231,7 +232,7 @@ def _mapping_figure(calibration: Calibration) -> bytes:
 
 
 def _density(quantiles: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Make a smooth density of evenly spaced quantiles."""
+    """Estimate a smooth density on a grid from evenly spaced quantiles."""
     places = np.linspace(0, len(quantiles) - 1, 1000)
     values = np.interp(places, np.arange(len(quantiles)), quantiles)
     return np.asarray(gaussian_kde(values, KERNEL / values.std(ddof=1))(grid))

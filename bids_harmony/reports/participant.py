@@ -1,4 +1,4 @@
-"""The report of one participant: one HTML file that holds everything it shows."""
+"""Write the participant report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from bids_harmony.reports.drawing import data_uri
 from bids_harmony.reports.figures import FIGURES
 from bids_harmony.sites.code import spoken as spoken_changes
 
-#: A scan's picture among its outputs.
+#: Path of a figure among a scan's outputs; the group is its ``desc-`` label.
 PICTURE = re.compile(r"/figures/.*_desc-(\w+)_T1w\.png$")
-#: Words for the entities that tell a participant's scans apart.
+#: Display names of the BIDS entities that distinguish a participant's scans.
 ENTITIES = {
     "ses": "session", "acq": "acquisition", "ce": "contrast agent", "rec": "reconstruction",
 }  # fmt: skip
@@ -36,10 +36,10 @@ ENTITIES = {
 def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     """Write ``sub-<subject>.html`` from the outputs of the participant's scans.
 
-    What the report says comes from each scan's record, ``<key>_desc-harmony_qc.json``, and the
-    predictions and pictures that it lists, so it can be written again at any time; what else an
-    earlier run left is not shown. Pictures are inside the file, nothing is fetched from
-    elsewhere, and no part needs JavaScript.
+    The report is built from each scan's record, ``<key>_desc-harmony_qc.json``, and the
+    predictions and figures listed there, so it can be written again at any time. Other files from
+    earlier runs are ignored. Figures are embedded; the page loads nothing from the internet and
+    needs no JavaScript.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     Returns
     -------
     pathlib.Path
-        The report, written beside and then renamed. Its bytes depend on the outputs alone.
+        Path of the report, which is written atomically. Equal outputs give equal bytes.
     """
     out = Path(out_dir)
     scans = []
@@ -85,23 +85,23 @@ def _picture(path: Path) -> dict[str, Any]:
 def scan_view(
     key: str, record: Mapping[str, Any], predictions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Put together what the page's template shows of one scan.
+    """Return the template variables of one scan.
 
     Parameters
     ----------
     key : str
-        The scan.
+        Key of the scan: its file name up to the suffix, such as ``sub-01_ses-a``.
     record : mapping
-        Its record (:mod:`bids_harmony.bids.records`).
+        Record of the scan (:mod:`bids_harmony.bids.records`).
     predictions : mapping
-        ``<key>_desc-harmony_predictions.json``; empty where there is none.
+        Contents of ``<key>_desc-harmony_predictions.json``; empty if there is none.
 
     Returns
     -------
     dict
-        ``name``, ``anchor`` and ``label`` (what tells the scan from the participant's others, in
-        words), ``status``, ``record``, ``warnings``, ``predictions``, ``targets``, ``used``
-        (which of raw and harmonized predictions is the headline) and ``pictures`` (none yet).
+        ``name``, ``anchor``, ``label`` (the scan's entities in words), ``status`` (``pass``,
+        ``warn`` or ``error``), ``record``, ``warnings``, ``predictions``, ``targets``, ``used``
+        (``raw`` or ``harmonized``, the prediction to report) and ``pictures`` (empty).
     """
     status = record.get("status")
     status = status if status in ("pass", "warn") else "error"
@@ -126,7 +126,7 @@ def scan_view(
 
 
 def participant_page(subject: str, scans: Sequence[Mapping[str, Any]]) -> str:
-    """Write the report of a participant's scans, each from :func:`scan_view`."""
+    """Render the report of a participant's scans, each from :func:`scan_view`."""
     methods, references = _methods([s["record"] for s in scans if s["status"] != "error"])
     return render(
         "participant.html",
@@ -145,7 +145,7 @@ def participant_page(subject: str, scans: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bibliography() -> dict[str, dict[str, str]]:
-    """Read ``boilerplate.bib``: key to fields, with the entry itself as ``bibtex``."""
+    """Read ``boilerplate.bib``; return fields by key, with the whole entry as ``bibtex``."""
     text = (files("bids_harmony.data") / "boilerplate.bib").read_text(encoding="utf-8")
     entries = {}
     for entry in text.strip().split("\n\n"):
@@ -156,7 +156,7 @@ def bibliography() -> dict[str, dict[str, str]]:
 
 
 def _methods(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
-    """Describe what ran on finished scans; citations become numbers in their order."""
+    """Return the methods text and its references, numbered in order of citation."""
     if not records:
         return "", []
     text, entries = render("methods.html", records=records), bibliography()
@@ -167,13 +167,13 @@ def _methods(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, 
 
 
 def _natural(path: Path) -> list[str | int]:
-    """Sort by the entities a reader looks for; numbers in labels count as numbers."""
+    """Return a sort key that orders numbers in labels by value."""
     key = path.name.removesuffix(QC_ENDING)
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
 
 def _target(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe one prediction, with what a reader must be told beside its number."""
+    """Return the template variables of one prediction, including its caution."""
     probability = name.endswith("_probability")
     title = target_title(name)
     if probability and (of := values.get("probability_of")):

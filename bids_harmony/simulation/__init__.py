@@ -1,9 +1,9 @@
-"""Simulated heads with known truth, scanned by simulated scanners into BIDS datasets."""
+"""Simulate heads with known ground truth, and scan them with simulated scanners into BIDS."""
 
-#: Name by which a simulated dataset says who made it.
+#: Name in ``GeneratedBy`` of simulated datasets.
 GENERATOR = "bids_harmony-simulate"
-#: Kinds of bad scans that a person looking would reject, and the range their severity is drawn
-#: from; the truth's ``scans.json`` says what each is and what its severity counts.
+#: Kinds of bad scans that a rater would reject, with the range of their severity. The units are
+#: described in ``derivatives/truth/scans.json``.
 KINDS: dict[str, tuple[float, float]] = {
     "ghosting": (3.0, 6.0),
     "wrong-contrast": (80.0, 120.0),

@@ -1,7 +1,8 @@
-"""A simulated head: the average head, deformed into a person's, with an age and a diagnosis.
+"""Simulate heads: deform an average head into individual ones, with age and diagnosis.
 
-The average brain is the one nilearn ships (MNI ICBM152 2009a symmetric: T1w, grey and white matter
-maps, brain mask). Skull, scalp, face and neck around it are drawn with distances and ellipsoids.
+The average brain is the template shipped with nilearn (MNI ICBM152 2009a symmetric: T1w, grey and
+white matter maps, brain mask). Skull, scalp, face and neck are modelled with distance maps and
+ellipsoids.
 """
 
 from __future__ import annotations
@@ -19,33 +20,33 @@ from scipy import ndimage
 
 from bids_harmony.simulation.effect import CORTEX, Triple
 
-#: What is added to nilearn's grid of 1 mm, in front and below, to hold nose and neck.
+#: Voxels added to nilearn's 1 mm grid, in front and below, to make room for nose and neck.
 MARGIN = ((0, 0), (0, 24), (78, 0))
-#: First voxel (mm, RAS+) of every head's grid, and its shape in voxels of 1 mm and of 2 mm; the
-#: latter are every second of the former.
+#: First voxel (mm, RAS+) of every head's grid, and its shape at 1 mm and 2 mm. The 2 mm grid has
+#: every second voxel of the 1 mm grid.
 ORIGIN = np.array([-98.0, -134.0, -150.0], dtype=np.float32)
 SHAPES = {1: (197, 257, 267), 2: (99, 129, 134)}
-#: Shape of a grid of 8 mm with the same corners, on which random fields are drawn.
+#: Shape of the 8 mm grid, with the same corners, on which random fields are drawn.
 DRAWN_SHAPE = (25, 33, 34)
 DIAGNOSES = ("control", "schizophrenia")
 AGE_RANGE = (18.0, 85.0)
-#: Order of the rows of :attr:`Head.fractions`.
+#: Tissues in the rows of :attr:`Head.fractions`.
 BRAIN_TISSUES = ("gm", "wm", "csf", "lesion")
 
-#: Template T1w values taken as pure CSF and as no CSF at all.
+#: T1w intensities of the template for pure CSF, and for tissue without CSF.
 T1_CSF, T1_TISSUE = 0.28, 0.62
-#: CSF deeper than this below the brain's surface (mm) is ventricle.
+#: CSF deeper below the brain surface than this (mm) is ventricle.
 DEEP_MM = 22.0
-#: Reach (mm) of the tissue shift around growing ventricles.
+#: Gaussian width (mm) of the tissue displacement around growing ventricles.
 PULL_MM = 14.0
-#: Thickness (mm) of the CSF around the brain, of the skull, of the scalp and of the skin.
+#: Thickness (mm) of the CSF around the brain, the skull, the scalp and the skin.
 CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = 1.8, 6.5, 5.5, 2.4
-#: Range of a lesion's radius, and width over which it passes into what is around it (mm).
+#: Range of a lesion's radius, and width of its soft edge (mm).
 LESION_MM, LESION_EDGE_MM = (15.0, 22.5), 5.0
 
 
 class Tissue(IntEnum):
-    """What a voxel of a head's label map is made of; ``BRAIN`` voxels hold a mixture."""
+    """Tissue labels of a head; ``BRAIN`` voxels are mixtures (:attr:`Head.fractions`)."""
 
     AIR = 0
     BRAIN = 1
@@ -58,7 +59,7 @@ class Tissue(IntEnum):
     CORD = 8
 
 
-#: Ellipsoids (middle and radii in mm, on both sides) that add face, jaw, nose, ears and neck.
+#: Ellipsoids (centre and radii in mm, mirrored) that add face, jaw, nose, ears and neck.
 FACE: tuple[tuple[Triple, Triple], ...] = (
     ((0, 30, -62), (64, 66, 58)),
     ((0, 44, -98), (48, 50, 42)),
@@ -66,7 +67,7 @@ FACE: tuple[tuple[Triple, Triple], ...] = (
     ((78, -24, -42), (6, 16, 28)),
     ((0, -32, -160), (64, 70, 110)),
 )
-#: Ellipsoids within the face: nose, sinuses, mouth, throat, orbits and eyes.
+#: Ellipsoids (centre and radii in mm, mirrored) of nose, sinuses, mouth, throat, orbits and eyes.
 CAVITIES: tuple[tuple[Tissue, Triple, Triple], ...] = (
     (Tissue.AIR, (0, 66, -54), (9, 30, 18)),
     (Tissue.AIR, (25, 58, -64), (11, 13, 13)),
@@ -76,28 +77,28 @@ CAVITIES: tuple[tuple[Tissue, Triple, Triple], ...] = (
     (Tissue.FAT, (32, 62, -36), (21.5, 21.5, 21.5)),
     (Tissue.CSF, (32, 62, -36), (12.5, 12.5, 12.5)),
 )
-#: Radii (mm) of the spine's layers from the outside in.
+#: Radii (mm) of the layers of the spine, from outside to inside.
 SPINE = {Tissue.MARROW: 16.0, Tissue.BONE: 11.0, Tissue.CSF: 9.0, Tissue.CORD: 5.5}
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head on an isotropic RAS+ grid, before any scanner saw it.
+    """Tissues of a simulated head on an isotropic RAS+ grid.
 
     Attributes
     ----------
     labels : numpy.ndarray
-        uint8 :class:`Tissue` per voxel.
+        (x, y, z) uint8 :class:`Tissue` labels.
     fractions : numpy.ndarray
-        (3, n) float32 fractions of grey matter, white matter and CSF in the n brain voxels, in
-        the order of ``labels``, and a fourth row of the lesion where there is one; they sum to 1.
+        (4, n) float32 fractions of grey matter, white matter, CSF and lesion (0 without one) in
+        the n brain voxels, in the order of ``labels``; they sum to 1 per voxel.
     affine : numpy.ndarray
         4 x 4 voxel-to-mm matrix.
     truth : dict
         Volumes in ml (``brain_ml``, ``gm_ml``, ``wm_ml``, ``csf_ml``, ``ventricle_ml``,
-        ``lesion_ml``) and what age (since 25 years) and diagnosis added to the outward shift of
-        the ventricles' walls (``ventricle_age_mm``, ``ventricle_diagnosis_mm``) and to the odds
-        by which CSF gains on cortex (``cortex_age_log_odds``, ``cortex_diagnosis_log_odds``).
+        ``lesion_ml``), and effects of age (relative to 25 years) and diagnosis: outward shift of
+        the ventricle walls (``ventricle_age_mm``, ``ventricle_diagnosis_mm``) and change of the
+        log odds of CSF against tissue (``cortex_age_log_odds``, ``cortex_diagnosis_log_odds``).
     """
 
     labels: np.ndarray
@@ -113,22 +114,22 @@ class Head:
 
 @dataclass(frozen=True)
 class Template:
-    """The average head, on grids of 1 mm or 2 mm that begin at :data:`ORIGIN`.
+    """Average head on the 1 mm or 2 mm grids that begin at :data:`ORIGIN`.
 
     Attributes
     ----------
     labels : numpy.ndarray
-        uint8 :class:`Tissue` per voxel of 1 mm.
+        (x, y, z) uint8 :class:`Tissue` labels at 1 mm.
     fractions : numpy.ndarray
-        (3, ...) uint8 fractions, of 255, of grey matter, white matter and CSF per voxel of 1 mm;
-        CSF alone outside the brain.
+        (3, x, y, z) uint8 fractions (255 is 1) of grey matter, white matter and CSF at 1 mm; pure
+        CSF outside the brain.
     brain, ventricle : numpy.ndarray
-        Signed distance (mm, negative inside) to the brain mask and to the lateral ventricles
-        with what of the third joins them, per voxel of 2 mm.
+        (x, y, z) signed distance (mm, negative inside) at 2 mm to the brain mask, and to the
+        lateral ventricles with the connected part of the third.
     pull : numpy.ndarray
-        (3, ...) shift (mm), per voxel of 2 mm, that grows the ventricles by one mm.
+        (3, x, y, z) displacement at 2 mm (mm) that grows the ventricles by 1 mm.
     diagnosis : numpy.ndarray
-        Weight, 0 to 1, of the diagnosis's thinning of cortex, per voxel of 2 mm.
+        (x, y, z) weight, 0 to 1, of the diagnosis effect on cortex at 2 mm.
     """
 
     labels: np.ndarray
@@ -149,20 +150,20 @@ def make_head(
     lesion: bool = False,
     diagnosis_effect: float = 1.0,
 ) -> Head:
-    """Make one head.
+    """Simulate one head.
 
-    Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years ventricles
-    about double, faster late, and grey matter loses about an eighth, steadily. The diagnosis
-    widens the ventricles and thins frontal and temporal cortex; it is made up, and larger than
-    in patients, so that a few dozen heads show it.
+    Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years, ventricles
+    about double, faster late in life, and grey matter steadily loses about an eighth. The
+    diagnosis widens the ventricles and thins frontal and temporal cortex. This effect is made up,
+    and larger than in patients, so that a few dozen heads show it.
 
     Parameters
     ----------
     seed : int or sequence of int
-        The same seed and arguments make the same head; a lesion is put into the head that the
-        seed makes without it.
+        Random seed. The same seed and arguments give the same head; ``lesion`` adds a lesion to
+        it and changes nothing else.
     age : float
-        Years, 18 to 85.
+        Age in years, 18 to 85.
     diagnosis : str
         ``control`` or ``schizophrenia`` (a simulated effect).
     sex : str
@@ -170,13 +171,14 @@ def make_head(
     spacing : int
         Voxel size in mm, 1 or 2; 2 is several times faster.
     lesion : bool
-        Whether the head has a lesion in white matter, a tissue of its own.
+        Whether to add a white matter lesion.
     diagnosis_effect : float
-        Size of what the diagnosis does; 0 is nothing.
+        Factor of the diagnosis effect; 0 is none.
 
     Returns
     -------
     Head
+        Tissue maps and ground truth.
     """
     rng, template = np.random.default_rng(seed), load_template()
     size = (0.965 if sex == "M" else 0.925) * np.exp(0.02 * rng.standard_normal())
@@ -197,7 +199,7 @@ def make_head(
     labels = _sample(template.labels, where, order=0)
     inside = labels == Tissue.BRAIN
     where = where[:, inside]
-    # Sharpened: the template's averaged edges are softer than any one person's.
+    # Squares sharpen the template, whose averaged edges are softer than a person's.
     gm, wm, csf = (_sample(part, where) ** 2 for part in template.fractions)
     cortex = cortex + effects["cortex_diagnosis_log_odds"] * _sample(template.diagnosis, where)
     csf *= np.exp(cortex)
@@ -219,7 +221,7 @@ def make_head(
 def _deformation(
     rng: Generator, template: Template, scale: np.ndarray, ventricle_mm: float
 ) -> np.ndarray:
-    """For each voxel of a head of 2 mm, the place in the template, in its voxels of 1 mm."""
+    """Return template coordinates (3, x, y, z), in 1 mm voxels, of each 2 mm voxel of a head."""
     axes = [(ORIGIN[k] + 2.0 * np.arange(SHAPES[2][k])) / scale[k] - ORIGIN[k] for k in range(3)]
     places = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     places += 2.4 * _random_field(rng, 3, smooth_mm=24.0)
@@ -232,10 +234,11 @@ def _deformation(
 def _lesion_share(
     rng: Generator, template: Template, where: np.ndarray, white: np.ndarray, places: np.ndarray
 ) -> np.ndarray:
-    """Share, 0 to 1, of an uneven ball in cerebral white matter in each brain voxel.
+    """Return the lesion fraction (n,), 0 to 1, of each brain voxel.
 
-    ``where`` the voxels lie in the template, (3, n); their ``places`` in the head, (n, 3) in mm
-    from its first voxel.
+    The lesion is an uneven ball in cerebral white matter. ``where`` has the template coordinates
+    of the voxels (3, n), ``white`` their white matter fractions (n,), and ``places`` their
+    positions in mm from the head's first voxel (n, 3).
     """
     radius = rng.uniform(*LESION_MM)
     x, _, z = where + ORIGIN.reshape(3, 1)
@@ -247,7 +250,7 @@ def _lesion_share(
 
 
 def _random_field(rng: Generator, channels: int, *, smooth_mm: float) -> np.ndarray:
-    """Smooth noise of unit variance per voxel of 2 mm."""
+    """Draw smooth noise of unit variance on the 2 mm grid, (channels, x, y, z)."""
     drawn = rng.standard_normal((channels, *DRAWN_SHAPE), dtype=np.float32)
     smooth = ndimage.gaussian_filter(drawn, (0.0, *[smooth_mm / 8.0] * 3))
     return _refine(smooth / smooth.std(), SHAPES[2])
@@ -262,7 +265,7 @@ def _refine(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _sample(values: np.ndarray, where: np.ndarray, order: int = 1) -> np.ndarray:
-    """Read a map of 1 mm or 2 mm at (3, ...) places given in voxels of 1 mm."""
+    """Interpolate a 1 mm or 2 mm map at (3, ...) coordinates in 1 mm voxels."""
     where = where / 2.0 if values.shape == SHAPES[2] else where
     kind = np.float32 if order else values.dtype
     return np.asarray(ndimage.map_coordinates(values, where, kind, order, mode="nearest"))
@@ -270,7 +273,7 @@ def _sample(values: np.ndarray, where: np.ndarray, order: int = 1) -> np.ndarray
 
 @cache
 def load_template() -> Template:
-    """Build the average head from nilearn's template, once per process."""
+    """Return the average head, built from nilearn's template once per process."""
     from nilearn import datasets
 
     mask = np.pad(datasets.load_mni152_brain_mask(resolution=1).get_fdata() > 0, MARGIN)
@@ -282,8 +285,8 @@ def load_template() -> Template:
             datasets.load_mni152_wm_template,
         )
     )  # fmt: skip
-    # The maps alone leave hardly any CSF in the sulci and line the ventricles with grey matter;
-    # the T1w template's dark voxels say where CSF is.
+    # The tissue maps have hardly any CSF in the sulci, and grey matter around the ventricles. The
+    # dark voxels of the T1w template show where CSF is.
     dark = (T1_TISSUE - t1w) / (T1_TISSUE - T1_CSF)
     csf = np.where(mask[box], np.maximum(dark, 1.0 - grey - white), 1.0).clip(0.0, 1.0)
     solid = (1.0 - csf) / np.maximum(grey + white, 1e-3)
@@ -293,7 +296,7 @@ def load_template() -> Template:
 
     coarse, wet = (_halve(part) for part in (mask, mask * (fractions[2] / np.float32(255.0))))
     brain = _distance(coarse > 0.5)
-    # The skull follows the brain's smooth outline, not its fissures.
+    # The skull follows the smooth hull of the brain, not its fissures.
     hull = _distance((ndimage.gaussian_filter(coarse, 3.0) > 0.5) | (coarse > 0.5))
     parts, _ = ndimage.label((wet > 0.5) & (brain < -DEEP_MM))
     ventricle = _distance(parts == np.bincount(parts[parts > 0]).argmax())
@@ -304,20 +307,20 @@ def load_template() -> Template:
 
 
 def _halve(values: np.ndarray) -> np.ndarray:
-    """Bring a map of 1 mm to 2 mm."""
+    """Smooth a 1 mm map and downsample it to 2 mm."""
     smooth = ndimage.gaussian_filter(values.astype(np.float32), 0.7)
     return np.ascontiguousarray(smooth[::2, ::2, ::2])
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
-    """Distance in mm to a mask on the grid of 2 mm, negative inside, smoothed by a voxel."""
+    """Compute the smoothed signed distance (mm, negative inside) to a mask on the 2 mm grid."""
     distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
     distance -= np.copysign(0.5, distance)
     return np.asarray(ndimage.gaussian_filter(2.0 * distance.astype(np.float32), 0.7))
 
 
 def _pull(distance: np.ndarray) -> np.ndarray:
-    """Shift, per mm of growth, from a place to the tissue of the template that moved there."""
+    """Return the displacement into the template, per mm of growth of the ventricles."""
     gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.0), 2.0))
     gradient /= np.maximum(np.linalg.norm(gradient, axis=0), 0.5)
     fall = np.exp(-0.5 * (np.maximum(distance - 2.0, 0.0) / PULL_MM) ** 2)
@@ -326,7 +329,7 @@ def _pull(distance: np.ndarray) -> np.ndarray:
 
 
 def _ellipsoid(middle: Triple, radii: Triple, spacing: int) -> np.ndarray:
-    """Squared distance to the middle of an ellipsoid on each side, 1 on its surface."""
+    """Return the squared distance to the centre of a mirrored ellipsoid, 1 on its surface."""
     axes = (ORIGIN[k] + np.arange(0, SHAPES[1][k], spacing, dtype=np.float32) for k in range(3))
     x, y, z = np.ix_(*axes)
     away = (abs(x) - abs(middle[0]), y - middle[1], z - middle[2])
@@ -334,23 +337,23 @@ def _ellipsoid(middle: Triple, radii: Triple, spacing: int) -> np.ndarray:
 
 
 def _draw_head(hull: np.ndarray) -> np.ndarray:
-    """Label what lies around the brain's hull; later lines win.
+    """Label the tissues around the hull of the brain; later assignments overwrite earlier ones.
 
     Parameters
     ----------
     hull : numpy.ndarray
-        Signed distance to the hull, per voxel of 2 mm.
+        Signed distance (mm) to the hull, at 2 mm.
 
     Returns
     -------
     numpy.ndarray
-        uint8 :class:`Tissue` per voxel of 1 mm.
+        uint8 :class:`Tissue` labels at 1 mm.
     """
     skull_end = CSF_MM + SKULL_MM
     outline = hull < skull_end + SCALP_MM
     for middle, radii in FACE:
         outline |= _ellipsoid(middle, radii, 2) < 1.0
-    # Smoothed, so that the parts blend into each other.
+    # Smooth the outline to blend the ellipsoids.
     skin = _distance(ndimage.gaussian_filter(outline.astype(np.float32), 2.0) > 0.5)
     uneven = _random_field(np.random.default_rng(0), 1, smooth_mm=6.0)
     depth, skin, noise = _refine(np.stack([hull, skin, uneven[0]]), SHAPES[1])

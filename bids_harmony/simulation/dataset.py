@@ -1,4 +1,4 @@
-"""A BIDS dataset of simulated heads, with its truth as a derivative."""
+"""Write BIDS datasets of simulated heads, with the ground truth as derivatives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 Key = tuple[int, int]
 
 TRUTH, MASKS = Path("derivatives/truth"), Path("derivatives/masks")
-#: Descriptions and READMEs of the datasets, and the dictionary of the columns of all tables.
+#: Folder of dataset descriptions and READMEs, and of the data dictionary of all tables.
 TEXTS = files("bids_harmony.data") / "simulation"
 
 
@@ -45,41 +45,41 @@ def simulate_dataset(
     resolution: float = 0.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Write a simulated multi-site BIDS dataset and its truth.
+    """Write a simulated multi-site BIDS dataset and its ground truth.
 
-    The same arguments write the same bytes, whatever ``nprocs``.
+    The same arguments write the same bytes for any ``nprocs``.
 
     Parameters
     ----------
     out : path-like
-        Folder of the dataset; it must be empty or absent.
+        Dataset folder; it must be empty or absent.
     n_sites : int
         Number of sites.
     n_subjects : int
-        Heads per site; with ``travelling``, heads in all.
+        Heads per site; with ``travelling``, heads in total.
     seed : int
-        Not negative.
+        Random seed, not negative.
     travelling : bool
-        Scan every head at every site, one session per site.
+        Whether to scan every head at every site, with one session per site.
     diagnosis_effect : float
-        Size of what the diagnosis does to ventricles and cortex, 0 (nothing) to 2.
+        Factor of the diagnosis effect on ventricles and cortex, 0 (none) to 2.
     bad : float
-        Share of scans, 0 to 1, that are bad.
+        Fraction of bad scans, 0 to 1.
     bad_kinds : sequence of str
-        Names of :data:`bids_harmony.simulation.KINDS` that bad scans are of, evenly.
+        Kinds of bad scans, keys of :data:`bids_harmony.simulation.KINDS`, used equally often.
     nprocs : int
-        Heads made at the same time (threads: nearly all time is spent outside the interpreter's
-        lock), up to 1 GB each.
+        Number of heads simulated in parallel, up to 1 GB each. Threads suffice, as most of the
+        work releases the interpreter lock.
     resolution : float
-        Voxels finer than this (mm) become this large; from 2 mm on the heads themselves are made
-        at 2 mm, in a fraction of the time.
+        Smallest voxel size in mm; finer voxels are enlarged. From 2 mm, heads are simulated at
+        2 mm, which is much faster. 0 keeps all voxel sizes.
     progress : callable
-        Called with a line per finished head.
+        Called with one line per completed head.
 
     Raises
     ------
     UsageError
-        When the folder is not empty.
+        If the folder is not empty.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,23 @@ def simulate_dataset(
 
 
 def plan_people(n_sites: int, size: int, *, seed: int) -> pd.DataFrame:
-    """Draw whose heads are scanned; ages cover 18 to 85 years evenly at every site.
+    """Draw the participants; ages cover 18 to 85 years evenly at every site.
 
-    ``size`` is the number of heads per site; with no site they travel to all. Rows are those of
-    ``participants.tsv``, indexed by the site's number (0 when travelling) and the number within
-    it: seeds are made of these, so that a head does not change when sites or heads are added.
+    Parameters
+    ----------
+    n_sites : int
+        Number of sites; 0 for travelling participants, who are scanned at all sites.
+    size : int
+        Participants per site.
+    seed : int
+        Random seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of ``participants.tsv``, indexed by site number (from 1; 0 if travelling) and number
+        within the site. Seeds of heads derive from this index, so a head does not change if sites
+        are added.
     """
     tables = {}
     for site in range(1, n_sites + 1) if n_sites else [0]:
@@ -147,17 +159,17 @@ def plan_people(n_sites: int, size: int, *, seed: int) -> pd.DataFrame:
 
 
 def plan_kinds(n: int, share: float, kinds: Sequence[str], *, seed: int) -> list[str]:
-    """Make a share of n scans bad: evenly along the scans, and evenly of all kinds."""
+    """Return the kind of each of ``n`` scans: a fraction ``share`` of bad ones, evenly spread."""
     rng, names, count = np.random.default_rng([seed, 6]), ["good"] * n, round(share * n)
     in_turn = itertools.cycle(rng.permutation(list(kinds)).tolist())
-    # One of each run of scans, so that no site is spared.
+    # One in each run of scans, so that every site gets bad scans.
     for run in np.array_split(np.arange(n), max(count, 1))[:count]:
         names[rng.choice(run)] = next(in_turn)
     return names
 
 
 def sidecar(scanner: Scanner) -> Row:
-    """BIDS metadata of a scanner's T1w scans."""
+    """Return the BIDS sidecar of a scanner's T1w scans."""
     return {
         "Simulated": True,
         "SimulationDescription": "No person was scanned, and the diagnosis is made up.",
@@ -184,7 +196,7 @@ def _write_person(
     person: Row,
     plan: dict[Scanner, str],
 ) -> tuple[Row, list[Row]]:
-    """Make a head, scan it as planned, write all; return what is true of head and scans."""
+    """Simulate a person's head and scans, and write the files; return the ground truth of both."""
     traits = {name: person[name] for name in ("age", "sex", "diagnosis")}
     ill = {kind == "lesion" for kind in plan.values()}
     heads = {lesion: make([seed, 3, *key], lesion=lesion, **traits) for lesion in ill}
@@ -212,7 +224,7 @@ def _write_person(
 
 
 def _site(scanner: Scanner) -> Row:
-    """Row of the truth's ``sites.tsv``: all that a scanner does."""
+    """Return a scanner's row of ``derivatives/truth/sites.tsv``."""
     row = {
         name: " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
         for name, value in asdict(scanner).items()
@@ -222,7 +234,7 @@ def _site(scanner: Scanner) -> Row:
 
 
 def _write_table(path: Path, rows: list[Row], dictionary: Path | None = None) -> None:
-    """Write a table and the dictionary of its columns, beside it unless told where."""
+    """Write a table, and its data dictionary (by default next to it)."""
     columns = json.loads((TEXTS / "columns.json").read_text(encoding="utf-8"))
     known = {name: about for name, about in columns.items() if name in rows[0]}
     write_json(dictionary or path.with_suffix(".json"), known)

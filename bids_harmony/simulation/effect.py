@@ -1,8 +1,8 @@
-"""A made-up diagnosis effect: wider ventricles, thinner frontal and temporal cortex.
+"""Simulate a diagnosis effect: wider ventricles, thinner frontal and temporal cortex.
 
-There is no public schizophrenia imaging to train on, so the two-class network learns this
-effect instead, and says so. Its places are those the field reports (preprint, discussion); its
-size is chosen, not measured.
+No public schizophrenia scans are available for training, so the binary network is trained on this
+effect instead, and its outputs say so. The regions are those reported in the literature (preprint,
+discussion); the effect size is chosen, not measured.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from scipy import ndimage
 
 Triple = tuple[float, float, float]
 
-#: Centres (MNI mm, left half; mirrored) and Gaussian widths (mm) of the regions.
+#: Centres (MNI mm, left hemisphere; mirrored) and Gaussian widths (mm) of the regions.
 VENTRICLE = ((-14.0, -8.0, 15.0), (9.0, 26.0, 12.0))
 CORTEX = (((-32.0, 38.0, 16.0), (24.0, 26.0, 28.0)), ((-54.0, -8.0, -14.0), (20.0, 30.0, 18.0)))
-#: At strength 1: relative widening of the ventricles, and cortex lost at its outside in mm.
+#: Relative widening of the ventricles, and cortical thinning in mm, at strength 1.
 WIDENING, THINNING_MM = 0.45, 1.2
-#: Individual shape variation: standard deviation and smoothness of a random displacement, in mm.
+#: Random displacement (individual shape): standard deviation and width of the smoothing, in mm.
 JITTER_MM, JITTER_SMOOTH_MM = 0.6, 14.0
 
 
@@ -29,29 +29,29 @@ def apply_effect(
     strength: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Deform a brain volume in template space as the simulated diagnosis does.
+    """Apply the simulated diagnosis effect to a brain volume in template space.
 
-    The same random, smooth deformation belongs to ``seed`` at every strength, 0 included, so
-    that patients and controls made from one scan differ by the effect alone and both have been
-    interpolated once.
+    A random smooth deformation given by ``seed`` is applied at every strength, including 0. So
+    patients and controls made from one scan differ only in the effect, and both are interpolated
+    once.
 
     Parameters
     ----------
     volume : numpy.ndarray
-        3-D brain volume in template space, background 0, white matter near 1.
+        (x, y, z) brain volume in template space; background 0, white matter near 1.
     mask : numpy.ndarray
         Boolean brain mask of the same shape.
     affine : numpy.ndarray
         4 x 4 voxel-to-MNI matrix (diagonal).
     strength : float
-        0 for a control; patients lie around 1.
+        Effect size: 0 for controls, about 1 for patients.
     seed : int
-        Seed of the individual deformation.
+        Random seed of the individual deformation.
 
     Returns
     -------
     volume, mask : numpy.ndarray
-        float32 volume, and boolean mask, deformed.
+        Deformed float32 volume and boolean mask.
     """
     scale, origin = (values[:3].reshape(3, 1, 1, 1) for values in (np.diag(affine), affine[:, 3]))
     axes = [np.arange(n, dtype=np.float32) for n in volume.shape]
@@ -61,7 +61,7 @@ def apply_effect(
     if strength:
         move += strength * _widen_ventricles(mm)
         move += strength * _thin_cortex(volume, mask, mm, zooms)
-    # A displacement points to where each voxel's value is taken from.
+    # Displacements point to the source of each voxel's value.
     where = grid + move / scale
     moved = ndimage.map_coordinates(volume.astype(np.float32), where, order=1)
     inside = ndimage.map_coordinates(mask.astype(np.float32), where, order=1) > 0.5
@@ -75,13 +75,13 @@ def _jitter(shape: tuple[int, ...], zooms: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _bump(mm: np.ndarray, centre: Triple, width: Triple, side: int) -> tuple[np.ndarray, ...]:
-    """Place in the left half (1) or the right (-1) relative to a centre, and a Gaussian of it."""
+    """Return offsets (mm) from a centre, left (1) or right (-1), and a Gaussian weight of them."""
     away = mm - np.reshape([side * centre[0], *centre[1:]], (3, 1, 1, 1))
     return away, np.exp(-0.5 * ((away / np.reshape(width, (3, 1, 1, 1))) ** 2).sum(axis=0))
 
 
 def _widen_ventricles(mm: np.ndarray) -> np.ndarray:
-    """Magnify each lateral ventricle across its length: take values from nearer its axis."""
+    """Return the displacement that widens each lateral ventricle perpendicular to its length."""
     move = np.zeros_like(mm)
     for side in (1, -1):
         away, weight = _bump(mm, *VENTRICLE, side)
@@ -92,11 +92,11 @@ def _widen_ventricles(mm: np.ndarray) -> np.ndarray:
 def _thin_cortex(
     volume: np.ndarray, mask: np.ndarray, mm: np.ndarray, zooms: np.ndarray
 ) -> np.ndarray:
-    """Push the cortex's outer surface inwards: take values from the CSF or outside."""
+    """Return the displacement that moves the pial surface inwards."""
     weight = np.maximum.reduce([_bump(mm, *part, side)[1] for part in CORTEX for side in (1, -1)])
     smooth = ndimage.gaussian_filter(volume.astype(np.float32), 1.5 / zooms)
     slope = np.array(np.gradient(smooth, *zooms))
     length = np.sqrt((slope**2).sum(axis=0)) + 1e-3
-    # Only the pial side moves: from outside (0) to grey matter (0.55).
+    # Move only the pial side, from background (0) to grey matter (0.55).
     pial = np.clip((0.6 - smooth) / 0.3, 0, 1) * ndimage.binary_dilation(mask, iterations=1)
     return np.asarray(-THINNING_MM * weight * pial * slope / length)

@@ -1,6 +1,6 @@
-"""Simulated scanners: a protocol, its contrast, the scan of a head, and what spoils a scan.
+"""Simulate scanners: protocol, contrast, noise, orientation and defects of scans.
 
-A spoilt scan is the scan the same seed makes without the defect, except for the defect.
+A bad scan differs from the good scan with the same seed only in its defect.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from scipy.spatial.transform import Rotation
 from bids_harmony.simulation import KINDS
 from bids_harmony.simulation.anatomy import BRAIN_TISSUES, Head, Tissue
 
-#: T1 at 1.5 T and 3 T, T2* at 1.5 T and 3 T (ms) and proton density relative to water, rounded
-#: from the relaxometry literature (among others Wansapura 1999 and Stanisz 2005 for the brain,
-#: de Bazelaire 2004 for the body).
+#: T1 at 1.5 T and 3 T (ms), T2* at 1.5 T and 3 T (ms) and proton density relative to water.
+#: Rounded from the relaxometry literature (including Wansapura 1999 and Stanisz 2005 for the
+#: brain, and de Bazelaire 2004 for the body).
 RELAXATION: dict[str, tuple[float, float, float, float, float]] = {
     "gm": (1050.0, 1330.0, 84.0, 66.0, 0.82),
     "wm": (640.0, 830.0, 66.0, 53.0, 0.70),
@@ -34,9 +34,9 @@ RELAXATION: dict[str, tuple[float, float, float, float, float]] = {
     "cord": (740.0, 990.0, 66.0, 53.0, 0.72),
     "lesion": (1700.0, 2100.0, 140.0, 110.0, 0.90),
 }
-#: Orientations of the voxel axes that scanners and converters produce.
+#: Voxel axis orientations that scanners and converters produce.
 ORIENTATIONS = ("RAS", "LAS", "PSR", "LIA", "ASR", "LPS")
-#: Voxel sizes (left-right, front-back, up-down; mm) of sites in turn.
+#: Voxel sizes (left-right, anterior-posterior, superior-inferior; mm) of sites in turn.
 VOXEL_SIZES = np.array([
     (1.0, 1.0, 1.0), (1.2, 1.0, 1.0), (0.9, 0.9, 1.5), (1.0, 1.3, 1.3),
     (1.0, 1.0, 1.0), (0.8, 0.8, 0.8), (1.0, 1.5, 1.0),
@@ -45,37 +45,37 @@ VOXEL_SIZES = np.array([
 
 @dataclass(frozen=True)
 class Scanner:
-    """What a site's scanner and protocol do to a head.
+    """Scanner and MPRAGE protocol of a site.
 
     Attributes
     ----------
     site : str
-        Site label, alphanumeric.
+        Alphanumeric site label.
     model : str
         Made-up model name.
     field_strength : float
-        Tesla, 1.5 or 3.
+        Field strength in tesla, 1.5 or 3.
     inversion_ms, repetition_ms, spacing_ms, echo_ms : float
         Inversion time to the centre of the readout train, time between inversions, time between
-        excitations, echo time.
+        excitations (echo spacing), and echo time, in ms.
     flip_deg : float
-        Excitation angle.
+        Flip angle in degrees.
     train : int
         Excitations per inversion.
     voxel_mm : tuple of float
-        Voxel size along left-right, front-back, up-down.
+        Voxel size in mm along left-right, anterior-posterior, superior-inferior.
     fov_mm : tuple of float
-        Field of view along the same axes.
+        Field of view in mm along the same axes.
     orientation : str
-        Direction of the voxel axes, as in ``nibabel.aff2axcodes``.
+        Orientation of the voxel axes, as in ``nibabel.aff2axcodes``.
     tilt_deg : float
-        Rotation of the field of view about the left-right axis, written in the affine.
+        Rotation of the field of view about the left-right axis in degrees, part of the affine.
     blur_mm : float
-        FWHM of the point spread beyond the voxel.
+        FWHM in mm of the point spread function, in addition to the voxel.
     bias : tuple of float
-        Coefficients of the log receive field's polynomial, up to the second power of each axis.
+        27 polynomial coefficients of the log receive field, up to the second power of each axis.
     noise : float
-        Standard deviation of each channel's noise relative to white matter's signal.
+        Standard deviation of the noise in each channel, relative to the white matter signal.
     wm_level : float
         Voxel value of white matter.
     """
@@ -99,9 +99,13 @@ class Scanner:
     wm_level: float
 
     def signals(self, echo_ms: float | None = None) -> dict[str, float]:
-        """Signal of each tissue relative to white matter's (negative where still inverted).
+        """Compute the signal of each tissue relative to white matter (negative if still inverted).
 
-        T2-weighted where an echo time is given: that of a long echo after one excitation.
+        Parameters
+        ----------
+        echo_ms : float, optional
+            Echo time in ms of a T2-weighted signal after one excitation. By default, the signal
+            of the T1-weighted protocol.
         """
         seen = {}
         for name, (t1_low, t1_high, t2_low, t2_high, density) in RELAXATION.items():
@@ -113,7 +117,7 @@ class Scanner:
         return {name: float(value / seen["wm"]) for name, value in seen.items()}
 
     def _mprage(self, t1: float) -> float:
-        """Steady-state signal of inversion-prepared gradient echoes (Wang et al. 2014)."""
+        """Compute the steady-state MPRAGE signal for a T1 in ms (Wang et al. 2014)."""
         angle = np.deg2rad(self.flip_deg)
         half = self.train // 2
         before = np.exp(-(self.inversion_ms - half * self.spacing_ms) / t1)
@@ -132,16 +136,16 @@ class Scanner:
 
 
 def draw_scanner(seed: int, site: int, *, min_voxel_mm: float = 0.0) -> Scanner:
-    """Draw the scanner of a site; it depends on nothing but the seed and the site's number.
+    """Draw the scanner of a site, independently of other sites.
 
     Parameters
     ----------
     seed : int
-        Seed of the dataset.
+        Random seed of the dataset.
     site : int
-        Number of the site from 1. Site 1 is a 3 T scanner at 1 mm isotropic.
+        Site number from 1. Site 1 is a 3 T scanner at 1 mm isotropic.
     min_voxel_mm : float
-        Voxels finer than this become this large.
+        Smallest voxel size in mm; finer voxels are enlarged.
     """
     rng = np.random.default_rng([seed, 1, site])
     first = site == 1
@@ -174,26 +178,26 @@ def draw_scanner(seed: int, site: int, *, min_voxel_mm: float = 0.0) -> Scanner:
 def scan_head(
     head: Head, scanner: Scanner, seed: Sequence[int], kind: str = "good"
 ) -> tuple[dict[str, nib.Nifti1Image], float]:
-    """Scan a head.
+    """Simulate the scan of a head.
 
     Parameters
     ----------
     head : Head
-        The head, on its 1 or 2 mm grid; it has the lesion already where that is what is bad.
+        Head on its 1 mm or 2 mm grid; for the kind ``lesion``, one that has a lesion.
     scanner : Scanner
-        Site's scanner.
+        Scanner of the site.
     seed : sequence of int
-        Seed of the head's position, the receiver's gain and the noise, and of what spoils it.
+        Random seed of the head's position, receiver gain, noise and defect.
     kind : str
-        ``good`` or one of :data:`bids_harmony.simulation.KINDS`.
+        ``good`` or a key of :data:`bids_harmony.simulation.KINDS`.
 
     Returns
     -------
-    images : dict
-        In the scanner's orientation: ``t1w``, an int16 magnitude image; ``brain``, its uint8 true
-        brain mask; ``wrong_brain``, where a wrong mask is what is bad.
+    images : dict of str to nibabel.Nifti1Image
+        Images in the scanner's orientation: ``t1w`` (int16 magnitude), ``brain`` (uint8 true brain
+        mask) and, for the kind ``wrong-mask``, ``wrong_brain`` (uint8).
     severity : float
-        How bad the scan is, in its kind's unit; 0 when good.
+        Severity in the unit of the kind; 0 if good.
     """
     rng, bad = np.random.default_rng(seed), np.random.default_rng([*seed, 1])
     severity = bad.uniform(*KINDS.get(kind, (0.0, 0.0)))
@@ -214,7 +218,7 @@ def scan_head(
     noise = rng.standard_normal((2, *shape), dtype=np.float32)
     noise *= np.float32(severity if kind == "noise" else scanner.noise)
     level = np.float32(scanner.wm_level * np.exp(0.08 * rng.standard_normal()))
-    # The magnitude of two noisy channels: Rician.
+    # Rician noise: the magnitude of two noisy channels.
     values = np.rint(np.minimum(level * np.hypot(clean + noise[0], noise[1]), 32767.0))
     images = {"t1w": values.astype(np.int16), "brain": brain.astype(np.uint8)}
     if kind == "cropped":
@@ -235,7 +239,7 @@ def scan_head(
 
 
 def _store(values: np.ndarray, affine: np.ndarray, scanner: Scanner) -> nib.Nifti1Image:
-    """Make an image in the scanner's orientation of an array in RAS+."""
+    """Return an RAS+ array as an image in the scanner's orientation."""
     codes = (orientations.axcodes2ornt(axes) for axes in ("RAS", scanner.orientation))
     img = nib.Nifti1Image(values, affine).as_reoriented(orientations.ornt_transform(*codes))
     img.set_qform(img.affine, 1)
@@ -245,13 +249,13 @@ def _store(values: np.ndarray, affine: np.ndarray, scanner: Scanner) -> nib.Nift
 
 
 def _affine(degrees: Sequence[float], shift: np.ndarray) -> np.ndarray:
-    """Return a 4 x 4 rotation about the axes x, y and z, and shift."""
+    """Return the 4 x 4 affine of rotations about x, y and z (degrees) and a shift (mm)."""
     turn = Rotation.from_euler("XYZ", degrees, degrees=True).as_matrix()
     return np.asarray(from_matvec(turn, shift))
 
 
 def _field_of_view(head: Head, scanner: Scanner) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a scan: centred on the head, its top a little above the scalp."""
+    """Return shape and affine of a scan centred on the head, with its top just above the scalp."""
     filled = ndimage.find_objects((head.labels > 0).astype(np.uint8))[0]
     ends = [[part.start for part in filled], [part.stop - 1 for part in filled]]
     first, last = apply_affine(head.affine, ends)
@@ -262,25 +266,25 @@ def _field_of_view(head: Head, scanner: Scanner) -> tuple[tuple[int, ...], np.nd
 
 
 def _contrast(head: Head, scanner: Scanner, echo_ms: float | None) -> np.ndarray:
-    """Noiseless signal of a head on its own grid, white matter 1; T2-weighted at a long echo."""
+    """Return the noiseless signal of a head on its grid (white matter 1); see Scanner.signals."""
     signals = scanner.signals(echo_ms)
     table = [signals.get(tissue.name.lower(), 0.0) for tissue in Tissue]
     image: np.ndarray = np.array(table, dtype=np.float32)[head.labels]
     mixed = np.array([signals[name] for name in BRAIN_TISSUES], dtype=np.float32)
-    # No matrix product: its sums depend on the number of threads.
+    # The result of a matrix product would depend on the number of threads.
     image[head.brain_mask] = np.einsum("t,tv->v", mixed, head.fractions)
     return image
 
 
 def _receive_field(scanner: Scanner, shape: tuple[int, ...]) -> np.ndarray:
-    """Gain of the receiver: the exponential of a polynomial in the field of view."""
+    """Return the receive field (bias field): the exponential of a polynomial in position."""
     x, y, z = (np.linspace(-1.0, 1.0, n) for n in shape)
     log = np.polynomial.polynomial.polygrid3d(x, y, z, np.reshape(scanner.bias, (3, 3, 3)))
     return np.asarray(np.exp(log), dtype=np.float32)
 
 
 def _movement(amount: float, rng: np.random.Generator) -> list[tio.Transform]:
-    """Sudden movements (mm and degrees) while k-space is read, and ghosts along one axis."""
+    """Return transforms for sudden motion (up to ``amount`` mm and degrees) and ghosting."""
     degrees, shifts = amount * rng.uniform(-1.0, 1.0, (2, 4, 3))
     times = np.sort(rng.uniform(0.2, 0.8, 4))
     ghosts, axis = int(rng.integers(4, 9)), int(rng.integers(2))
@@ -293,7 +297,7 @@ def _movement(amount: float, rng: np.random.Generator) -> list[tio.Transform]:
 def _without_end(
     brain: np.ndarray, share: float, axis: int, end: int
 ) -> tuple[slice, slice, slice]:
-    """Box that leaves a share of the brain beyond the positive (1) or negative (-1) end."""
+    """Return the box without a fraction of the brain at the positive (1) or negative (-1) end."""
     along = np.moveaxis(brain, axis, 0).sum(axis=(1, 2))[::-end]
     lost = int(np.argmin(np.abs(np.cumsum(along) / along.sum() - share))) + 1
     part = [slice(None)] * 3
@@ -304,11 +308,11 @@ def _without_end(
 def _confuse_axes(
     affine: np.ndarray, shape: tuple[int, ...], degrees: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Confuse two axes of the head, in the header alone.
+    """Return a wrong affine: rotated about one axis, with wrong voxel sizes along the others.
 
-    The head is turned about the middle of the field of view, and what are thick slices are taken
-    for pixels: one axis is stretched and the other shrunk as much. Rotations alone are no reason
-    to reject a scan: registration undoes them.
+    The rotation is about the centre of the field of view. As if slice thickness and pixel size
+    were confused, one axis is stretched and another shrunk by the same factor. Rotation alone
+    would be no reason to reject a scan because registration corrects it.
     """
     axis, thickness = rng.integers(3), rng.uniform(1.5, 2.0)
     stretch = np.insert([thickness, 1.0 / thickness], axis, 1.0)
@@ -321,7 +325,7 @@ def _confuse_axes(
 def _wrong_mask(
     data: np.ndarray, brain: np.ndarray, scanner: Scanner, share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cut a part off the brain mask, or add the bright voxels below the brain nearest to it."""
+    """Return a wrong mask: cut off at one end, or extended into bright voxels below the brain."""
     if rng.random() < 0.5:
         wrong = np.zeros_like(brain)
         part = _without_end(brain, share, int(rng.integers(3)), 1)

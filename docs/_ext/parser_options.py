@@ -1,6 +1,6 @@
 """Sphinx extension that documents the options of an argparse parser.
 
-An option of ``bids_harmony`` in a code span, on any page, becomes a link to its description.
+On all pages, options of ``bids_harmony`` in code spans become links to their descriptions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bids_harmony.cli.parser import build_parser
 
 
 class ParserOptions(SphinxDirective):
-    """``{parser-options} MODULE:FUNCTION``, where the function makes an ``ArgumentParser``."""
+    """``{parser-options} MODULE:FUNCTION``; the function returns an ``ArgumentParser``."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write the options as Markdown and parse it."""
+        """Describe the options in Markdown, and return the parsed nodes."""
         module, _, function = self.arguments[0].partition(":")
         parser: argparse.ArgumentParser = getattr(import_module(module), function)()
         text = [f"```{{program}} {parser.prog}\n```"]
@@ -37,12 +37,12 @@ class ParserOptions(SphinxDirective):
 
 
 def heading(title: str) -> str:
-    """Capitalize the first letter only."""
+    """Capitalize the first letter."""
     return title[0].upper() + title[1:]
 
 
 def described(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    """Describe one argument: its names, its value and its help."""
+    """Return the Markdown description of one argument: names, value and help."""
     formatter = parser._get_formatter()
     help_text = formatter._expand_help(action) if action.help else ""
     text = re.sub(r"([*_`<>{}\[\]\\])", r"\\\1", help_text)
@@ -56,7 +56,7 @@ def described(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def link_options(app: Sphinx, doctree: nodes.document) -> None:
-    """Turn the options named on a page into links."""
+    """Turn code spans that begin with an option into links."""
     program = build_parser()
     known = {name for action in program._actions for name in action.option_strings}
     for span in list(doctree.findall(nodes.literal)):
@@ -72,7 +72,7 @@ def link_options(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive and the links."""
+    """Register the directive and the event handler."""
     app.add_directive("parser-options", ParserOptions)
     app.connect("doctree-read", link_options)
     return {"parallel_read_safe": True}
