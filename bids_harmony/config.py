@@ -14,8 +14,8 @@ from bids_harmony.errors import BundleError
 
 LEVELS = ("participant", "calibrate", "group", "train", "evaluate")
 RECIPES = ("fast", "article")
-#: Kinds of map: intensity mapping only, followed by a network trained on simulated pairs, or
-#: followed by that network fine-tuned on unpaired real scans (CycleGAN).
+#: Kinds of map: intensity mapping only, followed by a network trained on pairs with known ground
+#: truth, or followed by that network fine-tuned on unpaired real scans.
 CURVE, NETWORK, CYCLEGAN = MAPS = ("intensity-mapping", "network", "cyclegan")
 #: ``sites``: train at the reference site, test at every site (the paper's Table 1 and Figure 2).
 #: ``rotations``: train on each site and each ordered pair of sites (Table 2). ``size``: vary the

@@ -274,7 +274,7 @@ def _entities_of(path: Path) -> dict[str, str]:
 
 
 def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], list[str]]:
-    """Return the scans with metadata from tables, sidecars and masks, and general warnings."""
+    """Return the scans with metadata from tables, sidecars and masks, and all warnings."""
     sidecars = Sidecars(config.bids_dir)
     columns = {what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS}
     tables = Tables(sidecars, columns)

@@ -110,7 +110,7 @@ def write_dataset_files(
 
 
 def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
-    """List the tools used for the scans in ``GeneratedBy``, replacing those listed before.
+    """Write the tools used for the scans to ``GeneratedBy``, replacing those listed before.
 
     Parameters
     ----------

@@ -66,9 +66,9 @@ def scan_record(
     dict
         JSON-serializable record: ``facts``, ``status`` ("pass" or "warn"), ``reasons``,
         ``flagged`` (names of metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``,
-        ``affine``, ``scale``, ``descriptors``, ``outputs``, ``input_sha256``, ``warnings``.
-        Reasons of the guard also set the status to "warn", not to "error", since they concern the
-        harmonization and not the scan.
+        ``affine``, ``scale``, ``descriptors``, ``outputs``, ``input_sha256``, ``warnings``. The
+        reasons of the guard are included and set the status to "warn", not "error", since a
+        failed harmonization does not make the scan unusable.
     """
     found: dict[str, Mapping[str, Any]] = {**{name: {} for name in PREPROCESSED}, **steps}
     judged = guard or {}

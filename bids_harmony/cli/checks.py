@@ -77,7 +77,7 @@ def _check_inputs(config: RunConfig) -> None:
 
 
 def _check_places(config: RunConfig) -> list[str]:
-    """Check that the output and work folders are not in each other's way or among the raw data."""
+    """Check that the output and work folders do not overlap with each other or the raw data."""
     bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
     inside = bids in out.parents
     suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
@@ -101,7 +101,7 @@ def _check_places(config: RunConfig) -> list[str]:
 
 
 def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
-    """Raise UsageError if the output folder holds raw data or other derivatives than this dataset's."""
+    """Raise UsageError if the output folder holds raw data or derivatives of another dataset."""
     from bids_harmony.bids.outputs import derivatives_name
 
     path = output_dir / "dataset_description.json"

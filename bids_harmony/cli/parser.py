@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 # fmt: off
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser, whose result only has the options given (defaults: :class:`RunConfig`)."""
+    """Return the parser, whose result only has options given (defaults: :class:`RunConfig`)."""
     parser = Parser(
         prog=PROGRAM,
         usage=USAGE,

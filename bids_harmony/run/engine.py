@@ -168,7 +168,7 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
 
 def start_log(config: RunConfig) -> None:
     """Write nipype's log messages to the run's log file, and with ``-v`` to the screen too."""
-    from nipype import logging as _  # noqa: F401  (it installs its own handlers)
+    from nipype import logging as _  # noqa: F401  (which sets up its own handlers)
 
     config.log_dir.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # on a full disk, each message would print a traceback
