@@ -129,8 +129,8 @@ def _is_plain(value: Any) -> bool:
 def site_label(facts: Mapping[str, Any]) -> str | None:
     """Return the label of a site from its scanner, such as ``Siemens Allegra 3T``.
 
-    Spellings of a manufacturer are unified and field strengths above 0.75 T rounded to 0.5 T (2.89
-    T gives 3T), so that one scanner gives one site. Returns None if all fields are missing.
+    So that one scanner gives one site, spellings of a manufacturer are unified and field strengths
+    above 0.75 T are rounded to 0.5 T. Returns None if all fields are missing.
     """
     named = [facts.get(name) for name in SCANNER[:2]]
     words = [str(name).replace("_", " ") if isinstance(name, str | int) else "" for name in named]
