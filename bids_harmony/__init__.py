@@ -1,10 +1,10 @@
-"""bids_harmony: harmonize T1-weighted brain scans to one reference site and predict there.
+"""bids_harmony: harmonize T1-weighted brain scans to a reference site and predict from them.
 
-The command is described in the documentation; four functions do the same on nibabel images:
+Besides the command line (see the documentation), four functions work on nibabel images:
 :func:`load_bundle`, :func:`calibrate`, :func:`harmonize` and :func:`predict`
-(:mod:`bids_harmony.models.apply`). These names, and what they take and return, are stable: what is
-to change or go gives a ``FutureWarning`` for at least one minor version before. Everything else
-in the package may change with any version.
+(:mod:`bids_harmony.models.apply`). Their names, parameters and return values are stable:
+anything to be changed or removed raises a ``FutureWarning`` for at least one minor version
+first. Everything else in the package may change in any version.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ __all__ = ["calibrate", "harmonize", "load_bundle", "predict"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the functions when they are first asked for: importing the package stays fast."""
+    """Import the API functions on first access, so that importing the package stays fast."""
     if name in __all__:
         from bids_harmony.models import apply as api
 

@@ -1,4 +1,4 @@
-"""``python -m bids_harmony``."""
+"""Entry point of ``python -m bids_harmony``."""
 
 from bids_harmony.cli.run import command
 

@@ -1,4 +1,4 @@
-"""Options of a run; the command line is in :mod:`bids_harmony.cli.parser`."""
+"""Options of a run. :mod:`bids_harmony.cli.parser` reads them from the command line."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from bids_harmony.errors import BundleError
 
 LEVELS = ("participant", "calibrate", "group", "train", "evaluate")
 RECIPES = ("fast", "article")
-#: Kinds of map: the curve alone, a network after it, and that fine-tuned on unpaired real scans.
+#: Kinds of map: intensity mapping only, followed by a network trained on pairs with known ground
+#: truth, or followed by that network fine-tuned on unpaired real scans.
 CURVE, NETWORK, CYCLEGAN = MAPS = ("intensity-mapping", "network", "cyclegan")
-#: ``sites``: trained at the reference, tested at every site (the paper's Table 1 and Figure 2).
-#: ``rotations``: one or two training sites in every order (Table 2). ``size``: from how few
-#: persons of a site it can be calibrated.
+#: ``sites``: train at the reference site, test at every site (the paper's Table 1 and Figure 2).
+#: ``rotations``: train on each site and each ordered pair of sites (Table 2). ``size``: vary the
+#: number of subjects used to calibrate a site.
 EXPERIMENTS = ("sites", "rotations", "size")
-#: Fraction of each site's subjects on which the guard's limits are set; the article's predictors
-#: stop training by it.
+#: Fraction of each site's subjects used as a validation set: it sets the guard's limits and
+#: determines early stopping of the ``article`` predictors.
 VALIDATION_FRACTION = 0.15
 
 
 @dataclass(frozen=True)
 class Contract:
-    """How scans are preprocessed before a network sees them.
+    """Preprocessing that scans undergo before they are passed to a network.
 
-    A bundle stores the contract it was trained under; ``--skull-strip auto`` and
-    ``--registration auto`` mean "as the contract says".
+    A bundle saves the contract it was trained with; ``--skull-strip auto`` and
+    ``--registration auto`` use the method of the bundle's contract.
 
     Attributes
     ----------
     skull_strip : str
-        Brain mask method for scans that still have a skull.
+        Skull-stripping method for scans that are not yet skull-stripped.
     registration : str
         Affine registration method.
     template : str
@@ -43,11 +44,12 @@ class Contract:
     resolution : int
         Isotropic voxel size of the template grid, in mm (the ``res-`` entity).
     shading_order : int
-        Order of the polynomial by which the bias field is removed; 0 switches it off.
+        Order of the polynomial fitted to the bias field for its correction; 0 disables it.
     grey : float
-        Value of grey matter in scaled volumes; CSF is 0 and white matter 1.
+        Intensity of grey matter in scaled volumes, where CSF is 0 and white matter is 1.
     slice_mm : tuple of float
-        z range, in template mm, of the axial slices the predictors see.
+        Lowest and highest z coordinate, in template mm, of the axial slices used by the
+        predictors.
     """
 
     skull_strip: str = "deepbet"
@@ -59,12 +61,18 @@ class Contract:
     slice_mm: tuple[float, float] = (-28.0, 52.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contract as JSON-ready values."""
+        """Return the contract as a JSON-serializable dict."""
         return asdict(self) | {"slice_mm": list(self.slice_mm)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Contract:
-        """Build a contract from :meth:`to_dict`'s values, refusing unknown and missing keys."""
+        """Return the contract described by the values of :meth:`to_dict`.
+
+        Raises
+        ------
+        BundleError
+            If a key is unknown or missing.
+        """
         names = {field.name for field in fields(cls)}
         if wrong := names ^ set(values):
             raise BundleError(
@@ -76,45 +84,46 @@ class Contract:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the ``train`` level, and of how ``evaluate`` trains.
+    """Training options of the ``train`` and ``evaluate`` levels.
 
     Attributes
     ----------
     reference_site : str or None
-        Site predictors are trained on; None takes the site with most scans.
+        Site that the predictors are trained on; None selects the site with the most scans.
     targets : tuple of str
-        Predictors to train: columns of numbers (``age`` gives ``brain_age``) or of two classes,
-        and ``simulated-schizophrenia`` (``schizophrenia_probability``, on simulated labels).
+        Predictors to train: columns with numbers (``age`` gives ``brain_age``) or with two
+        classes, and ``simulated-schizophrenia`` (``schizophrenia_probability``, trained on
+        simulated labels).
     fit_filter : str or None
-        Condition on the dataset's tables that scans must meet for the reference's appearance,
-        calibrations and the predictors of numbers to be fitted on them, such as
-        ``diagnosis == "control"``.
+        Condition on the dataset's tables, such as ``diagnosis == "control"``. Only scans that
+        meet it are used to fit the reference's appearance, the calibrations and the predictors
+        of numbers. None uses all scans.
     model_name : str
-        Name of the bundle, and of its folder under ``OUT/models``.
+        Name of the bundle, and of its folder in ``OUT/models``.
     predictor : str
-        ``fast`` or ``article`` (``training/predictor.py``): how the predictors are trained.
+        Training recipe of the predictors, ``fast`` or ``article`` (``training/predictor.py``).
     map : str
-        ``network``: after the intensity mapping, a network trained on pairs with known truth;
-        ``cyclegan``: that network fine-tuned on unpaired scans of the other sites;
-        ``intensity-mapping``: neither.
+        Map from a site to the reference: ``intensity-mapping`` only; ``network``, which adds a
+        network trained on pairs with known ground truth; or ``cyclegan``, which fine-tunes that
+        network on unpaired scans of the other sites.
     predictor_steps : int or None
-        Of each predictor network; None: as the recipe says.
+        Training steps of each predictor network; None uses the recipe's number.
     holdout : float
-        Fraction of the subjects of each site held out of everything for the figures in
+        Fraction of each site's subjects held out from all training for the test results in
         ``bundle.json``.
     folds : int
-        The predictor is an ensemble of this many networks, each trained without one fold of the
-        reference scans; their errors on it calibrate the prediction interval.
+        Number of networks in the predictor's ensemble. Each is trained without one fold of the
+        reference scans; the errors on the left-out folds calibrate the prediction interval.
     seed : int
-        Seed of splits, initial weights and sampling.
+        Random seed of data splits, initial weights and sampling.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     threads : int
-        CPU threads.
+        Number of CPU threads.
     fast_dev_run : bool
-        A few steps of everything, to see that it runs.
+        Run only a few steps of everything, as a smoke test.
     contract : Contract
-        How the scans were preprocessed.
+        Preprocessing of the scans.
     """
 
     reference_site: str | None = None
@@ -133,11 +142,11 @@ class TrainOptions:
     contract: Contract = field(default_factory=Contract)
 
     def shortened(self) -> TrainOptions:
-        """Return the options, with a few steps of everything when ``fast_dev_run`` is set."""
+        """Return the options, reduced to 2 steps and 2 folds if ``fast_dev_run`` is set."""
         return replace(self, predictor_steps=2, folds=2) if self.fast_dev_run else self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON-ready values, for ``bundle.json``."""
+        """Return the options as a JSON-serializable dict, as saved in ``bundle.json``."""
         return asdict(self) | {
             "targets": list(self.targets),
             "contract": self.contract.to_dict(),
@@ -146,18 +155,19 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of the ``evaluate`` level besides training's.
+    """Options of the ``evaluate`` level in addition to :class:`TrainOptions`.
 
     Attributes
     ----------
     experiments : tuple of str
-        Some of :data:`EXPERIMENTS`.
+        Experiments to run, from :data:`EXPERIMENTS`.
     cv_folds : int
-        Parts of the subjects, each tested by what was trained on the others.
+        Number of cross-validation folds, split by subject.
     n_seeds : int
-        Times that everything is trained again from other random weights and with other folds.
+        Number of repetitions of all training, each with another random seed and other folds.
     train_sites : tuple of str
-        Trainings of ``rotations``, each ``SITE`` or ``REFERENCE+SITE``; empty: all.
+        Training sites of the ``rotations`` experiment, each ``SITE`` or ``REFERENCE+SITE``;
+        empty means all.
     """
 
     experiments: tuple[str, ...] = ("sites",)
@@ -167,37 +177,37 @@ class EvaluateOptions:
 
 
 def available_cpus() -> int:
-    """Count the CPUs this process may use (a cluster job may have fewer than the machine)."""
+    """Return the number of CPUs available to this process, which may be fewer than installed."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def new_run_uuid() -> str:
-    """Name a run so that names sort by time and parallel jobs never share one."""
+    """Return a unique run name that starts with the local time, so that names sort by time."""
     return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The options of one run; ``bids_harmony --help`` says what each means.
+    """Options of one run; see ``bids_harmony --help`` for their meaning.
 
-    The defaults are the command line's. Paths are absolute, labels without ``sub-`` and
-    ``ses-``, and an empty tuple means all.
+    Defaults are those of the command line, except that ``omp_nthreads`` is 1. Paths are absolute,
+    labels have no ``sub-`` or ``ses-`` prefix, and an empty tuple means all.
 
     Attributes
     ----------
     bids_filters : dict
-        The ``t1w`` part of ``--bids-filter-file``, by long entity name. ``None`` stands for "the
-        entity is absent", ``"*"`` for "present with any value" (fMRIPrep's convention).
+        The ``t1w`` part of ``--bids-filter-file``, by long entity name. As in fMRIPrep, ``None``
+        means that the entity is absent and ``"*"`` that it is present with any value.
     derivatives : tuple of pathlib.Path
         Derivatives of other pipelines, searched in this order for existing brain masks.
     output_spaces : tuple of str
-        ``template`` always, and ``T1w`` where the native grid is asked for too.
+        Always includes ``template``; ``T1w`` adds outputs on the native grid.
     mem_gb : float or None
-        In GB (1e9 bytes); None is what the machine has.
+        Memory limit in GB (1e9 bytes); None uses 90 % of the installed memory.
     train, evaluate : TrainOptions, EvaluateOptions
-        Options of the ``train`` level, and how ``evaluate`` trains; and of ``evaluate``.
+        Options of training (levels ``train`` and ``evaluate``), and those of ``evaluate`` only.
     run_uuid : str
         Name of the run's folder in ``logs/``.
     """
@@ -243,14 +253,14 @@ class RunConfig:
 
     @property
     def log_dir(self) -> Path:
-        """Folder of this run's own files."""
+        """Folder of this run's log files, ``logs/<run_uuid>`` in the output folder."""
         return self.output_dir / "logs" / self.run_uuid
 
     @property
     def log_level(self) -> int:
-        """Level of :mod:`logging`: 25 for progress only, 20 with ``-v``, 15, then 10."""
+        """Numeric :mod:`logging` level: 25 (progress only), 20 (``-v``), 15 (``-vv``) or 10."""
         return max(25 - 5 * self.verbose, 10)
 
     def to_json(self) -> str:
-        """Return the options as JSON text."""
+        """Return the options as a JSON string."""
         return json.dumps(asdict(self), indent=2, default=str) + "\n"

@@ -1,4 +1,4 @@
-"""What a run tells its user."""
+"""Messages to the user on the standard streams."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
-#: Seconds between two lines of a long loop.
+#: Seconds between two progress lines of a long loop.
 EVERY = 10.0
 
 Item = TypeVar("Item")
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line at once; that it cannot be printed never ends a run.
+    """Print a line and flush it; a line that cannot be printed never ends a run.
 
     Parameters
     ----------
     text : str
-        What to print.
+        Text to print.
     error : bool
-        Print to standard error.
+        Print to standard error instead of standard output.
     """
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except (OSError, ValueError):  # the reader is gone, the disk behind it full, the file closed
+    except (OSError, ValueError):  # broken pipe, full disk or closed file
         let_go(stream)
 
 
 def let_go(stream: TextIO) -> None:
-    """Have what is still printed to a stream go nowhere, at the end of Python too."""
+    """Redirect a stream to the null device, so that the flush at exit cannot fail either."""
     with contextlib.suppress(OSError, ValueError):
-        # The object stays, since others hold it; what it leads to changes.
+        # Other code holds references to the stream, so its file descriptor is replaced instead.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -44,7 +44,7 @@ def let_go(stream: TextIO) -> None:
 
 
 def flush() -> None:
-    """Print what is left, as of argparse, or let it go where its reader is gone."""
+    """Flush both standard streams; discard the output if its reader has closed the pipe."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -53,10 +53,10 @@ def flush() -> None:
 
 
 def prepare_streams() -> None:
-    """Have names that a terminal cannot show printed with escapes; print to no closed stream."""
+    """Escape characters that a terminal cannot encode, and replace missing standard streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started the command
+        if stream is None:  # closed by the calling process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -65,20 +65,25 @@ def prepare_streams() -> None:
 def counted_off(
     items: Iterable[Item], n: int, what: str, say: Callable[[str], None], unit: str = "scans"
 ) -> Iterator[Item]:
-    """Pass scans, or others, on; say now and then how many are done, and what time is left.
+    """Iterate over items and report progress with the estimated time left.
 
     Parameters
     ----------
     items : iterable
-        Scans, or what ``unit`` calls them.
+        Scans, or other items named by ``unit``.
     n : int
         Number of items.
     what : str
-        What is done to them.
+        Description of the loop, the start of each line.
     say : callable
-        Takes a line: every :data:`EVERY`, and at the end.
+        Called with a line of text, at most once per :data:`EVERY` seconds and at the end.
     unit : str
-        The items' name.
+        Plural name of the items.
+
+    Yields
+    ------
+    Item
+        Each of ``items``.
     """
     begun = told = time.monotonic()
     for done, item in enumerate(items, 1):

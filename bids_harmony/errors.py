@@ -1,4 +1,4 @@
-"""Errors users see: one sentence of cause, one of remedy, and the exit code that goes with it."""
+"""Errors shown to users: a one-sentence cause, a remedy and an exit code."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ EXIT_SOFTWARE = 70
 EXIT_BUNDLE = 78
 EXIT_MISSING_PROGRAM = 127
 
-#: Set by our image, as by fMRIPrep's, and by Apptainer and Singularity in every container.
+#: Environment variables set by our Docker image (as by fMRIPrep's), Apptainer and Singularity.
 CONTAINER_VARIABLES = ("IS_DOCKER_8395080871", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
 def mount_hint(*, write: bool = False) -> str:
-    """Say, in a container, why a path that is there on the host may fail; else nothing.
+    """Return a hint on mounting folders if running in a container, else an empty string.
 
     Parameters
     ----------
     write : bool
-        Whether the path is there and cannot be written.
+        Whether the path exists but cannot be written, rather than being missing.
     """
     if not any(name in os.environ for name in CONTAINER_VARIABLES):
         return ""
@@ -39,22 +39,22 @@ def mount_hint(*, write: bool = False) -> str:
 
 
 class HarmonyError(Exception):
-    """Something the user can act on.
+    """Base class of errors that a user can act on.
 
     Parameters
     ----------
     cause : str
-        What is wrong, naming the file or the value.
+        What is wrong, including the file or value; line breaks become spaces.
     remedy : str
-        What to do about it.
+        How to fix it; may be empty.
     """
 
     exit_code = EXIT_SOFTWARE
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        # What it quotes of a file may hold line breaks: a cause is one sentence, on one line.
+        # Text quoted from files may contain line breaks; a cause is a single line.
         cause = " ".join(cause.splitlines())
-        # Both go to Exception's args so that the error survives pickling between processes.
+        # Exceptions are unpickled from their args, so both must be passed on.
         super().__init__(cause, remedy)
         self.cause = cause
         self.remedy = remedy
@@ -64,36 +64,36 @@ class HarmonyError(Exception):
 
 
 class UsageError(HarmonyError):
-    """A wrong path, label, filter or flag value: nothing has run."""
+    """Invalid path, label, filter or option value."""
 
     exit_code = EXIT_USAGE
 
 
 class NoInputError(HarmonyError):
-    """No T1w scan matched."""
+    """No T1w scan found."""
 
     exit_code = EXIT_NO_INPUT
 
 
 class BundleError(HarmonyError):
-    """A model bundle that is missing, altered or incomplete."""
+    """Missing, modified or incomplete model bundle."""
 
     exit_code = EXIT_BUNDLE
 
 
 class MissingProgramError(HarmonyError):
-    """An external program the chosen options need is not installed."""
+    """A required external program is not installed."""
 
     exit_code = EXIT_MISSING_PROGRAM
 
 
 class ScanError(HarmonyError):
-    """One scan cannot be used; the others go on."""
+    """A scan that cannot be processed; the other scans are not affected."""
 
     exit_code = EXIT_SCAN_FAILED
 
 
-#: What a machine refuses, by errno: cause and remedy. Bugs raise other errors.
+#: Cause and remedy of errors of the operating system, by errno. Bugs raise other errors.
 _MACHINE = {
     errno.ENOSPC: ("The disk is full", "Free some space; the same command continues."),
     errno.EDQUOT: ("The disk quota is used up", "Free some space; the same command continues."),
@@ -108,7 +108,7 @@ _MACHINE = {
 
 
 def machine_error(error: BaseException) -> HarmonyError | None:
-    """Say what the machine refused; None for an error that means something else."""
+    """Return the user-facing error for a system error (full disk, out of memory), else None."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number not in _MACHINE:
         return None
@@ -117,5 +117,8 @@ def machine_error(error: BaseException) -> HarmonyError | None:
 
 
 def concerns_all(error: BaseException) -> bool:
-    """Tell whether an error is the machine's, so that the next file would meet it too."""
+    """Return whether a system error, such as a full disk, would affect every other file too.
+
+    Denied access (``EACCES``) does not count, since it may concern one file only.
+    """
     return machine_error(error) is not None and getattr(error, "errno", 0) != errno.EACCES

@@ -1,7 +1,7 @@
-"""Read text files as people leave them, and write files whole.
+"""Read text files written by people and spreadsheets, and write files atomically.
 
-Every text that a user hands over is read here: tables, sidecars, data dictionaries, ratings and
-files of options. What is written appears under its name when it is complete.
+All text files supplied by users are read here: tables, sidecars, data dictionaries, ratings and
+option files.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-#: "No value", as cells say it in lower case and without punctuation. No number is among them.
+#: Spellings of a missing value, in lower case and without punctuation; numeric codes are in CODE.
 _MISSING = re.compile(
     r"(n a|na|nan|nil|none|null|unk|unknown|undefined|unspecified|blank|empty|tbd|nodata|no data"
     r"|no value|missing( value| data)?|not (available|applicable|known|reported|specified"
     r"|recorded|provided|stated|collected|determined))?"
 )
-#: All but +, which may be a diagnosis.
+#: Punctuation other than +, which may be a diagnosis.
 _PUNCTUATION = re.compile(r"(?:[^\w+]|_)+")
-#: What tables of numbers write for no value; none is a site, a diagnosis or a person.
+#: Numeric codes of missing values, such as -9 and -999.
 CODE = re.compile(r"-([789])\1*(\.0+)?")
-#: Bytes that a pointer to a file's content never exceeds.
+#: Upper limit of the size of Git LFS and git-annex pointer files, in bytes.
 MAX_POINTER = 2**15
 _LFS = b"version https://git-lfs.github.com/spec/"
-#: git-annex's pointer file, or its link where a system without links keeps links as text.
+#: Start of a git-annex pointer file, or of a link saved as text on systems without symlinks.
 _ANNEX = re.compile(rb"[./\\][^\n\t\"{}]*annex[/\\]objects[/\\]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _NUMBER = re.compile(r"(-?)\+?0*(\d+?)(?:\.(\d*?)0*|,0+)?")
@@ -39,22 +39,22 @@ csv.field_size_limit(2**31 - 1)
 
 
 class TextError(ValueError):
-    """Why a text file cannot be read, in a few words."""
+    """A text file that cannot be read; the message is a short reason."""
 
 
 def pointer(path: Path) -> str | None:
-    """Say that a file only points to its content, and which command fetches that.
+    """Return why a file's content is absent (Git LFS, git-annex or a broken link), else None.
 
     Parameters
     ----------
     path : pathlib.Path
-        Any file, or a link to one; at most the start of a small file is read.
+        Any file or link. At most the first 1024 bytes of files below :data:`MAX_POINTER` are read.
 
     Returns
     -------
     str or None
-        Words such as ``its content is not present (Git LFS): run `git lfs pull```; None for a
-        file that holds its content, or is not there.
+        Reason with the command that fetches the content, such as ``its content is not present
+        (Git LFS): run `git lfs pull```. None if the file has its content or does not exist.
     """
     try:
         if path.is_symlink() and not path.exists():
@@ -87,14 +87,14 @@ def decode(raw: bytes) -> tuple[str, list[str]]:
     Returns
     -------
     text : str
-        Without the mark.
+        Decoded text without the byte order mark.
     notes : list of str
-        What a warning should say of the encoding.
+        Remarks on an unexpected encoding, for a warning.
 
     Raises
     ------
     TextError
-        When it is no text.
+        If the bytes are not text.
     """
     encoding = json.detect_encoding(raw)
     notes = [] if encoding.startswith("utf-8") else [f"is {encoding.upper()} instead of UTF-8"]
@@ -110,12 +110,12 @@ def decode(raw: bytes) -> tuple[str, list[str]]:
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
-    """Read a text file; see :func:`decode`.
+    """Read a text file; see :func:`decode` for its encoding and the returned notes.
 
     Raises
     ------
     TextError
-        When it cannot be read, is no text, or only points to its content.
+        If the file cannot be read, is not text, or is only a pointer to its content.
     """
     try:
         raw = path.read_bytes()
@@ -127,16 +127,16 @@ def read_text(path: Path) -> tuple[str, list[str]]:
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a JSON object, and what a warning should say of its encoding.
+    """Read a JSON object, and return it with remarks on its encoding.
 
     Raises
     ------
     TextError
-        When it cannot be read, or is no JSON object.
+        If the file cannot be read or does not contain a JSON object.
     """
     text, notes = read_text(path)
     try:
-        content = json.loads(text, strict=False)  # line breaks and tabs within strings
+        content = json.loads(text, strict=False)  # allow line breaks and tabs in strings
     except (ValueError, RecursionError) as error:
         raise TextError(str(error)) from error
     if not isinstance(content, dict):
@@ -145,7 +145,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is none that can be read."""
+    """Return a file's JSON object, or an empty dict if it is missing or unreadable."""
     try:
         return read_json(path)[0]
     except TextError:
@@ -153,29 +153,29 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
 
 
 def split_table(text: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
-    """Split a table into cells, whatever separates them.
+    """Split a table into its header and rows of cells, whatever the separator.
 
-    The standard library does it: a dataset of 10,000 subjects may have 20,000 tables of a few
-    rows, for each of which pandas takes fifty times as long.
+    pandas would take fifty times as long on small tables, and a dataset of 10,000 subjects may
+    have 20,000 of them.
 
     Parameters
     ----------
     text : str
-        Rows with any line ends; cells separated by tabs, or by ``,``, ``;`` or ``|`` where the
-        first row has no tab. Cells may be in quotes.
+        Table with any line endings. Cells are separated by tabs, or by ``,``, ``;`` or ``|`` if
+        the first row has no tab, and may be quoted.
 
     Returns
     -------
     header : list of str
-        The first row that is not blank.
+        First non-blank row.
     rows : list of (int, list of str)
-        The others, each with the line it ends at. White space within cells, line breaks and
-        no-break spaces too, is one space.
+        Other non-blank rows, each with the number of the line where it ends. Runs of white space
+        in a cell, including line breaks and no-break spaces, are replaced by one space.
     notes : list of str
-        What a warning should say of the separator.
+        Remarks on an unexpected separator, for a warning.
     """
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
-    # Not splitlines(), which also splits at characters that names and sites may contain.
+    # str.splitlines() would also split at control characters that cells may contain.
     lines = re.split(r"\r\n|\r|\n", text)
     first = re.sub(r'"[^"]*"', "", next(filter(str.strip, lines), ""))
     separator = "\t" if "\t" in first else max("\t;,|", key=first.count)
@@ -199,12 +199,14 @@ def _unquoted(cell: str) -> str:
 
 
 def is_missing(text: str) -> bool:
-    """Tell whether a cell says that there is no value, or nothing but punctuation."""
+    """Return whether a cell has no value (``n/a``, ``unknown``, empty or only punctuation)."""
     return bool(_MISSING.fullmatch(_PUNCTUATION.sub(" ", text.lower()).strip()))
 
 
 def plain_number(text: str) -> str:
-    """Spell a number in the shortest way, so that ``1``, ``01`` and ``1.0`` are one label.
+    """Return a number in its shortest form, so that ``1``, ``01`` and ``1.0`` are the same label.
+
+    Other text is returned unchanged.
 
     Examples
     --------
@@ -219,24 +221,29 @@ def plain_number(text: str) -> str:
 
 
 def plain_id(label: str) -> str:
-    """Spell an id in lower case, without punctuation, leading zeros and ``.0``."""
+    """Return an ID in lower case, without punctuation, leading zeros or a final ``.0``."""
     return re.sub(r"\.0+$|[\W_]|(?<!\d)0+(?=\d)", "", label.casefold())
 
 
 def id_key(label: str) -> str:
-    """Bring ids that may be the same to one form: as :func:`plain_id`, without a prefix."""
+    """Return a key shared by IDs that may be the same: :func:`plain_id` without its prefix."""
     return re.sub(r"^\D+(?=\d)", "", plain_id(label))
 
 
 def look_alikes(wanted: str, there: Iterable[str]) -> list[str]:
-    """Find ids that differ from one by leading zeros, a prefix, case or punctuation alone.
+    """Return IDs that differ only in leading zeros, a prefix, case or punctuation.
 
     Parameters
     ----------
     wanted : str
-        Such as ``01``.
+        ID that was not found, such as ``01``.
     there : iterable of str
-        The ids there are.
+        Existing IDs.
+
+    Returns
+    -------
+    list of str
+        Similar IDs, in the order of ``there``.
 
     Examples
     --------
@@ -253,19 +260,19 @@ def look_alikes(wanted: str, there: Iterable[str]) -> list[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; parallel jobs that write the same file do no harm."""
-    # A path may hold bytes that are no UTF-8.
+    """Write text atomically, encoded as UTF-8; safe if parallel jobs write the same file."""
+    # Paths in the text may not be valid UTF-8.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically; parallel jobs that write the same file do no harm."""
+    """Write a file atomically; safe if parallel jobs write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
-        # mkstemp makes files that only their owner can read.
+        # mkstemp creates files that only their owner can read.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(part, 0o666 & ~umask)
@@ -276,19 +283,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON atomically, with an order and form that depend on the values alone."""
+    """Write JSON atomically, with sorted keys, so that equal values give equal files."""
     write_text(path, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def why_unread(path: Path, error: Exception) -> str:
-    """Say in a few words why a file cannot be read.
+    """Return a short reason why a file cannot be read.
 
     Parameters
     ----------
     path : pathlib.Path
-        The file; in a DataLad dataset a link, whose content may not have been fetched.
+        The file, which may be a DataLad link whose content has not been fetched.
     error : Exception
-        What reading it raised.
+        Error raised when reading it.
     """
     if why := pointer(path):
         return why
@@ -298,13 +305,13 @@ def why_unread(path: Path, error: Exception) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
+    """Return the SHA-256 checksum of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(paths: Iterable[Path]) -> str:
-    """SHA-256 of several files together, their names and order included."""
+    """Return one SHA-256 checksum of several files, including their names and order."""
     whole = hashlib.sha256()
     for path in paths:
         whole.update(f"{path.name}\0{sha256_of(path)}\0".encode("utf-8", "surrogateescape"))
@@ -312,24 +319,25 @@ def digest_of(paths: Iterable[Path]) -> str:
 
 
 def claim(path: Path, names: Iterable[str]) -> tuple[IO[bytes], str | None]:
-    """Claim names for this process, for as long as the returned file is open.
+    """Lock names for this process, for as long as the returned file is open.
 
-    A name is a locked byte of one file, so that ten thousand cost no more than one. The locks end
-    with the process, however it ends. Where the disk knows no locks, everything is claimed.
+    Each name locks one byte of a single lock file, so that ten thousand names are cheap. The locks
+    are released when the process ends for any reason. On file systems without locks, nothing is
+    locked and every claim succeeds.
 
     Parameters
     ----------
     path : pathlib.Path
-        The file, made where there is none.
+        Lock file; created if missing.
     names : iterable of str
-        What to claim.
+        Names to lock.
 
     Returns
     -------
     file : file object
-        Keep it.
+        Keep it open to hold the locks.
     taken : str or None
-        A name that another process has claimed.
+        First name locked by another process, if any; later names are not locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")

@@ -1,4 +1,4 @@
-"""Run calls side by side, each in a process of its own."""
+"""Run function calls in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bids_harmony.errors import HarmonyError
 
 KILLED = "A process was killed, most likely because memory ran out."
 MORE_MEMORY = "Lower --nprocs, or give the job more memory; the same command continues."
-#: Longest folder of temporary files in which a fork server's socket can have its name.
+#: Longest path of the temporary folder that leaves room for the fork server's socket name.
 LONGEST_TMPDIR = 70
 
 
 class Ended(NamedTuple):
-    """A call that ended: its place among the calls, its arguments, and what it returned or raised.
+    """A finished call: its index, arguments, and return value or exception.
 
-    The error is a :class:`KilledError` where its process was killed.
+    The error is a :class:`KilledError` if the process was killed.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
 
 
 class KilledError(HarmonyError):
-    """A process ended without an answer, as the kernel ends one that uses too much memory."""
+    """A process ended without a result, for example killed by the kernel for lack of memory."""
 
 
 def in_processes(
@@ -46,26 +46,27 @@ def in_processes(
     *,
     preload: Sequence[str] = (),
 ) -> Iterator[Ended]:
-    """Call a function several times, each time in a process of its own.
+    """Run several calls of a function in parallel, each in its own process.
 
-    Whatever ends the loop over this generator asks the processes that still run to end (SIGTERM),
-    waits for them, and kills the programs that they started.
+    If the loop over this generator ends early, the processes still running are terminated
+    (SIGTERM) and waited for, and programs they started are killed.
 
     Parameters
     ----------
     function : callable
-        A function of a module.
+        A module-level function.
     calls : iterable of tuple
-        Arguments of each call, which can be pickled.
+        Arguments of each call; must be picklable.
     nprocs : int
-        Most calls at a time.
+        Maximum number of processes at a time.
     preload : sequence of str
-        Modules that are imported once for all processes.
+        Modules to import once in the fork server. Ignored if the processes are spawned, as with a
+        temporary folder longer than :data:`LONGEST_TMPDIR`.
 
     Yields
     ------
     Ended
-        Each call as it ends.
+        Each call, in the order in which they finish.
     """
     context: Any = multiprocessing.get_context("spawn")
     if len(tempfile.gettempdir()) <= LONGEST_TMPDIR:
@@ -108,14 +109,14 @@ def in_processes(
 def side_by_side(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], nprocs: int
 ) -> Iterator[tuple[int, Any]]:
-    """Call a function several times as :func:`in_processes` does; raise what one of them raised.
+    """Run several calls in parallel as :func:`in_processes` does, and raise their first error.
 
     Yields
     ------
     number : int
-        Place of a call among ``calls``, in the order in which they end.
+        Index of a call in ``calls``, in the order in which they finish.
     result
-        What it returned.
+        Its return value.
     """
     for ended in in_processes(function, calls, nprocs):
         if ended.error is not None:
@@ -124,18 +125,18 @@ def side_by_side(
 
 
 def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
-    """Say a line of one of several processes."""
+    """Print a line with a prefix that identifies the process."""
     say(prefix + line)
 
 
 def end_with_parent() -> None:
-    """Make a process end when the one that started it was killed, whatever it is doing."""
+    """Start a thread that ends this process when its parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         parent.join()
-        if os.getpgrp() == os.getpid():  # with the programs that it started
+        if os.getpgrp() == os.getpid():  # also ends programs it started
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
@@ -148,7 +149,7 @@ def _answer(
     function: Callable[..., Any],
     call: tuple[Any, ...],
 ) -> None:
-    """Call the function in a new process, the leader of a process group of its own."""
+    """Call the function in a new process, which leads its own process group."""
     os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -157,7 +158,7 @@ def _answer(
     os.environ.update(environment)
     try:
         answer.send((function(*call), None))
-    except KeyboardInterrupt:  # it was told to end, and has saved what it had
+    except KeyboardInterrupt:  # terminated on request; its progress is saved
         return
     except Exception as error:  # noqa: BLE001
         error.add_note("".join(traceback.format_exception(error)))

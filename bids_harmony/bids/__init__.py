@@ -1,1 +1,1 @@
-"""The dataset: its scans, sidecars and tables, and the names of the outputs."""
+"""Reading of the input dataset (scans, sidecars, tables) and naming of the outputs."""

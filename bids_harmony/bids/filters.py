@@ -1,4 +1,4 @@
-"""Which scans are used: ``--bids-filter-file``, by their names; ``--fit-filter``, by tables."""
+"""Selection of scans: ``--bids-filter-file`` by file name, ``--fit-filter`` by table columns."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.files import TextError, plain_number, read_json
 
-#: Entities a T1w name may have (BIDS 1.10), in the order of the standard, and their pybids names.
+#: Entities of T1w file names (BIDS 1.10), in the order of the standard, and their pybids names.
 ENTITIES = {
     "sub": "subject", "ses": "session", "task": "task", "acq": "acquisition", "ce": "ceagent",
     "rec": "reconstruction", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
 }  # fmt: skip
-#: What a filter may name.
+#: Short and long names allowed in a filter file, and their long names.
 NAMES = {**ENTITIES, **{name: name for name in ENTITIES.values()}}
 NAMES |= {name: name for name in ("suffix", "datatype", "extension")}
-#: pybids's queries, as the values that stand for them in JSON.
+#: JSON values that represent the queries of pybids.
 QUERIES = {"Query.NONE": None, "Query.ANY": "*", "Query.REQUIRED": "*"}
-#: What a table of scans holds that no condition can ask for.
+#: Columns of the scan table that ``--fit-filter`` cannot use.
 NO_COLUMNS = ["metrics", "_source"]
 
 
 def parse_entities(name: str) -> dict[str, str]:
-    """Read the entities of a T1w file's name with pybids.
+    """Return the entities of a T1w file's name, parsed by pybids.
 
     Parameters
     ----------
     name : str
-        Such as ``sub-01_run-1_T1w.nii.gz``.
+        File name, such as ``sub-01_run-1_T1w.nii.gz``.
 
     Returns
     -------
     dict of str to str
-        Labels as written, by pybids's names.
+        Labels as written, by pybids's long names.
 
     Raises
     ------
     ValueError
-        Naming a part of the name that pybids does not know. Two scans that differ in it alone
-        would share their outputs.
+        If pybids does not know a part of the name. Two scans that differ only in that part would
+        have the same output names.
     """
     from bids.layout import parse_file_entities
 
@@ -73,19 +73,19 @@ def read_filters(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path : pathlib.Path
-        JSON as fMRIPrep and MRIQC take it: ``{"t1w": {"acquisition": "mprage"}}``. ``null`` or
+        JSON as for fMRIPrep and MRIQC: ``{"t1w": {"acquisition": "mprage"}}``. ``null`` or
         ``"Query.NONE"`` means that the entity is absent, ``"*"`` or ``"Query.ANY"`` that it is
-        there, ``"Query.OPTIONAL"`` either.
+        present, and ``"Query.OPTIONAL"`` either.
 
     Returns
     -------
     dict
-        Lists of allowed labels by long entity name; None and ``"*"`` as above.
+        Lists of allowed labels by long entity name, with None for absent and ``"*"`` for any.
 
     Raises
     ------
     UsageError
-        When the file cannot be read, or names a query or an entity that does not exist.
+        If the file cannot be read, or contains an unknown query or entity.
     """
     remedy = 'Expected is for example {"t1w": {"acquisition": "mprage", "run": [1, 2]}}.'
     try:
@@ -113,17 +113,17 @@ def read_filters(path: Path) -> dict[str, Any]:
 
 
 def matches(name: str, entities: Mapping[str, str], filters: Mapping[str, Any]) -> bool:
-    """Tell whether an image passes the filters.
+    """Return whether an image passes the filters.
 
     Parameters
     ----------
     name : str
-        The file's name.
+        File name.
     entities : mapping of str to str
-        Its entities (:func:`parse_entities`).
+        Entities of the name, as returned by :func:`parse_entities`.
     filters : mapping
-        What :func:`read_filters` returned. Numbers are the same with and without zeros before
-        them, and labels of subjects and sessions with and without ``sub-`` and ``ses-``.
+        Filters as returned by :func:`read_filters`. Leading zeros of numbers and the prefixes
+        ``sub-`` and ``ses-`` are ignored.
     """
     labels = {
         **entities,
@@ -144,12 +144,12 @@ def _plain(label: str | int | None) -> str | None:
 
 
 def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
-    """Choose the scans that meet a condition; see :func:`meets`.
+    """Return a mask of the scans that meet a condition, at least one; see :func:`meets`.
 
     Raises
     ------
     UsageError
-        When the condition cannot be understood, or no scan meets it.
+        If the condition is invalid, or no scan meets it.
     """
     met = meets(table, expression)
     if not met.any():
@@ -158,28 +158,29 @@ def select_scans(table: pd.DataFrame, expression: str | None) -> np.ndarray:
 
 
 def meets(table: pd.DataFrame, expression: str | None) -> np.ndarray:
-    """Say which scans meet a condition such as ``diagnosis == "control" and age > 18``.
+    """Return which scans meet a condition such as ``diagnosis == "control" and age > 18``.
 
     Parameters
     ----------
     table : pandas.DataFrame
         One row per scan.
     expression : str or None
-        As :meth:`pandas.DataFrame.eval` takes it, on the table's columns; None is all scans.
+        Condition on the table's columns, in the syntax of :meth:`pandas.DataFrame.eval`. None
+        selects all scans.
 
     Returns
     -------
     numpy.ndarray
-        Boolean, one entry per scan.
+        Boolean array of shape (n_scans,).
 
     Raises
     ------
     UsageError
-        When the condition cannot be understood.
+        If the condition is invalid.
     """
     if expression is None:
         return np.ones(len(table), dtype=bool)
-    # Names of the program are no part of the language.
+    # Expressions must not access variables or attributes of the program.
     if "@" in expression or "__" in expression:
         raise UsageError(f"--fit-filter {expression!r} may not hold '@' or '__'.", _columns(table))
     usable = table.drop(columns=NO_COLUMNS, errors="ignore")
@@ -188,7 +189,7 @@ def meets(table: pd.DataFrame, expression: str | None) -> np.ndarray:
         met = pd.Series(met, index=usable.index)
         if met.dtype != bool:
             raise TypeError("it is no condition")
-    except Exception as error:  # whatever the expression makes pandas raise
+    except Exception as error:  # pandas raises many types of errors here
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(
             f"--fit-filter {expression!r} cannot be understood ({why}).",

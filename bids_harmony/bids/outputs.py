@@ -1,4 +1,4 @@
-"""Files of the output dataset as a whole: description, dictionaries, tables of each subject."""
+"""Dataset-level files of the derivatives: description, data dictionaries and scans tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bids_harmony.files import read_json_or_empty, sha256_of, write_json, write_
 
 BIDS_VERSION = "1.10.0"
 URL = "https://arxiv.org/abs/2010.05355"
-#: A file read less than this long (ns) after a change may change again in one tick of its clock.
+#: Time (ns) after a change in which a second change may leave the file's time stamps the same.
 RECENT = 2_000_000_000
 IGNORED = ("*.html", "figures", "*_xfm.*", "*_qc.json", "*_predictions.json", "calibration",
            "group_*", "qc_ratings.tsv", "models")  # fmt: skip
@@ -39,19 +39,24 @@ DESCRIPTIONS = {
     "desc-preproc": "Brain only, registered to the template, intensities scaled",
     "desc-harmonized": "desc-preproc with the intensities of the bundle's reference site",
 }
-#: Parts of the names of what is written for a scan, beside its figures.
+#: Name parts that mark the files written for a scan, other than its figures.
 OURS = {*DESCRIPTIONS, "desc-harmony", "from-T1w"}
 WHERE = {"raw": "on the scan as preprocessed, without harmonization",
          "harmonized": "on the harmonized scan"}  # fmt: skip
 
 
 def scans_dictionary(targets: Iterable[str] = ()) -> dict[str, Any]:
-    """Describe the columns of every ``scans.tsv``.
+    """Return the data dictionary of ``scans.tsv``.
 
     Parameters
     ----------
     targets : iterable of str
-        What the bundle predicts; those that every table has columns for need not be named.
+        Targets predicted by the bundle, which add columns if the default ones lack them.
+
+    Returns
+    -------
+    dict
+        Description of each column, in column order.
     """
     columns: dict[str, Any] = json.loads(_data("scans.json"))
     for target in sorted(set(targets)):
@@ -68,18 +73,19 @@ def _data(name: str) -> str:
 def write_dataset_files(
     out: Path, bids_dir: Path, targets: Iterable[str] = (), tools: Mapping[str, str] | None = None
 ) -> None:
-    """Write what makes ``out`` a BIDS derivative dataset; the same bytes whoever writes it.
+    """Write the dataset-level files that make ``out`` a BIDS derivative dataset.
 
-    Columns of earlier runs stay, as their scans do.
+    The content does not depend on which participants a job processes. Prediction columns of
+    earlier runs are kept in the data dictionary.
 
     Parameters
     ----------
     out, bids_dir : pathlib.Path
-        The derivatives, and the dataset they are made of.
+        Output folder, and the raw dataset.
     targets : iterable of str
-        What the bundle predicts.
+        Targets predicted by the bundle.
     tools : mapping of str to str, optional
-        Versions of the tools of the run (:func:`bids_harmony.anat.tool_versions`).
+        Versions of the external tools used (:func:`bids_harmony.anat.tool_versions`).
     """
     doi = _raw_description(bids_dir).get("DatasetDOI")
     before = read_json_or_empty(out / "scans.json")
@@ -89,7 +95,7 @@ def write_dataset_files(
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": _generated_by((tools or {}).items()),
-        # Resolves the `bids:raw:` URIs in the sidecars.
+        # Needed to resolve the `bids:raw:` URIs in the sidecars.
         "DatasetLinks": {"raw": _link(bids_dir, out)},
         "HowToAcknowledge": f"Please cite the method: {URL}",
     }
@@ -104,7 +110,15 @@ def write_dataset_files(
 
 
 def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
-    """Name in the dataset's description the tools that its scans were made with, and no others."""
+    """Write the tools used for the scans to ``GeneratedBy``, replacing those listed before.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Output folder; nothing is written if it has no dataset description.
+    tools : iterable of (str, str)
+        Names and versions.
+    """
     path = out / "dataset_description.json"
     if content := read_json_or_empty(path):
         write_json(path, {**content, "GeneratedBy": _generated_by(tools)})
@@ -117,12 +131,12 @@ def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def derivatives_name(bids_dir: Path) -> str:
-    """Name of the dataset of a raw dataset's derivatives."""
+    """Return the name of the derivative dataset made from a raw dataset."""
     return f"bids_harmony derivatives of {_raw_description(bids_dir).get('Name') or bids_dir.name}"
 
 
 def _link(bids_dir: Path, out: Path) -> str:
-    """Say where the raw dataset is: within one DataLad dataset the same in each of its clones."""
+    """Return the path of the raw dataset: relative in a DataLad dataset, for its clones."""
     shared = Path(os.path.commonpath([bids_dir, out]))
     return os.path.relpath(bids_dir, out) if (shared / ".git").exists() else str(bids_dir)
 
@@ -132,26 +146,27 @@ def _raw_description(bids_dir: Path) -> dict[str, Any]:
 
 
 def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = ()) -> Path:
-    """Put a scan's new outputs in the place of those it had, the record last.
+    """Replace a scan's outputs with new ones, the record last.
 
-    Everything is copied beside its target before anything is replaced, so that a full disk leaves
-    what there was. While files are replaced, the record says that they are.
+    All files are copied next to their targets before any is replaced, so that a full disk leaves
+    the old outputs intact. While files are being replaced, the record marks the scan as
+    unfinished.
 
     Parameters
     ----------
     staging : pathlib.Path
-        Folder with the new outputs, laid out as ``out`` is.
+        Folder with the new outputs, with the same layout as ``out``.
     out : pathlib.Path
-        Root of the derivatives.
+        Output folder.
     record : pathlib.Path
-        The scan's record below ``staging``, which names its outputs.
+        The scan's record below ``staging``, which lists its outputs.
     kept : iterable of str
-        Those outputs of preprocessing that stay as they are, relative to ``out``.
+        Outputs of preprocessing that stay as they are, relative to ``out``.
 
     Returns
     -------
     pathlib.Path
-        The record in its place.
+        The published record.
     """
     values = load_record(record)
     assert values is not None
@@ -184,19 +199,19 @@ def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = (
 
 
 def scan_files(out: Path, record: Path) -> list[Path]:
-    """List the files that are a scan's and no other's, such as another run's or acquisition's.
+    """Return the output files of a scan, but not those of other runs or acquisitions.
 
     Parameters
     ----------
     out : pathlib.Path
-        Root of the derivatives.
+        Output folder.
     record : pathlib.Path
         The scan's record.
 
     Returns
     -------
     list of pathlib.Path
-        Images, transforms, JSON files and figures that this software writes, sorted.
+        Images, transforms, JSON files and figures written by this software, sorted.
     """
     figures = out / record.relative_to(out).parts[0] / "figures"
     key = record.name.removesuffix(QC_ENDING)
@@ -205,14 +220,14 @@ def scan_files(out: Path, record: Path) -> list[Path]:
 
 
 def _with_sidecars(names: Iterable[str], root: Path) -> set[Path]:
-    """Add to files their sidecars, where there are any."""
+    """Return the files together with their existing JSON sidecars, relative to ``root``."""
     paths = {Path(name) for name in names}
     sidecars = (path.with_name(path.name.split(".")[0] + ".json") for path in paths)
     return paths | {path for path in sidecars if (root / path).exists()}
 
 
 def write_scans_tables(out: Path, subject: str) -> None:
-    """Rebuild ``scans.tsv`` of each of a subject's sessions from the per-scan JSONs."""
+    """Rewrite each ``scans.tsv`` of a subject from the records; remove those without rows."""
     folders = defaultdict(list)
     for path in sorted(subject_records(out / f"sub-{subject}")):
         folders[path.parents[1]].append(scans_row(path))
@@ -229,7 +244,10 @@ def write_scans_tables(out: Path, subject: str) -> None:
 
 
 def scans_row(qc_path: Path) -> dict[str, str] | None:
-    """Make a scan's row from its JSONs; None for a failed scan, which has no image to name."""
+    """Return a scan's row of ``scans.tsv``, or None if the scan failed and has no image.
+
+    Missing values are ``n/a``.
+    """
     record = load_record(qc_path)
     if record is None or record.get("status") == "error" or not record.get("outputs"):
         return None
@@ -263,15 +281,16 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
 
 
 class Digests:
-    """SHA-256 of input files, each computed once for as long as the file stays as it is.
+    """Cache of the SHA-256 checksums of input files.
 
-    A file stays as it is while its size, its inode and the times of its last changes do. One JSON
-    file per participant remembers that, so that jobs on other participants write other files.
+    A checksum is reused as long as the file's size, inode, and modification and change times are
+    the same. The cache is one JSON file per participant, so that jobs on different participants
+    write different files.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Where the JSON files are; it need not exist.
+        Folder of the JSON files; created when needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -280,12 +299,12 @@ class Digests:
         self._new: set[str] = set()
 
     def of(self, path: Path, subject: str) -> str:
-        """Return the digest of one of a participant's files.
+        """Return the SHA-256 checksum of a participant's file.
 
         Raises
         ------
         OSError
-            When the file cannot be read, or is none (a pipe would never end).
+            If the file cannot be read or is not a regular file (reading a pipe would never end).
         """
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -295,7 +314,7 @@ class Digests:
         known = self._known[subject]
         state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
         entry = known.get(str(path), {})
-        # What was read at once after a change may have changed again, unseen by the times.
+        # A second change shortly after the first may leave the time stamps unchanged.
         if entry.get("state") == state and entry.get("read", 0) - max(state[2:]) > RECENT:
             return str(entry["sha256"])
         read = time.time_ns()
@@ -305,7 +324,7 @@ class Digests:
         return digest
 
     def save(self) -> None:
-        """Remember what was computed since the last call."""
+        """Write the checksums computed since the last call to the JSON files."""
         for subject in self._new:
             write_json(self._file(subject), self._known[subject])
         self._new.clear()
@@ -315,7 +334,7 @@ class Digests:
 
 
 def report_is_new(out: Path, subject: str) -> bool:
-    """Tell whether a participant's report was written after all its records."""
+    """Return whether a participant's report is at least as recent as all of the records."""
     report = out / f"sub-{subject}.html"
     return report.exists() and all(
         time <= report.stat().st_mtime_ns for time in record_times(out, subject).values()
@@ -323,7 +342,7 @@ def report_is_new(out: Path, subject: str) -> bool:
 
 
 def record_times(out: Path, subject: str) -> dict[Path, int]:
-    """List a participant's records with the times they were written (ns)."""
+    """Return the modification time (ns) of each record of a participant."""
     times = {}
     for path in subject_records(out / f"sub-{subject}"):
         with suppress(FileNotFoundError):  # another job is replacing it

@@ -1,4 +1,4 @@
-"""The record of one scan, ``<key>_desc-harmony_qc.json``: what tables and reports are made of."""
+"""Records of scans, ``<key>_desc-harmony_qc.json``, the source of tables and reports."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bids_harmony.files import TextError, read_json, read_json_or_empty
 
 QC_ENDING = "_desc-harmony_qc.json"
 PREDICTIONS_ENDING = "_desc-harmony_predictions.json"
-#: What preprocessing finds out, from which a scan is harmonized.
+#: Keys of the results of preprocessing, which harmonization starts from.
 PREPROCESSED = ("check", "mask", "affine", "scale", "metrics", "descriptors")
-#: What a record holds beside the facts, which are known before anything is computed.
+#: Keys of results; all other keys of a record are facts known before processing.
 RESULTS = frozenset((*PREPROCESSED, "flagged", "guard", "outputs", "input_sha256"))
-#: Endings of the outputs of preprocessing.
+#: File name endings of the outputs of preprocessing.
 ENDINGS = (
     "_desc-brain_mask.nii.gz", "_desc-preproc_T1w.nii.gz", "_mode-image_xfm.txt",
     "_desc-brainmask_T1w.png", "_desc-norm_T1w.png",
 )  # fmt: skip
-#: Parts of an output's name that its scan's does not have.
+#: Entities of output names that names of scans do not have.
 ADDED = ("space-", "res-", "desc-", "from-", "to-", "mode-")
 
 
@@ -35,39 +35,40 @@ def scan_record(
     outputs: Sequence[str] = (),
     **steps: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Put together what is known of a scan that went its whole way.
+    """Return the record of a successfully processed scan.
 
     Parameters
     ----------
     facts : mapping
-        What was known before anything was computed: ``name``, ``entities``, ``source`` (path in
-        the dataset), ``site``, ``site_source``, ``age``, ``sex``, ``diagnosis``, ``scanner``,
-        ``warnings``, ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None),
-        ``calibration`` and ``harmonization`` (options; None where there is no bundle, or the scan
-        is not yet harmonized), ``inputs`` (SHA-256 of each file that the results depend on).
-        They stand in the record unchanged.
+        Values known before processing: ``name``, ``entities``, ``source`` (path in the dataset),
+        ``site``, ``site_source``, ``age``, ``sex``, ``diagnosis``, ``scanner``, ``warnings``,
+        ``processing``, ``bundle`` (``name``, ``version``, ``sha256`` or None), ``calibration`` and
+        ``harmonization`` (options; None if there is no bundle or the scan is not yet harmonized),
+        ``inputs`` (SHA-256 of each file the results depend on). They are copied unchanged, except
+        that notes are added to ``warnings``.
     reasons, flagged : sequence of str
-        What :func:`bids_harmony.qc.reference.judge` found.
+        Results of :func:`bids_harmony.qc.reference.judge`.
     guard : mapping, optional
-        :func:`bids_harmony.qc.guard.guard_record` of a scan that was harmonized.
+        Result of :func:`bids_harmony.qc.guard.guard_record`, for a harmonized scan.
     outputs : sequence of str
         Files written for the scan, relative to the output folder.
     **steps : mapping
-        :data:`PREPROCESSED`: records of the check, brain mask, registration and intensity steps,
-        metrics (:func:`bids_harmony.qc.metrics.scan_metrics`, with those of
-        :func:`bids_harmony.qc.guard.measure` where there is a bundle) and descriptors
-        (:func:`bids_harmony.sites.code.describe`). ``mask`` and ``affine`` have ``method`` and,
-        where a tool ran, ``tool``, ``version`` and, for FSL's, ``command``; ``mask`` of a scan
-        that was stripped before has ``detected``. The ``notes`` of each become warnings.
+        Results by name, see :data:`PREPROCESSED`: the check, brain mask, registration and
+        intensity steps, metrics (:func:`bids_harmony.qc.metrics.scan_metrics`, and
+        :func:`bids_harmony.qc.guard.measure` if there is a bundle) and descriptors
+        (:func:`bids_harmony.sites.code.describe`). ``mask`` and ``affine`` have ``method`` and, if
+        a tool ran, ``tool``, ``version`` and, for FSL, ``command``; ``mask`` of a scan that was
+        already skull-stripped has ``detected``. The ``notes`` of the first three are added to the
+        warnings.
 
     Returns
     -------
     dict
-        JSON-ready: ``facts`` and ``status`` ("pass" or "warn"), ``reasons``, ``flagged`` (names
-        of the metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``, ``affine``,
-        ``scale``, ``descriptors``, ``outputs``, ``input_sha256``, ``warnings``. What the
-        guard found is among the reasons, and makes the status "warn": a map that fails says
-        nothing against the scan.
+        JSON-serializable record: ``facts``, ``status`` ("pass" or "warn"), ``reasons``,
+        ``flagged`` (names of metrics out of range), ``guard``, ``metrics``, ``check``, ``mask``,
+        ``affine``, ``scale``, ``descriptors``, ``outputs``, ``input_sha256``, ``warnings``. The
+        reasons of the guard are included and set the status to "warn", not "error", since a
+        failed harmonization does not make the scan unusable.
     """
     found: dict[str, Mapping[str, Any]] = {**{name: {} for name in PREPROCESSED}, **steps}
     judged = guard or {}
@@ -87,17 +88,18 @@ def scan_record(
 
 
 def preprocessed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Take out of a scan's record what stays where it is harmonized again.
+    """Return the part of a scan's record that does not change if it is harmonized again.
 
     Parameters
     ----------
     record : mapping
-        Of a scan that was preprocessed, whatever came after.
+        Record of a preprocessed scan, whether or not it was harmonized.
 
     Returns
     -------
     dict
-        :data:`PREPROCESSED`, and ``outputs``, those of preprocessing alone.
+        The keys in :data:`PREPROCESSED`, without metrics of harmonization, and ``outputs`` with
+        the files of preprocessing only.
     """
     metrics = {name: v for name, v in record["metrics"].items() if name not in _later_metrics()}
     return {name: record[name] for name in PREPROCESSED} | {
@@ -108,7 +110,7 @@ def preprocessed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _later_metrics() -> set[str]:
-    """Name the metrics of harmonization."""
+    """Return the names of the metrics computed by harmonization."""
     text = (files("bids_harmony.data") / "qc_dictionary.json").read_text(encoding="utf-8")
     return {name for name, facts in json.loads(text).items() if facts["Group"] == "Harmonization"}
 
@@ -116,17 +118,17 @@ def _later_metrics() -> set[str]:
 def failed_record(
     facts: Mapping[str, Any], cause: str, remedy: str = "", crash_file: str | None = None
 ) -> dict[str, Any]:
-    """Put together what is known of a scan that could not be finished.
+    """Return the record of a scan that failed.
 
     Parameters
     ----------
     facts : mapping
-        As for :func:`scan_record`, with what :func:`preprocessed` takes out of the record of a
-        scan whose harmonization failed.
+        As for :func:`scan_record`; also the result of :func:`preprocessed` if harmonization
+        failed.
     cause, remedy : str
         One sentence each.
     crash_file : str, optional
-        Name of the crash file among the run's logs.
+        Name of the crash file in the run's log folder.
 
     Returns
     -------
@@ -144,7 +146,7 @@ def failed_record(
 
 
 def scan_file(out: Path, entities: Mapping[str, str], key: str, suffix: str) -> Path:
-    """Path of a scan's ``desc-harmony_{qc,predictions}.json``."""
+    """Return the path of a scan's ``desc-harmony_{qc,predictions}.json``."""
     folder = out / f"sub-{entities['subject']}"
     if "session" in entities:
         folder /= f"ses-{entities['session']}"
@@ -152,37 +154,36 @@ def scan_file(out: Path, entities: Mapping[str, str], key: str, suffix: str) -> 
 
 
 def load_record(path: Path) -> dict[str, Any] | None:
-    """Read a per-scan JSON, or return None where there is none that can be read."""
+    """Read a per-scan JSON file; return None if it is missing, unreadable or empty."""
     return read_json_or_empty(path) or None
 
 
 def find_records(out: Path) -> list[Path]:
-    """List the records of all scans, failed ones too, in the order of their names."""
+    """Return the paths of the records of all scans, including failed ones, sorted."""
     return sorted(path for subject in out.glob("sub-*") for path in subject_records(subject))
 
 
 def subject_records(subject: Path) -> list[Path]:
-    """List the records in one participant's folder of the output folder."""
+    """Return the paths of the records in one participant's output folder."""
     folders = ("anat", "ses-*/anat")
     return [path for folder in folders for path in subject.glob(f"{folder}/*{QC_ENDING}")]
 
 
 def is_of(name: str, key: str) -> bool:
-    """Tell whether a file's name has exactly a scan's entities, beside those of derivatives."""
+    """Return whether a file name has exactly a scan's entities, ignoring those of derivatives."""
     parts = name.split("_")[:-1]
     return sorted(part for part in parts if not part.startswith(ADDED)) == sorted(key.split("_"))
 
 
 def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
-    """List a scan's files, pictures too, as its record does: what else lies there is not its own.
+    """Return a scan's output files, including figures, as listed in its record.
 
     Parameters
     ----------
     record : mapping
-        The scan's record; that of a failed scan lists what is still to be seen, if anything.
+        The scan's record. A failed scan's record lists the remaining outputs, if any.
     key : str
-        The scan. A file whose name has other entities is left out, and so is that of a scan
-        whose name begins alike.
+        Key of the scan. Listed files with other entities are left out.
 
     Returns
     -------
@@ -193,21 +194,21 @@ def listed_files(record: Mapping[str, Any], key: str) -> list[str]:
 
 
 def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Read a finished scan's predictions where its record lists them.
+    """Read the predictions of a scan if its record lists them.
 
     Parameters
     ----------
     path : pathlib.Path
-        The record's file.
+        Path of the record.
     record : mapping
-        What it says.
+        Content of the record.
 
     Returns
     -------
     predictions : dict
-        Empty for a failed scan, and for one that was made without a bundle.
+        Empty for a failed scan and for a scan processed without a bundle.
     problem : str or None
-        Why there are none although there should be.
+        Reason why expected predictions are missing.
     """
     key = path.name.removesuffix(QC_ENDING)
     file = path.with_name(key + PREDICTIONS_ENDING)
@@ -223,6 +224,6 @@ def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def image_digest(record: Mapping[str, Any]) -> Any:
-    """Digest of a scan's voxels, or of its file where the record of a failed scan has no other."""
+    """Return the SHA-256 of a scan's voxels, or of its file if the voxels were not read."""
     file = record.get("input_sha256") or (record.get("inputs") or {}).get("T1w")
     return (record.get("check") or {}).get("voxels_sha256") or file

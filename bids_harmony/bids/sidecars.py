@@ -1,8 +1,8 @@
-"""What lies beside a scan: JSON sidecars, read with inheritance, and existing brain masks.
+"""Read JSON sidecars with BIDS inheritance, and find existing brain masks.
 
-The folders of one scan are listed and the few JSON files that apply to it are read. A pybids
-index with the metadata of 10,000 subjects takes a minute, and one malformed file stops it; here
-such a file concerns only the scans it applies to.
+Only the folders of a scan are listed, and only the JSON files that apply to it are read. A pybids
+index with metadata takes a minute for 10,000 subjects and fails on any malformed file; here such
+a file only affects the scans it applies to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bids_harmony.files import TextError, is_missing, read_json
 
-#: Sidecar fields that go with a scan; the first three make a site's label.
+#: Sidecar fields saved with a scan; the first three form the label of a site.
 FACTS = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength"),
     *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle"),
@@ -25,7 +25,7 @@ FACTS = (
 )
 SCANNER = FACTS[:3]
 _MAKERS = {"siemens": "Siemens", "philips": "Philips", "ge": "GE", "general": "GE"}
-#: Names of masks on the scan's own grid, after the scan's entities, the preferred one first.
+#: Endings of brain masks on the scan's own grid, in order of preference.
 _MASKS = [
     f"{space}_desc-brain_mask{extension}"
     for space in ("", "_space-T1w", "_space-orig")
@@ -34,14 +34,14 @@ _MASKS = [
 
 
 class Sidecars:
-    """JSON files of a dataset, each found and read once.
+    """JSON files of a dataset, each read once.
 
-    One object serves one search; datasets that change meanwhile are seen by the next.
+    Files that change later are only seen by a new object.
 
     Parameters
     ----------
     root : pathlib.Path
-        The dataset.
+        Root of the dataset.
     """
 
     def __init__(self, root: Path) -> None:
@@ -49,25 +49,25 @@ class Sidecars:
         self._list, self._read = cache(_list_json), cache(_read_object)
 
     def of(self, path: Path) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
-        """Read the files that apply to a file by BIDS inheritance, the least specific first.
+        """Read the JSON files that apply to a file by BIDS inheritance, least specific first.
 
-        Files named ``[entities_]SUFFIX.json`` apply when their entities are among the file's;
-        deeper folders come after the dataset's root, and within a folder more entities after
-        fewer.
+        A file ``[entities_]SUFFIX.json`` applies if all its entities are in the file's name. The
+        order is from the dataset's root to deeper folders, and within a folder from fewer to more
+        entities.
 
         Parameters
         ----------
         path : pathlib.Path
-            ``[entities_]SUFFIX.EXTENSION``, somewhere below the root.
+            ``[entities_]SUFFIX.EXTENSION`` anywhere below the root.
 
         Yields
         ------
         file : pathlib.Path
             A file that applies.
         content : dict or None
-            None where it cannot be read.
+            Its JSON object; None if it cannot be read.
         note : str
-            What is to be said of it, or nothing.
+            Text for a warning about the file; empty if there is none.
         """
         *entities, end = path.name.split("_")
         for folder in reversed(path.parents[: len(path.relative_to(self.root).parts)]):
@@ -76,16 +76,17 @@ class Sidecars:
                     yield file, *self._read(file)
 
     def facts(self, scan: Path) -> tuple[dict[str, Any], list[str]]:
-        """Read a scan's metadata.
+        """Read a scan's metadata from its sidecars.
 
         Returns
         -------
         facts : dict
-            The fields of :data:`FACTS` that are there. What a file that cannot be read might have
-            replaced is not among them; nor are some of :data:`SCANNER` alone then, as they would
-            name another scanner.
+            Fields of :data:`FACTS` that have a value. If a file cannot be read, fields of less
+            specific files are left out, since it may have overridden them. :data:`SCANNER` fields
+            are then left out too unless all three are present, as a part of them would give
+            another site label.
         warnings : list of str
-            One for each applicable file that cannot be used as it is.
+            One for each applicable file with a problem.
         """
         merged: dict[str, Any] = {}
         warnings, broken = [], False
@@ -102,7 +103,7 @@ class Sidecars:
 
 
 def _list_json(folder: Path, suffix: str) -> list[tuple[set[str], Path]]:
-    """List a folder's ``[entities_]SUFFIX.json`` with their entities, fewest entities first."""
+    """Return a folder's ``[entities_]SUFFIX.json`` with their entities, fewest entities first."""
     names = [file.stem.split("_") for file in folder.glob(f"*{suffix}.json")]
     found = [name for name in sorted(names) if name[-1] == suffix]
     return [({*name[:-1]}, folder / f"{'_'.join(name)}.json") for name in sorted(found, key=len)]
@@ -117,7 +118,7 @@ def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is there and can be written into JSON (NaN and the like cannot)."""
+    """Return whether a value is not None and can be written as JSON (NaN cannot)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -126,10 +127,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def site_label(facts: Mapping[str, Any]) -> str | None:
-    """Name an acquisition domain by its scanner: ``Siemens Allegra 3T``.
+    """Return the label of a site from its scanner, such as ``Siemens Allegra 3T``.
 
-    Spellings of one manufacturer, and field strengths such as 2.89 T, come to the same label,
-    lest one scanner make two sites.
+    So that one scanner gives one site, spellings of a manufacturer are unified and field strengths
+    above 0.75 T are rounded to 0.5 T. Returns None if all fields are missing.
     """
     named = [facts.get(name) for name in SCANNER[:2]]
     words = [str(name).replace("_", " ") if isinstance(name, str | int) else "" for name in named]
@@ -140,25 +141,26 @@ def site_label(facts: Mapping[str, Any]) -> str | None:
         tesla = float(text.replace(",", "."))
     except ValueError:
         tesla = float("nan")
-    tesla = tesla / 10_000 if tesla > 100 else tesla  # some converters write gauss
+    tesla = tesla / 10_000 if tesla > 100 else tesla  # gauss, written by some converters
     field = f"{round(tesla * 2) / 2 if tesla > 0.75 else tesla:g}T" if 0 < tesla <= 100 else ""
     return " ".join(word for word in (maker, model, field) if not is_missing(word)) or None
 
 
 def find_mask(scan: Path, pipelines: Iterable[Path]) -> Path | None:
-    """Find an existing brain mask on a scan's own grid.
+    """Return the path of an existing brain mask on a scan's own grid, or None.
 
     Parameters
     ----------
     scan : pathlib.Path
         ``[...]/sub-XX/[ses-YY/]anat/ENTITIES_T1w.nii.gz``.
     pipelines : iterable of pathlib.Path
-        Derivative datasets, the preferred one first.
+        Derivative datasets, in order of preference.
 
     Returns
     -------
     pathlib.Path or None
         ``ENTITIES_[space-{T1w,orig}_]desc-brain_mask.nii[.gz]``, with exactly the scan's entities.
+        It may be a link whose content is absent.
     """
     key = scan.name.rpartition("_")[0]
     folder = Path(*scan.parts[-4 if "_ses-" in key else -3 : -1])

@@ -1,9 +1,9 @@
-"""Site, age, sex and diagnosis from a dataset's tables, read as they come.
+"""Read site, age, sex and diagnosis from a dataset's tables.
 
-Tables are typed by hand and saved by spreadsheets, so the reader takes what can be understood,
-says what it had to guess, and never stops a run: a table that makes no sense is left out with
-a warning. What is not understood is never replaced by a guess; months read as years, for one,
-look like ages too.
+Tables are often typed by hand and saved by spreadsheets. The reader tolerates common defects,
+warns about every assumption, and never stops a run: unreadable tables are skipped with a warning.
+Ambiguous values are left out rather than guessed, since a wrong value may look valid, such as an
+age in months read as years.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bids_harmony.files import (
     split_table,
 )
 
-#: Column names tried, in this order and whatever their case, where none is given.
+#: Column names tried if none is given, in this order, ignoring case.
 DEFAULT_COLUMNS = {
     "site": "site site_id siteid site_name scan_site acquisition_site center centre center_id "
     "centre_id scanner scanner_id",
@@ -38,16 +38,16 @@ DEFAULT_COLUMNS = {
     "sex": "sex gender",
     "diagnosis": "diagnosis dx diag dx_group patient_group group",
 }
-#: What tables call the class without the condition.
+#: Labels of the control group.
 CONTROLS = frozenset(
     {"control", "controls", "con", "hc", "healthy", "healthy control", "cn", "nc", "normal", "no",
      "none", "false", "0", "0.0"}
 )  # fmt: skip
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
 MAX_AGE = 120.0
-#: Length of a unit of time in years, by its first letter.
+#: Length of each unit of time in years, by its first letter.
 YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
-#: Units in a text that :func:`column_key` made, but no other lengths of time as in "12_months".
+#: Units in text normalized by :func:`column_key`, but not durations such as "12_months".
 _UNITS = re.compile(
     r"(?<!\d)(?<!\d_)(?:(?:year|month|week|day)s?(?!s?_?\d)"
     r"|(?<![a-z])(?:y|yo|yrs?|m|mos?|mons?|mths?|w|wks?|d)(?![a-z]))"
@@ -57,37 +57,38 @@ _AGE = re.compile(
     r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
     re.IGNORECASE,
 )
-#: Columns of ``participants.tsv`` that say which session a row is about.
+#: Columns of ``participants.tsv`` that contain the session of a row.
 _SESSION = re.compile(
     r"(session|ses|visit|time_?point|wave)(_(id|label|name|no|num|number|nr))?|viscode2?"
     r"|redcap_event_name"
 )
 
-#: Columns the user named, by ``site``, ``age``, ``sex`` and ``diagnosis``.
+#: Column names given by the user (or None) for ``site``, ``age``, ``sex`` and ``diagnosis``.
 Columns = dict[str, str | None]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's rows by their id.
+    """Rows of a table by their ID.
 
     Attributes
     ----------
     file : str
-        The table's own name, such as ``sub-01_sessions.tsv``.
+        File name, such as ``sub-01_sessions.tsv``.
     columns : tuple of str
-        Column names as written; empty where the table cannot be used.
+        Column names as written; empty if the table cannot be used.
     rows : dict of str to dict
-        Cells as text, by row id: the label without ``sub-`` or ``ses-``, the file's name without
-        ``.nii[.gz]`` in ``scans.tsv``. Where ``participants.tsv`` has a row per session,
-        ``label_session``, and in ``label`` what all rows of the participant say. Of several rows
-        of one id, the cells in which they agree.
+        Cells as text by column, for each row ID: the label without ``sub-`` or ``ses-``, or for
+        ``scans.tsv`` the file name without ``.nii[.gz]``. If ``participants.tsv`` has one row per
+        session, the ID is ``label_session``, and ``label`` has the cells that are the same in all
+        rows of the participant. If several rows have the same ID, only cells on which they agree
+        are included.
     dictionary : dict of str to dict
-        The data dictionary's entries; names of columns and keys as :func:`column_key` has them.
+        Entries of the data dictionary, by column name normalized by :func:`column_key`.
     broken : str
-        A data dictionary that cannot be read, and why.
+        Name of an unreadable data dictionary and the reason; empty if there is none.
     warnings : tuple of str
-        What had to be guessed or left out.
+        Assumptions made and content left out.
     """
 
     file: str
@@ -99,12 +100,12 @@ class Table:
 
     @property
     def name(self) -> str:
-        """``participants.tsv``, ``sessions.tsv`` or ``scans.tsv``."""
+        """Kind of table: ``participants.tsv``, ``sessions.tsv`` or ``scans.tsv``."""
         return self.file.rpartition("_")[2]
 
     @cached_property
     def with_sessions(self) -> frozenset[str]:
-        """Participants who have rows of single sessions."""
+        """Participants who have one row per session."""
         return frozenset(i.partition("_")[0] for i in self.rows if "_" in i)
 
     @cached_property
@@ -115,7 +116,7 @@ class Table:
         return found
 
     def absent(self, row_id: str) -> str:
-        """Say that there is no row of an id, and which may be the one."""
+        """Return a message that an ID has no row, with similar IDs that do."""
         near = look_alikes(row_id, self._similar.get(id_key(row_id), ()))[:3]
         named = [row_id, *near]
         if prefix := {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name):
@@ -124,7 +125,7 @@ class Table:
         return f"{self.file} has no row of {named[0]}{meant}"
 
     def age_unit(self, column: str) -> tuple[float, str]:
-        """Length of an age column's unit in years, and why the column cannot be used, if so."""
+        """Return the length of an age column's unit in years, and why it is unusable, or ""."""
         entry = self.dictionary.get(column_key(column), {})
         units = " ".join(str(entry.get("Units", "")).split())
         if not is_missing(units):
@@ -141,23 +142,24 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """What the tables say about one scan.
+    """Information about one scan from the dataset's tables.
 
     Attributes
     ----------
     site, site_source : str
-        Acquisition domain (``unknown`` if none) and where it was found
-        (``participants.tsv:site``, ``sidecar``, ``none``).
+        Acquisition site (``unknown`` if none) and its source (``participants.tsv:site``,
+        ``sidecar``, ``none``).
     age : float or None
-        Years at the scan, 0 to 120.
+        Age at the scan in years, 0 to 120.
     sex : str or None
         ``M`` or ``F``.
     diagnosis : str or None
-        As the dataset writes it.
+        Diagnosis as written in the dataset.
     columns : dict of str to str
-        All cells of its rows that say something, by column; of several tables the most specific.
+        All non-missing cells of the scan's rows by column, from the most specific table that has
+        them.
     warnings : tuple of str
-        What the user should know about this scan's metadata.
+        Warnings about the scan's metadata.
     """
 
     site: str = "unknown"
@@ -170,19 +172,19 @@ class Person:
 
 
 def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
-    """Read a BIDS table, tolerating what spreadsheets do to one.
+    """Read a BIDS table, tolerating common defects of spreadsheet exports.
 
     Parameters
     ----------
     path : pathlib.Path
         ``participants.tsv``, ``..._sessions.tsv`` or ``..._scans.tsv``.
     sidecars : Sidecars, optional
-        Of the dataset; by default data dictionaries are looked for beside the table.
+        JSON files of the dataset. By default, data dictionaries are searched next to the table.
 
     Returns
     -------
     Table
-        Without columns, and with the reason among its warnings, where it cannot be used.
+        Without columns, and with the reason in its warnings, if the table cannot be used.
     """
     file = path.name
     ids = {"participants.tsv": "participant_id", "sessions.tsv": "session_id"}
@@ -204,7 +206,7 @@ def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
 def _rows_by_id(
     header: list[str], body: list[tuple[int, list[str]]], id_column: str
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Read the rows of a table, those of one id as one, and say what is wrong with them."""
+    """Return the rows by ID, merging those of the same ID, and notes on their problems."""
     keys = [column_key(name) for name in header]
     sessions = [name for name, key in zip(header, keys, strict=True) if _SESSION.fullmatch(key)]
     of_session = sessions[0] if sessions and id_column == "participant_id" else ""
@@ -242,7 +244,7 @@ def _rows_by_id(
 
 
 def _row_id(value: str) -> str:
-    """Read an id without ``sub-`` or ``ses-``, or the name of a file without its ending."""
+    """Return an ID without ``sub-`` or ``ses-``, or a file name without folders and extension."""
     name = re.split(r"[/\\]", value)[-1]
     return re.sub(r"(?i)^(sub|ses)-(?!.*_)|\.nii(\.gz)?$", "", name)
 
@@ -250,7 +252,7 @@ def _row_id(value: str) -> str:
 def _read_dictionary(
     path: Path, sidecars: Sidecars
 ) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
-    """Read a table's data dictionaries with BIDS inheritance; which is broken; and warnings."""
+    """Return a table's inherited data dictionary, the one that is unreadable, and warnings."""
     entries: dict[str, dict[str, Any]] = defaultdict(dict)
     broken, warnings = "", []
     for file, content, note in sidecars.of(path):
@@ -266,27 +268,30 @@ def _read_dictionary(
 
 
 def column_key(name: str) -> str:
-    """Bring the name of a column and its key in a data dictionary to one form."""
+    """Return a column name in lower case, with punctuation replaced by single underscores.
+
+    Column names and the keys of their data dictionary are matched by this form.
+    """
     return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
 
 
 @lru_cache
 def find_columns(what: str, there: tuple[str, ...], named: str | None) -> list[str]:
-    """Pick a table's columns for site, age, sex or diagnosis, the preferred one first."""
+    """Return a table's columns for site, age, sex or diagnosis, in order of preference."""
     lowered = {name.lower(): name for name in reversed(there)}
     wanted = (named.lower(),) if named else DEFAULT_COLUMNS[what].split()
     return [lowered[name] for name in wanted if name in lowered]
 
 
 class Tables:
-    """A dataset's tables, each read when a scan first asks for it.
+    """Tables of a dataset, each read on first use.
 
     Parameters
     ----------
     sidecars : Sidecars
-        Of the dataset; data dictionaries are among them.
+        JSON files of the dataset, including data dictionaries.
     columns : Columns
-        Columns to read.
+        Column names given by the user.
     """
 
     def __init__(self, sidecars: Sidecars, columns: Columns) -> None:
@@ -300,12 +305,12 @@ class Tables:
         return self._read.get(path)
 
     def rows_of(self, scan: Path, sub: str, ses: str | None) -> list[tuple[Table, str]]:
-        """Find the tables that may have a row of a scan, the most specific first, with its id."""
+        """Return the tables that may have a row of a scan with its ID, most specific first."""
         sub_, key = f"sub-{sub}", scan.name.partition(".")[0]
         found = [(self._table(sub_, f"{sub_}_scans.tsv"), key)]
         if ses:
             if own := self._table(sub_, f"ses-{ses}", f"{sub_}_ses-{ses}_scans.tsv"):
-                found = [(own, key)]  # else all sessions may be listed in one table
+                found = [(own, key)]  # otherwise one table may list all sessions
             found.append((self._table(sub_, f"{sub_}_sessions.tsv"), ses))
         people = self._table("participants.tsv")
         per_session = ses and people and sub in people.with_sessions
@@ -313,12 +318,12 @@ class Tables:
         return [(table, row_id) for table, row_id in found if table is not None]
 
     def check_columns(self) -> None:
-        """Refuse a column name that none of the tables has.
+        """Check that each column given by the user exists in a table that was read.
 
         Raises
         ------
         UsageError
-            Naming the columns there are.
+            If a column does not exist; the message lists the existing ones.
         """
         there = tuple(dict.fromkeys(c for table in self._read.values() for c in table.columns))
         for what, name in self._columns.items():
@@ -329,14 +334,14 @@ class Tables:
                 )
 
     def warnings(self) -> list[str]:
-        """Say what is wrong with the tables and their columns, each thing once."""
+        """Return the warnings about all tables and their columns, without duplicates."""
         tables, columns = self._read.values(), self._columns
         notes = [note for table in tables for note in table.warnings]
         return [*dict.fromkeys(notes + [n for t in tables for n in column_warnings(t, columns)])]
 
 
 def column_warnings(table: Table, columns: Columns) -> list[str]:
-    """Say whether ages cannot be used, and which columns look like one that is not found."""
+    """Return warnings about unusable ages and about columns that may have been meant."""
     warnings = []
     ages = find_columns("age", table.columns, columns.get("age"))
     if ages and (why := table.age_unit(ages[0])[1]):
@@ -350,19 +355,19 @@ def column_warnings(table: Table, columns: Columns) -> list[str]:
 
 
 def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
-    """Say what the tables hold about one scan.
+    """Return the information about one scan from its tables.
 
-    A value that the most specific table lacks comes from the next one. An age does not come from
-    a person's row where a table has ages of single sessions, or cannot be read: it may be the age
-    at another time.
+    A value missing in the most specific table is taken from the next one. Age is an exception: if
+    a more specific table has an age column or cannot be read, the participant's age is not used,
+    since it may be the age at another session.
 
     Parameters
     ----------
     rows : iterable of (Table, str)
-        Tables with the scan's row id, the most specific table first: a session's own age wins
-        over the participant's.
+        Tables with the scan's row ID, most specific first, so that a session's age takes
+        precedence over the participant's.
     columns : Columns
-        Columns to read.
+        Column names given by the user.
 
     Returns
     -------
@@ -394,7 +399,7 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
 def _find(
     rows: list[tuple[Table, str]], columns: Columns, what: str, warnings: list[str]
 ) -> tuple[Table, str, str] | None:
-    """Find table, column and text of the most specific value there is."""
+    """Return table, column and text of the most specific value, or None; append to warnings."""
     of_sessions = ""
     for table, row_id in rows:
         names = find_columns(what, table.columns, columns.get(what))
@@ -413,7 +418,7 @@ def _find(
 
 
 def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str | None]:
-    """Read a cell: its value, and what is to be said of it."""
+    """Return the value of a cell, and a note if it was not used or not plain."""
     if what == "age":
         years, why = table.age_unit(column)
         return (None, f"{why}, so it was not used.") if why else parse_age(text, years)
@@ -426,27 +431,27 @@ def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str | 
 
 
 def lengths_of_units(text: str) -> list[float]:
-    """Lengths, in years, of the units of time that a text mentions, in its order."""
+    """Return the lengths in years of the units of time in a text, in order of appearance."""
     return [YEARS[unit[0]] for unit in _UNITS.findall(column_key(text))]
 
 
 def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
-    """Read an age in years.
+    """Parse an age in years.
 
     Parameters
     ----------
     text : str
-        A cell that says something, such as ``35``, ``35.4``, ``035Y``, or ``89+`` (how ages over
-        89 are published).
+        Non-missing cell, such as ``35``, ``35.4``, ``035Y``, or ``89+`` (how ages over 89 are
+        published).
     years : float
-        Length of the column's unit.
+        Length of the column's unit in years.
 
     Returns
     -------
     age : float or None
-        Years, 0 to 120; None where the cell holds no such age.
+        Age in years, 0 to 120; None if the cell has no valid age.
     note : str or None
-        What had to be assumed, or why there is no age.
+        Assumption made, or the reason why there is no age.
 
     Examples
     --------
@@ -469,7 +474,9 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
 
 
 def named_person(cells: Mapping[str, str]) -> str | None:
-    """Read whom a column ``person`` or ``person_id`` names behind a label; None where none does.
+    """Return the person named in the column ``person`` or ``person_id``, or None.
+
+    The same person may have several participant labels, for example one per site.
 
     Parameters
     ----------

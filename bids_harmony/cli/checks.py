@@ -1,4 +1,4 @@
-"""Checks of a configuration against the machine, before anything runs."""
+"""Checks of a configuration before anything runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NAME = "bids_harmony"
 
 
 def check_config(config: RunConfig) -> list[str]:
-    """Refuse paths that cannot work, and say which choices are doubtful.
+    """Check that the paths of a configuration can be used, and return warnings.
 
     Returns
     -------
     list of str
-        Warnings.
+        Warnings about doubtful choices.
 
     Raises
     ------
     UsageError
-        Naming the path or the value, and what to do.
+        If a path or value cannot be used.
     """
     _check_inputs(config)
     warnings = _check_places(config)
@@ -45,9 +45,9 @@ def check_config(config: RunConfig) -> list[str]:
 
 
 def _check_inputs(config: RunConfig) -> None:
-    """See that what is to be read is there."""
+    """Check that the inputs exist and are files or folders as expected."""
     bundle = None if config.bundle in ("default", "none") else Path(config.bundle)
-    # Some levels need the records alone.
+    # The group and calibrate levels can run on the records only.
     needed = config.level not in ("group", "calibrate") or config.bids_dir.exists()
     for what, path, folder in (
         ("The dataset", config.bids_dir if needed else None, True),
@@ -77,7 +77,7 @@ def _check_inputs(config: RunConfig) -> None:
 
 
 def _check_places(config: RunConfig) -> list[str]:
-    """See that nothing is written where it does harm."""
+    """Check that the output and work folders do not overlap with each other or the raw data."""
     bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
     inside = bids in out.parents
     suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
@@ -101,7 +101,7 @@ def _check_places(config: RunConfig) -> list[str]:
 
 
 def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
-    """Refuse to write into a raw dataset, or into derivatives of another program or dataset."""
+    """Raise UsageError if the output folder holds raw data or derivatives of another dataset."""
     from bids_harmony.bids.outputs import derivatives_name
 
     path = output_dir / "dataset_description.json"
@@ -123,7 +123,7 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
 
 
 def check_writable(path: Path, what: str) -> None:
-    """See that a folder can be written, or made where it will be."""
+    """Check that a folder can be written or created; raise UsageError otherwise."""
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir():
         raise UsageError(f"{what} {path} cannot be made: {there} is not a folder.", "Move it.")

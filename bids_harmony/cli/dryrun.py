@@ -1,4 +1,4 @@
-"""``--dry-run``: every scan, what would be done with it, and why any is left out."""
+"""The plan printed by ``--dry-run``: each scan with its processing, and what is left out."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from bids_harmony.files import pointer
 if TYPE_CHECKING:
     from bids_harmony.run.base import Run
 
-#: What the notes of a scan begin with that the run would leave as it is (recipes read this).
+#: Start of the notes of a scan that needs no processing (recipes parse this).
 COMPLETED = "completed, nothing to do"
-#: Title of the scans, whose lines alone begin at the margin (recipes read this).
+#: Title of the scan table, the only one whose rows are not indented (recipes parse this).
 SCANS = "Scans:"
 
 
 def render(inventory: Inventory, config: RunConfig) -> str:
-    """Write what a run would do; nothing is computed or written.
+    """Return the plan of a run as text; nothing is computed or written.
 
     Parameters
     ----------
     inventory : Inventory
-        What :func:`bids_harmony.bids.dataset.find_scans` found.
+        Result of :func:`bids_harmony.bids.dataset.find_scans`.
     config : RunConfig
-        The run's options.
+        Options of the run.
 
     Returns
     -------
     str
-        The plan, one line per scan, one per thing left out, warnings, and the sums at the end,
-        where they are read first.
+        The plan: settings, one line per scan, files left out, warnings, and totals at the end.
 
     Raises
     ------
-    BundleError, UsageError
-        When the bundle or the device cannot be used: the run would fail in the same way.
+    BundleError, MissingProgramError, UsageError
+        If the bundle, the plugin or an option cannot be used, as in the run itself.
     """
     run, states, plan, calibration = None, {}, [], []
     if config.level == "participant":
@@ -72,7 +71,7 @@ def render(inventory: Inventory, config: RunConfig) -> str:
 
 
 def _plan(config: RunConfig, run: Run) -> list[list[str]]:
-    """Say what the options mean, ``auto`` decided by the bundle."""
+    """Return the settings of the run, with ``auto`` resolved by the bundle."""
     models = "nothing: --bundle none (preprocessing and quality only)"
     if (bundle := run.bundle) is not None:
         targets = ", ".join(sorted(bundle.info["targets"]))
@@ -95,7 +94,7 @@ def _plan(config: RunConfig, run: Run) -> list[list[str]]:
 
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
-    """One scan's line; ``state`` is what a run of the participant level has to do with it."""
+    """Return the table row of a scan; ``state`` is its entry in :meth:`Run.survey`, if any."""
     from bids_harmony.bids.outputs import report_is_new
     from bids_harmony.bids.records import load_record, scan_file
     from bids_harmony.run.base import NOTES, NOTHING
@@ -126,7 +125,7 @@ def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
 
 
 def _summary(inventory: Inventory, n_completed: int) -> str:
-    """Count scans, participants, sites and what is missing."""
+    """Return totals of scans, participants, sites and missing values."""
     scans = inventory.scans
     sites = Counter(scan.site for scan in scans).most_common()
     shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
@@ -148,7 +147,7 @@ def _summary(inventory: Inventory, n_completed: int) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
-    """Align columns."""
+    """Return the rows as lines with aligned columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

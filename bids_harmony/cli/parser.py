@@ -1,7 +1,7 @@
-"""The command line: its options, and the :class:`RunConfig` that they make.
+"""Command-line parser, which creates the :class:`RunConfig` of a run.
 
-Positionals and options are named as in fMRIPrep and MRIQC, so that scripts made for one of them
-work. Nothing heavy is imported, so ``--help`` and wrong arguments are answered at once.
+Arguments have the same names as in fMRIPrep and MRIQC, so that scripts written for those also
+work here. No heavy module is imported, so ``--help`` and usage errors are shown immediately.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises its errors as ours, and names what a mistyped option may mean."""
+    """Argument parser that raises :class:`UsageError` and suggests similar option names."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong."""
+        """Raise UsageError with argparse's message."""
         remedy = f"Usage: {USAGE}. See {PROGRAM} --help."
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             if near := get_close_matches(match[1], self._option_string_actions, n=1):
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 # fmt: off
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; its results hold only what the user wrote (defaults are RunConfig's)."""
+    """Return the parser, whose result only has options given (defaults: :class:`RunConfig`)."""
     parser = Parser(
         prog=PROGRAM,
         usage=USAGE,
@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_input(parser: Parser) -> None:
-    """Add which scans are processed, and what is known of them."""
+    """Add options that select scans and name the columns of their metadata."""
     add = _group(parser, "which scans (default: every T1w image)", "participant", "train",
                  "evaluate")
     add("--participant-label", nargs="+", action="extend", metavar="LABEL",
@@ -131,7 +131,7 @@ def _add_input(parser: Parser) -> None:
 
 
 def _add_processing(parser: Parser) -> None:
-    """Add how scans are preprocessed, harmonized and predicted from."""
+    """Add options of preprocessing, harmonization and prediction."""
     add = parser.add_argument_group("models").add_argument
     add("--bundle", type=parse_bundle, metavar="PATH",
         help="folder of a model bundle; 'default' is the one that comes with the program, 'none' "
@@ -178,7 +178,7 @@ def _add_processing(parser: Parser) -> None:
 
 
 def _add_training(parser: Parser) -> None:
-    """Add how models are trained and evaluated."""
+    """Add options of training and evaluation."""
     default = TrainOptions()
     add = _group(parser, "training", "train", "evaluate")
     add("--reference-site", type=plain_number, metavar="SITE",
@@ -218,17 +218,17 @@ def _add_training(parser: Parser) -> None:
 
 # fmt: on
 def _group(parser: Parser, title: str, *levels: str) -> Callable[..., argparse.Action]:
-    """Start a group of options that mean something at some levels alone."""
+    """Add a group of options that only apply to some levels."""
     return parser.add_argument_group(title, f"Levels: {', '.join(levels)}.").add_argument
 
 
 def parse_args(argv: Sequence[str]) -> RunConfig:
-    """Turn the arguments into a checked configuration; nothing is read but what they name.
+    """Parse and check the arguments; no scan or table of the dataset is read.
 
     Parameters
     ----------
     argv : sequence of str
-        Arguments without the program's name.
+        Arguments without the program name.
 
     Returns
     -------
@@ -237,16 +237,16 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     Raises
     ------
     UsageError
-        For anything wrong with an argument, in one sentence of cause and one of remedy.
+        If an argument is invalid.
     SystemExit
-        With 0, for ``--help`` and ``--version``.
+        With code 0, for ``--help`` and ``--version``.
     """
     parser = build_parser()
     hyphened = [re.sub("^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in argv]
     given = vars(parser.parse_args(hyphened))
     nprocs = given.setdefault("nprocs", available_cpus())
     given.setdefault("omp_nthreads", max(1, min(nprocs - 1, 8)))
-    # Groups of options that some levels do not use name the others in their descriptions.
+    # Groups of options that only apply to some levels list them in their descriptions.
     idle = [
         action.option_strings[0]
         for group in parser._action_groups
@@ -278,19 +278,19 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
 
 
 def _filled(cls: type[Options], values: Mapping[str, Any]) -> Options:
-    """Make a dataclass of those of some values that it has fields for."""
+    """Return a dataclass instance from the values that match its fields."""
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in values.items() if name in names})
 
 
 def _labels(values: Sequence[str]) -> tuple[str, ...]:
-    """Take prefixes off, and lists apart that reached us as one word (``01,02``)."""
+    """Return labels without prefixes; split lists passed as one argument (``01,02``)."""
     words = [word for value in values for word in re.split(r"[,\s]+", value) if word]
     return tuple(dict.fromkeys(word.removeprefix("sub-").removeprefix("ses-") for word in words))
 
 
 def _spaces(values: Sequence[str], template: Path | None) -> tuple[str, ...]:
-    """Translate space labels into ``template`` and ``T1w``."""
+    """Return ``template``, and ``T1w`` if native space is among the space labels."""
     native, labels = {"T1w", "anat", "native"}, {"template", Contract.template}
     if template and (label := re.match(r"tpl-([0-9a-zA-Z]+)", template.name)):
         labels.add(label[1])
@@ -304,7 +304,10 @@ def _spaces(values: Sequence[str], template: Path | None) -> tuple[str, ...]:
 
 
 def bounded(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """Return what reads an option's number, and refuses one that is out of range."""
+    """Return a parser of numbers that rejects those below ``low`` or above ``high``.
+
+    The type of ``low`` determines the type of the number.
+    """
 
     def number(text: str) -> float:
         value = type(low)(text)
@@ -317,24 +320,24 @@ def bounded(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def parse_path(text: str) -> Path:
-    """Make a path absolute without following links (a DataLad dataset is made of them)."""
+    """Return an absolute path; symbolic links, as in DataLad datasets, are not resolved."""
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
 def parse_bundle(text: str) -> str:
-    """Take a word that stands for a bundle as it is, anything else as a path."""
+    """Return ``default`` and ``none`` unchanged, and anything else as an absolute path."""
     return text if text in ("default", "none") else str(parse_path(text))
 
 
 def parse_name(text: str) -> str:
-    """Refuse what cannot name a folder."""
+    """Return a name that is valid as a folder name; raise ArgumentTypeError otherwise."""
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"'{text}' cannot name a folder")
     return text
 
 
 def parse_gb(text: str) -> float:
-    """Read GB, or a number with its unit; refuse what was surely meant in MB."""
+    """Parse an amount of memory, in GB or with a unit; reject more than 4096 GB (meant as MB)."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)i?b?", text.strip().lower())
     gb = float(match[1]) * {"k": 1e-6, "m": 1e-3, "t": 1e3}.get(match[2], 1.0) if match else 0.0
     if not 0 < gb <= 4096:

@@ -1,4 +1,4 @@
-"""The command: parse, run one level, report, and return an exit code."""
+"""The ``bids_harmony`` command: parse arguments, run a level and return the exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
 EXIT_INTERRUPTED = 130
-#: Where each level is run; only its own module is imported.
+#: Module and function of each level; only the module in use is imported.
 LEVELS = {
     "participant": ("run.participant", "run_participant"),
     "calibrate": ("run.calibrate", "run_calibrate"),
@@ -30,7 +30,7 @@ LEVELS = {
     "train": ("training.bundle", "run_train"),
     "evaluate": ("evaluation.run", "run_evaluate"),
 }
-#: What asks a run to end.
+#: Signals that interrupt a run.
 SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments; those of the command line by default.
+        Arguments; by default those of the command line.
 
     Returns
     -------
     int
-        0 all completed, 1 some scans failed, 2 usage, 66 no T1w, 70 internal, 78 bundle, 127
-        missing program, 130 interrupted.
+        Exit code: 0 all scans completed, 1 some failed, 2 usage error, 66 no T1w scan, 70 internal
+        error, 78 bundle error, 127 missing program, 130 interrupted.
     """
     if argv is None:
         use_utf8()
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(program: str, function: Callable[[], int]) -> int:
-    """Call what a program does; say what went wrong, and choose the exit code."""
+    """Call a program's main function, print any error, and return the exit code."""
     prepare_streams()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    # What ends a cluster job must end this one as cleanly as the keyboard does.
+    # Shut down as cleanly on SIGTERM, sent when a cluster job is cancelled, as on Ctrl-C.
     for number in SIGNALS:
         signal.signal(number, interrupt_once)
     try:
@@ -84,7 +84,7 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
 
 
 def run_level(argv: Sequence[str]) -> int:
-    """Run the level that the arguments ask for."""
+    """Run the level given in the arguments, and return its exit code."""
     config = parse_args(argv)
     set_environment(config)
     if config.dry_run and config.level not in ("group", "calibrate"):
@@ -111,9 +111,9 @@ def run_level(argv: Sequence[str]) -> int:
 
 
 def interrupt_once(*_: object) -> None:
-    """Interrupt, and let no further signal disturb the end.
+    """Raise KeyboardInterrupt, and ignore further signals during the shutdown.
 
-    Slurm, a job script and Apptainer may each send their own, and users press Ctrl-C again.
+    Slurm, a job script and Apptainer may each send a signal, and users may press Ctrl-C again.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -121,51 +121,51 @@ def interrupt_once(*_: object) -> None:
 
 
 def set_environment(config: RunConfig) -> None:
-    """Set what libraries read from the environment, before any of them is imported.
+    """Set environment variables read by libraries, before these are imported.
 
-    Worker processes inherit it. Nothing is looked up on the network; BLAS, OpenMP and ITK, which
-    otherwise start as many threads as there are cores, keep to ``--omp-nthreads``.
+    Worker processes inherit them. They disable network access, and limit the threads of BLAS and
+    OpenMP to ``--omp-nthreads`` and those of ITK to one; the default is one thread per CPU core.
     """
     threads = str(config.omp_nthreads)
     os.environ |= {f"{n}_NUM_THREADS": threads for n in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
-    # With more threads ITK sums in any order.
+    # With several threads, ITK sums in varying order and results are not reproducible.
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     os.environ |= {"NO_ET": "1", "NIPYPE_NO_ET": "1", "FSLOUTPUTTYPE": "NIFTI_GZ"}
-    # What belongs to the notebook or the shell that the command was started from.
+    # Settings of the calling notebook or shell must not affect the run.
     os.environ["MPLBACKEND"] = "Agg"
     for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
     if sys.warnoptions:
-        sys.warnoptions.clear()  # which Python passes on to the processes that it starts
+        sys.warnoptions.clear()  # otherwise inherited by subprocesses
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
-    # niworkflows asks TemplateFlow which spaces exist. A skeleton of the one space in use needs
-    # no network and no writable home, and is read in a fifth of the time.
+    # niworkflows asks TemplateFlow for the existing spaces. A local skeleton with the only space
+    # in use needs no network access and no writable home, and is read five times as fast.
     skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"
     os.environ |= {"TEMPLATEFLOW_HOME": str(skeleton), "TEMPLATEFLOW_AUTOUPDATE": "off"}
 
 
 def use_utf8() -> None:
-    """Start the command anew in Python's UTF-8 mode where the locale has another encoding.
+    """Restart the command in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files are UTF-8 on any disk in use. nireports reads its parts, pybids stores names
-    and ITK opens files by the locale: under ``PYTHONUTF8=0 LC_ALL=C`` or a Latin-1 locale each
-    of them fails at an ``ä`` in a path. The process stays the same one, for those that signal it.
+    nireports, pybids and ITK read files, save names and open paths in the encoding of the locale.
+    With ``PYTHONUTF8=0 LC_ALL=C`` or a Latin-1 locale, each of them fails on a path with ``ä``.
+    The process ID stays the same, so signals still reach the process.
     """
     if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
-    # The variable is for what the command starts; `-X` holds where Python is told not to read it.
+    # The variable is for subprocesses; `-X` also works if Python ignores its variables.
     os.environ["PYTHONUTF8"] = "1"
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
 
 
 def command() -> NoReturn:
-    """Run the console script, and end at once.
+    """Run the console script and exit.
 
-    Where a cluster cancels a job, the container's file system may go away before Python has
-    cleaned up behind itself, which would end in a bus error.
+    After an interrupt it exits immediately: when a cluster job is cancelled, the container's file
+    system may disappear during Python's cleanup, which would cause a bus error.
     """
-    code = main()  # --help and --version end by themselves
+    code = main()  # --help and --version exit in here
     if code == EXIT_INTERRUPTED:
         os._exit(code)
     sys.exit(code)

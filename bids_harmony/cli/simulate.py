@@ -1,4 +1,4 @@
-"""``bids_harmony-simulate``: a simulated multi-site BIDS dataset with known truth."""
+"""The ``bids_harmony-simulate`` command: simulate a multi-site BIDS dataset with ground truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAM = "bids_harmony-simulate"
 
 # fmt: off
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Write a BIDS dataset of simulated T1w scans from several simulated scanners, "
@@ -59,17 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 # fmt: on
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run ``bids_harmony-simulate``.
 
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments; those of the process by default.
+        Arguments; by default those of the command line.
 
     Returns
     -------
     int
-        0; 2 when an argument is wrong, 70 when writing fails, 127 when TorchIO is missing.
+        Exit code: 0, 2 if an argument is invalid, 70 if writing fails, 127 if TorchIO is missing.
     """
     if argv is None:
         use_utf8()
@@ -77,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def simulate(argv: Sequence[str] | None) -> int:
-    """Make the dataset, and say where it is."""
+    """Write the dataset, print its location, and return the exit code."""
     options = vars(build_parser().parse_args(argv))
     if find_spec("torchio") is None:
         raise MissingProgramError(
             "Simulating needs TorchIO.", "Install it: pip install 'bids_harmony[simulate]'."
         )
-    # Numerical libraries are loaded only once there is something to do.
+    # Imported late, so that --help is fast.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
 
     out = options.pop("output_dir").absolute()

@@ -1,1 +1,1 @@
-"""What each level does, resuming, and how scans are processed side by side."""
+"""Implementation of the levels: resuming runs, and processing scans in parallel."""

@@ -1,4 +1,4 @@
-"""A run's settings, and what it has to do with each scan."""
+"""Settings of a run, and the processing that each scan still needs."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
     from bids_harmony.models.bundle import Bundle
 
-#: What there is to do with a scan.
+#: Processing that a scan needs; ``preprocess`` includes harmonizing.
 PREPROCESS, HARMONIZE, NOTHING = "preprocess", "harmonize", "nothing"
-#: What the dry run says of a scan that has a record (recipes read the last).
+#: Notes of the dry run on scans that have a record (recipes parse the last one).
 NOTES = {
     PREPROCESS: "completed before with other inputs or options",
     HARMONIZE: "preprocessed before, to be harmonized",
     NOTHING: "completed, nothing to do",
 }
-#: What a record says that preprocessing does not depend on.
+#: Keys of facts that preprocessing does not depend on.
 LATER = frozenset({"warnings", "bundle", "calibration", "harmonization"})
 
 
 def prepare(config: RunConfig) -> Run:
-    """Load the bundle and find out, before anything runs, what ``auto`` means.
+    """Load the bundle, resolve ``auto`` options and check all settings before processing starts.
 
     Raises
     ------
     BundleError
-        When the bundle is missing or altered.
+        If the bundle is missing or modified.
     MissingProgramError
-        When the plugin's program is not there.
+        If the program of the plugin is missing.
     UsageError
-        When the template, the atlases, the device, the plugin, the condition of ``--fit-filter``
-        or a calibration cannot be used.
+        If the template, the atlases, the device, the plugin, the condition of ``--fit-filter`` or
+        a calibration cannot be used.
     """
     from bids_harmony.anat.template import load_template, template_label
 
@@ -109,7 +109,7 @@ def prepare(config: RunConfig) -> Run:
 
 
 def deviations(config: RunConfig, bundle: Bundle) -> list[str]:
-    """Say which options do not fit the bundle."""
+    """Return warnings about options that differ from the bundle's contract or have no effect."""
     trained = bundle.contract
     found = [
         f"{option} {asked} differs from the bundle's {theirs}"
@@ -126,7 +126,13 @@ def deviations(config: RunConfig, bundle: Bundle) -> list[str]:
 
 
 def choose_device(asked: str) -> str:
-    """Decide what ``--device`` means here, asking torch in a process of its own."""
+    """Return ``cpu`` or ``cuda`` for ``--device``, checking for CUDA with torch in a subprocess.
+
+    Raises
+    ------
+    UsageError
+        If ``cuda`` is requested and torch finds no CUDA device.
+    """
     if asked == "cpu" or (asked == "auto" and not shutil.which("nvidia-smi")):
         return "cpu"
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -141,7 +147,7 @@ def choose_device(asked: str) -> str:
 
 
 def check_filter(condition: str) -> None:
-    """Refuse, before anything runs, a ``--fit-filter`` that cannot be understood."""
+    """Raise UsageError if the condition of ``--fit-filter`` is invalid."""
     from bids_harmony.bids.filters import meets
     from bids_harmony.qc.dataset import ScanRow, scan_table
     from bids_harmony.qc.reference import dictionary
@@ -152,9 +158,32 @@ def check_filter(condition: str) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's settings once ``auto`` is decided.
+    """Settings of a run, with ``auto`` options resolved.
 
-    ``frozen`` holds the calibrations that are used as they are, by site.
+    Attributes
+    ----------
+    config : RunConfig
+        Options of the run.
+    bundle : Bundle or None
+        Model bundle; None for ``--bundle none``.
+    contract : Contract
+        Preprocessing settings, those of the bundle if there is one.
+    skull_strip, registration : str
+        Methods of skull stripping and registration.
+    tools : dict of str to str
+        Versions of the external tools used.
+    shared_inputs : dict of str to str or None
+        SHA-256 of the atlases and of the template given by the user, if any.
+    digests : Digests
+        Cached checksums of input files.
+    space : str
+        Space label of the template.
+    device : str
+        ``cpu`` or ``cuda``.
+    warnings : tuple of str
+        Warnings that concern all scans.
+    frozen : dict of str to Chosen
+        Existing calibrations, by site, which are used without recomputing them.
     """
 
     config: RunConfig
@@ -177,32 +206,32 @@ class Run:
         return not (config.participant_label or config.session_label or config.bids_filters)
 
     def check_programs(self) -> None:
-        """Make sure that the programs of FSL that are asked for can run.
+        """Check that the FSL programs used (``bet``, ``flirt``) can run.
 
         Raises
         ------
         MissingProgramError
-            For the first that cannot.
+            For the first one that cannot.
         """
         from bids_harmony.anat.fsl import check_programs
 
         check_programs(p for p in ("bet", "flirt") if p in (self.skull_strip, self.registration))
 
     def inputs(self, scan: Scan) -> dict[str, str | None]:
-        """Digests of every file that a scan's results depend on, by what it is used for."""
+        """Return the SHA-256 of each file that a scan's results depend on, or None if absent."""
         found: dict[str, str | None] = {**self.shared_inputs, "T1w": None, "brain_mask": None}
         for name, path in (("T1w", scan.path), ("brain_mask", scan.mask)):
             if path is not None:
-                with suppress(OSError):  # said by the step that reads it
+                with suppress(OSError):  # reported by the step that reads it
                     found[name] = self.digests.of(path, scan.entities["subject"])
         return found
 
     def record_of(self, scan: Scan) -> Path:
-        """Path of a scan's record."""
+        """Return the path of a scan's record."""
         return scan_file(self.config.output_dir, scan.entities, scan.key, "qc")
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Collect what is known of a scan before anything is computed, as its record says it."""
+        """Return the values of a scan's record that are known before processing."""
         config = self.config
         known = ("site", "site_source", "age", "sex", "diagnosis")
         asked = ("skull_strip", "registration", "random_seed", "sloppy")
@@ -226,12 +255,12 @@ class Run:
         }
 
     def harmonization(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Say what a harmonized scan's record says beside :meth:`facts`.
+        """Return the values that a harmonized scan's record has in addition to :meth:`facts`.
 
         Parameters
         ----------
         chosen : mapping
-            Identity of the calibration of its site.
+            Identity of the calibration of the scan's site.
         """
         bundle, config = self.bundle, self.config
         assert bundle is not None
@@ -246,12 +275,13 @@ class Run:
         }
 
     def survey(self, scans: Sequence[Scan]) -> dict[str, str]:
-        """Tell what there is to do with each of a run's scans, by its key.
+        """Return the processing that each scan needs, by scan key.
 
         Returns
         -------
         dict of str to str
-            :data:`PREPROCESS` (and harmonize), :data:`HARMONIZE` (alone) or :data:`NOTHING`.
+            :data:`PREPROCESS` (followed by harmonization), :data:`HARMONIZE` (only) or
+            :data:`NOTHING`.
         """
         records = {scan.key: load_record(self.record_of(scan)) or {} for scan in scans}
         states = {
@@ -268,10 +298,10 @@ class Run:
         return states
 
     def is_preprocessed(self, scan: Scan, record: Mapping[str, Any]) -> bool:
-        """Tell whether a scan was preprocessed from the same inputs with the same settings.
+        """Return whether a scan was preprocessed from the same inputs with the same settings.
 
-        All that its record would say beforehand must agree, and all outputs be there; the inputs
-        are compared last, as they may have to be read.
+        The facts in its record must agree with the run's, and all outputs must exist. The inputs
+        are compared last, since computing their checksums may require reading the files.
         """
         if not record.keys() >= {*PREPROCESSED, "outputs"}:
             return False
@@ -283,14 +313,15 @@ class Run:
         )
 
     def is_completed(self, record: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> bool:
-        """Tell whether a preprocessed scan is completed with the run's settings.
+        """Return whether a preprocessed scan is completed with the run's settings.
 
         Parameters
         ----------
         record : mapping
-            The scan's.
+            The scan's record.
         chosen : mapping or None
-            What is known of its site's calibration, if anything.
+            Known part of the identity of its site's calibration; None if the site is to be
+            calibrated anew.
         """
         if record.get("status") == "error" or not self._are_there(record["outputs"]):
             return False
@@ -307,7 +338,7 @@ class Run:
         return all((self.config.output_dir / path).exists() for path in outputs)
 
     def own_sites(self, scans: Sequence[Scan]) -> dict[str, list[SiteScan]]:
-        """Collect, of the preprocessed among some scans, the sites to calibrate from them."""
+        """Return the preprocessed scans by site, for sites without an existing calibration."""
         assert self.bundle is not None
         records = [self.record_of(scan) for scan in scans if scan.site not in self.frozen]
         return collect_sites(records, self.config, self.bundle, self.space)[0]
@@ -315,9 +346,9 @@ class Run:
     def expected(
         self, scans: Sequence[Scan], states: Mapping[str, str]
     ) -> dict[str, dict[str, Any]]:
-        """Tell what a completed scan's record would say of the calibration of its site.
+        """Return the calibration values expected in records of completed scans, by site.
 
-        A site with scans that are to be preprocessed is left out: it will be calibrated anew.
+        Sites with scans still to be preprocessed are left out, since they will be calibrated anew.
         """
         assert self.bundle is not None
         out, bundle = self.config.output_dir, self.bundle
@@ -330,19 +361,21 @@ class Run:
         return found
 
     def calibrate(self, scans: Sequence[Scan], used: set[str]) -> dict[str, Chosen]:
-        """Calibrate the sites whose scans are to be harmonized, from the scans of the run.
+        """Calibrate the sites of the scans to be harmonized.
+
+        The calibrations are saved if the run covers the whole dataset.
 
         Parameters
         ----------
         scans : sequence of Scan
-            All of the run that are preprocessed.
+            All preprocessed scans of the run.
         used : set of str
-            The sites.
+            Sites to calibrate.
 
         Returns
         -------
         dict of str to Chosen
-            By site, with those that are used as they are.
+            New and existing calibrations, by site.
         """
         assert self.bundle is not None
         sites = self.own_sites(scans)
@@ -355,12 +388,12 @@ class Run:
         return self.frozen | {site: Chosen(one, files.get(site)) for site, one in new.items()}
 
     def site_notes(self, scans: Sequence[Scan]) -> list[str]:
-        """Say which calibrations the run will use, and what it takes for a site.
+        """Return messages about the calibration that the run uses for each site.
 
         Raises
         ------
         UsageError
-            When ``--calibration`` has none of a site of the run.
+            If ``--calibration`` is given and has no site of the run.
         """
         if self.bundle is None:
             return []

@@ -1,4 +1,7 @@
-"""Calibration of sites from the records of their scans: the level, and what a run needs of it."""
+"""The ``calibrate`` level, and calibration of sites within the ``participant`` level.
+
+Sites are calibrated from the records of their preprocessed scans.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +34,26 @@ if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
     from bids_harmony.sites.code import SiteCode
 
-#: Where calibrations lie in the output folder.
+#: Folder of calibrations in the output folder.
 FOLDER = "calibration"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A calibration in use, and its file."""
+    """A calibration used by a run, and its file (None if not saved)."""
 
     calibration: Calibration
     path: Path | None
 
     def identity(self, out: Path, bundle: Bundle) -> dict[str, Any]:
-        """Name it in a scan's record.
+        """Return the identity of the calibration for a scan's record.
 
         Parameters
         ----------
         out : pathlib.Path
-            Root of the derivatives, below which its file is named.
+            Output folder. The calibration's path is included if it is inside.
         bundle : Bundle
-            The one in use.
+            Bundle of the run.
         """
         named = {
             **self.calibration.identity(),
@@ -63,7 +66,7 @@ class Chosen:
 
 
 def asked_bundle(config: RunConfig) -> Bundle | None:
-    """Load the bundle of ``--bundle``, if any."""
+    """Load the bundle of ``--bundle``; return None for ``none``."""
     if config.bundle == "none":
         return None
     from bids_harmony.models.bundle import load_bundle
@@ -77,7 +80,7 @@ def run_calibrate(config: RunConfig) -> int:
     Returns
     -------
     int
-        0; 66 where no scan is preprocessed.
+        Exit code: 0, or 66 if no scan is preprocessed.
     """
     from bids_harmony.anat.template import template_label
 
@@ -113,30 +116,30 @@ def run_calibrate(config: RunConfig) -> int:
 def collect_sites(
     records: Iterable[Path], config: RunConfig, bundle: Bundle, space: str
 ) -> tuple[dict[str, list[SiteScan]], list[str]]:
-    """Collect what preprocessed scans say of their sites.
+    """Collect the calibration data of preprocessed scans, by site.
 
     Parameters
     ----------
     records : iterable of pathlib.Path
         Records of scans (``desc-harmony_qc.json``).
     config : RunConfig
-        With the condition that scans have to meet.
+        Options of the run, including ``fit_filter``.
     bundle : Bundle
-        The bundle in use.
+        Bundle of the run.
     space : str
-        Space label of the template in use.
+        Space label of the template.
 
     Returns
     -------
     sites : dict of str to list of SiteScan
-        By site; scans whose preprocessing failed are left out.
+        Scans by site, sorted by site. Scans whose preprocessing failed are left out.
     unusable : list of str
-        Names of the scans that were preprocessed otherwise.
+        Names of scans preprocessed with another version, contract or template.
 
     Raises
     ------
     UsageError
-        When the condition cannot be understood, or no scan of a site meets it.
+        If the condition of ``fit_filter`` is invalid, or no scan of a site meets it.
     """
     out, fit_filter = config.output_dir, config.fit_filter
     found: dict[Path, SiteScan] = {}
@@ -169,7 +172,7 @@ def collect_sites(
 
 
 def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
-    """Take from a record what calibration needs; None where it has no descriptors."""
+    """Return the calibration data in a record, or None if it has no valid descriptors."""
     descriptors = record.get("descriptors") or {}
     sizes = [len(descriptors.get(name) or ()) for name in ("quantiles", "texture")]
     outputs = record.get("outputs") or ()
@@ -194,12 +197,12 @@ def calibrate_sites(
     space: str,
     made_by: str = "calibrate",
 ) -> dict[str, Calibration]:
-    """Calibrate some sites, side by side where ages have to be estimated.
+    """Calibrate sites, in parallel for those where ages have to be estimated.
 
     Raises
     ------
     UsageError
-        When ages are unknown and the bundle cannot estimate them.
+        If ages are missing and the bundle cannot predict age.
     """
     work = partial(
         calibrate,
@@ -222,18 +225,18 @@ def calibrate_sites(
 
 
 def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float:
-    """Predict the brain age of a preprocessed scan in a file, mapped as a site's code says.
+    """Predict brain age (years) from a preprocessed scan after mapping it to the reference.
 
     Parameters
     ----------
     bundle : Bundle
-        One that predicts brain age.
+        Bundle that predicts brain age.
     t1w : pathlib.Path
-        Preprocessed scan.
+        Preprocessed T1w image.
     code : SiteCode
-        Of its site.
+        Code of the scan's site.
     spare : bool
-        Without the map's network, which takes longer than all else.
+        Skip the map's network, the slowest step.
     """
     import nibabel as nib
     import numpy as np
@@ -246,15 +249,15 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
 
 
 def find_calibrations(config: RunConfig, bundle: Bundle, space: str) -> dict[str, Chosen]:
-    """Read the calibrations that a run uses as they are, by site.
+    """Read the existing calibrations to use without recomputing them, by site.
 
-    Those of ``--calibration``, and of other sites those that the calibrate level left in the
-    output folder.
+    Those given by ``--calibration`` take precedence over those saved in the output folder by the
+    ``calibrate`` level.
 
     Raises
     ------
     UsageError
-        When one cannot be used.
+        If a calibration cannot be used.
     """
     folder, found = config.output_dir / FOLDER, {}
     if any(folder.glob("site-*_calibration.json")):
@@ -265,7 +268,7 @@ def find_calibrations(config: RunConfig, bundle: Bundle, space: str) -> dict[str
 
 
 def summary(calibration: Calibration, bundle: Bundle) -> str:
-    """Say in some lines what a calibration rests on, what it does and what to keep in mind."""
+    """Return a short text on a calibration: its subjects, its effect on images, and warnings."""
     ages = calibration.ages
     years = f"of {ages['min']:.0f} to {ages['max']:.0f} years"
     if ages["source"] != "known":
@@ -281,23 +284,24 @@ def summary(calibration: Calibration, bundle: Bundle) -> str:
 def save(
     out: Path, calibrations: Iterable[Calibration], bundle: Bundle, stay: Collection[str] = ()
 ) -> dict[str, Path]:
-    """Write calibrations with their pages to the output folder, and remove outdated ones.
+    """Write calibrations and their HTML pages to the output folder, and delete outdated ones.
 
     Parameters
     ----------
     out : pathlib.Path
-        Root of the derivatives.
+        Output folder.
     calibrations : iterable of Calibration
-        One for each site.
+        New calibrations, one per site.
     bundle : Bundle
-        The one they were made with.
+        Bundle they were made with.
     stay : collection of str
-        Sites whose calibrations there stay where there is no new one; all others go.
+        Sites whose existing calibration is kept unless there is a new one; those of all other
+        sites are deleted.
 
     Returns
     -------
     dict of str to pathlib.Path
-        The file of each site.
+        Calibration file of each site.
     """
     from bids_harmony.reports.pages import calibration_page
 
@@ -310,10 +314,10 @@ def save(
     }
     files = write_calibrations(folder, [*there.values(), *new.values()])
     for site, calibration in {**there, **new}.items():
-        # One that stays keeps its page, which was drawn before its values were rounded.
+        # Pages of kept calibrations stay, since they show values before rounding.
         if site in new or files[site] not in before:
             write_text(files[site].with_suffix(".html"), calibration_page(calibration, bundle))
-    # An output folder of an earlier version does not know these files.
+    # Update .bidsignore in output folders of earlier versions.
     write_text(out / ".bidsignore", BIDSIGNORE)
     for path in before.keys() - set(files.values()):
         path.unlink()

@@ -1,8 +1,8 @@
-"""Run the workflows of scans, each in a process of its own or by a plugin of nipype.
+"""Run the workflows of scans, each in its own process or with a nipype plugin.
 
-A scan's workflow runs in a folder that is new, so that nothing of an earlier run, of another
-version or with other options, can enter its results. Between runs stays what is in the output
-folder: completed scans, and what preprocessing made of the others.
+Each workflow runs in an empty folder, so that intermediate files of an earlier run, another
+version or other options cannot affect its results. Only the output folder carries over between
+runs: completed scans, and the preprocessing results of the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCAN_GB = 2.0
 GPU_PROCESSES = 4
 #: Scans in one graph of a plugin: nipype slows down with the square of its nodes.
 BATCH = 40
-#: What every scan's process needs, imported once for all.
+#: Modules used by the process of every scan, imported once.
 PRELOAD = (
     "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
     "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
@@ -41,14 +41,14 @@ PRELOAD = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a scan failed.
+    """The reason why a scan failed.
 
     Attributes
     ----------
     cause, remedy : str
         One sentence each; the remedy may be empty.
     crash_file : str or None
-        Name of the file with the traceback.
+        Name of the crash file with the traceback, if any.
     """
 
     cause: str
@@ -58,14 +58,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Job:
-    """A scan's workflow.
+    """A workflow of one scan.
 
     Attributes
     ----------
     part : {"preprocess", "harmonize"}
-        Which workflow.
+        Which workflow to build.
     name : str
-        Its name.
+        Name of the workflow.
     settings : dict
         Arguments of :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf` or
         :func:`~bids_harmony.workflows.harmonize.init_harmonize_wf`.
@@ -79,12 +79,18 @@ class Job:
 def run_jobs(
     jobs: Iterable[Job], n_jobs: int, config: RunConfig, *, on_gpu: bool
 ) -> Iterator[tuple[Job, Failure | None]]:
-    """Run workflows; yield each as it ends, with why it failed, or None.
+    """Run workflows in parallel; yield each finished job with its failure, or None.
+
+    With ``--use-plugin``, a nipype plugin runs them in batches of :data:`BATCH`. Otherwise each
+    runs in its own process.
+
+    The number of processes is limited by ``--nprocs``, by memory (:data:`SCAN_GB` per process)
+    and, on a GPU, by :data:`GPU_PROCESSES`.
 
     Raises
     ------
     OSError
-        What the machine refuses to all, as where the disk is full.
+        If the system error would affect all scans, such as a full disk.
     """
     if config.use_plugin is not None:
         waiting = iter(jobs)
@@ -108,24 +114,24 @@ def run_jobs(
 
 
 def memory_gb(config: RunConfig) -> float:
-    """Memory that the run may use: what ``--mem`` says, else nine tenths of the machine's."""
+    """Return the memory limit in GB: ``--mem``, or 90 % of the installed memory."""
     if config.mem_gb is not None:
         return config.mem_gb
     return 0.9e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def work_folder(config: RunConfig, job_name: str = "") -> Path:
-    """Folder of the intermediate files, of all scans or of one workflow."""
+    """Return the folder of intermediate files of all scans, or of one workflow."""
     return config.work_dir / "bids_harmony" / job_name
 
 
 def crash_folder(config: RunConfig, job: Job) -> Path:
-    """Folder of a scan's crash files."""
+    """Return the folder of a scan's crash files."""
     return config.log_dir / job.name
 
 
 def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear") -> None:
-    """Run some workflows to their end in this process; nodes that fail leave crash files."""
+    """Run workflows to the end in this process; each failed node leaves a crash file."""
     from nipype.pipeline import engine as pe
 
     from bids_harmony.workflows.harmonize import init_harmonize_wf
@@ -155,17 +161,17 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
     try:
         workflow.run(plugin=plugin)
     except Exception:
-        # Raised once for all nodes that failed; each has its crash file.
+        # Nipype raises one error for all failed nodes; their crash files have the details.
         if not any(map(any, (crash_folder(config, job).glob("crash-*") for job in jobs))):
             raise
 
 
 def start_log(config: RunConfig) -> None:
-    """Send nipype's own messages to the run's log, and with ``-v`` to the screen too."""
+    """Write nipype's log messages to the run's log file, and with ``-v`` to the screen too."""
     from nipype import logging as _  # noqa: F401  (which sets up its own handlers)
 
     config.log_dir.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a full disk would print a traceback for each message
+    logging.raiseExceptions = False  # on a full disk, each message would print a traceback
     handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
     if config.verbose:
         handlers.append(logging.StreamHandler())
@@ -180,15 +186,15 @@ def start_log(config: RunConfig) -> None:
 
 
 def load_plugin(path: Path) -> Any:
-    """Read ``--use-plugin``: nipype's name of a plugin, and its arguments.
+    """Return the nipype plugin configured in the file of ``--use-plugin``.
 
     Raises
     ------
     UsageError
-        When the file is not YAML of this form, or nipype has no such plugin, or one that hands
-        the graph over and does not see how it ends.
+        If the file is invalid, nipype has no such plugin, or the plugin submits the whole graph
+        and cannot report how its jobs end.
     MissingProgramError
-        When Slurm is asked for and ``sbatch`` is not there.
+        If the plugin is Slurm and ``sbatch`` is not on PATH.
     """
     import yaml
     from nipype.pipeline import plugins
@@ -220,15 +226,15 @@ def load_plugin(path: Path) -> Any:
 
 
 def read_failure(folder: Path, scan: str) -> Failure | None:
-    """Read a scan's crash files; return the first failure, or None where there is none.
+    """Return the first failure found in a scan's crash files, or None if there are none.
 
-    The files are renamed after scan and step, without nipype's time and random number: the
-    name goes to the scan's record, which must be the same in every run.
+    The files are renamed to ``<scan>-<step>.txt``, without nipype's time stamp and random number,
+    because records contain the name and must be the same in every run.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Folder with nipype's ``crash-*.txt``.
+        Folder of nipype's ``crash-*.txt``.
     scan : str
         Name of the scan's workflow.
     """
@@ -247,7 +253,7 @@ def read_failure(folder: Path, scan: str) -> Failure | None:
 
 
 def failure_text(crash: str) -> tuple[str, str]:
-    r"""Find cause and remedy in a crash file's text; an empty remedy means an unforeseen error.
+    r"""Return cause and remedy from a crash file's text; the remedy of unexpected errors is empty.
 
     >>> failure_text("Traceback\n\tbids_harmony.errors.ScanError: It is broken. Mend it.\n")
     ('It is broken.', 'Mend it.')

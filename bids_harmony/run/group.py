@@ -1,7 +1,7 @@
-"""The group level: the dataset's tables, outliers, ratings and report, from the scans' records.
+"""The ``group`` level: tables, outliers, ratings and report of a dataset.
 
-``run_group`` reads from top to bottom. It computes nothing on images and asks the dataset only
-which scans it has, so it can be repeated whenever more scans are completed or more ratings are in.
+It reads only the records of scans and the list of scans in the dataset, and no images, so it can
+be repeated quickly whenever more scans are completed or more ratings are available.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
     from bids_harmony.qc.outliers import Outliers
 
-#: Scans named at the end of the log.
+#: Number of flagged scans listed at the end of the log.
 WORST = 5
-#: The table for those who want the predictions and nothing else.
+#: Columns of ``group_predictions.tsv`` before the predictions.
 VIEW = ("scan", "site", "age")
 
 
 def run_group(config: RunConfig) -> int:
-    """Write the group's tables and report.
+    """Write the group tables and report.
 
     Parameters
     ----------
     config : RunConfig
-        ``output_dir`` holds the records; ``bundle`` names the one whose limits hold for small
-        sites; ``qc_ratings`` are added to the output folder's own.
+        Options of the run. ``output_dir`` contains the records, ``bundle`` names the bundle whose
+        limits apply to small sites, and ``qc_ratings`` are added to those in the output folder.
 
     Returns
     -------
     int
-        0, also where scans failed; 66 when no scan has a record.
+        Exit code: 0, even if scans failed, or 66 if no scan has a record.
     """
     out = config.output_dir
     paths = find_records(out)
@@ -106,17 +106,17 @@ def run_group(config: RunConfig) -> int:
 def bundle_reference(
     config: RunConfig,
 ) -> tuple[dict[str, Any] | None, str, tuple[float, float] | None]:
-    """Read what scans are held against.
+    """Return the bundle's reference statistics that scans are compared with.
 
     Returns
     -------
     metrics : dict or None
-        Statistics of the scans the bundle was trained on; None for ``--bundle none``.
+        Statistics of the QC metrics of the bundle's training scans; None for ``--bundle none``.
     sha256 : str
-        The bundle's.
+        SHA-256 of the bundle.
     line : tuple of float or None
-        Slope and intercept (years) of predicted on true age at the reference site, on scans the
-        predictor had not seen: the gap's dependence on age, and age.
+        Slope and intercept (years) of predicted as a function of true age, fitted to held-out
+        scans of the reference site. None if the bundle has no age-bias coefficients.
     """
     bundle = asked_bundle(config)
     if bundle is None:
@@ -129,7 +129,7 @@ def bundle_reference(
 def compare_with_dataset(
     config: RunConfig, group: Group
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Find what only the dataset or only the records know; see :func:`absent_scans`."""
+    """Compare the scans that have records with those in the dataset; see :func:`absent_scans`."""
     try:
         there, skipped = list_scans(config)
     except (HarmonyError, OSError) as error:
@@ -147,24 +147,24 @@ def build_group(
     ratings: pd.DataFrame,
     reference: Mapping[str, Any] | None,
 ) -> tuple[Group, list[str]]:
-    """Collect what is known of some scans, and find those to look at.
+    """Collect the data of scans, and find outliers.
 
     Parameters
     ----------
     paths : list of pathlib.Path
-        Of :func:`bids_harmony.bids.records.find_records`.
+        Records, from :func:`bids_harmony.bids.records.find_records`.
     out : pathlib.Path
-        The output folder.
+        Output folder.
     ratings : pandas.DataFrame
-        Of :func:`bids_harmony.qc.ratings.read_ratings`.
+        Ratings, from :func:`bids_harmony.qc.ratings.read_ratings`.
     reference : mapping or None
-        The bundle's, of :func:`bundle_reference`.
+        Reference statistics, from :func:`bundle_reference`.
 
     Returns
     -------
     group : Group
     notes : list of str
-        What the user should know about whole sites, bundles and ratings.
+        Warnings about sites, bundles and ratings.
     """
     from bids_harmony.qc.dataset import column_dictionary
     from bids_harmony.qc.outliers import find_outliers
@@ -204,7 +204,7 @@ def build_group(
 def _verdicts(
     table: pd.DataFrame, outliers: Outliers, ratings: Mapping[str, Rating]
 ) -> dict[str, list[Any]]:
-    """Make the columns that follow from flags and ratings."""
+    """Return the columns computed from flags and ratings."""
     keys = table["scan"].to_list()
     flags = [outliers.flags.get(key, ()) for key in keys]
     flagged = [i for i, found in enumerate(flags) if found]
@@ -222,8 +222,8 @@ def _verdicts(
 
 
 def write_tables(group: Group, out: Path) -> None:
-    """Write ``group_T1w.{tsv,json}`` and ``group_predictions.tsv``."""
-    # An output folder of an earlier version does not know these files.
+    """Write ``group_T1w.{tsv,json}`` and ``group_predictions.{tsv,json}``."""
+    # Update .bidsignore in output folders of earlier versions.
     write_text(out / ".bidsignore", BIDSIGNORE)
     tools = group.scans.loc[group.scans["qc_status"] != "error", "tools"].dropna()
     named_there = {tool.rpartition(" ")[::2] for cell in tools for tool in cell.split("; ")}
@@ -238,19 +238,19 @@ def write_tables(group: Group, out: Path) -> None:
 
 
 def as_tsv(table: pd.DataFrame) -> str:
-    """Write a table as BIDS wants it: tabs, ``n/a`` for what is missing, one line per row."""
+    """Return a table as BIDS TSV text, with ``n/a`` for missing values and no line breaks."""
     words: dict[str, Any] = {
         str(name): table[name].map(lambda v: " ".join(v.split()) or None, na_action="ignore")
         for name in table.select_dtypes(exclude="number")
     }
     return table.assign(**words).to_csv(
         sep="\t", index=False, na_rep="n/a", float_format="%.7g", lineterminator="\n",
-        quoting=csv.QUOTE_NONE, quotechar="\0",  # quotation marks are letters
+        quoting=csv.QUOTE_NONE, quotechar="\0",  # keep quotation marks as they are
     )  # fmt: skip
 
 
 def summarize(group: Group) -> None:
-    """End the log with what a reader should know first."""
+    """Print the number of scans by status, and the first scans to look at."""
     scans = group.scans
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])

@@ -1,4 +1,7 @@
-"""The participant level: every scan from raw to report, whatever happens to the others."""
+"""The ``participant`` level: process each scan from raw image to report.
+
+A scan that fails does not affect the others.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +33,23 @@ from bids_harmony.sites.calibration import confounded
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
-#: How a scan, or a report, ended (completed, unchanged, failed or skipped), and why.
+#: Outcome of each scan or report (completed, unchanged, failed or skipped), and its reason.
 Outcomes = dict[str, tuple[str, str]]
-#: Why a scan has no result that did not fail itself.
+#: Reason for scans that did not fail themselves but were not completed.
 STOPPED = "The run stopped before this scan was completed. The same command continues."
 
 
 def run_participant(config: RunConfig) -> int:
-    """Process every scan of the dataset that was asked for.
+    """Process all selected scans of the dataset.
 
-    Scans are preprocessed, sites calibrated from what that says of their scans, and scans
-    harmonized. So one broken scan does not cost its site the calibration, and another
-    calibration costs seconds a scan.
+    Scans are preprocessed, sites are calibrated from the preprocessing results, and scans are
+    harmonized. A scan that fails therefore does not prevent its site's calibration, and applying
+    another calibration takes only seconds per scan.
 
     Returns
     -------
     int
-        0 when every scan is completed, 1 when some failed.
+        Exit code: 0 if every scan is completed, 1 if some failed.
     """
     inventory = find_scans(config)
     scans, out = inventory.scans, config.output_dir
@@ -73,7 +76,7 @@ def run_participant(config: RunConfig) -> int:
     outcomes: Outcomes = {scan.key: ("unchanged", "completed before") for scan in scans}
     for subject in process(run, scans, todo, states, outcomes):
         report(config, subject, outcomes)
-    # A run killed between a scan's record and its report left the report behind.
+    # The report is outdated if an earlier run was killed after it had written a record.
     for subject in subjects_of(scans):
         if config.reports_only or not report_is_new(out, subject):
             report(config, subject, outcomes)
@@ -93,20 +96,25 @@ def process(
     states: Mapping[str, str],
     outcomes: Outcomes,
 ) -> Iterator[str]:
-    """Preprocess and harmonize scans; yield each participant when nothing more is to be done.
+    """Preprocess and harmonize scans; yield each participant when all of its scans have ended.
 
     Parameters
     ----------
     run : Run
-        The run.
+        Settings of the run.
     scans : sequence of Scan
-        All of it, from which sites are calibrated.
+        All scans of the run, from which sites are calibrated.
     todo : sequence of Scan
-        Those with something to do.
+        Scans that need processing.
     states : dict
-        What that is (:meth:`Run.survey`).
+        Processing that each scan needs, by key (:meth:`Run.survey`).
     outcomes : dict
-        How each scan ended, by its key, which is filled in.
+        Outcome of each scan by key; updated in place.
+
+    Yields
+    ------
+    str
+        Label of a participant.
     """
     facts = {scan.key: run.facts(scan) for scan in scans}
     raw = [scan for scan in todo if states[scan.key] == PREPROCESS]
@@ -144,27 +152,27 @@ def run_part(
     outcomes: Outcomes,
     calibrations: Mapping[str, Chosen] | None = None,
 ) -> Iterator[str]:
-    """Run one of the two parts of some scans' processing; failures end up in their records.
+    """Preprocess or harmonize scans, and write records of those that fail.
 
     Parameters
     ----------
     run : Run
-        The run.
+        Settings of the run.
     part : {"preprocess", "harmonize"}
-        Which part.
+        Which of the two to run.
     scans : sequence of Scan
-        The scans; to be harmonized, they must be preprocessed.
+        Scans to process; already preprocessed if they are to be harmonized.
     facts : mapping
-        By scan key, what goes into the scan's record.
+        Facts for the record of each scan, by key.
     outcomes : dict
-        How each scan ended, by its key, which is filled in.
-    calibrations : mapping
-        By site, for the second part.
+        Outcome of each scan by key; updated in place.
+    calibrations : mapping, optional
+        Calibrations by site, for harmonization.
 
     Yields
     ------
     str
-        A participant whose last scan ended.
+        Label of a participant whose last scan has ended.
     """
     config, by_name = run.config, {scan.wf_name: scan for scan in scans}
     outcomes |= {scan.key: ("failed", STOPPED) for scan in scans}
@@ -192,7 +200,10 @@ def run_part(
 def make_job(
     run: Run, part: str, scan: Scan, facts: dict[str, Any], calibrations: Mapping[str, Chosen]
 ) -> Job:
-    """Collect the arguments of a scan's workflow."""
+    """Return the job of a scan, with the arguments of its workflow.
+
+    The checksums of the inputs are added to ``facts``.
+    """
     config, bundle = run.config, run.bundle
     facts["inputs"] = run.inputs(scan)
     settings: dict[str, Any] = {
@@ -226,20 +237,20 @@ def make_job(
 
 
 def staging_folder(config: RunConfig, scan: Scan) -> Path:
-    """Folder of a scan's outputs until all of them are there."""
+    """Return the folder of a scan's outputs before they are published."""
     return work_folder(config, scan.wf_name) / "outputs"
 
 
 def fail(run: Run, part: str, scan: Scan, facts: dict[str, Any], failure: Failure) -> str:
-    """Put a failed scan's record in the place of all it had, with the figures that got drawn.
+    """Replace a failed scan's outputs by a record of the failure and the figures drawn so far.
 
-    They show why it failed, as a brain mask or a registration that went wrong. What
-    preprocessing left stays where the scan failed after it.
+    The figures often show the cause, such as a wrong brain mask or registration. If harmonization
+    failed, the outputs of preprocessing are kept.
 
     Returns
     -------
     str
-        What the user is told.
+        Message for the user.
     """
     told = f"{failure.cause} {failure.remedy}"
     before = preprocessed(load_record(run.record_of(scan)) or {}) if part == HARMONIZE else {}
@@ -263,17 +274,17 @@ def fail(run: Run, part: str, scan: Scan, facts: dict[str, Any], failure: Failur
 
 
 def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
-    """Keep other runs away from the scans that are to be processed.
+    """Lock the scans to be processed, so that no other run processes them.
 
     Returns
     -------
     list of file object
-        Closing them, or the end of the process, lets others in.
+        Lock files; closing them, or the end of the process, releases the locks.
 
     Raises
     ------
     UsageError
-        When another run is working on one of the scans.
+        If another run is processing one of the scans.
     """
     files = []
     for folder in (config.work_dir, config.output_dir / "logs"):
@@ -288,19 +299,19 @@ def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
 
 
 def report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
-    """Rebuild a participant's tables and report from what is on disk."""
+    """Rewrite a participant's tables and report from the saved records."""
     from bids_harmony.reports.participant import write_participant_report
 
     out = config.output_dir
     read: dict[Path, int] = {}
     try:
-        # A job on another session may end meanwhile, and have reported it.
+        # Repeat if another job has written a record of the participant in the meantime.
         while read != (there := record_times(out, subject)):
             read = there
             write_scans_tables(out, subject)
             write_participant_report(out, subject)
     except Exception as error:
-        # One participant's report must not cost the others theirs.
+        # Continue with the reports of the other participants.
         if concerns_all(error):
             raise
         crash = config.log_dir / f"sub-{subject}_report.txt"
@@ -310,12 +321,12 @@ def report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
 
 
 def subjects_of(scans: Iterable[Scan]) -> list[str]:
-    """List the participants of some scans."""
+    """Return the sorted labels of the participants of some scans."""
     return sorted({scan.entities["subject"] for scan in scans})
 
 
 def print_table(outcomes: Outcomes) -> None:
-    """End the log with every scan's outcome; long runs list only what needs a look."""
+    """Print the outcome of each scan; with more than 50, only of failed and skipped ones."""
     dull = ("completed", "unchanged") if len(outcomes) > 50 else ()
     shown = {name: found for name, found in outcomes.items() if found[0] not in dull}
     width = max(map(len, shown), default=0)

@@ -1,4 +1,4 @@
-"""Nipype's plugin for Slurm, whose jobs end with the run."""
+"""Nipype plugin for Slurm that cancels the remaining jobs when the run ends."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from nipype.pipeline.plugins.slurm import SLURMPlugin
 
 
 class SlurmPlugin(SLURMPlugin):
-    """Nipype's ``SLURM``, which by itself leaves its jobs running when it ends before them.
+    """Nipype's ``SLURM`` plugin, which by itself leaves jobs running if it ends before them.
 
-    Beside nipype's ``plugin_args`` it takes ``poll_seconds`` (5) between two rounds of questions
-    about the jobs, and ``grace_seconds`` (20) that a network file system may take to show the
-    result of a job that ended.
+    In addition to nipype's ``plugin_args``, it accepts ``poll_seconds`` (default 5), the time
+    between two queries of the jobs, and ``grace_seconds`` (default 20), the time a network file
+    system may take to show the result of a finished job.
     """
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
-        """Run the graph; afterwards no job of it is left, however it ended."""
-        os.environ.setdefault("LOGNAME", str(os.getuid()))  # which nipype puts into jobs' names
+        """Run the graph, and cancel jobs that remain however it ends."""
+        os.environ.setdefault("LOGNAME", str(os.getuid()))  # used by nipype in job names
         config["execution"]["poll_sleep_duration"] = str(self.plugin_args.get("poll_seconds", 5))
         config["execution"]["job_finished_timeout"] = self.plugin_args.get("grace_seconds", 20)
         try:
@@ -30,6 +30,6 @@ class SlurmPlugin(SLURMPlugin):
 
     def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> Any:
         if result is not None and isinstance(result["traceback"], str):
-            # Nipype passes text where a node failed in this process, and adds a list to it.
+            # If a node fails in this process, nipype passes a string but then appends a list.
             result = {**result, "traceback": result["traceback"].splitlines(keepends=True)}
         return super()._report_crash(node, result)
