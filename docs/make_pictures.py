@@ -23,7 +23,7 @@ FIGURES = {"mask": "brainmask", "registration": "norm", "harmonized": "harmonize
            "predictions": "predictions"}  # fmt: skip
 #: Largest width in pixels, number of colours, and quantization method: an octree keeps rare
 #: colours, such as those of contours and points.
-WIDTH, COLOURS, METHOD = 700, 64, Image.Quantize.FASTOCTREE
+WIDTH, COLOURS, METHOD = 680, 48, Image.Quantize.FASTOCTREE
 
 
 def make_outputs(work: Path) -> Path:
