@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import pytest
@@ -33,6 +35,10 @@ def refuse(argv: list[str]) -> UsageError:
 
 
 COMMAND = [sys.executable, "-m", "bids_harmony"]
+#: Options of the runs that are compared byte by byte. The quick registration will do.
+OPTIONS = ("--sloppy", "--nprocs", 2)
+#: A locale, and Python's own way out of it, its UTF-8 mode, is closed.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
 
 
 def start(*args: object, **environment: str) -> subprocess.Popen[str]:
@@ -44,13 +50,18 @@ def start(*args: object, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def harmony(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, with some more of an environment."""
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with some more of an environment."""
     return subprocess.run(
-        [*COMMAND, *map(str, args)],
-        capture_output=True, text=True, timeout=1800, check=False,
+        [*map(str, command)],
+        capture_output=True, encoding="utf-8", timeout=1800, check=False,
         env={**os.environ, **environment},
     )  # fmt: skip
+
+
+def harmony(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run bids_harmony in a process of its own."""
+    return run(*COMMAND, *args, **environment)
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -74,3 +85,40 @@ def assert_whole(out: Path) -> None:
     for path in out.rglob("*.json"):
         if "logs" not in path.parts:
             json.loads(path.read_text())
+
+
+def with_startup(folder: Path, code: str) -> dict[str, str]:
+    """Environment in which every Python runs some code before anything else."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def new_dataset(root: Path) -> Path:
+    root.mkdir(parents=True)
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+def place(root: Path, label: str) -> Path:
+    """Where a participant's scan goes."""
+    path = root / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def label_of(row: str) -> str:
+    """A participant's label made of a row's name."""
+    return re.sub(r"[^0-9a-zA-Z]", "", row)
+
+
+def record_of(out: Path, label: str) -> dict[str, Any]:
+    path = out / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def assert_sentences(text: str) -> None:
+    """See that an error is one of cause and one of remedy, without a traceback."""
+    assert "Traceback" not in text
+    assert re.search(r"^bids_harmony: error: .+[.?)]\n  .+", text, re.MULTILINE), text

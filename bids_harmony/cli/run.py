@@ -69,11 +69,7 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
     except HarmonyError as refused:
         error = refused
     except Exception as raised:  # noqa: BLE001
-        unforeseen = HarmonyError(
-            f"Internal error ({type(raised).__name__}: {raised}).",
-            f"Please report it with this:\n{traceback.format_exc()}",
-        )
-        error = machine_error(raised) or unforeseen
+        error = machine_error(raised) or internal_error(raised, f"this:\n{traceback.format_exc()}")
     finally:
         flush()
         for number, handler in before.items():
@@ -81,6 +77,12 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
                 signal.signal(number, handler)
     say(f"{program}: error: {error.cause}\n  {error.remedy}".rstrip(), error=True)
     return error.exit_code
+
+
+def internal_error(raised: Exception, report: str) -> HarmonyError:
+    """Describe an unforeseen exception, and what to report it with."""
+    cause = f"Internal error ({type(raised).__name__}: {raised})."
+    return HarmonyError(cause, f"Please report it with {report}")
 
 
 def run_level(argv: Sequence[str]) -> int:

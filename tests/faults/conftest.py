@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command import OPTIONS, harmony
+from command_line import OPTIONS, harmony
 
 
 @pytest.fixture(scope="session")

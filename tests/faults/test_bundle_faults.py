@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import assert_sentences
+from command_line import assert_sentences
 from random_bundle import write_random_bundle
 from safetensors.torch import load, save
 

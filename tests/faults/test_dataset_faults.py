@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bids_dataset import find, write
-from command import assert_sentences, harmony, new_dataset
+from command_line import assert_sentences, harmony, new_dataset
 
 from bids_harmony.cli.run import main
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ASCII, COMMAND, new_dataset, place, run
+from command_line import ASCII, COMMAND, new_dataset, place, run
 from t1w_images import scan, write
 
 from bids_harmony.files import write_text

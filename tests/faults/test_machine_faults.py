@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import (
+from command_line import (
     ASCII,
     OPTIONS,
     assert_same,

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from command import harmony, label_of, new_dataset, place, record_of
+from command_line import harmony, label_of, new_dataset, place, record_of
 from faulty_scans import ODD, UNUSABLE, odd_scans
 
 from bids_harmony.anat.check import load_t1w

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-from command import harmony, label_of, new_dataset, place, record_of
+from command_line import harmony, label_of, new_dataset, place, record_of
 from wrong_heads import wrong_heads
 
 pytestmark = pytest.mark.slow
