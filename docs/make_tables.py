@@ -26,6 +26,12 @@ WAYS = {
     "harmonized": "harmonized",
     "harmonized_known_ages": "… with known ages",
 }
+#: Kinds of simulated acquisitions, as in the model card.
+KINDS = {
+    "intensity mapping": "intensities alone",
+    "all but blur": "also deep grey matter, bias field, noise and brain mask",
+    "all": "also the resolution (blur)",
+}
 
 
 def main() -> None:
@@ -37,12 +43,12 @@ def main() -> None:
 def fill(text: str, card: dict[str, Any]) -> str:
     """Return the page's text with the numbers of a model card."""
     parts = {"sites": sites(card), "offsets": offsets(card), "folds": folds(card),
-             "simulated": simulated(card)}  # fmt: skip
+             "simulated": simulated(card), "known truth": known_truth(card)}  # fmt: skip
 
     def part(found: re.Match[str]) -> str:
         return f"{found[1]}\n{parts[found[2]]}\n<!-- end -->"
 
-    return re.sub(r"(<!-- figures (\w+) -->).*?<!-- end -->", part, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- figures ([\w ]+) -->).*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
 def sites(card: dict[str, Any]) -> str:
@@ -79,6 +85,31 @@ def folds(card: dict[str, Any]) -> str:
     error = with_ends(found, "mae", 2).replace(" (", " years (")
     return (f"Cross-validated at the reference site: {error}, correlation {found['r']:.3f} "
             f"(n {found['n']}).")  # fmt: skip
+
+
+def known_truth(card: dict[str, Any]) -> str:
+    """Return the table of errors on simulated acquisitions of reference scans."""
+    rows = ["| simulated differences | scans | removed (%) | lowest Dice | ventricle error (%) |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    truth = card["map"]["known_truth"]
+    found = {
+        (method, row["kind"], row["figure"]): row for method in truth for row in truth[method]
+    }
+    for kind, spoken in KINDS.items():
+        for method, name, state in (
+            ("network", "not harmonized", "raw"),
+            ("intensity-mapping", "intensity mapping alone", "harmonized"),
+            ("network", "harmonized", "harmonized"),
+        ):
+            removed = found[method, kind, "removed"]
+            value, low, high = (100 * removed[key] for key in ("value", "low", "high"))
+            first, share = spoken, ""
+            if state != "raw":
+                first, share = "", f"{value:.0f} ({low:.0f} to {high:.0f})"
+            dice = found[method, kind, f"dice_{state}"]["value"]
+            ventricle = 100 * found[method, kind, f"ventricle_{state}"]["value"]
+            rows.append(f"| {first} | {name} | {share} | {dice:.2f} | {ventricle:.0f} |")
+    return "\n".join(rows)
 
 
 def simulated(card: dict[str, Any]) -> str:
