@@ -154,9 +154,9 @@ def test_numbers_of_different_bundles_are_not_taken_for_the_same(
     assert group(bids, out) == 0
     told = capsys.readouterr().out
     assert "1 of 27 scans come from another bundle than b 1" in told
-    assert "the bundle b are held against the reference of another (--bundle default)" in told
+    assert "the bundle b are compared with the reference of another (--bundle default)" in told
     assert group(bids, out, "--bundle", "none") == 0
-    assert "held against" not in capsys.readouterr().out
+    assert "compared with the reference" not in capsys.readouterr().out
 
 
 def test_without_records_there_is_nothing_to_show(

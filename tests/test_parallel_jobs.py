@@ -15,8 +15,8 @@ from bids_dataset import write
 from bids_harmony.bids.outputs import write_dataset_files
 from bids_harmony.bids.records import scan_file
 from bids_harmony.config import RunConfig
-from bids_harmony.run.base import prepare
-from bids_harmony.run.participant import report
+from bids_harmony.run.base import Run
+from bids_harmony.run.participant import write_report
 
 ROOT_FILES = (
     "dataset_description.json", "README.md", "CHANGES", ".bidsignore", "descriptions.tsv",
@@ -89,7 +89,7 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
     codes = {label: job.returncode for label, job in jobs.items()}
     assert codes == {label: int(label in DAMAGED) for label in LABELS}, logs
     # What one job alone writes.
-    write_dataset_files(tmp_path / "alone", bids, tools=prepare(config(out)).tools)
+    write_dataset_files(tmp_path / "alone", bids, tools=Run(config(out)).tools)
     assert watcher.reads > 100
     for name in ROOT_FILES:
         content = (out / name).read_bytes()
@@ -131,11 +131,11 @@ def test_a_report_misses_no_session_that_another_job_ends_meanwhile(
         calls.append(path)
         if len(calls) == 1:
             write_failed_record(out, "b")
-            report(config(out), "01", {})
+            write_report(config(out), "01", {})
         whole(path, text)
 
     monkeypatch.setattr(reports, "write_text", late)
-    report(config(out), "01", {})
+    write_report(config(out), "01", {})
     page = (out / "sub-01.html").read_text()
     assert "ses-a" in page
     assert "ses-b" in page

@@ -24,7 +24,8 @@ from bids_harmony.cli.dryrun import COMPLETED, render
 from bids_harmony.cli.run import main, set_environment
 from bids_harmony.config import RunConfig
 from bids_harmony.files import sha256_of, write_json, write_text
-from bids_harmony.run.base import NOTHING, prepare
+from bids_harmony.run.base import Run
+from bids_harmony.run.resume import NOTHING, survey
 
 
 def image(path: Path, value: int = 1) -> Path:
@@ -67,7 +68,7 @@ def age(folder: Path) -> None:
 
 def complete(config: RunConfig) -> None:
     """Leave what a run leaves that completed every scan."""
-    run = prepare(config)
+    run = Run(config)
     write_dataset_files(config.output_dir, config.bids_dir)
     for scan in find_scans(config).scans:
         record = run.record_of(scan)
@@ -83,7 +84,7 @@ def complete(config: RunConfig) -> None:
 def completed(config: RunConfig) -> list[str]:
     """Scans that the dry run says would be left as they are, which the run agrees to."""
     scans = find_scans(config)
-    states = prepare(config).survey(scans.scans)
+    states = survey(Run(config), scans.scans)
     found = [key for key, state in states.items() if state == NOTHING]
     plan = render(scans, config).splitlines()
     assert found == [line.split()[0] for line in plan if COMPLETED in line]
@@ -157,7 +158,7 @@ def test_whatever_could_change_a_result_makes_it_be_computed_again(
     config: RunConfig, change: str
 ) -> None:
     complete(config)
-    run = prepare(config)
+    run = Run(config)
     for scan in find_scans(config).scans:
         run.inputs(scan)
     run.digests.save()
@@ -176,8 +177,8 @@ def test_hashing_is_paid_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(outputs, "sha256_of", counted)
     monkeypatch.setattr(outputs, "RECENT", -1)
     for _ in range(3):
-        run = prepare(config)
-        assert set(run.survey(find_scans(config).scans).values()) == {NOTHING}
+        run = Run(config)
+        assert set(survey(run, find_scans(config).scans).values()) == {NOTHING}
         run.digests.save()
     scans = sorted(name for name in read if name.startswith("sub-"))
     assert scans == ["sub-01_T1w.nii", "sub-01_desc-brain_mask.nii", "sub-02_T1w.nii"]

@@ -43,11 +43,13 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     """
     run, states, plan, calibration = None, {}, [], []
     if config.level == "participant":
-        from bids_harmony.run.base import prepare
+        from bids_harmony.run.base import Run
+        from bids_harmony.run.calibrate import site_notes
+        from bids_harmony.run.resume import survey
 
-        run = prepare(config)
-        states, plan = run.survey(inventory.scans), _plan(config, run)
-        calibration = [[note] for note in run.site_notes(inventory.scans)]
+        run = Run(config)
+        states, plan = survey(run, inventory.scans), _plan(config, run)
+        calibration = [[note] for note in site_notes(run, inventory.scans)]
     rows = [_row(scan, config, states.get(scan.key)) for scan in inventory.scans]
     parts: dict[str, list[list[str]]] = {
         "Folders:": [["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]],
@@ -97,7 +99,7 @@ def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     """Return the table row of a scan; ``state`` is its entry in :meth:`Run.survey`, if any."""
     from bids_harmony.bids.outputs import report_is_new
     from bids_harmony.bids.records import load_record, scan_file
-    from bids_harmony.run.base import NOTES, NOTHING
+    from bids_harmony.run.resume import NOTES, NOTHING
 
     out, notes, mask = config.output_dir, list(scan.warnings), "made"
     if why := pointer(scan.path):

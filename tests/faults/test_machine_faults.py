@@ -202,7 +202,7 @@ def test_signals_end_a_run_at_once_and_the_next_one_goes_on(
     for folder in (work, tmp_path / "other"):
         second = harmony(heads, out, "participant", "-w", folder, *OPTIONS)
         assert second.returncode == 2
-        assert "Another run is working on" in second.stderr
+        assert "Another run is processing" in second.stderr
         assert_sentences(second.stderr)
     assert run.poll() is None
     run.terminate()
