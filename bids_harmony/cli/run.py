@@ -66,10 +66,8 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
         remedy = "The same command continues where it stopped." if program == PROGRAM else ""
         error = HarmonyError("Interrupted.", remedy)
         error.exit_code = EXIT_INTERRUPTED
-    except HarmonyError as refused:
-        error = refused
     except Exception as raised:  # noqa: BLE001
-        error = machine_error(raised) or internal_error(raised, f"this:\n{traceback.format_exc()}")
+        error = as_harmony_error(raised, f"this:\n{traceback.format_exc()}")
     finally:
         flush()
         for number, handler in before.items():
@@ -79,17 +77,19 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
     return error.exit_code
 
 
-def internal_error(raised: Exception, report: str) -> HarmonyError:
-    """Describe an unforeseen exception, and what to report it with."""
+def as_harmony_error(raised: Exception, report: str) -> HarmonyError:
+    """Return the error to show for any exception, and what to report an unforeseen one with."""
+    if isinstance(raised, HarmonyError):
+        return raised
     cause = f"Internal error ({type(raised).__name__}: {raised})."
-    return HarmonyError(cause, f"Please report it with {report}")
+    return machine_error(raised) or HarmonyError(cause, f"Please report it with {report}")
 
 
 def run_level(argv: Sequence[str]) -> int:
     """Run the level given in the arguments, and return its exit code."""
     config = parse_args(argv)
     set_environment(config)
-    if config.dry_run and config.level not in ("group", "calibrate"):
+    if config.dry_run:
         from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
 
@@ -98,18 +98,15 @@ def run_level(argv: Sequence[str]) -> int:
     module, function = LEVELS[config.level]
     try:
         code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
-    except Exception as error:
-        if isinstance(error, HarmonyError) or machine_error(error) or config.dry_run:
-            raise
-        path = config.log_dir / "crash.txt"
-        with suppress(OSError):
-            write_text(path, traceback.format_exc())
-            raise HarmonyError(
-                f"Internal error ({type(error).__name__}: {error}).",
-                f"Please report it with {path}.",
-            ) from error
+        return code
+    except Exception as raised:
+        crash = config.log_dir / "crash.txt"
+        error = as_harmony_error(raised, f"{crash}.")
+        if str(crash) in error.remedy:
+            with suppress(OSError):
+                write_text(crash, traceback.format_exc())
+                raise error from raised
         raise
-    return code
 
 
 def interrupt_once(*_: object) -> None:
@@ -137,10 +134,8 @@ def set_environment(config: RunConfig) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
-    if sys.warnoptions:
-        sys.warnoptions.clear()  # otherwise inherited by subprocesses
-        warnings.resetwarnings()
-        warnings.simplefilter("ignore")
+    sys.warnoptions.clear()  # otherwise inherited by subprocesses
+    warnings.simplefilter("ignore")
     # niworkflows asks TemplateFlow for the existing spaces. A local skeleton with the only space
     # in use needs no network access and no writable home, and is read five times as fast.
     skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"

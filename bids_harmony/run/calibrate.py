@@ -58,10 +58,6 @@ def run_calibrate(config: RunConfig) -> int:
     if not sites:
         say(f"No preprocessed scan in {out}: run the participant level first.")
         return EXIT_NO_INPUT
-    if config.dry_run:
-        n_scans = counted(sum(map(len, sites.values())), "scan")
-        say(f"{counted(len(sites), 'site')} would be calibrated, from {n_scans}.")
-        return EXIT_OK
     calibrate_sites(run, sites, "calibrate")
     say(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
     return EXIT_OK

@@ -12,12 +12,18 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nipype.pipeline import engine as pe
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins.slurm import SLURMPlugin
+from nipype.utils.profiler import get_system_total_memory_gb
 
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
 from bids_harmony.files import TextError, read_text
@@ -99,7 +105,8 @@ def run_jobs(
             yield from ((job, read_failure(crash_folder(config, job), job.name)) for job in batch)
         return
     most = min(config.nprocs, n_jobs, GPU_PROCESSES if on_gpu else n_jobs)
-    at_once = max(1, min(most, int(memory_gb(config) / SCAN_GB)))
+    memory_gb = config.mem_gb or 0.9 * get_system_total_memory_gb()
+    at_once = max(1, min(most, int(memory_gb / SCAN_GB)))
     threads = max(1, min(config.omp_nthreads, config.nprocs // at_once))
     config = replace(config, omp_nthreads=threads)
     calls = (([job], config) for job in jobs)
@@ -111,13 +118,6 @@ def run_jobs(
                 raise error
             failure = Failure(getattr(error, "cause", repr(error)), getattr(error, "remedy", ""))
         yield job, failure
-
-
-def memory_gb(config: RunConfig) -> float:
-    """Return the memory limit in GB: ``--mem``, or 90 % of the installed memory."""
-    if config.mem_gb is not None:
-        return config.mem_gb
-    return 0.9e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def work_folder(config: RunConfig, job_name: str = "") -> Path:
@@ -132,8 +132,6 @@ def crash_folder(config: RunConfig, job: Job) -> Path:
 
 def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear") -> None:
     """Run workflows to the end in this process; each failed node leaves a crash file."""
-    from nipype.pipeline import engine as pe
-
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
@@ -155,8 +153,8 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         scan_wf.base_dir = str(work_folder(config))
         shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
         for name in scan_wf.list_node_names():
-            folder = str(crash_folder(config, job))
-            scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
+            crash_dir = {"crashdump_dir": str(crash_folder(config, job))}
+            scan_wf.get_node(name).config = {"execution": crash_dir}
         workflow.add_nodes([scan_wf])
     try:
         workflow.run(plugin=plugin)
@@ -185,6 +183,32 @@ def start_log(config: RunConfig) -> None:
         logger.setLevel(min(logging.INFO, config.log_level))
 
 
+class SlurmPlugin(SLURMPlugin):
+    """Nipype's ``SLURM`` plugin, which by itself leaves jobs running if it ends before them.
+
+    In addition to nipype's ``plugin_args``, it accepts ``poll_seconds`` (default 5), the time
+    between two queries of the jobs, and ``grace_seconds`` (default 20), the time a network file
+    system may take to show the result of a finished job.
+    """
+
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run the graph, and cancel jobs that remain however it ends."""
+        os.environ.setdefault("LOGNAME", str(os.getuid()))  # used by nipype in job names
+        config["execution"]["poll_sleep_duration"] = str(self.plugin_args.get("poll_seconds", 5))
+        config["execution"]["job_finished_timeout"] = self.plugin_args.get("grace_seconds", 20)
+        try:
+            super().run(graph, config, updatehash)
+        finally:
+            if self._pending:
+                subprocess.run(["scancel", *map(str, self._pending)], check=False)  # noqa: S603, S607
+
+    def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> Any:
+        if result is not None and isinstance(result["traceback"], str):
+            # If a node fails in this process, nipype passes a string but then appends a list.
+            result = {**result, "traceback": result["traceback"].splitlines(keepends=True)}
+        return super()._report_crash(node, result)
+
+
 def load_plugin(path: Path) -> Any:
     """Return the nipype plugin configured in the file of ``--use-plugin``.
 
@@ -197,32 +221,25 @@ def load_plugin(path: Path) -> Any:
         If the plugin is Slurm and ``sbatch`` is not on PATH.
     """
     import yaml
-    from nipype.pipeline import plugins
 
     try:
         values = yaml.safe_load(read_text(path)[0])
-        name, args = values["plugin"], values.get("plugin_args") or {}
-        known, args = getattr(plugins, f"{name}Plugin"), {**args}
+        name, args = values["plugin"], {**(values.get("plugin_args") or {})}
+        if name.endswith("Graph"):
+            raise TypeError(f"{name} does not report failed jobs")
+        plugin = SlurmPlugin if name == "SLURM" else getattr(plugins, f"{name}Plugin")
     except (TextError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"The plugin file {path} cannot be used ({error}).",
-            "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`.",
+            "It must contain a plugin of nipype, such as `plugin: SLURM`, and a mapping "
+            "`plugin_args:`.",
         ) from error
-    if name.endswith("Graph"):
-        raise UsageError(
-            f"The plugin {name} of {path} submits jobs and does not see how they end.",
-            f"Use {name.removesuffix('Graph')}.",
+    if name == "SLURM" and shutil.which("sbatch") is None:
+        raise MissingProgramError(
+            f"The plugin SLURM of {path} needs sbatch, which is not on PATH.",
+            "Run the command where jobs can be submitted, outside the container.",
         )
-    if name == "SLURM":
-        if shutil.which("sbatch") is None:
-            raise MissingProgramError(
-                f"{path} asks for Slurm, and sbatch is not on PATH.",
-                "Run the command where jobs can be submitted, outside the container.",
-            )
-        from bids_harmony.run.slurm import SlurmPlugin
-
-        known = SlurmPlugin
-    return known(plugin_args=args)
+    return plugin(plugin_args=args)
 
 
 def read_failure(folder: Path, scan: str) -> Failure | None:
@@ -247,7 +264,7 @@ def read_failure(folder: Path, scan: str) -> Failure | None:
         cause, remedy = failure_text(text)
         if not remedy:
             cause = f"The step {step} failed: {cause}"
-            remedy = f"The traceback and all that was said are in {crash}."
+            remedy = f"See the traceback in {crash}."
         found = found or Failure(cause, remedy, crash)
     return found
 

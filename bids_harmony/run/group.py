@@ -74,10 +74,6 @@ def run_group(config: RunConfig) -> int:
         say(f"No scan has a record in {out}: run the participant level first.")
         return EXIT_NO_INPUT
     ratings, problems = read_ratings(rating_files(config))
-    if config.dry_run:
-        n_ratings = counted(len(ratings), "rating")
-        say(f"{counted(len(paths), 'scan')} would be read, with {n_ratings}, for {out}/group_*.")
-        return EXIT_OK
     say(f"Reading the records of {counted(len(paths), 'scan')}.")
     group = build_group(config, paths, ratings, problems)
     for note in group.notes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import shutil
 import tempfile
 import traceback
@@ -21,7 +23,7 @@ from bids_harmony.bids.outputs import (
 from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
 from bids_harmony.console import say
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, UsageError, concerns_all
-from bids_harmony.files import claim, write_json, write_text
+from bids_harmony.files import write_json, write_text
 from bids_harmony.run.base import Run
 from bids_harmony.run.calibrate import calibrate_sites, own_sites, site_notes
 from bids_harmony.run.engine import Failure, Job, run_jobs, work_folder
@@ -230,15 +232,23 @@ def lock_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
     UsageError
         If another run is processing one of the scans.
     """
-    files = []
+    files: list[IO[bytes]] = []
     for folder in (config.work_dir, config.output_dir / "logs"):
-        file, taken = claim(folder / ".bids_harmony.lock", (scan.key for scan in scans))
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".bids_harmony.lock").open("ab")
         files.append(file)
-        if taken is not None:
-            raise UsageError(
-                f"Another run is processing {taken} in {folder}.",
-                "Wait until it ends, or use another output folder and another --work-dir.",
-            )
+        for scan in scans:
+            # Each scan locks one byte of a single file, so that ten thousand locks are cheap.
+            byte = int.from_bytes(hashlib.sha256(scan.key.encode()).digest()[:4])
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError) as error:
+                raise UsageError(
+                    f"Another run is processing {scan.key} in {folder}.",
+                    "Wait until it ends, or use another output folder and another --work-dir.",
+                ) from error
+            except OSError:  # the file system has no locks
+                break
     return files
 
 
