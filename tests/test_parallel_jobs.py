@@ -29,20 +29,15 @@ LABELS = [f"{n:02}" for n in range(1, 9)]
 DAMAGED = LABELS[1::2]
 
 
-@pytest.fixture(scope="module")
-def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bids(heads: Path, tmp_path: Path) -> Path:
     """Eight participants with one small simulated head, half of whose files are damaged."""
-    from bids_harmony.simulation.dataset import simulate_dataset
-
-    root = tmp_path_factory.mktemp("parallel")
-    simulate_dataset(root / "sim", n_sites=2, n_subjects=1, seed=5, resolution=2.0)
-    head = (root / "sim/sub-01/anat/sub-01_T1w.nii.gz").read_bytes()
-    write(root / "bids", "dataset_description.json", '{"Name": "d", "BIDSVersion": "1.10.0"}')
+    head = (heads / "sub-01/anat/sub-01_T1w.nii.gz").read_bytes()
+    write(tmp_path / "bids", "dataset_description.json", '{"Name": "d", "BIDSVersion": "1.10.0"}')
     for label in LABELS:
-        whole = label not in DAMAGED
         name = f"sub-{label}/anat/sub-{label}_T1w.nii.gz"
-        write(root / "bids", name, head if whole else head[: len(head) // 2])
-    return root / "bids"
+        write(tmp_path / "bids", name, head[: len(head) // 2] if label in DAMAGED else head)
+    return tmp_path / "bids"
 
 
 class Watcher(threading.Thread):

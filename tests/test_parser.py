@@ -42,7 +42,6 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--participant_label sub-bus01", "participant_label", ("bus01",)),
         ("--participant-label 1 --participant-label 2,3", "participant_label", ("1", "2", "3")),
         ("--session-label ses-a b", "session_label", ("a", "b")),
-        ("--nprocs 3", "nprocs", 3),
         ("--nthreads 3", "nprocs", 3),
         ("--n_cpus 3", "nprocs", 3),
         ("--omp_nthreads=2 --nprocs 4", "omp_nthreads", 2),
@@ -50,30 +49,18 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--nprocs 20", "omp_nthreads", 8),
         ("--nprocs 1", "omp_nthreads", 1),
         ("--mem 8", "mem_gb", 8.0),
-        ("--mem 8GB", "mem_gb", 8.0),
         ("--mem 7.5G", "mem_gb", 7.5),
         ("--mem 8000MB", "mem_gb", 8.0),
-        ("--stop-on-first-crash", "stop_on_first_crash", True),
-        ("--reports-only", "reports_only", True),
         ("--notrack --skip_bids_validation", "sloppy", False),
         ("--testing", "sloppy", True),
         ("--random_seed=7", "random_seed", 7),
-        ("--dry-run", "dry_run", True),
-        ("--clean-workdir", "clean_workdir", True),
-        ("--device cuda", "device", "cuda"),
-        ("--skull_strip skip", "skull_strip", "skip"),
-        ("--registration flirt", "registration", "flirt"),
         ("--bundle none", "bundle", "none"),
         ("--fit-filter x=='a_b'", "fit_filter", "x=='a_b'"),
-        ("--site-column x", "site_column", "x"),
         ("--age_column x", "age_column", "x"),
-        ("--sex-column x", "sex_column", "x"),
-        ("--diagnosis-column x_y", "diagnosis_column", "x_y"),
         ("--output-spaces T1w", "output_spaces", ("template", "T1w")),
         ("--output-spaces MNI152NLin2009aSym:res-2 anat", "output_spaces", ("template", "T1w")),
         ("--output_spaces template", "output_spaces", ("template",)),
         ("-v", "log_level", 20),
-        ("-vv", "log_level", 15),
         ("-vvvvv", "log_level", 10),
         ("", "log_level", 25),
     ],
@@ -91,11 +78,14 @@ def test_paths_become_absolute(paths: list[str]) -> None:
     assert parse(paths, "--bundle", "folder").bundle == str(Path.cwd() / "folder")
 
 
-def test_derivatives(paths: list[str], tmp_path: Path) -> None:
+def test_derivatives_are_of_one_pipeline_each(paths: list[str], tmp_path: Path) -> None:
     for name in ("fmriprep", "a=b"):
         (tmp_path / name / "sub-01").mkdir(parents=True)
     config = parse(paths, "-d", f"{tmp_path}/a=b", "--derivatives", "../fmriprep")
     assert config.derivatives == (tmp_path / "a=b", tmp_path / "fmriprep")
+    error = refuse([*paths, "participant", "-d", str(tmp_path)])
+    assert f"{tmp_path} contains no sub-* folder" in error.cause
+    assert f"{tmp_path}/fmriprep" in error.remedy
 
 
 def test_filter_file(paths: list[str], tmp_path: Path) -> None:
@@ -170,7 +160,6 @@ def test_options_that_a_level_ignores_are_named(
         ("extra", "Unrecognized arguments: extra", "--help"),
         ("--participant-label", "--participant-label: expected at least one", "--help"),
         ("--template absent.nii", "--template does not exist", "path"),
-        ("--template .", "--template is not a file", "file"),
         ("--bids-filter-file absent", "cannot be read", "path"),
         ("-d absent", "--derivatives does not exist", "path"),
     ],
@@ -242,12 +231,10 @@ def test_dataset_must_be_a_folder(paths: list[str], tmp_path: Path, monkeypatch)
 @pytest.mark.parametrize(
     ("out", "work", "cause"),
     [
-        ("in", "w", "in the raw dataset"),
         ("in/out", "w", "in the raw dataset"),
         ("in/derivatives", "w", "in the raw dataset"),
         ("link", "w", "in the raw dataset"),
         ("out", "in/work", "inside the dataset"),
-        ("out", "in", "inside the dataset"),
         ("out", "out", "contains the output folder"),
         ("out", ".", "contains the output folder"),
     ],
@@ -273,7 +260,6 @@ def test_places_that_are_fine(paths: list[str], tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("description", "cause"),
     [
-        ({"Name": "x", "BIDSVersion": "1.8.0"}, "a raw dataset"),
         ({"DatasetType": "raw"}, "a raw dataset"),
         ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "fMRIPrep"),
         ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "bids_harmony"}]}, None),
@@ -309,13 +295,6 @@ def test_places_must_be_writable(paths: list[str], tmp_path: Path, monkeypatch) 
         error = refuse(argv)
         assert f"no permission for {locked}" in error.cause
         assert "permissions" in error.remedy
-
-
-def test_derivatives_must_be_one_pipeline(paths: list[str], tmp_path: Path) -> None:
-    (tmp_path / "in/derivatives/fmriprep/sub-01").mkdir(parents=True)
-    error = refuse([*paths, "participant", "-d", f"{tmp_path}/in/derivatives"])
-    assert "contains no sub-* folder" in error.cause
-    assert f"{tmp_path}/in/derivatives/fmriprep" in error.remedy
 
 
 def test_an_output_folder_that_ends_with_the_container_is_warned_of(

@@ -90,9 +90,6 @@ def run_jobs(
     With ``--use-plugin``, a nipype plugin runs them in batches of :data:`BATCH`. Otherwise each
     runs in its own process.
 
-    The number of processes is limited by ``--nprocs``, by memory (:data:`SCAN_GB` per process)
-    and, on a GPU, by :data:`GPU_PROCESSES`.
-
     Raises
     ------
     OSError
@@ -104,13 +101,9 @@ def run_jobs(
             run_workflows(batch, config, load_plugin(config.use_plugin))
             yield from ((job, read_failure(crash_folder(config, job), job.name)) for job in batch)
         return
-    most = min(config.nprocs, n_jobs, GPU_PROCESSES if on_gpu else n_jobs)
-    memory_gb = config.mem_gb or 0.9 * get_system_total_memory_gb()
-    at_once = max(1, min(most, int(memory_gb / SCAN_GB)))
-    threads = max(1, min(config.omp_nthreads, config.nprocs // at_once))
-    config = replace(config, omp_nthreads=threads)
-    calls = (([job], config) for job in jobs)
-    for ended in in_processes(run_workflows, calls, at_once, preload=PRELOAD):
+    nprocs, threads = resources(config, n_jobs, on_gpu=on_gpu)
+    calls = (([job], replace(config, omp_nthreads=threads)) for job in jobs)
+    for ended in in_processes(run_workflows, calls, nprocs, preload=PRELOAD):
         ((job,), _), error = ended.call, ended.error
         failure = read_failure(crash_folder(config, job), job.name)
         if failure is None and error is not None:
@@ -118,6 +111,18 @@ def run_jobs(
                 raise error
             failure = Failure(getattr(error, "cause", repr(error)), getattr(error, "remedy", ""))
         yield job, failure
+
+
+def resources(config: RunConfig, n_jobs: int, *, on_gpu: bool) -> tuple[int, int]:
+    """Return the number of processes, and of threads of each.
+
+    Processes are limited by ``--nprocs``, by memory (:data:`SCAN_GB` per process) and, on a GPU,
+    by :data:`GPU_PROCESSES`.
+    """
+    memory_gb = config.mem_gb or 0.9 * get_system_total_memory_gb()
+    limits = (config.nprocs, n_jobs, int(memory_gb / SCAN_GB), *[GPU_PROCESSES] * on_gpu)
+    nprocs = max(1, min(limits))
+    return nprocs, max(1, min(config.omp_nthreads, config.nprocs // nprocs))
 
 
 def work_folder(config: RunConfig, job_name: str = "") -> Path:
