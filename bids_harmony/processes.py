@@ -11,10 +11,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
+from bids_harmony.console import LogSettings, log_settings, set_up_logging
 from bids_harmony.errors import HarmonyError
 
 KILLED = "A process was killed, most likely because memory ran out."
@@ -45,6 +47,7 @@ def in_processes(
     nprocs: int,
     *,
     preload: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Iterator[Ended]:
     """Run several calls of a function in parallel, each in its own process.
 
@@ -62,6 +65,8 @@ def in_processes(
     preload : sequence of str
         Modules to import once in the fork server. Ignored if the processes are spawned, as with a
         temporary folder longer than :data:`LONGEST_TMPDIR`.
+    names : sequence of str
+        Names of the calls, shown before their log messages.
 
     Yields
     ------
@@ -79,8 +84,9 @@ def in_processes(
             while len(running) < nprocs and (following := next(waiting, None)):
                 number, call = following
                 ours, theirs = context.Pipe(duplex=False)
+                logs = replace(log_settings(), prefix=f"[{names[number]}] " if names else "")
                 process = context.Process(
-                    target=_answer, args=(theirs, dict(os.environ), function, call)
+                    target=_answer, args=(theirs, dict(os.environ), logs, function, call)
                 )
                 process.start()
                 theirs.close()
@@ -107,7 +113,10 @@ def in_processes(
 
 
 def side_by_side(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], nprocs: int
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    nprocs: int,
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
     """Run several calls in parallel as :func:`in_processes` does, and raise their first error.
 
@@ -118,15 +127,10 @@ def side_by_side(
     result
         Its return value.
     """
-    for ended in in_processes(function, calls, nprocs):
+    for ended in in_processes(function, calls, nprocs, names=names):
         if ended.error is not None:
             raise ended.error
         yield ended.number, ended.result
-
-
-def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
-    """Print a line with a prefix that identifies the process."""
-    say(prefix + line)
 
 
 def end_with_parent() -> None:
@@ -146,6 +150,7 @@ def end_with_parent() -> None:
 def _answer(
     answer: Connection,
     environment: dict[str, str],
+    logs: LogSettings,
     function: Callable[..., Any],
     call: tuple[Any, ...],
 ) -> None:
@@ -157,6 +162,7 @@ def _answer(
     os.environ.clear()
     os.environ.update(environment)
     try:
+        set_up_logging(logs)
         answer.send((function(*call), None))
     except KeyboardInterrupt:  # terminated on request; its progress is saved
         return

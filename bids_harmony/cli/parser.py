@@ -7,6 +7,7 @@ work here. No heavy module is imported, so ``--help`` and usage errors are shown
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -29,9 +30,10 @@ from bids_harmony.config import (
     TrainOptions,
     available_cpus,
 )
-from bids_harmony.console import say
 from bids_harmony.errors import UsageError
 from bids_harmony.files import plain_number
+
+LOGGER = logging.getLogger(__name__)
 
 PROGRAM = "bids_harmony"
 USAGE = f"{PROGRAM} BIDS_DIR OUTPUT_DIR {{{','.join(LEVELS)}}} [options]"
@@ -104,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stop-on-first-crash", action="store_true",
         help="level participant: stop at the first scan that fails (default: the others are "
         "finished)")
-    add("--verbose", "-v", action="count", help="say more: -v, -vv, -vvv")
+    add("--verbose", "-v", action="count", help="log more of each step: -v, -vv, -vvv")
     add("--notrack", "--skip-bids-validation", action="store_true",
         help="accepted for scripts that pass it, and without effect: nothing is sent anywhere, "
         "and no validator is run")
@@ -273,7 +275,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     if idle:
         warnings.append(f"the {config.level} level takes no {', '.join(sorted(idle))}.")
     for warning in warnings:
-        say(f"{PROGRAM}: warning: {warning}", error=True)
+        LOGGER.warning(warning)
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import PROGRAM, parse_args
-from bids_harmony.console import flush, prepare_streams, say
+from bids_harmony.console import flush, prepare_streams, set_up_logging, stop_logging
 from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
 from bids_harmony.files import write_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
+LOGGER = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130
 #: Module and function of each level; only the module in use is imported.
 LEVELS = {
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(program: str, function: Callable[[], int]) -> int:
     """Call a program's main function, print any error, and return the exit code."""
     prepare_streams()
+    set_up_logging(program=program)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # Shut down as cleanly on SIGTERM, sent when a cluster job is cancelled, as on Ctrl-C.
     for number in SIGNALS:
@@ -66,16 +69,23 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
         remedy = "The same command continues where it stopped." if program == PROGRAM else ""
         error = HarmonyError("Interrupted.", remedy)
         error.exit_code = EXIT_INTERRUPTED
+        return _log_error(error)
     except HarmonyError as refused:
-        error = refused
+        return _log_error(refused)
     except Exception as raised:  # noqa: BLE001
-        error = machine_error(raised) or internal_error(raised, f"this:\n{traceback.format_exc()}")
+        report = f"this:\n{traceback.format_exc()}"
+        return _log_error(machine_error(raised) or internal_error(raised, report))
     finally:
         flush()
+        stop_logging()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
-    say(f"{program}: error: {error.cause}\n  {error.remedy}".rstrip(), error=True)
+
+
+def _log_error(error: HarmonyError) -> int:
+    """Log an error that ends the program, and return its exit code."""
+    LOGGER.error(f"{error.cause}\n  {error.remedy}".rstrip())
     return error.exit_code
 
 
@@ -89,11 +99,12 @@ def run_level(argv: Sequence[str]) -> int:
     """Run the level given in the arguments, and return its exit code."""
     config = parse_args(argv)
     set_environment(config)
+    set_up_logging(level=config.log_level if config.verbose else logging.CRITICAL)
     if config.dry_run and config.level not in ("group", "calibrate"):
         from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
 
-        say(render(find_scans(config), config))
+        LOGGER.info(render(find_scans(config), config))
         return EXIT_OK
     module, function = LEVELS[config.level]
     try:

@@ -5,6 +5,7 @@ Sites are calibrated from the records of their preprocessed scans.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.outputs import BIDSIGNORE
 from bids_harmony.bids.records import find_records, load_record
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
     from bids_harmony.models.bundle import Bundle
     from bids_harmony.sites.code import SiteCode
+
+LOGGER = logging.getLogger(__name__)
 
 #: Folder of calibrations in the output folder.
 FOLDER = "calibration"
@@ -91,25 +93,25 @@ def run_calibrate(config: RunConfig) -> int:
     out = config.output_dir
     sites, unusable = collect_sites(find_records(out), config, bundle, space)
     if unusable:
-        say(
-            f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
+        LOGGER.warning(
+            f"{counted(len(unusable), 'scan')} not used, as preprocessed by another "
             f"version, or for another bundle or template: {named(unusable)}. Run the participant "
             "level on them again."
         )
     if not sites:
-        say(f"No preprocessed scan in {out}: run the participant level first.")
+        LOGGER.info(f"No preprocessed scan in {out}: run the participant level first.")
         return EXIT_NO_INPUT
     if config.dry_run:
         n_scans = counted(sum(map(len, sites.values())), "scan")
-        say(f"{counted(len(sites), 'site')} would be calibrated, from {n_scans}.")
+        LOGGER.info(f"{counted(len(sites), 'site')} would be calibrated, from {n_scans}.")
         return EXIT_OK
     for warning in confounded([scan for scans in sites.values() for scan in scans]):
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     found = calibrate_sites(sites, config, bundle, space)
     save(out, found.values(), bundle)
     for calibration in found.values():
-        say(summary(calibration, bundle))
-    say(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
+        LOGGER.info(summary(calibration, bundle))
+    LOGGER.info(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
     return EXIT_OK
 
 

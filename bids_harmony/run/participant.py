@@ -5,6 +5,7 @@ A scan that fails does not affect the others.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import traceback
@@ -22,7 +23,7 @@ from bids_harmony.bids.outputs import (
     write_scans_tables,
 )
 from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
-from bids_harmony.console import say
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, UsageError, concerns_all
 from bids_harmony.files import claim, write_json, write_text
 from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, Run, prepare
@@ -32,6 +33,8 @@ from bids_harmony.sites.calibration import confounded
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 #: Outcome of each scan or report (completed, unchanged, failed or skipped), and its reason.
 Outcomes = dict[str, tuple[str, str]]
@@ -54,20 +57,21 @@ def run_participant(config: RunConfig) -> int:
     inventory = find_scans(config)
     scans, out = inventory.scans, config.output_dir
     for warning in inventory.warnings:
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     run = prepare(config)
     run.check_programs()
     for note in run.site_notes(scans):
-        say(note)
+        LOGGER.info(note)
     targets = () if run.bundle is None else run.bundle.targets
     write_dataset_files(out, config.bids_dir, targets, tools=run.tools)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
+    set_up_logging(file=config.log_file)
 
     states = run.survey(scans)
     run.digests.save()
     todo = [s for s in scans if states[s.key] != NOTHING and not config.reports_only]
     counts = Counter(states[scan.key] for scan in todo)
-    say(
+    LOGGER.info(
         f"{inventory.size}: {counts[PREPROCESS]} to process, "
         + (f"{counts[HARMONIZE]} to harmonize only, " if counts[HARMONIZE] else "")
         + f"{len(scans) - len(todo)} completed before, {len(inventory.skipped)} skipped."
@@ -84,7 +88,7 @@ def run_participant(config: RunConfig) -> int:
     print_table(outcomes | {s.what: ("skipped", s.why) for s in inventory.skipped})
     for file in claims:
         file.close()
-    say(f"Reports: {out}/sub-*.html")
+    LOGGER.info(f"Reports: {out}/sub-*.html")
     failed = any(status == "failed" for status, _ in outcomes.values())
     return EXIT_SCAN_FAILED if failed else EXIT_OK
 
@@ -132,11 +136,11 @@ def process(
     if not second:
         return
     for warning in confounded([s for group in run.own_sites(ready).values() for s in group]):
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     used = {scan.site for scan in second}
     calibrations = run.calibrate(ready, used)
     for site in sorted(used):
-        say(summary(calibrations[site].calibration, run.bundle))
+        LOGGER.info(summary(calibrations[site].calibration, run.bundle))
     for scan in second:
         known, chosen = facts[scan.key], calibrations[scan.site]
         known |= run.harmonization(chosen.identity(run.config.output_dir, run.bundle))
@@ -188,7 +192,7 @@ def run_part(
             outcomes[scan.key] = ("failed", told)
         elif config.clean_workdir:
             shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
-        say(f"[{n}/{len(scans)}] {scan.key}: {'failed' if failure else word}")
+        LOGGER.info(f"[{n}/{len(scans)}] {scan.key}: {'failed' if failure else word}")
         left[scan.entities["subject"]] -= 1
         if not left[scan.entities["subject"]]:
             yield scan.entities["subject"]
@@ -331,7 +335,7 @@ def print_table(outcomes: Outcomes) -> None:
     shown = {name: found for name, found in outcomes.items() if found[0] not in dull}
     width = max(map(len, shown), default=0)
     for name, (status, why) in shown.items():
-        say(f"  {name:<{width}}  {status:<9} {why}".rstrip())
+        LOGGER.info(f"  {name:<{width}}  {status:<9} {why}".rstrip())
     counts = Counter(status for status, _ in outcomes.values())
     words = ("completed", "unchanged", "skipped", "failed")
-    say("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")
+    LOGGER.info("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")
