@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bids_harmony.console import LogSettings, log_settings, set_up_logging
 from bids_harmony.errors import HarmonyError
 
 KILLED = "A process was killed, most likely because memory ran out."
@@ -43,6 +45,7 @@ def in_processes(
     nprocs: int,
     *,
     preload: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Iterator[Ended]:
     """Run several calls of a function in parallel, each in its own process.
 
@@ -61,6 +64,8 @@ def in_processes(
     preload : sequence of str
         Modules to import once in the fork server. Ignored if the processes are spawned, as with a
         temporary folder longer than :data:`LONGEST_TMPDIR`.
+    names : sequence of str
+        Names of the calls, shown before their log messages.
 
     Yields
     ------
@@ -77,7 +82,8 @@ def in_processes(
         while True:
             while len(running) < nprocs and (following := next(waiting, None)):
                 number, call = following
-                pool = ProcessPoolExecutor(1, context, _start, (dict(os.environ),))
+                logs = replace(log_settings(), prefix=f"[{names[number]}] " if names else "")
+                pool = ProcessPoolExecutor(1, context, _start, (dict(os.environ), logs))
                 running[pool.submit(function, *call)] = number, call, pool
             if not running:
                 return
@@ -100,7 +106,10 @@ def in_processes(
 
 
 def side_by_side(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], nprocs: int
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    nprocs: int,
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
     """Run several calls in parallel as :func:`in_processes` does, and raise their first error.
 
@@ -111,24 +120,20 @@ def side_by_side(
     result
         Its return value.
     """
-    for ended in in_processes(function, calls, nprocs):
+    for ended in in_processes(function, calls, nprocs, names=names):
         if ended.error is not None:
             raise ended.error
         yield ended.number, ended.result
 
 
-def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
-    """Print a line with a prefix that identifies the process."""
-    say(prefix + line)
-
-
-def _start(environment: dict[str, str]) -> None:
+def _start(environment: dict[str, str], logs: LogSettings) -> None:
     """Set up a new process: it leads a process group, and ends if its parent is killed."""
     os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
+    set_up_logging(logs)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -229,7 +229,7 @@ def test_what_makes_a_calibration_doubtful_is_said(
         ).tolist()
         path.write_text(json.dumps(record))
     assert run_calibrate(made) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "The site one is calibrated from one person" in said
     assert "All scans of the site one have the diagnosis 'patient'" in said
     assert "--fit-filter" in said
@@ -250,7 +250,7 @@ def test_the_level_names_scans_that_it_cannot_use(
         del record["descriptors"]  # as an earlier version left it
         path.write_text(json.dumps(record))
     assert run_calibrate(config) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "3 scans not used" in said
     assert "sub-01, sub-02, sub-03. Run the participant level" in said
     assert set(calibrations(config)) == {"B-1"}

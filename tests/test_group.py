@@ -130,10 +130,10 @@ def test_ratings_are_kept_merged_and_shown(
     first.write_text(f"{header}sub-20\tann\t2026-01-01\treject\tnoisy\nsub-99\tann\t\taccept\t\n")
     second.write_text(f"{header}sub-20\tbob\t2026-01-02\taccept\t\nsub-03\tbob\t\tgood\t\n")
     assert group(bids, out, "--qc-ratings", str(first)) == 0
-    assert "1 rated scan without a record here: sub-99." in capsys.readouterr().out
+    assert "1 rated scan without a record here: sub-99." in capsys.readouterr().err
     assert table(out).loc["sub-20", "rating"] == "reject"
     assert group(bids, out, "--qc-ratings", str(second)) == 0
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert f"{second}, line 3: the verdict 'good'" in told
     kept = (out / "qc_ratings.tsv").read_bytes()
     assert group(bids, out) == 0
@@ -148,11 +148,11 @@ def test_numbers_of_different_bundles_are_not_taken_for_the_same(
     other = {**BUNDLE, "name": "c", "sha256": "1"}
     write_scan(out, "sub-40", "A", made_metrics(np.random.default_rng(1)), bundle=other)
     assert group(bids, out) == 0
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "1 of 27 scans come from another bundle than b 1" in told
     assert "the bundle b are compared with the reference of another (--bundle default)" in told
     assert group(bids, out, "--bundle", "none") == 0
-    assert "compared with the reference" not in capsys.readouterr().out
+    assert "compared with the reference" not in capsys.readouterr().err
 
 
 def test_without_records_there_is_nothing_to_show(

@@ -7,6 +7,7 @@ work here. No heavy module is imported, so ``--help`` and usage errors are shown
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -29,9 +30,10 @@ from bids_harmony.config import (
     TrainOptions,
     available_cpus,
 )
-from bids_harmony.console import say
 from bids_harmony.errors import UsageError
 from bids_harmony.files import plain_number
+
+LOGGER = logging.getLogger(__name__)
 
 PROGRAM = "bids_harmony"
 USAGE = f"{PROGRAM} BIDS_DIR OUTPUT_DIR {{{','.join(LEVELS)}}} [options]"
@@ -256,7 +258,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     if idle:
         warnings.append(f"the {config.level} level ignores {', '.join(sorted(idle))}.")
     for warning in warnings:
-        say(f"{PROGRAM}: warning: {warning}", error=True)
+        LOGGER.warning(warning)
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import PROGRAM, parse_args
-from bids_harmony.console import flush, prepare_streams, say
+from bids_harmony.console import flush, prepare_streams, set_up_logging, stop_logging
 from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
 from bids_harmony.files import write_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 #: Module and function of each level; only the module in use is imported.
@@ -54,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(program: str, function: Callable[[], int]) -> int:
-    """Call a program's main function, print any error, and return the exit code."""
+    """Call a program's main function, log any error, and return the exit code."""
     prepare_streams()
+    set_up_logging(program=program)
+    error: HarmonyError | None = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # Shut down as cleanly on SIGTERM, sent when a cluster job is cancelled, as on Ctrl-C.
     for number in SIGNALS:
@@ -69,11 +74,13 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
     except Exception as raised:  # noqa: BLE001
         error = as_harmony_error(raised, f"this:\n{traceback.format_exc()}")
     finally:
+        if error is not None:
+            LOGGER.error(f"{error.cause}\n  {error.remedy}".rstrip())
+        stop_logging()
         flush()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
-    say(f"{program}: error: {error.cause}\n  {error.remedy}".rstrip(), error=True)
     return error.exit_code
 
 
@@ -89,11 +96,12 @@ def run_level(argv: Sequence[str]) -> int:
     """Run the level given in the arguments, and return its exit code."""
     config = parse_args(argv)
     set_environment(config)
+    set_up_logging(level=config.log_level if config.verbose else logging.CRITICAL)
     if config.dry_run:
         from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
 
-        say(render(find_scans(config), config))
+        LOGGER.info(render(find_scans(config), config))
         return EXIT_OK
     module, function = LEVELS[config.level]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,9 +14,10 @@ from bids_harmony.cli.checks import check_writable
 from bids_harmony.cli.parser import bounded
 from bids_harmony.cli.run import exit_code, use_utf8
 from bids_harmony.config import available_cpus
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_OK, MissingProgramError
 from bids_harmony.simulation import KINDS
+
+LOGGER = logging.getLogger(__name__)
 
 PROGRAM = "bids_harmony-simulate"
 
@@ -87,10 +89,12 @@ def simulate(argv: Sequence[str] | None) -> int:
 
     out = options.pop("output_dir").absolute()
     check_writable(out, "The output folder")
-    simulate_dataset(out, progress=say, **options)
-    say(f"Wrote {out}, with its ground truth in {out / 'derivatives' / 'truth'}.\nNow run:")
+    simulate_dataset(out, **options)
+    LOGGER.info(
+        f"Wrote {out}, with its ground truth in {out / 'derivatives' / 'truth'}.\nNow run:"
+    )
     masks = f" --derivatives {out / MASKS}" if (out / MASKS).is_dir() else ""
-    say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
+    LOGGER.info(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 
 

@@ -5,6 +5,7 @@ Sites are calibrated from the records of their preprocessed scans.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony.bids.dataset import Scan, counted
 from bids_harmony.bids.outputs import BIDSIGNORE
 from bids_harmony.bids.records import find_records, load_record
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
     from bids_harmony.sites.code import SiteCode
 
+LOGGER = logging.getLogger(__name__)
+
 
 def run_calibrate(config: RunConfig) -> int:
     """Calibrate each site from its preprocessed scans in the output folder.
@@ -50,16 +52,16 @@ def run_calibrate(config: RunConfig) -> int:
         )
     sites, unusable = collect_sites(run, find_records(out))
     if unusable:
-        say(
-            f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
+        LOGGER.warning(
+            f"{counted(len(unusable), 'scan')} not used, as preprocessed by another "
             f"version, or for another bundle or template: {named(unusable)}. Run the participant "
             "level on them again."
         )
     if not sites:
-        say(f"No preprocessed scan in {out}: run the participant level first.")
+        LOGGER.info(f"No preprocessed scan in {out}: run the participant level first.")
         return EXIT_NO_INPUT
     calibrate_sites(run, sites, "calibrate")
-    say(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
+    LOGGER.info(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
     return EXIT_OK
 
 
@@ -207,7 +209,7 @@ def calibrate_sites(
     bundle = run.bundle
     assert bundle is not None
     for warning in confounded([scan for scans in sites.values() for scan in scans]):
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
     if ageless and "brain_age" not in bundle.targets:
         raise UsageError(
@@ -227,7 +229,7 @@ def calibrate_sites(
     done = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
     done = {site: done.get(site) or work(scans) for site, scans in sites.items()}
     for calibration in done.values():
-        say(summary(calibration, bundle))
+        LOGGER.info(summary(calibration, bundle))
     files: dict[str, Path] = {}
     if made_by == "calibrate":
         files = save(run, done, {})

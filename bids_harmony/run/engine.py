@@ -25,6 +25,7 @@ from nipype.pipeline import plugins
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 from nipype.utils.profiler import get_system_total_memory_gb
 
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
 from bids_harmony.files import TextError, read_text
 from bids_harmony.processes import in_processes
@@ -144,7 +145,9 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         "preprocess": init_preprocess_wf,
         "harmonize": partial(init_harmonize_wf, omp_nthreads=config.omp_nthreads),
     }
-    start_log(config)
+    set_up_logging(file=config.log_file)
+    for name in ("workflow", "interface", "utils"):
+        logging.getLogger(f"nipype.{name}").setLevel(min(logging.INFO, config.log_level))
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
     workflow.config["execution"].update(
         crashfile_format="txt",
@@ -167,25 +170,6 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         # Nipype raises one error for all failed nodes; their crash files have the details.
         if not any(map(any, (crash_folder(config, job).glob("crash-*") for job in jobs))):
             raise
-
-
-def start_log(config: RunConfig) -> None:
-    """Write nipype's log messages to the run's log file, and with ``-v`` to the screen too."""
-    from nipype import logging as _  # noqa: F401  (which sets up its own handlers)
-
-    config.log_dir.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # on a full disk, each message would print a traceback
-    handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
-    if config.verbose:
-        handlers.append(logging.StreamHandler())
-        handlers[-1].setLevel(config.log_level)
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers = handlers if name == "nipype" else []
-        logger.propagate = name != "nipype"
-        logger.setLevel(min(logging.INFO, config.log_level))
 
 
 class SlurmPlugin(SLURMPlugin):

@@ -7,6 +7,7 @@ be repeated quickly whenever more scans are completed or more ratings are availa
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from bids_harmony.bids.dataset import counted, list_scans
 from bids_harmony.bids.outputs import BIDSIGNORE, name_tools
 from bids_harmony.bids.records import find_records
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.dataset import (
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
     from bids_harmony.qc.outliers import Outliers
 
+LOGGER = logging.getLogger(__name__)
+
 #: Number of flagged scans listed at the end of the log.
 WORST = 5
 #: Columns of ``group_predictions.tsv`` before the predictions.
@@ -71,13 +73,13 @@ def run_group(config: RunConfig) -> int:
     out = config.output_dir
     paths = find_records(out)
     if not paths:
-        say(f"No scan has a record in {out}: run the participant level first.")
+        LOGGER.info(f"No scan has a record in {out}: run the participant level first.")
         return EXIT_NO_INPUT
     ratings, problems = read_ratings(rating_files(config))
-    say(f"Reading the records of {counted(len(paths), 'scan')}.")
+    LOGGER.info(f"Reading the records of {counted(len(paths), 'scan')}.")
     group = build_group(config, paths, ratings, problems)
     for note in group.notes:
-        say(f"Warning: {note}")
+        LOGGER.warning(note)
     write_tables(group, out)
     if config.qc_ratings:
         write_ratings(out / FILE, ratings)
@@ -85,7 +87,7 @@ def run_group(config: RunConfig) -> int:
 
     report = write_group_report(group, out)
     summarize(group)
-    say(f"Report: {report}")
+    LOGGER.info(f"Report: {report}")
     return EXIT_OK
 
 
@@ -221,7 +223,11 @@ def summarize(group: Group) -> None:
     scans = group.scans
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
-    say(f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}.")
-    say(f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else "."))
+    LOGGER.info(
+        f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}."
+    )
+    LOGGER.info(
+        f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else ".")
+    )
     for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
-        say(f"  {key}: {group.flags[key][0].text}")
+        LOGGER.info(f"  {key}: {group.flags[key][0].text}")

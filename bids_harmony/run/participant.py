@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import shutil
 import tempfile
 import traceback
@@ -21,7 +22,7 @@ from bids_harmony.bids.outputs import (
     write_scans_tables,
 )
 from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
-from bids_harmony.console import say
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, UsageError, concerns_all
 from bids_harmony.files import write_json, write_text
 from bids_harmony.run.base import Run
@@ -32,6 +33,8 @@ from bids_harmony.sites.calibration import Calibration
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 #: Outcome of each scan or report (completed, unchanged, failed or skipped), and its reason.
 Outcomes = dict[str, tuple[str, str]]
@@ -54,20 +57,21 @@ def run_participant(config: RunConfig) -> int:
     inventory = find_scans(config)
     scans, out = inventory.scans, config.output_dir
     for warning in inventory.warnings:
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     run = Run(config)
     run.check_programs()
     for note in site_notes(run, scans):
-        say(note)
+        LOGGER.info(note)
     targets = () if run.bundle is None else run.bundle.targets
     write_dataset_files(out, config.bids_dir, targets, tools=run.tools)
+    set_up_logging(file=config.log_file)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
     states = survey(run, scans)
     run.digests.save()
     todo = [s for s in scans if states[s.key] != NOTHING and not config.reports_only]
     counts = Counter(states[scan.key] for scan in todo)
-    say(
+    LOGGER.info(
         f"{inventory.size}: {counts[PREPROCESS]} to process, "
         + (f"{counts[HARMONIZE]} to harmonize only, " if counts[HARMONIZE] else "")
         + f"{len(scans) - len(todo)} completed before, {len(inventory.skipped)} skipped."
@@ -84,7 +88,7 @@ def run_participant(config: RunConfig) -> int:
     print_table(outcomes | {s.what: ("skipped", s.why) for s in inventory.skipped})
     for lock in locks:
         lock.close()
-    say(f"Reports: {out}/sub-*.html")
+    LOGGER.info(f"Reports: {out}/sub-*.html")
     failed = any(status == "failed" for status, _ in outcomes.values())
     return EXIT_SCAN_FAILED if failed else EXIT_OK
 
@@ -145,7 +149,7 @@ def run_part(
             outcomes[scan.key] = (status, record_failure(config, job, failure))
         elif config.clean_workdir:
             shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
-        say(f"[{n}/{len(scans)}] {scan.key}: {status}")
+        LOGGER.info(f"[{n}/{len(scans)}] {scan.key}: {status}")
         if last:
             write_report(config, scan.entities["subject"], outcomes)
         if failure is not None and config.stop_on_first_crash:
@@ -280,7 +284,7 @@ def print_table(outcomes: Outcomes) -> None:
     shown = {name: found for name, found in outcomes.items() if found[0] not in hidden}
     width = max(map(len, shown), default=0)
     for name, (status, why) in shown.items():
-        say(f"  {name:<{width}}  {status:<9} {why}".rstrip())
+        LOGGER.info(f"  {name:<{width}}  {status:<9} {why}".rstrip())
     counts = Counter(status for status, _ in outcomes.values())
     words = ("completed", "unchanged", "skipped", "failed")
-    say("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")
+    LOGGER.info("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")
