@@ -65,8 +65,8 @@ def run_calibrate(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def site_notes(run: Run, scans: Sequence[Scan]) -> list[str]:
-    """Return messages about the calibration that a participant run uses for each site.
+def site_notes(run: Run, scans: Sequence[Scan]) -> tuple[list[str], list[str]]:
+    """Return notes and warnings about the calibration that a participant run uses for each site.
 
     Raises
     ------
@@ -74,35 +74,27 @@ def site_notes(run: Run, scans: Sequence[Scan]) -> list[str]:
         If ``--calibration`` is given and has no site of the run.
     """
     if run.bundle is None:
-        return []
+        return [], []
     given, frozen, sites = run.config.calibration, run.frozen, {scan.site for scan in scans}
-    lacking = sorted(sites - frozen.keys())
-    if given is not None and not sites & frozen.keys():
-        raise UsageError(
-            f"The site {lacking[0]} has no calibration in {given}, which has "
-            f"{', '.join(sorted(frozen))}.",
-            "Give the calibration of this site, or the column of the sites by --site-column.",
-        )
-    notes = [
-        f"The site {site} is calibrated by {frozen[site][0]}."
-        for site in sorted(sites & frozen.keys())
-    ]
-    if given is not None and lacking:
-        notes.append(
-            f"Warning: {given} has no calibration of {', '.join(lacking)}, calibrated from scans "
-            "of this run."
-        )
-    if lacking and not run.whole_dataset:
+    known, missing = sorted(sites & frozen.keys()), sorted(sites - frozen.keys())
+    notes, warnings = [f"Site {site}: calibrated by {frozen[site][0]}." for site in known], []
+    if missing and not run.whole_dataset:
         notes.append(
             "Sites are calibrated from the selected scans only; the calibrate level uses all "
             "preprocessed scans."
         )
+    if given is not None and missing:
+        cause = f"{given} has no calibration of the site {', '.join(missing)}"
+        if not known:
+            remedy = "Give the calibration of this site, or its column by --site-column."
+            raise UsageError(f"{cause}, only of {', '.join(sorted(frozen))}.", remedy)
+        warnings.append(f"{cause}, which is calibrated from the scans of this run.")
     if unnamed := sum(scan.site_source == "none" for scan in scans):
-        notes.append(
-            f"Warning: {unnamed} of {len(scans)} scans have no site information, and are treated "
-            "as one site."
+        warnings.append(
+            f"{unnamed} of {len(scans)} scans have no site information, and are treated as one "
+            "site."
         )
-    return notes
+    return notes, warnings
 
 
 def own_sites(run: Run, scans: Iterable[Scan]) -> dict[str, list[SiteScan]]:
