@@ -218,17 +218,17 @@ def calibrate_sites(
         made_by=made_by,
     )
     calls = [(sites[site],) for site in ageless]
-    done = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
-    done = {site: done.get(site) or work(scans) for site, scans in sites.items()}
-    for calibration in done.values():
+    new = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
+    new = {site: new.get(site) or work(scans) for site, scans in sites.items()}
+    for calibration in new.values():
         LOGGER.info(summary(calibration, bundle))
     files: dict[str, Path] = {}
     if made_by == "calibrate":
-        files = save(run, done, {})
-    elif run.whole_dataset and done:
+        files = save(run, new, {})
+    elif run.whole_dataset and new:
         folder = run.config.output_dir / FOLDER
-        files = save(run, done, {s: c for s, (p, c) in run.frozen.items() if p.parent == folder})
-    return {site: (files.get(site), calibration) for site, calibration in done.items()}
+        files = save(run, new, {s: c for s, (p, c) in run.frozen.items() if p.parent == folder})
+    return {site: (files.get(site), calibration) for site, calibration in new.items()}
 
 
 def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float:
