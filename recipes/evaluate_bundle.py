@@ -12,6 +12,7 @@ import numpy as np
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
+from bids_harmony.console import set_up_logging
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.networks import SiteMap, predict_value
 from bids_harmony.sites.statistics import drawn_persons, offset_and_scatter
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
     parser.add_argument("--fit-filter", help="who may calibrate, as of the train level")
     given = parser.parse_args()
+    set_up_logging()
 
     bundle = load_bundle(given.bundle)
     appearance, ensembles = bundle.appearance(), bundle.ensembles("brain_age")
@@ -46,7 +48,7 @@ def main() -> int:
         parser.error("the bundle predicts no brain age")
     config = RunConfig(bids_dir=given.bids.resolve(), output_dir=given.out.resolve())
     scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
-    data = open_training_set(usable_scans(scans, print), given.work, say=print)
+    data = open_training_set(usable_scans(scans), given.work)
     fit = select_scans(data.table, given.fit_filter)
 
     slice_mm, network = bundle.contract.slice_mm, bundle.map_network()

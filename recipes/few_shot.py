@@ -14,6 +14,7 @@ import pandas as pd
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
+from bids_harmony.console import set_up_logging
 from bids_harmony.files import write_text
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=10, help="of persons that calibrate")
     parser.add_argument("--fit-filter", help="who calibrates and is tested, as of the train level")
     given = parser.parse_args()
+    set_up_logging()
     bundle = load_bundle(given.bundle)
     appearance = bundle.appearance()
     if appearance.line is None or len(given.datasets) % 2:
@@ -54,7 +56,7 @@ def main() -> int:
     for bids, out in zip(given.datasets[::2], given.datasets[1::2], strict=True):
         config = RunConfig(bids_dir=bids.resolve(), output_dir=out.resolve())
         scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
-        data = open_training_set(usable_scans(scans, print), given.work / bids.name, say=print)
+        data = open_training_set(usable_scans(scans), given.work / bids.name)
         for site in sorted(set(data.sites.tolist()) - {bundle.reference_site}):
             fit = select_scans(data.table, given.fit_filter)
             here = np.flatnonzero((data.sites == site) & np.isfinite(data.ages) & fit)

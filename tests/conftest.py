@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Behind a shell's `&` Ctrl-C is ignored, also by what is started here; tests send it.
@@ -18,9 +19,20 @@ os.environ["TEMPLATEFLOW_HOME"] = str(
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from bids_harmony.console import set_up_logging, stop_logging  # noqa: E402
+
 # On a busy machine an example may take any time.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Log to the standard streams, as the command does."""
+    set_up_logging()
+    yield
+    stop_logging()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,6 +43,16 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared real scans are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated heads of two sites, at 2 mm."""
+    from bids_harmony.simulation.dataset import simulate_dataset
+
+    out = tmp_path_factory.mktemp("heads") / "bids"
+    simulate_dataset(out, n_sites=2, n_subjects=1, seed=5, resolution=2.0)
+    return out
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from bids_harmony.simulation import GENERATOR, KINDS
 from bids_harmony.simulation.anatomy import AGE_RANGE, DIAGNOSES, Head, load_template, make_head
 from bids_harmony.simulation.scanner import Scanner, draw_scanner, scan_head
 
+LOGGER = logging.getLogger(__name__)
 Row = dict[str, Any]
 Key = tuple[int, int]
 
@@ -43,7 +45,6 @@ def simulate_dataset(
     bad_kinds: Sequence[str] = tuple(KINDS),
     nprocs: int = 1,
     resolution: float = 0.0,
-    progress: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write a simulated multi-site BIDS dataset and its ground truth.
 
@@ -73,8 +74,6 @@ def simulate_dataset(
     resolution : float
         Smallest voxel size in mm; finer voxels are enlarged. From 2 mm, heads are simulated at
         2 mm, which is much faster. 0 keeps all voxel sizes.
-    progress : callable
-        Called with one line per completed head.
 
     Raises
     ------
@@ -112,7 +111,7 @@ def simulate_dataset(
         for row, (truth, seen) in zip(rows, written, strict=True):
             truths.append({**row, **truth})
             scans += seen
-            progress(f"[{len(truths)}/{len(rows)}] {', '.join(map(str, row.values()))}")
+            LOGGER.info(f"[{len(truths)}/{len(rows)}] {', '.join(map(str, row.values()))}")
 
     _write_table(out / "participants.tsv", rows)
     _write_table(out / TRUTH / "participants.tsv", truths)
