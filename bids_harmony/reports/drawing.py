@@ -47,6 +47,31 @@ def plain_axes(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def densities(
+    axes: Any,
+    histograms: Mapping[str, Mapping[str, Sequence[float]] | None],
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Plot intensity distributions into axes.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes to draw into.
+    histograms : mapping
+        Some of ``reference``, ``before`` and ``after``: each has ``edges`` and ``density``, or is
+        None.
+    labels : mapping, optional
+        Text of the legend for each; by default its name.
+    """
+    for kind, line in DENSITIES.items():
+        if (found := histograms.get(kind)) is not None:
+            label = (labels or {}).get(kind, kind)
+            axes.stairs(found["density"], found["edges"], label=label, **line)
+    plain_axes(axes)
+    axes.set_yticks([])
+
+
 def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
     """Render a figure as a small PNG without metadata; equal figures give equal bytes.
 

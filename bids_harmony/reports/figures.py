@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_harmony.qc import reference as references
+from bids_harmony.qc.reference import TOP
 from bids_harmony.reports import drawing
 
 if TYPE_CHECKING:
@@ -168,13 +169,9 @@ def histogram_figure(
     axes = figure.subplots()
     labels = {"before": "this scan, before", "after": "this scan, after",
               "reference": f"{reference_name}: mean of the training scans"}  # fmt: skip
-    for kind, line in drawing.DENSITIES.items():
-        if (found := histograms.get(kind)) is not None:
-            axes.stairs(found["density"], found["edges"], label=labels[kind], **line)
-    axes.set(xlabel="scaled intensity (about 1 in white matter)", ylabel="density", yticks=[],
-             xlim=(0, 1.6))  # fmt: skip
+    drawing.densities(axes, histograms, labels)
+    axes.set(xlabel="scaled intensity (about 1 in white matter)", ylabel="density", xlim=(0, TOP))
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    drawing.plain_axes(axes)
     out_file.write_bytes(drawing.png_bytes(figure))
 
 
