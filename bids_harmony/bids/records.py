@@ -223,6 +223,11 @@ def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, A
         return {}, f"The predictions {file.name} cannot be read ({error})"
 
 
+def predicted_targets(predictions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of a scan's predictions that belong to a target, by its name."""
+    return {n: e for n, e in predictions.items() if isinstance(e, dict) and "raw" in e}
+
+
 def prediction_values(predictions: Mapping[str, Any]) -> dict[str, Any]:
     """Return the prediction columns of tables: raw and harmonized, brain age's interval and gap.
 
@@ -230,8 +235,7 @@ def prediction_values(predictions: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = {
         f"{target}_{kind}": entry.get(kind)
-        for target, entry in predictions.items()
-        if isinstance(entry, dict) and "raw" in entry
+        for target, entry in predicted_targets(predictions).items()
         for kind in ("raw", "harmonized")
     }
     age = predictions.get("brain_age") or {}

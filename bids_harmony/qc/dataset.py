@@ -25,6 +25,7 @@ from bids_harmony.bids.records import (
     QC_ENDING,
     image_digest,
     listed_files,
+    predicted_targets,
     prediction_values,
     read_predictions,
 )
@@ -241,9 +242,8 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
         values,
         metrics=tuple(metrics),
         targets={
-            name: str(entry["training_data"])
-            for name, entry in predictions.items()
-            if isinstance(entry, dict) and "training_data" in entry
+            name: str(entry.get("training_data"))
+            for name, entry in predicted_targets(predictions).items()
         },
         reasons=tuple(record.get("reasons") or ()),
         guard_reasons=tuple(guard.get("reasons") or ()),

@@ -20,7 +20,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from bids_harmony.config import Contract
 from bids_harmony.qc.reference import brain_histogram, histogram_distance, mean_histogram
-from bids_harmony.reports import drawing
+from bids_harmony.reports import figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,17 +203,17 @@ def _pictures(site: _Site, reference: _Site | None) -> dict[str, Any]:
         if reference is not None
     ]  # fmt: skip
     return {
-        "histograms": drawing.data_uri(_draw_histograms(means)),
-        "maps": drawing.data_uri(_draw_maps(maps)),
+        "histograms": figures.data_uri(_draw_histograms(means)),
+        "maps": figures.data_uri(_draw_maps(maps)),
         "distances": distances,
     }
 
 
 def _draw_histograms(histograms: Mapping[str, Sequence[Histogram]]) -> bytes:
-    figure = drawing.new_figure(0.26)
+    figure = figures.new_figure(0.26)
     grid = figure.subplots(1, len(TISSUES))
     for k, (axes, tissue) in enumerate(zip(grid, TISSUES, strict=True)):
-        drawing.densities(axes, {kind: found[k] for kind, found in histograms.items()})
+        figures.densities(axes, {kind: found[k] for kind, found in histograms.items()})
         axes.set_title(tissue, fontsize=9)
         seen = np.flatnonzero(np.sum([f[k]["density"] for f in histograms.values()], axis=0))
         if seen.size:
@@ -222,7 +222,7 @@ def _draw_histograms(histograms: Mapping[str, Sequence[Histogram]]) -> bytes:
     grid[1].set_xlabel("scaled intensity (CSF 0, white matter 1)", fontsize=8)
     grid[0].set_ylabel("density", fontsize=8)
     grid[0].legend(frameon=False, fontsize=8)
-    return drawing.png_bytes(figure)
+    return figures.png_bytes(figure)
 
 
 def _draw_maps(maps: Mapping[str, Sequence[np.ndarray]]) -> bytes:
@@ -237,7 +237,7 @@ def _draw_maps(maps: Mapping[str, Sequence[np.ndarray]]) -> bytes:
     if spreads := {kind: np.std(scans, axis=0, ddof=1) for kind, scans in enough.items()}:
         columns.append(("standard deviation", spreads, "cividis", (0.0, _most(spreads))))
     height, width = means["before"].shape
-    figure = drawing.new_figure(height * len(maps) / (width * len(columns) * 1.08) + 0.07)
+    figure = figures.new_figure(height * len(maps) / (width * len(columns) * 1.08) + 0.07)
     grid = figure.subplots(len(maps), len(columns), squeeze=False)
     for axes, kind in zip(grid[:, 0], means, strict=True):
         axes.set_ylabel(kind.capitalize(), fontsize=9)
@@ -253,7 +253,7 @@ def _draw_maps(maps: Mapping[str, Sequence[np.ndarray]]) -> bytes:
         bar = figure.colorbar(shown, ax=column.tolist(), location="bottom", fraction=0.03,
                               pad=0.02, aspect=40)  # fmt: skip
         bar.ax.tick_params(labelsize=7)
-    return drawing.png_bytes(figure, ["gray", "PuOr_r", "cividis"])
+    return figures.png_bytes(figure, ["gray", "PuOr_r", "cividis"])
 
 
 def _most(values: Mapping[str, np.ndarray]) -> float:
