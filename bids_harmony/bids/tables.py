@@ -53,7 +53,7 @@ _UNITS = re.compile(
     r"|(?<![a-z])(?:y|yo|yrs?|m|mos?|mons?|mths?|w|wks?|d)(?![a-z]))"
 )
 _AGE = re.compile(
-    r"(?P<open>>=?)?\s*(?P<number>[-+]?\d+(?:\.\d+|,\d{1,2})?)\s*(?P<plus>\+)?\s*"
+    r"(?:>=?)?\s*(?P<number>[-+]?\d+(?:\.\d+|,\d{1,2})?)\s*\+?\s*"
     r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
     re.IGNORECASE,
 )
@@ -104,6 +104,14 @@ class Table:
         for row_id in self.rows:
             found[id_key(row_id)].append(row_id)
         return found
+
+    def values_of(self, row_id: str) -> dict[str, tuple[Any, str, str]]:
+        """Return value, note and ``table:column`` of each value of a row."""
+        row, values = self.rows.get(row_id, {}), {}
+        for what, names in self.usable.items():
+            if name := next((n for n in names if not is_missing(row.get(n, ""))), None):
+                values[what] = (*_value(what, row[name], self, name), f"{self.name}:{name}")
+        return values
 
     def absent(self, row_id: str) -> str:
         """Return a message that an ID has no row, with similar IDs that do."""
@@ -325,59 +333,43 @@ def describe(rows: Sequence[tuple[Table, str]]) -> dict[str, Any]:
         The fields ``site``, ``site_source``, ``age``, ``sex`` and ``diagnosis`` of
         :class:`bids_harmony.bids.dataset.Scan` that have a value, ``columns`` and ``warnings``.
     """
+    columns: dict[str, str] = {}
+    found: dict[str, tuple[Any, str, str]] = {}
+    for table, row_id in reversed(rows):
+        column = found.get("age", (None, "", ""))[2]
+        if column.startswith("participants") and (table.usable["age"] or not table.columns):
+            note = (
+                "was not used, as it may be the age at another session: "
+                f"{table.file} has ages by session, but none for this one."
+            )
+            found["age"] = (None, note, column)
+        found |= table.values_of(row_id)
+        row = table.rows.get(row_id, {})
+        columns |= {name: cell for name, cell in row.items() if not is_missing(cell)}
     warnings = [
         table.absent(row_id) if table.columns else f"{table.file} cannot be used."
         for table, row_id in rows
         if row_id not in table.rows
     ]
-    facts: dict[str, Any] = {"columns": {}}
-    for what in DEFAULT_COLUMNS:
-        if cell := _find(rows, what, warnings):
-            table, column, text = cell
-            value, note = _value(what, text, table, column)
-            if value is not None:
-                facts[what] = value
-            if note:
-                warnings.append(f"{table.name}:{column}: {note}")
-            elif what == "site":
-                facts["site_source"] = f"{table.name}:{column}"
-    for table, row_id in reversed(rows):
-        row = table.rows.get(row_id, {})
-        facts["columns"] |= {name: cell for name, cell in row.items() if not is_missing(cell)}
-    return facts | {"warnings": tuple(warnings)}
+    facts = {what: value for what, (value, _, _) in found.items() if value is not None}
+    if "site" in facts:
+        facts["site_source"] = found["site"][2]
+    notes = [(found[what][2], found[what][1]) for what in DEFAULT_COLUMNS if what in found]
+    warnings += [f"{column}: {note}" for column, note in notes if note]
+    return {**facts, "columns": columns, "warnings": tuple(warnings)}
 
 
-def _find(
-    rows: Sequence[tuple[Table, str]], what: str, warnings: list[str]
-) -> tuple[Table, str, str] | None:
-    """Return table, column and text of the most specific value, or None; append to warnings."""
-    of_sessions = ""
-    for table, row_id in rows:
-        names, row = table.usable[what], table.rows.get(row_id, {})
-        name = next((n for n in names if not is_missing(row.get(n, ""))), None)
-        if name and of_sessions and table.name == "participants.tsv":
-            warnings.append(
-                f"{table.name}:{name} was not used, as it may be the age at another session: "
-                f"{of_sessions} has ages by session, but none for this one."
-            )
-        elif name:
-            return table, name, row[name]
-        elif what == "age" and (names or not table.columns):
-            of_sessions = table.file
-    return None
-
-
-def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str | None]:
+def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str]:
     """Return the value of a cell, and a note if it was not used or not plain."""
     if what == "age":
         years, why = table.age_unit(column)
         return (None, f"{why}; it was not used.") if why else parse_age(text, years)
     if what == "sex":
         sex = SEXES.get(text.lower())
-        return sex, None if sex else f"sex '{text}' is not M or F and was not used."
+        return sex, "" if sex else f"sex '{text}' is not M or F and was not used."
     if CODE.fullmatch(text):
         return None, f"'{text}' is read as a missing {what}."
-    return plain_number(text), None
+    return plain_number(text), ""
 
 
 def lengths_of_units(text: str) -> list[float]:
@@ -385,7 +377,7 @@ def lengths_of_units(text: str) -> list[float]:
     return [YEARS[unit[0]] for unit in _UNITS.findall(column_key(text))]
 
 
-def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
+def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str]:
     """Parse an age in years.
 
     Parameters
@@ -400,13 +392,13 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     -------
     age : float or None
         Age in years, 0 to 120; None if the cell has no valid age.
-    note : str or None
-        Assumption made, or the reason why there is no age.
+    note : str
+        Assumption made, or the reason why there is no age; empty if the cell is a plain number.
 
     Examples
     --------
     >>> parse_age("35.5")
-    (35.5, None)
+    (35.5, '')
     >>> parse_age("89+")
     (89.0, "age '89+' was read as 89.")
     """
@@ -417,10 +409,8 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     age = round(float(match["number"].replace(",", ".")) * units[0], 4)
     if not 0 <= age <= MAX_AGE:
         return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years and was not used."
-    plain = units[0] == years == 1 or not match["unit"]
-    if plain and not match["plus"] and not match["open"] and "," not in text:
-        return age, None
-    return age, f"age '{text}' was read as {age:g}."
+    plain = not set(">+,") & set(text) and (units[0] == years == 1 or not match["unit"])
+    return age, "" if plain else f"age '{text}' was read as {age:g}."
 
 
 def named_person(cells: Mapping[str, str]) -> str | None:

@@ -101,11 +101,11 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     scans = every[names == names.mode().iloc[0]] if len(every) else every
     grid = _grid(group, scans, out)
     if grid is None:
-        return [], ["No images on the template grid were found, so there is nothing to show."]
+        return [], ["No images on the template grid were found."]
     notes = []
     if others := len(every) - len(scans):
-        notes.append(f"{others} of {len(every)} scans are on another template grid than most, and "
-                     "are not among the pictures.")  # fmt: skip
+        grids = f"{others} of {len(every)} scans are on another template grid than most"
+        notes.append(f"{grids} and are not shown.")
     name = (group.bundle or {}).get("reference_site")
     counts = scans["site"].value_counts()
     if len(counts) > MAX_SITES:
@@ -119,11 +119,9 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     sites = {label: site for label, site in sites.items() if site.maps}
     reference = sites.get(name) if name else None
     if group.bundle is None:
-        notes.append("The scans were not harmonized (no model bundle), so only what they were "
-                     "before is shown.")  # fmt: skip
+        notes.append("The scans were not harmonized (no model bundle).")
     elif reference is None:
-        notes.append(f"The dataset holds no images of the reference site {name}, so none are "
-                     "shown beside the others.")  # fmt: skip
+        notes.append(f"The dataset has no images of the reference site {name} to compare with.")
     pictures = [
         {"site": label, "n": len(site.maps["before"]), "n_all": int(counts[label])}
         | _pictures(site, None if site is reference else reference)
