@@ -19,7 +19,7 @@ from bids_harmony.files import write_text
 from bids_harmony.models.apply import brain_age
 from bids_harmony.models.bundle import Bundle, load_bundle
 from bids_harmony.models.networks import SiteMap
-from bids_harmony.reports.drawing import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
+from bids_harmony.reports.figures import BLUE, GREY, ORANGE, PURPLE, SKY, svg_text
 from bids_harmony.sites.code import Appearance
 from bids_harmony.sites.statistics import offset_and_scatter
 from bids_harmony.training.data import (

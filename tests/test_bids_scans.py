@@ -70,9 +70,9 @@ def test_what_is_left_out_is_named(dataset: Path) -> None:
     write(dataset, "sub-02/anat/sub-02_acq-a_run-1_T1w.nii.gz")
     reasons = {
         "sub-01_part-phase": "part-phase is not a magnitude image",
-        "sub-02": "its name and its folders name different sub- or ses-",
-        "sub-01_ses-a": "its name and its folders name different sub- or ses-",
-        **{f"sub-01_{part}": f"its name is not BIDS: '{part}'"
+        "sub-02": "the subject or session of its name differs from that of its folder",
+        "sub-01_ses-a": "the subject or session of its name differs from that of its folder",
+        **{f"sub-01_{part}": f"'{part}' in its name is not a BIDS entity of T1w images"
            for part in ("foo", "inv-1", "run-a", "echo-x", "chunk-1a", "part-foo", "acq-\ufffd")},
     }  # fmt: skip
     for name in [*reasons][:-1]:
@@ -232,9 +232,9 @@ def test_filters(dataset: Path, tmp_path: Path, filters: dict, expected: list[st
     ("text", "cause", "remedy"),
     [
         ("{", "cannot be read", "Expected is"), ("[1]", "not hold a JSON object", "Expected is"),
-        ('{"t1w": 3}', "the value 3", "Expected is"),
-        ('{"t1w": {"acqisition": "x"}}', "'acqisition'", "acquisition"),
-        ('{"t1w": {"run": {"a": 1}}}', "'run' {\"a\": 1}", "run"),
+        ('{"t1w": 3}', "t1w is 3", "Expected is"),
+        ('{"t1w": {"acqisition": "x"}}', '"acqisition": "x"', "acquisition"),
+        ('{"t1w": {"run": {"a": 1}}}', '"run": {"a": 1}', "run"),
     ],
 )  # fmt: skip
 def test_wrong_filters(tmp_path: Path, text: str, cause: str, remedy: str) -> None:

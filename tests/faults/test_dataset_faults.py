@@ -34,7 +34,7 @@ def test_names_that_are_not_bids_are_left_out_and_told(
     assert main([*argv, "--bundle", "none"]) == 0
     said = capsys.readouterr().out
     assert "2 scans of 2 participants would be processed" in said
-    assert ("its name is too long" if kind == "long" else "its name is not BIDS") in said
+    assert ("its name is longer than" if kind == "long" else "not a BIDS entity") in said
     assert "\x1b" not in said
 
 
