@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_calibration import made_calibration
 from nibabel.affines import apply_affine
 from random_bundle import GUARD, write_random_bundle
 from scipy import ndimage
 
+from bids_harmony.anat.affine import write_affine
 from bids_harmony.anat.template import load_template
 from bids_harmony.bids.outputs import scans_row
 from bids_harmony.bids.records import scan_record
-from bids_harmony.interfaces.models import Guard
+from bids_harmony.interfaces.models import Harmonize
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.qc.guard import (
     CENTRAL_MM,
@@ -203,15 +205,22 @@ def test_the_node_measures_and_judges(
 ) -> None:
     v, mask = brain
     bundle = write_random_bundle(tmp_path / "bundle")
-    files = {}
-    for name, data in (
-        ("raw", v), ("harmonized", remapped(v, mask)),
-    ):  # fmt: skip
-        files[name] = str(tmp_path / f"{name}.nii.gz")
-        nib.save(nib.Nifti1Image(data, AFFINE), files[name])
-    judged = Guard(
-        **files, metrics={"snr": 1.0}, bundle=str(bundle.path)
-    ).run(cwd=str(tmp_path)).outputs  # fmt: skip
+    preproc, mask_file = (str(tmp_path / f"{name}.nii.gz") for name in ("preproc", "mask"))
+    for path, data in ((preproc, v), (mask_file, mask.astype(np.uint8))):
+        nib.save(nib.Nifti1Image(data, AFFINE), path)
+    node = Harmonize(
+        in_file=preproc, in_mask=mask_file, in_xfm=write_affine(np.eye(4), tmp_path / "a.txt"),
+        metrics={"snr": 1.0}, bundle=str(bundle.path), site="SRC", native=True,
+        calibration=made_calibration(bundle).to_dict(), prefix=str(tmp_path / "sub-01"),
+    )  # fmt: skip
+    judged = node.run(cwd=str(tmp_path)).outputs
+    np.testing.assert_allclose(
+        *(nib.load(file).get_fdata() for file in (judged.native_file, judged.out_file)), atol=1e-3
+    )
+    drawn = {path.name.split("_desc-")[1] for path in tmp_path.glob("*.png")}
+    assert drawn == {
+        f"{name}_T1w.png" for name in ("harmonized", "histogram", "predictions", "qc")
+    }
     assert set(MEASURES) < set(judged.metrics)
     assert judged.metrics["snr"] == 1.0
     assert judged.metrics["raw_gm_ml"] > 500

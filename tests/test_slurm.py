@@ -141,7 +141,7 @@ class Runner:
 
 @pytest.fixture
 def runner(tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    monkeypatch.setattr("bids_harmony.workflows.preprocess.init_preprocess_wf", made_up_wf)
+    monkeypatch.setattr("bids_harmony.workflows.scan.init_preprocess_wf", made_up_wf)
     return Runner(tmp_path)
 
 

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_harmony.errors import MissingProgramError, ScanError
+from bids_harmony.processes import KILLED, MORE_MEMORY
 
 if TYPE_CHECKING:
     from nipype.interfaces.fsl.base import FSLCommand
@@ -49,8 +50,8 @@ def check_programs(names: Iterable[str]) -> None:
         if absent:
             asked, instead = OPTIONS[name]
             raise MissingProgramError(
-                f"{asked} needs FSL's program {name}, which cannot be run (not found: "
-                f"{', '.join(absent)}).",
+                f"{asked} needs FSL's program {name}, which is not installed completely (not "
+                f"found: {', '.join(absent)}).",
                 f"Install FSL and source its setup (etc/fslconf/fsl.sh), or use {instead}.",
             )
 
@@ -143,18 +144,15 @@ def _run(program: type[FSLCommand], output: Path, **inputs: Any) -> dict[str, An
         runtime = command.run(ignore_exception=True).runtime
     code, said = runtime.returncode, last_words(runtime.stderr or "")
     if code in (-9, 137):
-        raise ScanError(
-            f"{command.cmd} was killed, most likely because memory ran out.",
-            "Lower --nprocs, or give the job more memory.",
-        )
+        raise ScanError(KILLED, MORE_MEMORY)
     if code != 0 or not output.is_file():
         said = said or last_words(runtime.stdout or runtime.traceback)
-        lacking = "" if code else " and without output"
+        lacking = "" if code else " and wrote no output"
         # Drop full stops: the cause is a single sentence.
         raise ScanError(
-            f"{command.cmd} ended with code {code}{lacking}: '{said.replace('. ', ' ')}'."
+            f"{command.cmd} ended with exit code {code}{lacking}: '{said.replace('. ', ' ')}'."
         )
-    notes = [f"{command.cmd} said: {said}"] if said else []
+    notes = [f"message of {command.cmd}: {said}"] if said else []
     return {"command": runtime.cmdline, "notes": notes}
 
 
@@ -194,12 +192,13 @@ def fsl_to_itk(matrix: Path, moving: Path, reference: Path, out_file: Path) -> N
     import nitransforms as nt
 
     with contextlib.suppress(ValueError):
-        values = np.loadtxt(matrix)
-        if values.shape == (4, 4) and abs(np.linalg.det(values)) >= 1e-6:
+        words = matrix.read_text(encoding="utf-8").split()
+        values = np.array(words, float).reshape(4, 4)
+        if abs(np.linalg.det(values)) >= 1e-6:
             images = {"reference": str(reference), "moving": str(moving)}
             nt.linear.load(str(matrix), fmt="fsl", **images).to_filename(str(out_file), fmt="itk")
             return
     raise ScanError(
         "FLIRT did not find an invertible transform.",
-        "Look at the brain mask, or try --registration ants.",
+        "Check the brain mask, or try --registration ants.",
     )
