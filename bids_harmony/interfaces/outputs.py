@@ -21,7 +21,7 @@ from bids_harmony.bids.outputs import publish_scan
 from bids_harmony.bids.records import PREPROCESSED, scan_file, scan_record
 from bids_harmony.files import write_json
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.qc.reference import judge
+from bids_harmony.qc.reference import out_of_range
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
@@ -114,12 +114,12 @@ class SaveOutputs(SimpleInterface):
         reference = None
         if inputs.bundle is not None:
             reference = load_bundle(inputs.bundle).qc_reference()["metrics"]
-        verdict = judge(inputs.metrics, reference)
+        flagged = out_of_range(inputs.metrics, reference)
         record = scan_record(
             facts,
             **{name: getattr(inputs, name) for name in PREPROCESSED},
-            reasons=verdict.reasons,
-            flagged=verdict.flagged,
+            reasons=list(flagged.values()),
+            flagged=list(flagged),
             guard=guard,
             outputs=[*inputs.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
         )

@@ -251,7 +251,7 @@ def metrics_figure(
     }
     if not rows:
         return
-    flagged = references.judge(metrics, reference).flagged
+    flagged = references.out_of_range(metrics, reference)
     figure = drawing.new_figure(0.04 + 0.0235 * len(rows))
     axes = figure.subplots()
     axes.set(xlim=(-2.4, 3.0), ylim=(len(rows) - 0.4, -0.9))

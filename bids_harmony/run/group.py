@@ -23,7 +23,6 @@ from bids_harmony.qc.dataset import (
     Group,
     absent_scans,
     bundle_of,
-    image_notes,
     named,
     processing_notes,
     read_scans,
@@ -175,7 +174,7 @@ def build_group(
     merged = merge_ratings(ratings)
     bundle = bundle_of(rows)
     scans = table.assign(**_verdicts(table, outliers, merged))
-    notes = [*image_notes(rows), *processing_notes(table), *outliers.notes]
+    notes = [*processing_notes(table), *outliers.notes]
     if bundle and bundle["n_scans_other"]:
         notes.append(
             f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
