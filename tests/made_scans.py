@@ -41,7 +41,7 @@ def made_row(
 ) -> ScanRow:
     """What the records of a scan say."""
     numbers = {k: np.nan if v is None else v for k, v in metrics.items()}
-    rows = {"guard_reasons", "reasons", "problem"} & set(facts)
+    rows = {"guard_reasons", "problem"} & set(facts)
     extra = {name: facts.pop(name) for name in rows}
     values = {"scan": scan, "site": site, "qc_status": status, **numbers, **facts}
     return ScanRow(values, metrics=tuple(metrics), **extra)

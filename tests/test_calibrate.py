@@ -18,7 +18,7 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.run.base import FOLDER, Run
+from bids_harmony.run.base import FOLDER, Run, prepare
 from bids_harmony.run.calibrate import calibrate_sites, own_sites, run_calibrate, site_notes
 from bids_harmony.run.participant import run_participant
 from bids_harmony.run.resume import HARMONIZE, NOTHING, PREPROCESS, survey
@@ -67,9 +67,10 @@ def test_a_site_is_brought_back_by_what_its_scans_are_off(config: RunConfig) -> 
         one = calibrations(config)[site]
         assert one.code.n == len(SITES[site])
         assert one.made_by == "participant"
-        assert one.mapping.changes(0.55)["grey matter"] == pytest.approx(shift, abs=0.04)
+        changes = one.changes(prepare(config).bundle)
+        assert changes["grey matter"] == pytest.approx(shift, abs=0.04)
     page = (config.output_dir / FOLDER / "site-A_calibration.html").read_text()
-    assert "3 persons only" in page
+    assert "only 3 persons" in page
     assert 'src="http' not in page
 
 
@@ -172,16 +173,16 @@ def broken(file: Path, **values: object) -> Path:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty file": (lambda f: f.write_text(""), "is broken"),
+    "empty file": (lambda f: f.write_text(""), "cannot be read"),
     "curve that falls": (
         lambda f: broken(f, mapping={"x": list(range(50)), "y": list(range(50, 0, -1))}),
-        "is broken",
+        "cannot be read",
     ),
     "another bundle": (
         lambda f: broken(f, bundle={"name": "default", "version": "0.0", "sha256": "0"}),
-        "was made with another bundle (default 0.0)",
+        "was made with the bundle default 0.0 and the template MNI152NLin2009aSym, not with",
     ),
-    "another template": (lambda f: broken(f, template="Other"), "is for scans in Other"),
+    "another template": (lambda f: broken(f, template="Other"), "template Other, not with"),
     "empty folder": (lambda f: (f.unlink(), f.mkdir()), "There is no calibration in"),
     "absent": (lambda f: f.unlink(), "cannot be read"),
     "site that the run has not": (
@@ -230,11 +231,11 @@ def test_what_makes_a_calibration_doubtful_is_said(
         path.write_text(json.dumps(record))
     assert run_calibrate(made) == 0
     said = "".join(capsys.readouterr())
-    assert "The site one is calibrated from one person" in said
+    assert "The site one is calibrated from a single person" in said
     assert "All scans of the site one have the diagnosis 'patient'" in said
     assert "--fit-filter" in said
     assert "Site same: 3 persons of 50 to 50 years" in said
-    assert "The scans of the site two fall into two groups, of 4 and 4" in said
+    assert "The scans of the site two form two groups of 4 and 4" in said
 
 
 def test_scans_without_site_are_counted(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def test_a_mask_that_was_not_fetched_costs_its_scan_and_says_so(tmp_path: Path) 
     mask = tmp_path / "sub-01_desc-brain_mask.nii.gz"
     mask.symlink_to("../.git/annex/objects/nothing")
     interface = BrainMask(
-        in_file=str(tmp_path / "t1w.nii.gz"), in_mask=str(mask), scan_key="sub-01"
-    )
+        in_file=str(tmp_path / "t1w.nii.gz"), source_file=str(tmp_path / "t1w.nii.gz"),
+        in_mask=str(mask), scan_key="sub-01", prefix=str(tmp_path / "sub-01"),
+    )  # fmt: skip
     with pytest.raises(ScanError, match="datalad get"):
         interface.run(cwd=str(tmp_path))
 

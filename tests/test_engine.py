@@ -64,7 +64,7 @@ def made_up_wf(*, name: str, function: Any, path: Path) -> pe.Workflow:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setattr("bids_harmony.workflows.preprocess.init_preprocess_wf", made_up_wf)
+    monkeypatch.setattr("bids_harmony.workflows.scan.init_preprocess_wf", made_up_wf)
     out, work = tmp_path / "out", tmp_path / "work"
     return RunConfig(bids_dir=tmp_path, output_dir=out, work_dir=work, nprocs=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bids_harmony.sites.calibration import MOST_ESTIMATED, MOST_MAPPED, estimate_ages
+from bids_harmony.sites.calibration import MAX_ESTIMATED, MAX_MAPPED, estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode
 
 LINE = (0.8, 9.0)
@@ -48,13 +48,13 @@ def test_the_network_s_part_counts_and_few_scans_tell_it() -> None:
     predict = Predictor(40.0, 0.5, network=2 * LINE[0])
     assert estimate(predict, 30)[0] == pytest.approx(40 + 2 / 0.5, abs=0.5)
     through = [scan for scan, spare in predict.calls if not spare]
-    assert len(through) == len(set(through)) == MOST_MAPPED
+    assert len(through) == len(set(through)) == MAX_MAPPED
 
 
 def test_known_ages_stay_and_more_persons_than_needed_do_not_calibrate() -> None:
-    found = estimate(Predictor(30.0, 0.3), MOST_ESTIMATED + 20, known=64.0)
+    found = estimate(Predictor(30.0, 0.3), MAX_ESTIMATED + 20, known=64.0)
     assert found[0] == 64
-    assert np.isfinite(found[1:]).sum() == MOST_ESTIMATED
+    assert np.isfinite(found[1:]).sum() == MAX_ESTIMATED
 
 
 @pytest.mark.parametrize(("true", "end"), [(5.0, 20.0), (99.0, 80.0)])

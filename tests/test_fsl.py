@@ -24,7 +24,6 @@ from bids_harmony.anat.fsl import (
     flirt,
     fsl_to_itk,
     fsl_version,
-    last_words,
 )
 from bids_harmony.errors import MissingProgramError, ScanError
 from bids_harmony.interfaces.anat import BrainMask
@@ -105,6 +104,7 @@ def test_flirt_matrix_becomes_the_same_transform(
 
 
 @pytest.mark.parametrize("text", ["", "1 0 0 0\n", "0 0 0 0\n" * 4, "nan 0 0 0\n" * 4, "a b\n"])
+@pytest.mark.filterwarnings("error")
 def test_useless_matrix_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.mat").write_text(text)
     with pytest.raises(ScanError, match="FLIRT"):
@@ -122,89 +122,68 @@ def test_programs_that_are_there_are_found(fsl: Path, monkeypatch: pytest.Monkey
     assert "--registration ants" in raised.value.remedy
 
 
-@pytest.mark.parametrize("missing", ["$FSLDIR/bin/bet2", "imtest", "bin/bet2", "dc"])
+@pytest.mark.parametrize("missing", ["$FSLDIR/bin/bet2", "dc"])
 def test_all_that_bet_needs_is_checked(
     fsl: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    if missing == "imtest":
-        (fsl / "bin" / "imtest").unlink()
-    elif missing == "bin/bet2":
-        (fsl / "bin" / "bet2").chmod(0o644)  # not executable
-    elif missing == "dc":
+    if missing == "dc":
         monkeypatch.setenv("PATH", str(fsl / "bin"))
     else:
-        monkeypatch.delenv("FSLDIR")
+        (fsl / "bin" / "bet2").chmod(0o644)  # not executable
     with pytest.raises(MissingProgramError, match="--skull-strip bet needs") as raised:
         check_programs(["bet"])
-    assert missing in raised.value.cause
+    assert os.path.expandvars(missing) in os.path.expandvars(raised.value.cause)
     assert "--skull-strip deepbet" in raised.value.remedy
 
 
 def test_bet_runs_where_the_work_folder_has_spaces_and_may_warn(tmp_path: Path, fsl: Path) -> None:
-    """The script quotes nothing; what it says on stderr is kept, and is no failure."""
+    """The script quotes nothing; messages on stderr are no failure."""
     folder = tmp_path / "my 'work' & (more)"
     head = nib.load(ball(folder / "head.nii", 12, size=40))
     mask, record = bet(head, folder)
     assert (np.asarray(nib.load(mask).dataobj) > 0).sum() == head.get_fdata().sum()
-    assert record == {
-        "command": "bet t1w.nii t1w_brain.nii.gz -f 0.50 -m -R",
-        # Nothing of the locale, which is C for FSL whatever the user's shell has.
-        "notes": ["bet said: bet2: /lib/libz.so.1: no version information available"],
-    }
+    assert record == {"command": "bet t1w.nii t1w_brain.nii.gz -f 0.50 -m -R"}
 
 
 @pytest.mark.parametrize(
-    ("program", "script", "said"),
+    ("program", "script", "cause"),
     [
         ("bet", "echo; echo 'Error: input image x not valid'; echo; exit 1",
-         "bet ended with code 1: 'Error: input image x not valid'."),
+         "bet failed with exit code 1: 'Error: input image x not valid'."),
         ("bet", r"printf 'Zu wenig Platz \374brig\n' >&2; exit 1", "'Zu wenig Platz \ufffdbrig'."),
         # FSL's script ends with 0 whatever the programs in it do.
         ("bet2", "echo 'Cannot open volume x for reading!' >&2; exit 1",
-         "bet ended with code 0 and without output: 'Cannot open volume x for reading!'."),
-        ("flirt", "echo 'No space left' >&2; exit 2",
-         "flirt ended with code 2: 'No space left'."),
-        ("flirt", "echo 'gave up'", "flirt ended with code 0 and without output: 'gave up'."),
+         "bet failed with exit code 0: 'Cannot open volume x for reading!'."),
+        ("flirt", "yes | head -c 9999 >&2; exit 2", "flirt failed with exit code 2: 'y y y"),
+        ("flirt", "echo 'gave up'", "flirt failed with exit code 0: 'gave up'."),
         ("flirt", ": > brain_flirt.mat", "FLIRT did not find an invertible transform."),
-        ("flirt", "kill -9 $$", "flirt was killed, most likely because memory ran out."),
+        ("flirt", "kill -9 $$", "flirt failed with exit code "),
     ],
 )  # fmt: skip
-def test_what_a_failing_program_said_is_the_cause(
-    tmp_path: Path, fsl: Path, program: str, script: str, said: str
+def test_the_message_of_a_failing_program_is_the_cause(
+    tmp_path: Path, fsl: Path, program: str, script: str, cause: str
 ) -> None:
     replace(fsl / "bin" / program, script)
     head = nib.load(ball(tmp_path / "head.nii", 12, size=40))
     with pytest.raises(ScanError) as raised:
         flirt(head, head, tmp_path / "a.txt") if program == "flirt" else bet(head, tmp_path)
-    assert said in raised.value.cause
-    assert len(raised.value.cause) < 700
+    assert cause in raised.value.cause
+    assert len(raised.value.cause) < 400
 
 
-def test_words_are_few_however_much_was_said() -> None:
-    assert last_words("\n\n \t\n") == ""
-    assert (
-        last_words("cause\n" + "ä\n" * 10**6 + "b\n" + "c" * 10**6) == f"cause; b; {'c' * 160} …"
-    )
-
-
-def test_versions_are_read_without_starting_anything(
+def test_tools_are_those_of_the_run_and_none_is_imported(
     fsl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fsl_version() == "6.0.0"
-    monkeypatch.delenv("FSLDIR")  # then where flirt lies
-    (fsl / "etc" / "fslversion").write_bytes(b"6.0.7.4:\xe9\nmore\n")
-    assert fsl_version() == "6.0.7.4:\ufffd"
-    (fsl / "etc" / "fslversion").unlink()
-    assert fsl_version() == "unknown"
-
-
-def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     always = {"nipype", "torch", "nilearn"}
-    assert set(tool_versions("deepbet", "ants")) == always | {"deepbet", "antspyx"}
     assert set(tool_versions("multi-atlas", "flirt")) == always | {"antspyx", "FSL"}
     versions = tool_versions("skip", "flirt")
     assert versions["FSL"] == "6.0.0"
     assert all(v and "+" not in v for v in versions.values())
+    monkeypatch.delenv("FSLDIR")  # then FSL is where flirt is
+    (fsl / "etc" / "fslversion").write_bytes(b"6.0.7.4:\xe9\nmore\n")
+    assert fsl_version() == "6.0.7.4:\ufffd"
+    (fsl / "etc" / "fslversion").unlink()
+    assert fsl_version() == "unknown"
     code = (
         "import sys; from bids_harmony.anat import tool_versions as f\n"
         "f('bet', 'ants')\n"
@@ -213,20 +192,14 @@ def test_tools_are_those_of_the_run_and_none_is_imported(fsl: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("radius", "warned"), [(17.5, True), (23.8, False)])
-def test_bet_on_a_stripped_scan_is_warned_of(
-    tmp_path: Path, fsl: Path, radius: float, warned: bool
-) -> None:
-    """Balls of 1.44 L, as a brain alone, and of 3.6 L, as a head; at 4 mm."""
-    head = nib.load(ball(tmp_path / "head.nii", radius, zoom=4))
-    brain = nib.load(ball(tmp_path / "brain.nii", 16, zoom=4))
-    data = head.get_fdata() + 2 * brain.get_fdata()
-    nib.save(nib.Nifti1Image(data, head.affine), tmp_path / "head.nii")
-    node = BrainMask(in_file=str(tmp_path / "head.nii"), method="bet", scan_key="sub-01")
+def test_bet_is_named_in_the_record(tmp_path: Path, fsl: Path) -> None:
+    head = ball(tmp_path / "head.nii", 16, zoom=4)
+    node = BrainMask(
+        in_file=head, source_file=head, method="bet", scan_key="sub-01",
+        prefix=str(tmp_path / "sub-01"),
+    )  # fmt: skip
     record = node.run(cwd=str(tmp_path)).outputs.record
     assert (record["method"], record["tool"], record["version"]) == ("bet", "FSL", "6.0.0")
-    assert record["notes"][0].startswith("bet said: ")
-    assert len(record["notes"]) == 1 + warned
 
 
 def test_flirt_is_called_as_in_the_paper(tmp_path: Path, fsl: Path) -> None:

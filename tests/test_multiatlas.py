@@ -73,7 +73,7 @@ def test_masks_of_other_sessions_and_spaces_do_not_count(tmp_path: Path) -> None
 def test_a_pair_that_is_not_fetched_is_a_usage_error(tmp_path: Path) -> None:
     save(tmp_path / "head.nii.gz")
     (tmp_path / "head_mask.nii.gz").symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
-    with pytest.raises(UsageError, match=r"head_mask.nii.gz is no image: its content is not"):
+    with pytest.raises(UsageError, match=r"head_mask.nii.gz cannot be read: its content is not"):
         find_atlases(tmp_path)
 
 
@@ -103,18 +103,5 @@ def test_heads_find_each_others_brains_repeatably(heads: Path) -> None:
     assert (record["n_atlases"], record["excluded"]) == (3, 1)
     assert {voter["name"] for voter in record["used"]} == {"sub-02", "sub-03"}
     assert record["used"][0]["similarity"] >= record["used"][1]["similarity"] > 0.5
-    with pytest.raises(ScanError, match="own name"):
+    with pytest.raises(ScanError, match="same subject"):
         multiatlas_mask(img, atlases[:1], exclude=("sub-01",))
-
-
-@pytest.mark.slow
-def test_real_scan_agrees_with_its_reference(shared_data: Path) -> None:
-    atlases = find_atlases(shared_data / "ixi_hh")
-    assert len(atlases) == 120
-    scan = atlases[60]
-    library = [*atlases[::24], scan]
-    img = nib.as_closest_canonical(nib.load(scan.image))
-    reference = np.asarray(nib.as_closest_canonical(nib.load(scan.mask)).dataobj) > 0
-    mask, record = multiatlas_mask(img, library, n_best=3, exclude=(scan.name,))
-    assert dice(mask, reference) > 0.95
-    assert scan.name not in {voter["name"] for voter in record["used"]}

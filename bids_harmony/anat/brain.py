@@ -71,7 +71,7 @@ def deepbet_mask(img: nib.Nifti1Image) -> np.ndarray:
     except (AssertionError, ValueError) as error:
         raise ScanError(
             "deepbet found no brain in the scan.",
-            "Look at the scan: is it a whole-head T1w? Otherwise try --skull-strip multi-atlas.",
+            "Check that it is a whole-head T1w scan, or try --skull-strip multi-atlas.",
         ) from error
 
 
@@ -89,22 +89,16 @@ def is_stripped(img: nib.Nifti1Image) -> bool:
     Its foreground must have the volume of a brain and contain little else (such as a scalp
     separated from the brain by zeroed bone), and must overlap with deepbet's mask.
     """
-    mask = outlines_brain(img)
-    try:
-        return mask is not None and dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
-    except ScanError:
-        return False
-
-
-def outlines_brain(img: nib.Nifti1Image) -> np.ndarray | None:
-    """Return a scan's foreground if it looks like a skull-stripped brain, else None.
-
-    Its volume must be that of a brain (0.6 to 2.3 litres), and all other voxels that differ from
-    the background must amount to at most 10 % of it.
-    """
     mask = foreground(img)
     alone = np.sum(_differs(img) & ~mask) <= BESIDE * mask.sum()
-    return mask if alone and BRAIN_LITRES[0] <= _litres(mask, img) <= BRAIN_LITRES[1] else None
+    try:
+        return bool(
+            alone
+            and BRAIN_LITRES[0] <= _litres(mask, img) <= BRAIN_LITRES[1]
+            and dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
+        )
+    except ScanError:
+        return False
 
 
 def foreground(img: nib.Nifti1Image) -> np.ndarray:
@@ -142,8 +136,9 @@ def check_mask(mask: np.ndarray, img: nib.Nifti1Image) -> None:
     litres = _litres(mask, img)
     if not MASK_LITRES[0] <= litres <= MASK_LITRES[1]:
         raise ScanError(
-            f"The brain mask holds {litres:.2f} litres, which no brain does.",
-            "Look at the scan, and try another --skull-strip method.",
+            f"The brain mask has a volume of {litres:.2f} litres, outside the range of "
+            f"{MASK_LITRES[0]} to {MASK_LITRES[1]} litres.",
+            "Check the scan, or try another --skull-strip method.",
         )
 
 
@@ -171,15 +166,16 @@ def given_mask(path: str | Path, img: nib.Nifti1Image) -> tuple[np.ndarray, dict
         the scan's grid.
     """
     name = f"The brain mask {Path(path).name}"
-    given, geometry = load_image(path)
+    given, notes = load_image(path)
     data, record = as_mask(np.asarray(given.dataobj), name)
-    notes = [f"{name}: {note}" for note in geometry.notes]
+    notes = [f"{name}: {note}" for note in notes]
     given = nib.Nifti1Image(data.astype(np.float32), given.affine)
     moved = resample_from_to(given, (img.shape[:3], img.affine), order=1)
     mask = np.asarray(moved.dataobj) > 0.5
     if _litres(mask, img) < 0.8 * _litres(data, given):
         raise ScanError(
-            f"{name} does not lie in the scan's space.", "Give a mask in the T1w scan's own space."
+            f"{name} lies outside the field of view of the T1w scan.",
+            "Provide a mask in the native space of the T1w scan.",
         )
     return mask, {**record, "notes": [*notes, *record.get("notes", [])]}
 
@@ -205,11 +201,10 @@ def as_mask(data: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         ``notes``.
     """
     data = np.nan_to_num(data, nan=0, posinf=0, neginf=0)
-    highest = float(data.max())
     if np.allclose(data[data > 0], 1, atol=1e-3):
         return data > 0.5, {}
-    kind, cut = ("probabilities", 0.5) if highest <= MAX_PROBABILITY else ("labels", 0.0)
-    note = f"{name} holds {kind} up to {highest:g}; what lies above {cut:g} was taken as brain"
+    kind, cut = ("probability", 0.5) if data.max() <= MAX_PROBABILITY else ("label", 0.0)
+    note = f"{name} is a {kind} map: voxels above {cut:g} are brain"
     return data > cut, {"threshold": cut, "notes": [note]}
 
 
@@ -266,8 +261,8 @@ def find_atlases(atlas_dir: str | Path) -> list[Atlas]:
         atlases += [Atlas(name, files[stem], files[label]) for label in islice(own, 1)]
     if not atlases:
         raise UsageError(
-            f"No atlas was found in {atlas_dir}: {len(files)} NIfTI files were looked at, and "
-            "none has a brain mask of the same name.",
+            f"No atlas was found in {atlas_dir}: none of {len(files)} NIfTI files has a brain "
+            "mask of the same name.",
             "Provide pairs such as sub-01_T1w.nii.gz with sub-01_desc-brain_mask.nii.gz (or a "
             "_dseg label map, also under derivatives/), or head.nii.gz with head_mask.nii.gz.",
         )
@@ -324,8 +319,8 @@ def multiatlas_mask(
     pool = [atlas for atlas in atlases if atlas.name.split("_")[0] not in subjects]
     if not pool:
         raise ScanError(
-            "Every atlas carries the scan's own name.",
-            "Add atlases of other people to --atlas-dir.",
+            "All atlases are scans of the same subject.",
+            "Add atlases of other subjects to --atlas-dir.",
         )
     coarse, middle, fine = (_prepare(img, mm) for mm in (COARSE_MM, SYN_MM, WORK_MM))
     ranked, voters = [], []

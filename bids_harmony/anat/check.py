@@ -6,7 +6,7 @@ import gzip
 import zlib
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -42,14 +42,6 @@ MIN_PADDING, MAX_NEGATIVE = 0.001, 0.01
 MAX_VOXELS, MAX_SURPLUS = 2**28, 2**24
 
 
-class Geometry(NamedTuple):
-    """Geometry of an image: 4 x 4 affine, qform and sform codes, and notes on problems."""
-
-    affine: np.ndarray
-    codes: tuple[int, int]
-    notes: list[str]
-
-
 def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     """Load a T1w scan in RAS orientation and check that it can be used.
 
@@ -65,8 +57,8 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         resampled). All values are finite; padding is 0.
     record : dict
         Findings: ``shape``, ``voxel_size_mm``, original ``orientation``, ``obliquity_deg``,
-        ``qform_code``, ``sform_code``, ``nonfinite_voxels`` (number replaced), ``padding`` (values
-        treated as background), ``voxels_sha256`` and ``notes``.
+        ``nonfinite_voxels`` (number replaced), ``padding`` (values treated as background),
+        ``voxels_sha256`` and ``notes``.
 
     Raises
     ------
@@ -76,15 +68,14 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         covers only a part of the head; or when its affine is invalid.
     """
     name = Path(path).name
-    img, (affine, codes, notes) = load_image(path)
-    data = np.asarray(img.dataobj)
+    img, notes = load_image(path)
+    data, affine = np.asarray(img.dataobj), img.affine
     # Hash the values, so that copies of an image are recognized however they are compressed.
     voxels = sha256(f"{data.shape}".encode() + data.tobytes()).hexdigest()
     bad = ~(np.abs(data) < MAX_VALUE)
     background = _replace_nonfinite(data, bad, name, notes)
     padding = find_padding(data, background)
-    notes += [f"the value {value:g} outside the field of view was taken as padding and set to 0"
-              for value in padding]  # fmt: skip
+    notes += [f"the padding value {value:g} was set to 0" for value in padding]
     background |= np.isin(data, padding)
     scanned = data[~background]
     if not scanned.size or scanned.max() == scanned.min():
@@ -94,8 +85,16 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     # Later steps treat 0 as background, so tissue must be positive.
     data, added = lift(data, background)
     if added:
-        notes.append(f"intensities below 0 were found; {added:.4g} was added to all")
-    _check_coverage(data != _background_value(data), affine, name)
+        notes.append(f"the scan has negative intensities: {added:.4g} was added to all voxels")
+    (box,) = ndimage.find_objects((data != _background_value(data)).astype(np.uint8))
+    lengths = [along.stop - along.start for along in box] * affines.voxel_sizes(affine)
+    if lengths.min() < MIN_EXTENT_MM:
+        covered = " x ".join(f"{length:.0f}" for length in lengths)
+        raise ScanError(
+            f"{name} covers only a part of the head: {covered} mm, less than "
+            f"{MIN_EXTENT_MM:.0f} mm along an axis.",
+            "Provide a scan of the whole head.",
+        )
     oblique = float(np.rad2deg(np.max(affines.obliquity(affine))))
     if oblique > 20:
         notes.append(f"the scan is oblique by {oblique:.0f} degrees")
@@ -107,8 +106,6 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         "voxel_size_mm": [round(float(z), 4) for z in affines.voxel_sizes(affine)],
         "orientation": "".join(nib.aff2axcodes(affine)),
         "obliquity_deg": round(oblique, 2),
-        "qform_code": codes[0],
-        "sform_code": codes[1],
         "nonfinite_voxels": int(bad.sum()),
         "padding": padding,
         "voxels_sha256": voxels,
@@ -116,15 +113,15 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     }
 
 
-def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
+def load_image(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
     """Load a 3-D NIfTI image, dropping trailing axes of length one.
 
     Returns
     -------
     img : nibabel.Nifti1Image
         float32 values with a valid affine.
-    geometry : Geometry
-        Geometry from the image's header.
+    notes : list of str
+        Problems with the affine in the image's header.
 
     Raises
     ------
@@ -138,9 +135,9 @@ def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
         shape = " x ".join(map(str, img.shape))
         n_voxels = np.prod(img.shape, dtype=float)
         if not isinstance(img, nib.Nifti1Pair):
-            raise ImageFileError("it is not NIfTI")
+            raise ImageFileError("not a NIfTI image")
         if n_voxels > MAX_VOXELS:
-            raise OverflowError(f"it claims {shape} voxels")
+            raise OverflowError(f"its header claims {shape} voxels")
         if path.suffix == ".gz":
             _unpack(path, n_voxels * img.get_data_dtype().itemsize + MAX_SURPLUS)
         data = np.asanyarray(img.dataobj)
@@ -148,18 +145,18 @@ def load_image(path: str | Path) -> tuple[nib.Nifti1Image, Geometry]:
         why = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise ScanError(
             f"{path.name} cannot be read ({why}).",
-            "The file is damaged or not what it seems: convert or download it again.",
+            "The file is damaged or not a NIfTI image: convert or download it again.",
         ) from error
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if np.iscomplexobj(data) or data.dtype.fields or data.ndim != 3 or min(data.shape) < 2:
         raise ScanError(
-            f"{path.name} is not a 3-D volume of grey values (its shape is {shape}, of "
+            f"{path.name} is not a 3-D image of real numbers (its shape is {shape}, its data type "
             f"{data.dtype.name}).",
             "Provide one 3-D volume of real numbers per file.",
         )
-    geometry = usable_affine(img, path.name)
-    return nib.Nifti1Image(data.astype(np.float32), geometry.affine), geometry
+    affine, notes = usable_affine(img, path.name)
+    return nib.Nifti1Image(data.astype(np.float32), affine), notes
 
 
 def check_file(path: Path) -> None:
@@ -168,20 +165,15 @@ def check_file(path: Path) -> None:
     Raises
     ------
     ScanError
-        When the file is missing, a pointer whose content is not present (git-annex, Git LFS), not
-        a regular file, or too large.
+        When the file is missing, a pointer whose content is not present (git-annex, Git LFS), or
+        not a regular file.
     """
-    fault, remedy = "", "Check the dataset, and how it was converted."
     if why := pointer(path):
-        fault, remedy = f"is no image: {why}", "Fetch its content; the same command continues."
-    elif not path.exists():
-        fault = "does not exist"
-    elif not path.is_file():  # reading a pipe would block forever
-        fault = "cannot be read (it is not a file)"
-    elif (size := path.stat().st_size) > 8 * MAX_VOXELS + MAX_SURPLUS:
-        fault = f"has {size / 1e9:.1f} GB, which no T1w scan has"
-    if fault:
-        raise ScanError(f"{path.name} {fault}.", remedy)
+        remedy = "Fetch its content and repeat the command."
+        raise ScanError(f"{path.name} cannot be read: {why}.", remedy)
+    if not path.is_file():  # reading a pipe would block forever
+        why = "cannot be read (it is not a file)" if path.exists() else "does not exist"
+        raise ScanError(f"{path.name} {why}.", "Check the dataset, and how it was converted.")
 
 
 def _unpack(path: Path, limit: float) -> None:
@@ -194,7 +186,7 @@ def _unpack(path: Path, limit: float) -> None:
                 raise OverflowError("it unpacks to more than its header claims")
 
 
-def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
+def usable_affine(img: nib.Nifti1Pair, name: str) -> tuple[np.ndarray, list[str]]:
     """Return an image's affine: its sform if that is valid, otherwise its qform.
 
     Parameters
@@ -206,23 +198,24 @@ def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
 
     Returns
     -------
-    Geometry
-        The affine, the header's codes, and notes on an invalid form or on forms that disagree.
+    affine : numpy.ndarray
+        4 x 4 affine.
+    notes : list of str
+        Remarks on an invalid form, or on forms that disagree.
 
     Raises
     ------
     ScanError
         When neither sform nor qform is set and valid.
     """
-    codes = int(img.header["qform_code"]), int(img.header["sform_code"])
-    forms = {"sform": img.get_sform()} if codes[1] else {}
+    forms = {"sform": img.get_sform()} if img.header["sform_code"] else {}
     try:
-        forms |= {"qform": img.get_qform()} if codes[0] else {}
+        forms |= {"qform": img.get_qform()} if img.header["qform_code"] else {}
     except (HeaderDataError, ValueError):  # the quaternion is not a rotation
         forms["qform"] = np.full((4, 4), np.nan)
     if not forms:
         raise ScanError(
-            f"{name} has neither sform nor qform, so left and right cannot be told apart.",
+            f"{name} has neither sform nor qform, so its orientation is unknown.",
             "Convert it again from DICOM, or set its orientation (for example with fslorient).",
         )
     faults = {form: fault for form, matrix in forms.items() if (fault := _fault(matrix))}
@@ -230,7 +223,7 @@ def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
     if not usable:
         why = ", and ".join(f"the {form} {fault}" for form, fault in faults.items())
         raise ScanError(
-            f"{name} has an impossible geometry: {why}.",
+            f"{name} has no valid affine: {why}.",
             "Correct the header's voxel size and affine (for example by converting it again).",
         )
     notes = [f"the {form} {fault}; the {usable[0]} was used" for form, fault in faults.items()]
@@ -239,7 +232,7 @@ def usable_affine(img: nib.Nifti1Pair, name: str) -> Geometry:
         ends = [affines.apply_affine(matrix, corners) for matrix in forms.values()]
         if (shift := np.abs(ends[0] - ends[1]).max()) >= MAX_SHIFT_MM:
             notes.append(f"sform and qform disagree by {shift:.1f} mm; the sform was used")
-    return Geometry(np.asarray(forms[usable[0]], dtype=float), codes, notes)
+    return np.asarray(forms[usable[0]], dtype=float), notes
 
 
 def _fault(affine: np.ndarray) -> str:
@@ -247,25 +240,12 @@ def _fault(affine: np.ndarray) -> str:
     sizes = affines.voxel_sizes(affine)
     finite = np.isfinite(affine).all()
     if not finite or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME * sizes.prod():
-        return "is not a valid affine"
+        return "is singular or not finite"
     if sizes.min() < MIN_ZOOM_MM or sizes.max() > MAX_ZOOM_MM:
         return f"has voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
     if (away := np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
-        return f"puts the scan {away / 1000:.3g} m away"
+        return f"has an origin at a distance of {away / 1000:.3g} m"
     return ""
-
-
-def _check_coverage(scanned: np.ndarray, affine: np.ndarray, name: str) -> None:
-    """Raise ScanError if the scanned region is shorter than a brain along any axis."""
-    (box,) = ndimage.find_objects(scanned.astype(np.uint8))
-    lengths = [along.stop - along.start for along in box] * affines.voxel_sizes(affine)
-    if lengths.min() < MIN_EXTENT_MM:
-        covered = " x ".join(f"{length:.0f}" for length in lengths)
-        raise ScanError(
-            f"{name} covers a part of the head only: {covered} mm, where {MIN_EXTENT_MM:.0f} mm "
-            "are needed in every direction.",
-            "Provide a scan of the whole head.",
-        )
 
 
 def _replace_nonfinite(
@@ -276,17 +256,14 @@ def _replace_nonfinite(
     some = MAX_NONFINITE < bad.mean() < 1 - MAX_NONFINITE
     if some and largest_component(~bad).sum() > 0.9 * np.sum(~bad):
         around = _at_border(bad)  # around the head, not within it
-    n_around, n_inside = int(around.sum()), int(np.sum(bad & ~around))
-    if (share := n_inside / np.sum(~around)) > MAX_NONFINITE:
+    if (share := np.sum(bad & ~around) / np.sum(~around)) > MAX_NONFINITE:
         raise ScanError(
             f"{share:.1%} of the voxels of {name} that are not background are NaN or infinite.",
-            "Find the processing step that made them, and provide the scan from before it.",
+            "Provide the scan from before the processing step that produced them.",
         )
     data[bad] = 0
-    if n_inside:
-        notes.append(f"{n_inside} voxels were NaN or infinite and were set to 0")
-    if n_around:
-        notes.append(f"{n_around} voxels around the brain were NaN or infinite and were set to 0")
+    if bad.any():
+        notes.append(f"{int(bad.sum())} voxels were NaN or infinite and were set to 0")
     return around
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,8 @@ def check_programs(names: Iterable[str]) -> None:
         if absent:
             asked, instead = OPTIONS[name]
             raise MissingProgramError(
-                f"{asked} needs FSL's program {name}, which cannot be run (not found: "
-                f"{', '.join(absent)}).",
+                f"{asked} needs FSL's program {name}, which is not installed completely (not "
+                f"found: {', '.join(absent)}).",
                 f"Install FSL and source its setup (etc/fslconf/fsl.sh), or use {instead}.",
             )
 
@@ -58,9 +59,9 @@ def check_programs(names: Iterable[str]) -> None:
 def fsl_version() -> str:
     """Return FSL's version from its installation folder, or ``unknown``; no program is run."""
     flirt = shutil.which("flirt")
-    beside = Path(flirt).resolve().parents[1] if flirt else "/nowhere"
+    folder = Path(flirt).resolve().parents[1] if flirt else "/nowhere"
     try:
-        file = Path(os.environ.get("FSLDIR") or beside) / "etc" / "fslversion"
+        file = Path(os.environ.get("FSLDIR") or folder) / "etc" / "fslversion"
         return file.read_text(errors="replace").split()[0]
     except (OSError, IndexError):
         return "unknown"
@@ -81,7 +82,7 @@ def bet(head: nib.Nifti1Image, folder: Path) -> tuple[Path, dict[str, Any]]:
     mask : pathlib.Path
         Brain mask written by BET.
     record : dict
-        ``command``, and ``notes`` with BET's messages.
+        ``command``.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def flirt(brain: nib.Nifti1Image, template: nib.Nifti1Image, out_file: Path) -> 
     Returns
     -------
     dict
-        ``command``, and ``notes`` with FLIRT's messages.
+        ``command``.
 
     Raises
     ------
@@ -141,34 +142,12 @@ def _run(program: type[FSLCommand], output: Path, **inputs: Any) -> dict[str, An
             **inputs,
         )
         runtime = command.run(ignore_exception=True).runtime
-    code, said = runtime.returncode, last_words(runtime.stderr or "")
-    if code in (-9, 137):
-        raise ScanError(
-            f"{command.cmd} was killed, most likely because memory ran out.",
-            "Lower --nprocs, or give the job more memory.",
-        )
-    if code != 0 or not output.is_file():
-        said = said or last_words(runtime.stdout or runtime.traceback)
-        lacking = "" if code else " and without output"
+    if runtime.returncode != 0 or not output.is_file():
+        text = runtime.stderr or runtime.stdout or runtime.traceback or "no message"
         # Drop full stops: the cause is a single sentence.
-        raise ScanError(
-            f"{command.cmd} ended with code {code}{lacking}: '{said.replace('. ', ' ')}'."
-        )
-    notes = [f"{command.cmd} said: {said}"] if said else []
-    return {"command": runtime.cmdline, "notes": notes}
-
-
-def last_words(said: str) -> str:
-    r"""Summarize a program's output: its first line and its last two.
-
-    Scripts continue after a program they call has failed, so the first line may hold the cause.
-
-    >>> last_words("Out of disk\n\nno image\nno image\ncannot go on\nx: not found\n")
-    'Out of disk; cannot go on; x: not found'
-    """
-    lines = list(dict.fromkeys(filter(None, (line.strip() for line in said.splitlines()))))
-    few = lines if len(lines) <= 3 else [lines[0], *lines[-2:]]
-    return "; ".join(line if len(line) <= 160 else f"{line[:160]} …" for line in few)
+        text = textwrap.shorten(text.replace(". ", " "), 300, placeholder=" …")
+        raise ScanError(f"{command.cmd} failed with exit code {runtime.returncode}: '{text}'.")
+    return {"command": runtime.cmdline}
 
 
 def fsl_to_itk(matrix: Path, moving: Path, reference: Path, out_file: Path) -> None:
@@ -194,12 +173,13 @@ def fsl_to_itk(matrix: Path, moving: Path, reference: Path, out_file: Path) -> N
     import nitransforms as nt
 
     with contextlib.suppress(ValueError):
-        values = np.loadtxt(matrix)
-        if values.shape == (4, 4) and abs(np.linalg.det(values)) >= 1e-6:
+        words = matrix.read_text(encoding="utf-8").split()
+        values = np.array(words, float).reshape(4, 4)
+        if np.isfinite(values).all() and abs(np.linalg.det(values)) >= 1e-6:
             images = {"reference": str(reference), "moving": str(moving)}
             nt.linear.load(str(matrix), fmt="fsl", **images).to_filename(str(out_file), fmt="itk")
             return
     raise ScanError(
         "FLIRT did not find an invertible transform.",
-        "Look at the brain mask, or try --registration ants.",
+        "Check the brain mask, or try --registration ants.",
     )

@@ -75,7 +75,7 @@ def normalize(
     if given.sum() < MIN_VOXELS:
         raise ScanError(
             f"Only {int(given.sum())} voxels lie inside the brain mask on the template grid.",
-            "Look at the brain mask and at the registration.",
+            "Check the brain mask and the registration.",
         )
     field = bias_field(data, given, bias_order)
     data = data / field
@@ -86,7 +86,7 @@ def normalize(
     if means is None or used.sum() < MIN_VOXELS:
         raise ScanError(
             "The voxels inside the brain mask do not have the intensities of a T1w brain.",
-            "Look at the brain mask: is the scan a T1-weighted image?",
+            "Check the brain mask, and that the scan is T1-weighted.",
         )
     scaled = np.where(used, np.maximum(scaled, 1e-3), 0).astype(np.float32)
     ml = zoom_mm**3 / 1000

@@ -77,11 +77,11 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         img = nib.as_closest_canonical(load_image(path)[0])
         data = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0)
         if (data > 0).mean() > 0.7:
-            raise ScanError("It is not skull-stripped.")
+            raise ScanError("it is not skull-stripped.")
     except ScanError as error:
         raise UsageError(
             f"The template {path} cannot be used: {error.cause}",
-            "Give a brain-only 3-D T1w template with background 0.",
+            "Provide a skull-stripped 3-D T1w template with background 0.",
         ) from error
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)

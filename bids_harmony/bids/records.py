@@ -47,7 +47,7 @@ def scan_record(
         ``inputs`` (SHA-256 of each file the results depend on). They are copied unchanged, except
         that notes are added to ``warnings``.
     reasons, flagged : sequence of str
-        Results of :func:`bids_harmony.qc.reference.judge`.
+        Results of :func:`bids_harmony.qc.reference.out_of_range`.
     guard : mapping, optional
         Result of :func:`bids_harmony.qc.guard.guard_record`, for a harmonized scan.
     outputs : sequence of str

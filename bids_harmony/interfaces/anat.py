@@ -1,4 +1,8 @@
-"""Nipype interfaces of anatomical preprocessing; see :mod:`bids_harmony.anat`."""
+"""Nipype interfaces of anatomical preprocessing; see :mod:`bids_harmony.anat`.
+
+Each step draws its own figure into the scan's staging folder, so that it helps to explain why a
+later step failed. ``prefix`` is the path of a figure up to the ``desc`` entity.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +29,25 @@ from bids_harmony.anat.brain import (
     given_mask,
     is_stripped,
     multiatlas_mask,
-    outlines_brain,
 )
 from bids_harmony.anat.check import load_t1w, usable_affine
 from bids_harmony.anat.fsl import bet, flirt
 from bids_harmony.anat.intensity import normalize
 from bids_harmony.anat.template import load_template
 from bids_harmony.config import Contract
-from bids_harmony.interfaces.base import (
-    ImageOutputSpec,
-    TemplateInputSpec,
-    apply_mask,
-    read_array,
-    reorient,
-    save_image,
-    save_mask,
-)
 from bids_harmony.qc.metrics import scan_metrics
 from bids_harmony.qc.reference import check_registration
+from bids_harmony.reports.figures import mask_figure, registration_figure
 from bids_harmony.sites.code import describe
 
 
 class _CheckT1wInputSpec(BaseInterfaceInputSpec):
-    in_file = traits.Str(mandatory=True, desc="T1w scan, or whatever is in its place")
+    in_file = traits.Str(mandatory=True, desc="T1w scan")
 
 
-class _CheckT1wOutputSpec(ImageOutputSpec):
-    record = traits.Dict(desc="what was found in the file")
+class _CheckT1wOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="T1w scan in RAS orientation")
+    record = traits.Dict(desc="geometry of the scan, and notes")
 
 
 class CheckT1w(SimpleInterface):
@@ -68,17 +64,20 @@ class CheckT1w(SimpleInterface):
 
 class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
-    in_mask = traits.Either(None, traits.Str, usedefault=True, desc="mask that was made earlier")
+    source_file = traits.Str(mandatory=True, desc="T1w scan as acquired")
+    in_mask = traits.Either(None, traits.Str, usedefault=True, desc="existing brain mask")
     method = traits.Enum("deepbet", "multi-atlas", "bet", "skip", usedefault=True)
-    detect_stripped = traits.Bool(False, usedefault=True, desc="recognise a stripped scan")
-    atlas_dir = traits.Either(None, traits.Str, usedefault=True, desc="library of multi-atlas")
-    scan_key = traits.Str(mandatory=True, desc="the scan's name, as it is never its own atlas")
+    detect_stripped = traits.Bool(False, usedefault=True, desc="detect skull-stripped scans")
+    atlas_dir = traits.Either(None, traits.Str, usedefault=True, desc="atlases of multi-atlas")
+    scan_key = traits.Str(mandatory=True, desc="scan, which is excluded from the atlases")
     seed = traits.Int(42, usedefault=True)
+    prefix = traits.Str(mandatory=True, desc="path of the figure")
 
 
 class _BrainMaskOutputSpec(TraitedSpec):
-    out_mask = File(exists=True)
-    record = traits.Dict(desc="which method and tool made the mask")
+    out_mask = File(exists=True, desc="brain mask in RAS orientation")
+    native_mask = File(exists=True, desc="brain mask in the orientation of the acquired scan")
+    record = traits.Dict(desc="method and tool")
 
 
 class BrainMask(SimpleInterface):
@@ -89,7 +88,7 @@ class BrainMask(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, img = self.inputs, nib.load(self.inputs.in_file)
-        method = inputs.method
+        source, method = Path(inputs.source_file), inputs.method
         record: dict[str, Any] = {}
         if inputs.in_mask is not None:
             method = "precomputed"
@@ -108,28 +107,31 @@ class BrainMask(SimpleInterface):
         elif method == "bet":
             path, record = bet(img, Path(runtime.cwd))
             mask, _ = given_mask(path, img)
-            if outlines_brain(img) is not None:
-                record["notes"].append(
-                    "the scan looks stripped already, and bet shaves the cortex off such scans: "
-                    "use --skull-strip auto or skip"
-                )
         check_mask(mask, img)
-        self._results["out_mask"] = save_mask(mask, img.affine, "mask.nii.gz")
-        self._results["record"] = {"method": method, **made_by(method), **record}
+        out = new_mask(mask, img.affine, 1)
+        mask_figure(img, out, figure_path(inputs.prefix, "brainmask"))
+        native = reorient(out, usable_affine(nib.load(source), source.name)[0])
+        self._results |= {
+            "out_mask": save_image(out, "mask.nii.gz"),
+            "native_mask": save_image(native, "native_mask.nii.gz"),
+            "record": {"method": method, **made_by(method), **record},
+        }
         return runtime
 
 
-class _RegisterAffineInputSpec(TemplateInputSpec):
+class _RegisterAffineInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
-    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    resolution = traits.Int(2, usedefault=True, desc="voxel size of the template in mm")
+    template = traits.Either(None, File(exists=True), usedefault=True, desc="template file")
     method = traits.Enum("ants", "flirt", usedefault=True)
     seed = traits.Int(42, usedefault=True)
     sloppy = traits.Bool(False, usedefault=True, desc="low quality, for tests")
 
 
 class _RegisterAffineOutputSpec(TraitedSpec):
-    out_xfm = File(exists=True, desc="ITK text transform, scan to template")
-    record = traits.Dict(desc="which method and tool found the transform")
+    out_xfm = File(exists=True, desc="ITK text transform from scan to template")
+    record = traits.Dict(desc="method and tool")
 
 
 class RegisterAffine(SimpleInterface):
@@ -141,7 +143,9 @@ class RegisterAffine(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         inputs, out_xfm = self.inputs, Path(runtime.cwd) / "affine.txt"
         record: dict[str, Any] = {}
-        brain = apply_mask(inputs.in_file, inputs.in_mask)
+        img, mask = nib.load(inputs.in_file), nib.load(inputs.in_mask)
+        data = np.where(np.asarray(mask.dataobj) > 0, np.asarray(img.dataobj), 0)
+        brain = nib.Nifti1Image(data.astype(np.float32), img.affine, img.header)
         template = load_template(inputs.resolution, inputs.template).t1w
         if inputs.method == "flirt":
             record = flirt(brain, template, out_xfm)
@@ -152,128 +156,91 @@ class RegisterAffine(SimpleInterface):
         return runtime
 
 
-class _NormalizeInputSpec(TemplateInputSpec):
+class _NormalizeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
-    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
-    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
-    contract = traits.Dict(mandatory=True, desc="the bundle's preprocessing contract")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    in_xfm = File(exists=True, mandatory=True, desc="transform from scan to template")
+    template = traits.Either(None, File(exists=True), usedefault=True, desc="template file")
+    contract = traits.Dict(mandatory=True, desc="preprocessing contract of the bundle")
+    scan_key = traits.Str(mandatory=True, desc="scan, for messages")
+    prefix = traits.Str(mandatory=True, desc="path of the figure")
 
 
-class _NormalizeOutputSpec(ImageOutputSpec):
+class _NormalizeOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="scaled brain on the template grid, background 0")
-    out_mask = File(exists=True, desc="its foreground")
-    brain_mask = File(exists=True, desc="the brain mask on the template grid")
-    unscaled = File(exists=True, desc="the scan on the template grid, neither masked nor scaled")
+    brain_mask = File(exists=True, desc="brain mask on the template grid")
     record = traits.Dict(desc="tissue means, bias field and volumes")
+    metrics = traits.Dict(desc="QC metrics")
+    descriptors = traits.Dict(desc="intensity distribution and texture")
 
 
 class Normalize(SimpleInterface):
-    """Resample a scan to the template grid in one step, then mask and scale its intensities."""
+    """Resample a scan to the template grid, scale its intensities and compute QC metrics.
+
+    A failed registration raises ScanError.
+    """
 
     input_spec = _NormalizeInputSpec
     output_spec = _NormalizeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, contract = self.inputs, Contract.from_dict(self.inputs.contract)
-        grid = load_template(inputs.resolution, inputs.template).t1w
-        unscaled = resample(nib.load(inputs.in_file), grid, inputs.in_xfm, antialias=True)
-        brain_mask = resample(nib.load(inputs.in_mask), grid, inputs.in_xfm)
-        inside = np.asarray(brain_mask.dataobj) > 0.5
-        data, used, self._results["record"] = normalize(
-            np.asarray(unscaled.dataobj),
-            inside,
-            float(grid.header.get_zooms()[0]),
-            bias_order=contract.shading_order,
-            grey=contract.grey,
-        )
+        scan, mask = nib.load(inputs.in_file), nib.load(inputs.in_mask)
+        template = load_template(contract.resolution, inputs.template)
+        grid = template.t1w
+        zoom = float(grid.header.get_zooms()[0])
+        unscaled = resample(scan, grid, inputs.in_xfm, antialias=True)
+        inside = np.asarray(resample(mask, grid, inputs.in_xfm).dataobj) > 0.5
+        data, used, record = normalize(
+            np.asarray(unscaled.dataobj), inside, zoom,
+            bias_order=contract.shading_order, grey=contract.grey,
+        )  # fmt: skip
         scaled = nib.Nifti1Image(data, grid.affine, unscaled.header)
+        registration_figure(scaled, template, figure_path(inputs.prefix, "norm"))
+        metrics = scan_metrics(
+            native=scan,
+            native_mask=np.asarray(mask.dataobj) > 0,
+            registered=np.asarray(unscaled.dataobj),
+            registered_mask=inside,
+            template=template,
+            scaled=data,
+            scaled_mask=used,
+            transform=inputs.in_xfm,
+        )
+        check_registration(metrics, inputs.scan_key)
         self._results |= {
             "out_file": save_image(scaled, "preproc.nii.gz"),
-            "out_mask": save_mask(used, grid.affine, "mask.nii.gz", code=4),
-            "brain_mask": save_mask(inside, grid.affine, "brain_mask.nii.gz", code=4),
-            "unscaled": save_image(unscaled, "unscaled.nii.gz"),
+            "brain_mask": save_image(new_mask(inside, grid.affine, 4), "brain_mask.nii.gz"),
+            "record": record,
+            "metrics": metrics,
+            "descriptors": describe(data, inside, zoom),
         }
         return runtime
 
 
-class _RestoreOrientationInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="image in RAS orientation")
-    original = traits.Str(mandatory=True, desc="the scan as it was acquired")
+def new_mask(mask: np.ndarray, affine: np.ndarray, code: int) -> nib.Nifti1Image:
+    """Convert a boolean array to a uint8 image, with 1 (scanner) or 4 (MNI) as the space code."""
+    img = nib.Nifti1Image(mask.astype(np.uint8), affine)
+    img.set_qform(affine, code)
+    img.set_sform(affine, code)
+    return img
 
 
-class RestoreOrientation(SimpleInterface):
-    """Undo the reorientation of a scan to RAS, so that results overlay the original."""
-
-    input_spec = _RestoreOrientationInputSpec
-    output_spec = ImageOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        original = Path(self.inputs.original)
-        affine = usable_affine(nib.load(original), original.name).affine
-        out = reorient(nib.load(self.inputs.in_file), affine)
-        self._results["out_file"] = save_image(out, "original_axes.nii.gz")
-        return runtime
+def save_image(img: nib.Nifti1Image, name: str) -> str:
+    """Write an image to the current folder (that of the node) and return its absolute path."""
+    img.header.set_xyzt_units("mm")
+    nib.save(img, name)
+    return str(Path(name).absolute())
 
 
-class _MeasureScanInputSpec(TemplateInputSpec):
-    scan_key = traits.Str(mandatory=True, desc="the scan's name")
-    t1w = File(exists=True, mandatory=True, desc="T1w scan in RAS orientation")
-    t1w_mask = File(exists=True, mandatory=True, desc="its brain mask")
-    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
-    unscaled = File(exists=True, mandatory=True, desc="the scan on the template grid")
-    brain_mask = File(exists=True, mandatory=True, desc="the brain mask on the template grid")
-    preproc = File(exists=True, mandatory=True, desc="scaled brain on the template grid")
-    preproc_mask = File(exists=True, mandatory=True, desc="its foreground")
+def reorient(img: nib.Nifti1Image, affine: np.ndarray) -> nib.Nifti1Image:
+    """Flip and permute the axes of an image to match another affine."""
+    axes = [nib.io_orientation(matrix) for matrix in (img.affine, affine)]
+    return img.as_reoriented(nib.orientations.ornt_transform(*axes))
 
 
-class _MeasureScanOutputSpec(TraitedSpec):
-    metrics = traits.Dict()
-    descriptors = traits.Dict()
-
-
-class MeasureScan(SimpleInterface):
-    """Compute QC metrics and intensity descriptors; a failed registration raises ScanError."""
-
-    input_spec = _MeasureScanInputSpec
-    output_spec = _MeasureScanOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        inputs = self.inputs
-        brain_mask, preproc = read_array(inputs.brain_mask) > 0, nib.load(inputs.preproc)
-        metrics = scan_metrics(
-            native=nib.load(inputs.t1w),
-            native_mask=read_array(inputs.t1w_mask) > 0,
-            registered=read_array(inputs.unscaled),
-            registered_mask=brain_mask,
-            template=load_template(inputs.resolution, inputs.template),
-            scaled=np.asarray(preproc.dataobj),
-            scaled_mask=read_array(inputs.preproc_mask) > 0,
-            transform=inputs.in_xfm,
-        )
-        check_registration(metrics, inputs.scan_key)
-        zoom = float(preproc.header.get_zooms()[0])
-        self._results["metrics"] = metrics
-        self._results["descriptors"] = describe(np.asarray(preproc.dataobj), brain_mask, zoom)
-        return runtime
-
-
-class _ToNativeInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="image on the template grid")
-    in_mask = File(exists=True, mandatory=True, desc="brain mask on the scan's own grid")
-    in_xfm = File(exists=True, mandatory=True, desc="transform, scan to template")
-
-
-class ToNative(SimpleInterface):
-    """Resample a template-space image to the grid of the scan's native mask, background 0."""
-
-    input_spec = _ToNativeInputSpec
-    output_spec = ImageOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        mask = nib.load(self.inputs.in_mask)
-        ras = nib.as_closest_canonical(mask)
-        moved = resample(nib.load(self.inputs.in_file), ras, self.inputs.in_xfm, invert=True)
-        data = np.where(np.asarray(ras.dataobj) > 0, np.asarray(moved.dataobj), 0)
-        out = nib.Nifti1Image(data.astype(np.float32), moved.affine, moved.header)
-        self._results["out_file"] = save_image(reorient(out, mask.affine), "native.nii.gz")
-        return runtime
+def figure_path(prefix: str, desc: str) -> Path:
+    """Return the path of a figure, creating its folder."""
+    path = Path(f"{prefix}_desc-{desc}_T1w.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

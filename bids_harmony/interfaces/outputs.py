@@ -7,16 +7,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 from niworkflows.interfaces.bids import BIDS_DERIV_ENTITIES
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
 from bids_harmony.bids.outputs import publish_scan
 from bids_harmony.bids.records import PREPROCESSED, scan_file, scan_record
 from bids_harmony.files import write_json
-from bids_harmony.interfaces.base import ImageOutputSpec
 from bids_harmony.models.bundle import load_bundle
-from bids_harmony.qc.reference import judge
+from bids_harmony.qc.reference import out_of_range
 
 _SPEC = json.loads((files("bids_harmony.data") / "io_spec.json").read_text(encoding="utf-8"))
 
@@ -43,11 +48,11 @@ class DerivativesDataSink(_DerivativesDataSink):
 
 
 class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
-    facts = traits.Dict(mandatory=True, desc="what was known before anything was computed")
-    source_file = traits.Str(mandatory=True, desc="the T1w scan")
-    staging_dir = traits.Str(mandatory=True, desc="folder of the scan's own, with its figures")
+    facts = traits.Dict(mandatory=True, desc="values of the record known before processing")
+    source_file = traits.Str(mandatory=True, desc="T1w scan")
+    staging_dir = traits.Str(mandatory=True, desc="folder of new outputs, with the figures")
     output_dir = traits.Str(mandatory=True)
-    names = traits.Dict(mandatory=True, desc="by image, settings of its DerivativesDataSink")
+    names = traits.Dict(mandatory=True, desc="settings of DerivativesDataSink by image")
     kept = traits.List(traits.Str, usedefault=True, desc="outputs of preprocessing")
     bundle = traits.Either(None, traits.Str, usedefault=True, desc="folder of the model bundle")
     t1w_mask = File(exists=True)
@@ -56,7 +61,6 @@ class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
     xfm = File(exists=True)
     harmonized = File(exists=True)
     harmonized_native = File(exists=True)
-    figures = traits.List(File(exists=True), usedefault=True)
     check = traits.Dict(mandatory=True)
     mask = traits.Dict(mandatory=True)
     affine = traits.Dict(mandatory=True)
@@ -65,6 +69,10 @@ class _SaveOutputsInputSpec(BaseInterfaceInputSpec):
     descriptors = traits.Dict(mandatory=True)
     guard = traits.Either(None, traits.Dict, usedefault=True)
     predictions = traits.Either(None, traits.Dict, usedefault=True)
+
+
+class _SaveOutputsOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="QC record")
 
 
 class SaveOutputs(SimpleInterface):
@@ -77,12 +85,12 @@ class SaveOutputs(SimpleInterface):
     """
 
     input_spec = _SaveOutputsInputSpec
-    output_spec = ImageOutputSpec
+    output_spec = _SaveOutputsOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, guard = self.inputs, self.inputs.guard
         staging, facts = Path(inputs.staging_dir), inputs.facts
-        written = list(inputs.figures)
+        written: list[str | Path] = [*staging.glob("sub-*/figures/*")]
         for name, settings in inputs.names.items():
             image = settings["suffix"] != "xfm"
             metadata: dict[str, Any] = {}
@@ -106,12 +114,12 @@ class SaveOutputs(SimpleInterface):
         reference = None
         if inputs.bundle is not None:
             reference = load_bundle(inputs.bundle).qc_reference()["metrics"]
-        verdict = judge(inputs.metrics, reference)
+        flagged = out_of_range(inputs.metrics, reference)
         record = scan_record(
             facts,
             **{name: getattr(inputs, name) for name in PREPROCESSED},
-            reasons=verdict.reasons,
-            flagged=verdict.flagged,
+            reasons=list(flagged.values()),
+            flagged=list(flagged),
             guard=guard,
             outputs=[*inputs.kept, *(Path(p).relative_to(staging).as_posix() for p in written)],
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,6 @@ from typing import Any
 
 import pandas as pd
 
-from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.outputs import scans_dictionary
 from bids_harmony.bids.records import (
     QC_ENDING,
@@ -150,8 +149,8 @@ class ScanRow:
         Columns that are QC metrics.
     targets : dict of str to str
         Prediction targets and the training data of their predictors.
-    reasons, guard_reasons : tuple of str
-        QC warnings of the participant level, and those of the anatomy guard.
+    guard_reasons : tuple of str
+        Warnings of the anatomy guard.
     figures, volumes
         Figures and volumes of this scan, as in :class:`Group`.
     bundle : dict
@@ -163,7 +162,6 @@ class ScanRow:
     values: dict[str, Any]
     metrics: tuple[str, ...] = ()
     targets: dict[str, str] = field(default_factory=dict)
-    reasons: tuple[str, ...] = ()
     guard_reasons: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     volumes: dict[str, str] = field(default_factory=dict)
@@ -245,7 +243,6 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
             name: str(entry.get("training_data"))
             for name, entry in predicted_targets(predictions).items()
         },
-        reasons=tuple(record.get("reasons") or ()),
         guard_reasons=tuple(guard.get("reasons") or ()),
         figures=tuple(sorted(path for path in outputs if "/figures/" in path)),
         # Images on the native grid have no space entity.
@@ -390,51 +387,24 @@ def column_dictionary(
     return {name: known.get(name, {"Description": f"QC metric {name}"}) for name in columns}
 
 
-def same_images(rows: Sequence[ScanRow]) -> list[tuple[str, ...]]:
-    """Return groups of scans whose raw images have identical voxels, sorted."""
-    by_image: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if isinstance(digest := row.values.get("image"), str):
-            by_image[digest].append(row.scan)
-    return sorted(tuple(sorted(scans)) for scans in by_image.values() if len(scans) > 1)
-
-
-def image_notes(rows: Sequence[ScanRow]) -> list[str]:
-    """Return a note listing the scans that share an image; empty if none do."""
-    same = named((named(scans, " and ") for scans in same_images(rows)), "; ")
-    what = "The same image stands under several scans, and is counted for each"
-    return [f"{what}: {same}."] if same else []
-
-
 def processing_notes(table: pd.DataFrame) -> list[str]:
-    """Return notes on differences in processing among the completed scans, with counts.
+    """Return a note on each difference in processing among the completed scans, with counts.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Table from :func:`scan_table`. Scans whose record lacks a value are not counted.
-
-    Returns
-    -------
-    list of str
-        One note per column that differs, and a warning; empty if all scans agree.
     """
     finished = table[table["qc_status"] != "error"]
-    columns = {name: finished[name].dropna().tolist() for name in PROCESSING if name != "tools"}
-    if columns["bundle"]:
-        columns["bundle"] = finished["bundle"].fillna("none").tolist()
-    for tool in (tool for cell in finished["tools"].dropna() for tool in cell.split("; ")):
-        name, _, version = tool.rpartition(" ")
-        columns.setdefault(f"tools ({name})", []).append(version)
     notes = []
-    for name, values in columns.items():
-        counts = Counter(f"{value:g}" if isinstance(value, float) else value for value in values)
+    for name in PROCESSING:
+        values = [f"{v:g}" if isinstance(v, float) else v for v in finished[name].dropna()]
+        if name == "bundle" and values:
+            values += ["none"] * (len(finished) - len(values))
+        counts = sorted(Counter(values).items(), key=lambda item: (item[1], item[0]))
         if len(counts) > 1:
-            few_first = sorted(counts.items(), key=lambda item: (item[1], item[0]))
-            said = named(f"{value} {n}" for value, n in few_first)
-            notes.append(f"Scans differ in {name}: {said} of {len(values)}.")
-    if notes:
-        notes.append("Scans that were made differently may differ for that alone.")
+            shown = named(f"{value} ({n})" for value, n in counts)
+            notes.append(f"Scans differ in {name}: {shown}.")
     return notes
 
 
@@ -459,24 +429,24 @@ def absent_scans(
     notes : list of str
         Summaries with counts and the first names.
     """
-    recorded, empty = set(keys), list(without)
-    never = [key for key in there if key not in recorded]
-    gone = sorted(recorded - set(there))
-    people = counted(len({key.split("_")[0] for key in never}), "participant")
-    absent = [
-        *((key, "no record: not processed, or its record was removed") for key in never),
-        *empty,
-        *((key, "it has a record, but is no longer in the dataset") for key in gone),
+    recorded = set(keys)
+    found = {
+        "Scans of the dataset without a record": [
+            (key, "no record: not processed, or its record was removed")
+            for key in there if key not in recorded
+        ],
+        "Participants of the dataset without a usable T1w scan": list(without),
+        "Scans that are no longer in the dataset, but have a record": [
+            (key, "it has a record, but is no longer in the dataset")
+            for key in sorted(recorded - set(there))
+        ],
+    }  # fmt: skip
+    notes = [
+        f"{what} ({len(scans)}): {named(key for key, _ in scans)}."
+        for what, scans in found.items()
+        if scans
     ]
-    notes = {
-        f"{counted(len(never), 'scan')} of {people} in the dataset without a record, and in no "
-        "table": never,
-        f"{counted(len(empty), 'participant')} of the dataset without a T1w scan that can be "
-        "used": [f"{name} ({why})" for name, why in empty],
-        f"{counted(len(gone), 'scan')} with a record, no longer in the dataset, but still in the "
-        "tables": gone,
-    }
-    return absent, [f"{note}: {named(names)}." for note, names in notes.items() if names]
+    return [scan for scans in found.values() for scan in scans], notes
 
 
 def named(names: Iterable[str], mark: str = ", ", n: int | None = None) -> str:

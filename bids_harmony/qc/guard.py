@@ -21,17 +21,17 @@ from scipy import ndimage
 from bids_harmony.anat.intensity import TissueMeans, tissue_means
 from bids_harmony.config import Contract
 from bids_harmony.qc.metrics import rounded
-from bids_harmony.qc.reference import Verdict, dictionary, readable
+from bids_harmony.qc.reference import dictionary, readable
 
 TISSUES = ("csf", "gm", "wm", "ventricle")
 #: Metrics checked by the guard. All but the last are fractions, reported in per cent.
 MEASURES = (*(f"harmonized_{tissue}_change" for tissue in TISSUES), "harmonized_local_change")
 #: A scan fails if a metric exceeds its limit by this factor.
 FAIL_FACTOR = 2.0
-#: Quantile of the known errors used as limit. With fewer scans than ``ENOUGH`` it cannot be
-#: estimated; instead, the quantile ``SHOWN`` is multiplied by ``TIMES``, the ratio of these two
-#: quantiles for normally distributed errors.
-LEVEL, ENOUGH, SHOWN, TIMES = 0.99, 100, 0.9, 1.566
+#: Quantile of the known errors used as limit. With fewer scans than ``MIN_SCANS`` it cannot be
+#: estimated; instead, the quantile ``SMALL_QUANTILE`` is multiplied by ``SMALL_FACTOR``, the ratio
+#: of these two quantiles for normally distributed errors.
+QUANTILE, MIN_SCANS, SMALL_QUANTILE, SMALL_FACTOR = 0.99, 100, 0.9, 1.566
 #: Bounding box (x, y, z in template mm) of the bodies of the lateral and third ventricles. It
 #: contains even very large ventricles, but no CSF outside the brain.
 CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
@@ -39,7 +39,7 @@ CENTRAL_MM = ((-30.0, 30.0), (-58.0, 34.0), (-10.0, 34.0))
 VENTRICLE = 0.3
 #: Minimum ventricle volume, in ml, to which changes are relative: in smaller ventricles, single
 #: voxels would count as large changes.
-LEAST_VENTRICLE_ML = 4.0
+MIN_VENTRICLE_ML = 4.0
 #: Fraction of the voxels in each intensity bin, those farthest from tissue borders, used to
 #: estimate the intensity mapping. Otherwise, shifted borders could be mistaken for changed
 #: intensities.
@@ -79,7 +79,7 @@ def measure(
         "harmonized_change": np.abs(after - before)[mask].mean(dtype=np.float64)
     }
     for tissue, was, is_now in zip(TISSUES, old, new, strict=True):
-        least = LEAST_VENTRICLE_ML if tissue == "ventricle" else 1.0
+        least = MIN_VENTRICLE_ML if tissue == "ventricle" else 1.0
         values[f"raw_{tissue}_ml"], values[f"harmonized_{tissue}_ml"] = was, is_now
         values[f"harmonized_{tissue}_change"] = (is_now - was) / max(was, least)
     values["harmonized_local_change"] = np.abs(local_change(before, after, mask, affine)).max()
@@ -206,73 +206,50 @@ def limits(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     for name in MEASURES:
         sizes = [abs(v) for row in rows if (v := row.get(name)) is not None]
         if sizes:
-            share, times = (LEVEL, 1.0) if len(sizes) >= ENOUGH else (SHOWN, TIMES)
+            share, times = (
+                (QUANTILE, 1.0) if len(sizes) >= MIN_SCANS else (SMALL_QUANTILE, SMALL_FACTOR)
+            )
             limit = times * float(np.quantile(sizes, share, method="higher"))
             found[name] = {"limit": float(f"{limit:.4g}"), "n": len(sizes)}
     return found
 
 
-def judge(metrics: Mapping[str, float | None], limits: Mapping[str, Mapping[str, Any]]) -> Verdict:
+def guard_record(
+    metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Check the harmonization metrics of a scan against the guard's limits.
 
     Parameters
     ----------
     metrics : mapping
         Values by metric, None where undefined. Metrics other than the guard's are ignored.
-    limits : mapping
-        Limits from :func:`limits`. Metrics without a limit pass.
-
-    Returns
-    -------
-    Verdict
-        ``fail`` if a metric exceeds twice its limit, ``warn`` if one exceeds its limit, otherwise
-        ``pass``.
-    """
-    reasons, failed = {}, False
-    for name in MEASURES:
-        value, limit = metrics.get(name), float(limits.get(name, {}).get("limit", np.inf))
-        if value is None or abs(value) <= limit:
-            continue
-        far = abs(value) > FAIL_FACTOR * limit
-        failed |= far
-        reasons[name] = (
-            f"{dictionary()[name]['LongName']} is {spoken(name, value)}; the limit is "
-            f"{spoken_limit(name, limit)}"
-            + (f", more than {FAIL_FACTOR:g} times as far" if far else "")
-        )
-    status = "fail" if failed else "warn" if reasons else "pass"
-    return Verdict(status, tuple(reasons.values()), tuple(reasons))
-
-
-def guard_record(
-    metrics: Mapping[str, float | None], guard: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the guard's verdict as written to a scan's record.
-
-    Parameters
-    ----------
-    metrics : mapping
-        Values by metric.
     guard : mapping or None
-        Contents of the bundle's ``guard.json``; None if it has none.
+        Contents of the bundle's ``guard.json``, with the :func:`limits`; None if it has none.
 
     Returns
     -------
     dict
-        ``status`` (``pass``, ``warn``, ``fail``; None if the bundle has no guard), ``reasons``,
-        ``flagged`` and ``limits`` (formatted limit by metric).
+        Part of a scan's record: ``status`` (``fail`` if a metric exceeds twice its limit, ``warn``
+        if one exceeds its limit, otherwise ``pass``; None without a guard), ``reasons``,
+        ``flagged`` (metrics beyond their limits) and ``limits`` (formatted limit by metric).
+        Metrics without a limit pass.
     """
     found = (guard or {}).get("limits", {})
-    verdict = judge(metrics, found)
+    limits = {name: float(found[name]["limit"]) for name in MEASURES if name in found}
+    sizes = {name: abs(metrics.get(name) or 0.0) for name in limits}
+    flagged = [name for name in limits if sizes[name] > limits[name]]
+    failed = [name for name in flagged if sizes[name] > FAIL_FACTOR * limits[name]]
+    reasons = []
+    for name in flagged:
+        value, limit = spoken(name, metrics[name] or 0.0), spoken_limit(name, limits[name])
+        how = f"more than {FAIL_FACTOR:g} times" if name in failed else "above"
+        reasons.append(f"{dictionary()[name]['LongName']} is {value}, {how} the limit of {limit}")
+    status = "fail" if failed else "warn" if flagged else "pass"
     return {
-        "status": None if guard is None else verdict.status,
-        "reasons": list(verdict.reasons),
-        "flagged": list(verdict.flagged),
-        "limits": {
-            name: spoken_limit(name, float(found[name]["limit"]))
-            for name in MEASURES
-            if name in found
-        },
+        "status": None if guard is None else status,
+        "reasons": reasons,
+        "flagged": flagged,
+        "limits": {name: spoken_limit(name, limit) for name, limit in limits.items()},
     }
 
 

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bids_harmony.qc.dataset import NAMED, Flag, ScanRow, named, same_images
+from bids_harmony.qc.dataset import NAMED, Flag, ScanRow, named
 from bids_harmony.qc.reference import (
     MAD_TO_SD,
     MIN_REFERENCE,
-    NOT_JUDGED,
+    POSE_METRICS,
     dictionary,
-    judge,
+    out_of_range,
     readable,
     spoken_unit,
 )
@@ -48,26 +48,24 @@ MIN_SITE, PRIOR_SCANS = 10, 20
 #: Maximum ratio of the one-sided to the two-sided deviation (1.4 for an exponential distribution).
 #: Without it, if a third of a site's scans are bad in the same way, they are most of one side and
 #: determine its deviation.
-MOST_SKEW = 2.0
+MAX_SKEW = 2.0
 #: Absolute z at which values are clipped to estimate covariances.
 WINSOR = 3.0
 #: Fraction of a site's scans that must have a metric for its absence to be flagged.
-OFTEN = 0.75
-#: Good scans of a scanner or population that the bundle was not trained on may be outside its
-#: reference range (for example 57 % of 7 and 77 % of 8 real scans). With at least ``FEW`` scans
-#: per site, scans outside are therefore flagged only if their robust z exceeds ``ALSO_Z``, or
-#: ``ALSO_Z_LARGE`` if the site is not small.
+MIN_KNOWN = 0.75
+#: Good scans of a scanner or population that the bundle was not trained on are often outside its
+#: reference range. With at least ``FEW`` scans per site, scans outside are therefore flagged only
+#: if their robust z exceeds ``ALSO_Z``, or ``ALSO_Z_LARGE`` if the site is not small.
 FEW, ALSO_Z, ALSO_Z_LARGE = 4, 2.5, 3.0
 #: Fraction of scans outside the reference range above which the whole site is considered outside.
 MOST_OF_SITE = 0.5
 #: Maximum size of a flag, which is that of failed scans.
-MOST = 10.0
+MAX_SIZE = 10.0
 #: Groups of metrics that do not depend on the scanner.
 FIXED_GROUPS = ("Brain", "Registration")
 #: Metrics that are functions of others and would make the covariance singular.
 REDUNDANT = frozenset({"affine_determinant", "wm_fraction", "cjv", "brain_age_gap"})
 GAP = "brain_age_gap"
-PLAUSIBLE_AGE = (0.0, 120.0)
 
 
 class Outliers(NamedTuple):
@@ -79,7 +77,7 @@ class Outliers(NamedTuple):
         Flags by scan, worst first, at most one per metric.
     score : numpy.ndarray
         Shape (scans,). Most extreme deviation of each scan relative to the limit: at least 1 for a
-        flagged scan, at most :data:`MOST`.
+        flagged scan, at most :data:`MAX_SIZE`.
     notes : tuple of str
         Remarks on whole sites, which are not a reason to look at single scans.
     """
@@ -125,13 +123,13 @@ def find_outliers(
         Flags, scores and notes.
     """
     found: dict[int, list[Flag]] = defaultdict(list)
-    for i, flag in _states(table, rows):
+    for i, flag in _status_flags(rows):
         found[i].append(flag)
     # The anatomy guard checks all harmonization metrics except the histogram distances.
     by_guard = {name for name, facts in dictionary().items() if facts["Group"] == "Harmonization"}
     by_guard -= {"reference_distance_raw", "reference_distance_harmonized"}
     metrics = [name for name in (*dictionary(), GAP) if name in table.columns]
-    metrics = [name for name in metrics if name not in NOT_JUDGED | by_guard]
+    metrics = [name for name in metrics if name not in POSE_METRICS | by_guard]
     finished = np.flatnonzero(table["qc_status"] != "error")
     values, site = table[metrics].iloc[finished], table["site"].iloc[finished]
     norms = site_norms(values, site, reference)
@@ -141,7 +139,7 @@ def find_outliers(
         this = _Site(name, metrics, Norms(*(part[here] for part in norms)))
         elsewhere = np.delete(norms.values, here, axis=0)
         sizes, far = _distances(this, this.norms.z if len(here) >= MIN_SITE else norms.z)
-        beyond, note = _beyond_reference(this, reference, elsewhere)
+        beyond, note = _outside_reference(this, reference, elsewhere)
         for i, flag in (*_deviations(this), *far, *_missing(this), *beyond):
             found[finished[here[i]]].append(flag)
         worst = np.nan_to_num(np.abs(this.norms.bad)).max(axis=1, initial=0.0) / Z_LIMIT
@@ -154,7 +152,7 @@ def find_outliers(
             best.setdefault(flag.metric, flag)
         flags[rows[i].scan] = tuple(best.values())
         score[i] = max(score[i], flags[rows[i].scan][0].size)
-    return Outliers(flags, np.minimum(score, MOST), tuple(notes))
+    return Outliers(flags, np.minimum(score, MAX_SIZE), tuple(notes))
 
 
 def site_norms(
@@ -194,10 +192,10 @@ def site_norms(
     sides = []
     for sign in (-1, 1):
         own = (sign * off).where(sign * off >= 0).groupby(site).transform("median")
-        own = own.clip(upper=MOST_SKEW * off.abs().groupby(site).transform("median"))
+        own = own.clip(upper=MAX_SKEW * off.abs().groupby(site).transform("median"))
         pooled = (sign * pool).where(sign * pool >= 0).median()
-        pooled = pooled.clip(upper=MOST_SKEW * pool.abs().median())
-        sides.append(factor * _lean(own, n, _lean(pooled, pool.count().to_numpy(), known)))
+        pooled = pooled.clip(upper=MAX_SKEW * pool.abs().median())
+        sides.append(factor * _shrink(own, n, _shrink(pooled, pool.count().to_numpy(), known)))
     below, above = sides
     scale = np.where(off < 0, below, above)
     z = np.where(scale > 0, off / np.where(scale > 0, scale, 1), 0)
@@ -208,7 +206,7 @@ def site_norms(
     return Norms(values.to_numpy(), median.to_numpy(), below, above, z, np.clip(z, low, high))
 
 
-def _lean(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
+def _shrink(own: Any, n: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Shrink deviations estimated from n scans towards a prior; 0 stands for an unknown one."""
     own, prior = np.nan_to_num(own), np.nan_to_num(prior)
     mixed = np.sqrt((n * own**2 + PRIOR_SCANS * prior**2) / (n + PRIOR_SCANS))
@@ -223,30 +221,24 @@ class _Site(NamedTuple):
     norms: Norms
 
 
-def _states(table: pd.DataFrame, rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
-    """Flag scans that failed, are duplicates, or have implausible harmonization or predictions."""
-    same = {scan: scans for scans in same_images(rows) for scan in scans}
+def _status_flags(rows: Sequence[ScanRow]) -> Iterator[tuple[int, Flag]]:
+    """Flag scans that failed, are duplicates, lack predictions or failed the anatomy guard."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.scan):
+        same[str(row.values.get("image") or row.scan)].append(row.scan)
     for i, row in enumerate(rows):
-        if scans := same.get(row.scan, ()):
+        scans = same[str(row.values.get("image") or row.scan)]
+        if len(scans) > 1:
             others = [scan for scan in scans[: NAMED + 1] if scan != row.scan]
-            text = f"It is the same image as {named(others, n=len(scans) - 1)}"
-            yield i, Flag("image", text, 2.0)
+            yield i, Flag("image", f"Same image as {named(others, n=len(scans) - 1)}", 2.0)
         if row.values["qc_status"] == "error":
-            yield i, Flag("status", f"It failed: {row.values['error']}", MOST)
+            yield i, Flag("status", f"Processing failed: {row.values['error']}", MAX_SIZE)
             continue
-        if row.values["qc_status"] == "fail":
-            yield i, Flag("status", "; ".join(row.reasons) or "Its quality failed", 2.0)
         if row.problem:
             yield i, Flag("predictions", row.problem, 1.0)
         if row.values.get("harmonization_status") == "fail":
-            text = "Harmonization seems to have changed the anatomy: "
-            yield i, Flag("guard", text + "; ".join(row.guard_reasons), 2.0)
-    low, high = PLAUSIBLE_AGE
-    for kind in ("raw", "harmonized"):
-        ages = table.get(f"brain_age_{kind}", np.full(len(rows), np.nan))
-        for i in np.flatnonzero((ages < low) | (ages > high)):
-            text = f"The {kind} brain age, {readable(ages[i])} years, is no person's age"
-            yield int(i), Flag(f"brain_age_{kind}", text, 2.0)
+            reasons = "; ".join(row.guard_reasons)
+            yield i, Flag("guard", f"Harmonization may have changed the anatomy: {reasons}", 2.0)
 
 
 def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
@@ -256,19 +248,19 @@ def _deviations(site: _Site) -> Iterator[tuple[int, Flag]]:
         z, name, middle = float(bad[i, j]), site.metrics[j], median[i, j]
         side, limit = ("below", -below[i, j]) if z < 0 else ("above", above[i, j])
         text = (
-            f"{_called(name)} {_said(name, values[i, j])} is far {side} the median of "
-            f"{site.name}, {_said(name, middle)}: the limit is "
-            f"{_said(name, middle + Z_LIMIT * limit)} (robust z {z:+.1f})"
+            f"{_label(name)} {_with_unit(name, values[i, j])} is far {side} the median of "
+            f"{site.name}, {_with_unit(name, middle)}: the limit is "
+            f"{_with_unit(name, middle + Z_LIMIT * limit)} (robust z {z:+.1f})"
         )
-        yield int(i), Flag(name, text, min(abs(z) / Z_LIMIT, MOST))
+        yield int(i), Flag(name, text, min(abs(z) / Z_LIMIT, MAX_SIZE))
 
 
 def _missing(site: _Site) -> Iterator[tuple[int, Flag]]:
     """Flag metrics that could not be computed, but are available for the site's other scans."""
     absent = np.isnan(site.norms.values)
-    for i, j in np.argwhere(absent & (absent.mean(axis=0) <= 1 - OFTEN)):
+    for i, j in np.argwhere(absent & (absent.mean(axis=0) <= 1 - MIN_KNOWN)):
         name = site.metrics[j]
-        text = f"{_called(name)} could not be computed, as it could for others of {site.name}"
+        text = f"{_label(name)} could not be computed, unlike for other scans of {site.name}"
         yield int(i), Flag(name, text, 1.5)
 
 
@@ -284,7 +276,7 @@ def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[
         j
         for j, name in enumerate(site.metrics)
         if name not in REDUNDANT
-        and np.isfinite(others[:, j]).mean() >= OFTEN
+        and np.isfinite(others[:, j]).mean() >= MIN_KNOWN
         and np.nanmax(others[:, j]) > np.nanmin(others[:, j])
     ]
     z, others = np.nan_to_num(site.norms.z[:, use]), np.nan_to_num(others[:, use])
@@ -304,16 +296,16 @@ def _distances(site: _Site, others: np.ndarray) -> tuple[np.ndarray, list[tuple[
     flags = []
     for i in np.flatnonzero(sizes > 1):
         parts = off[i] * (off[i] @ fitted.precision_)
-        most = [_called(site.metrics[use[j]]) for j in np.argsort(-parts, kind="stable")[:3]]
+        most = [_label(site.metrics[use[j]]) for j in np.argsort(-parts, kind="stable")[:3]]
         text = (
-            f"Its metrics together are unlike those of the other scans of {site.name}, "
-            f"{sizes[i]:.1f} times as far as the limit; above all {', '.join(most)}"
+            f"Unusual combination of metrics among the other scans of {site.name} (Mahalanobis "
+            f"distance {sizes[i]:.1f} times the limit), mainly {', '.join(most)}"
         )
-        flags.append((int(i), Flag("multivariate", text, min(float(sizes[i]), MOST))))
+        flags.append((int(i), Flag("multivariate", text, min(float(sizes[i]), MAX_SIZE))))
     return sizes, flags
 
 
-def _beyond_reference(
+def _outside_reference(
     site: _Site, reference: Mapping[str, Any] | None, elsewhere: np.ndarray
 ) -> tuple[list[tuple[int, Flag]], list[str]]:
     """Flag metrics outside the bundle's reference range and return notes on whole sites.
@@ -325,12 +317,12 @@ def _beyond_reference(
     flags, notes = [], []
     values, bad = site.norms.values, np.abs(site.norms.bad)
     n, small = len(values), len(values) < MIN_SITE
-    odd: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    outside: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for i, row in enumerate(values):
-        verdict = judge(dict(zip(site.metrics, row, strict=True)), reference)
-        for name, reason in zip(verdict.flagged, verdict.reasons, strict=True):
-            odd[name].append((i, reason))
-    for name, scans in odd.items():
+        found = out_of_range(dict(zip(site.metrics, row, strict=True)), reference)
+        for name, reason in found.items():
+            outside[name].append((i, reason))
+    for name, scans in outside.items():
         j = site.metrics.index(name)
         known = elsewhere[np.isfinite(elsewhere[:, j]), j]
         if small and known.size >= MIN_SITE:
@@ -338,8 +330,8 @@ def _beyond_reference(
             scans = [(i, reason) for i, reason in scans if not low <= values[i, j] <= high]
         if n > 1 and len(scans) > MOST_OF_SITE * n:
             notes.append(
-                f"{len(scans)} of {n} scans of {site.name} lie beyond the bundle's reference in "
-                f"{_called(name)}."
+                f"{len(scans)} of {n} scans of {site.name} are outside the bundle's reference "
+                f"range of {_label(name)}."
             )
         elif small or dictionary()[name]["Group"] in FIXED_GROUPS:
             also = ALSO_Z if small else ALSO_Z_LARGE
@@ -348,9 +340,9 @@ def _beyond_reference(
     return flags, notes
 
 
-def _called(name: str) -> str:
+def _label(name: str) -> str:
     return str(dictionary()[name]["LongName"]) if name in dictionary() else "Brain-age gap"
 
 
-def _said(name: str, value: float) -> str:
+def _with_unit(name: str, value: float) -> str:
     return readable(float(value)) + (spoken_unit(name) if name in dictionary() else " years")

@@ -20,7 +20,6 @@ from bids_harmony.errors import UsageError
 from bids_harmony.files import (
     TextError,
     is_missing,
-    look_alikes,
     read_text,
     split_table,
     write_text,
@@ -93,14 +92,14 @@ def _read_file(path: Path, problems: list[str]) -> list[tuple[str, ...]]:
         text, notes = read_text(path)
     except TextError as error:
         raise UsageError(
-            f"The ratings {path} cannot be read ({error}).",
+            f"The rating file {path} cannot be read ({error}).",
             "Give --qc-ratings a text file saved by the group report.",
         ) from error
     header, lines, more = split_table(text)
     header = [name.lower() for name in header]
     if not {"scan", "verdict"} <= set(header):
         raise UsageError(
-            f"The ratings {path} lack the columns scan and verdict.",
+            f"The rating file {path} has no columns scan and verdict.",
             f"Give a table with the columns {', '.join(COLUMNS)}.",
         )
     problems += [f"{path} {note}." for note in notes + more]
@@ -125,11 +124,11 @@ def _cell(name: str, text: str) -> str:
 def _fault(row: Mapping[str, str]) -> str:
     """Describe the problem with a row; return an empty string if it is valid."""
     if not row["scan"]:
-        return "names no scan"
+        return "the scan is missing"
     if row["verdict"] not in ("", *VERDICTS):
-        return f"the verdict '{row['verdict']}' is none of {', '.join(VERDICTS)}"
+        return f"the verdict '{row['verdict']}' is not one of {', '.join(VERDICTS)}"
     if row["time"] and _when(row["time"]) == OLDEST:
-        return f"the time '{row['time']}' cannot be read and counts as old"
+        return f"the time '{row['time']}' is invalid and counts as the oldest"
     return ""
 
 
@@ -166,14 +165,11 @@ def merge_ratings(ratings: pd.DataFrame) -> dict[str, Rating]:
 
 
 def unmatched(ratings: pd.DataFrame, there: Iterable[str]) -> str:
-    """Return a message on rated scans missing from ``there``, with similar names, or no text."""
-    there = list(there)
+    """Return a message on rated scans missing from ``there``, or an empty string."""
     unknown = sorted(set(ratings["scan"]) - set(there) - {""})
     if not unknown:
         return ""
-    near = dict.fromkeys(key for name in unknown[:3] for key in look_alikes(name, there))
-    meant = f" Did you mean {' or '.join(list(near)[:3])}?" if near else ""
-    return f"{counted(len(unknown), 'rated scan')} without a record here: {named(unknown)}.{meant}"
+    return f"{counted(len(unknown), 'rated scan')} without a record here: {named(unknown)}."
 
 
 def rated_status(status: str | None, rating: Rating | None) -> str | None:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -54,30 +54,12 @@ SLACK_SD = 1.0
 #: Minimum number of reference scans; with fewer, percentiles are meaningless and metrics pass.
 MIN_REFERENCE = 20
 #: Metrics of head pose, which varies freely and is harmless within the registration limits.
-NOT_JUDGED = frozenset(
+POSE_METRICS = frozenset(
     {"affine_rotation_deg", "affine_shear_xy", "affine_shear_xz", "affine_shear_yz"}
 )
-SPOKEN_UNITS = ("mL", "mm", "degree")
+SHOWN_UNITS = ("mL", "mm", "degree")
 #: Number of bins and upper end of histograms of scaled intensities (white matter 1, maximum 2).
 N_BINS, TOP = 80, 1.6
-
-
-class Verdict(NamedTuple):
-    """Result of comparing a scan with the reference or with the guard's limits.
-
-    Attributes
-    ----------
-    status : str
-        ``pass``, ``warn`` or, for the anatomy guard, ``fail``.
-    reasons : tuple of str
-        Explanations, one per metric out of range.
-    flagged : tuple of str
-        Names of these metrics.
-    """
-
-    status: str = "pass"
-    reasons: tuple[str, ...] = ()
-    flagged: tuple[str, ...] = ()
 
 
 @cache
@@ -114,8 +96,8 @@ def check_registration(metrics: Mapping[str, float | None], name: str) -> None:
     if problems:
         raise ScanError(
             f"The registration of {name} to the template failed: {'; '.join(problems)}.",
-            "Look at the brain mask and the orientation of the scan; a mask given through "
-            "--derivatives or another --skull-strip or --registration method may help.",
+            "Check the brain mask and the orientation of the scan; a mask from --derivatives, or "
+            "another --skull-strip or --registration method, may help.",
         )
 
 
@@ -163,8 +145,10 @@ def reference_range(summary: Mapping[str, float]) -> tuple[float, float]:
     return max(low, 0.0) if summary["p1"] >= 0 else low, summary["p99"] + slack
 
 
-def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | None) -> Verdict:
-    """Compare a scan with a bundle's reference statistics.
+def out_of_range(
+    metrics: Mapping[str, float | None], reference: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Find the metrics of a scan that are outside a bundle's reference range.
 
     Metrics with a direction ("higher is better") are flagged on their bad side only, others on
     both sides. Scans are never excluded for this: statistics do not replace visual inspection
@@ -174,18 +158,18 @@ def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | No
     ----------
     metrics : mapping
         Values by metric, None where undefined.
-    reference : mapping, optional
-        Statistics from :func:`reference_statistics`. Without them, every scan passes.
+    reference : mapping or None
+        Statistics from :func:`reference_statistics`. Without them, no metric is out of range.
 
     Returns
     -------
-    Verdict
-        ``warn`` if at least one metric is out of range, otherwise ``pass``.
+    dict of str to str
+        Metrics out of range, and an explanation for each.
     """
     found = {}
     for name, facts in dictionary().items():
         value, summary = metrics.get(name), (reference or {}).get("all", {}).get(name)
-        if value is None or not summary or summary["n"] < MIN_REFERENCE or name in NOT_JUDGED:
+        if value is None or not summary or summary["n"] < MIN_REFERENCE or name in POSE_METRICS:
             continue
         low, high = reference_range(summary)
         below = value < low and facts["Direction"] != "lower is better"
@@ -196,13 +180,13 @@ def judge(metrics: Mapping[str, float | None], reference: Mapping[str, Any] | No
                 f"{facts['LongName']} {readable(value)}{unit} is {'below' if below else 'above'} "
                 f"the reference range {readable(low)} to {readable(high)}{unit}"
             )
-    return Verdict("warn" if found else "pass", tuple(found.values()), tuple(found))
+    return found
 
 
 def spoken_unit(name: str) -> str:
     """Return the unit to append to a metric's value; empty for ratios."""
     unit = dictionary()[name]["Units"]
-    return f" {unit}" if unit in SPOKEN_UNITS else ""
+    return f" {unit}" if unit in SHOWN_UNITS else ""
 
 
 def readable(value: float) -> str:

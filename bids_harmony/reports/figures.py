@@ -261,7 +261,7 @@ def metrics_figure(
     names = {name: f["LongName"] for name, f in references.dictionary().items() if name in known}
     if not names:
         return
-    flagged = references.judge(metrics, reference).flagged
+    flagged = references.out_of_range(metrics, reference)
     figure = new_figure(0.04 + 0.0235 * len(names))
     axes = figure.subplots()
     axes.set(xlim=(-2.4, 3.0), ylim=(len(names) - 0.4, -0.9))

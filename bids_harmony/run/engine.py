@@ -41,8 +41,7 @@ GPU_PROCESSES = 4
 BATCH = 40
 #: Modules used by the process of every scan, imported once.
 PRELOAD = (
-    "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.reports.figures",
-    "bids_harmony.workflows.harmonize", "bids_harmony.workflows.preprocess",
+    "ants", "deepbet", "bids.layout", "nilearn.datasets", "bids_harmony.workflows.scan",
 )  # fmt: skip
 
 
@@ -74,8 +73,8 @@ class Job:
     name : str
         Name of the workflow.
     settings : dict
-        Arguments of :func:`~bids_harmony.workflows.preprocess.init_preprocess_wf` or
-        :func:`~bids_harmony.workflows.harmonize.init_harmonize_wf`.
+        Arguments of :func:`~bids_harmony.workflows.scan.init_preprocess_wf` or
+        :func:`~bids_harmony.workflows.scan.init_harmonize_wf`.
     """
 
     part: str
@@ -138,8 +137,7 @@ def crash_folder(config: RunConfig, job: Job) -> Path:
 
 def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear") -> None:
     """Run workflows to the end in this process; each failed node leaves a crash file."""
-    from bids_harmony.workflows.harmonize import init_harmonize_wf
-    from bids_harmony.workflows.preprocess import init_preprocess_wf
+    from bids_harmony.workflows.scan import init_harmonize_wf, init_preprocess_wf
 
     init = {
         "preprocess": init_preprocess_wf,

@@ -23,7 +23,6 @@ from bids_harmony.qc.dataset import (
     absent_scans,
     bundle_of,
     column_dictionary,
-    image_notes,
     named,
     processing_notes,
     read_scans,
@@ -119,7 +118,7 @@ def build_group(
     reference = None if asked is None else asked.qc_reference()["metrics"]
     outliers = find_outliers(table, rows, reference)
     absent, notes = compare_with_dataset(config, table["scan"])
-    notes += [*image_notes(rows), *processing_notes(table), *outliers.notes]
+    notes += [*processing_notes(table), *outliers.notes]
     bundle, line = bundle_of(rows), None
     if bundle and bundle["n_scans_other"]:
         notes.append(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from bids_harmony.errors import UsageError
 from bids_harmony.files import why_unread, write_json
 from bids_harmony.sites.code import (
+    DEEP_GREY,
     LEVELS,
     Appearance,
     IntensityMapping,
@@ -29,20 +31,20 @@ if TYPE_CHECKING:
 FORMAT = 2
 #: Maximum number of persons whose ages are estimated, and how many of them are also mapped with
 #: the network, which is the slowest step. Only the mean age matters.
-MOST_ESTIMATED, MOST_MAPPED = 24, 6
+MAX_ESTIMATED, MAX_MAPPED = 24, 6
 #: Typical and maximum fraction of an error in the assumed age that returns in the predicted age.
 #: The fraction is measured only if the assumed ages differ by more than FAR years.
-USUAL_FACTOR, MOST_FACTOR, FAR = 0.4, 0.6, 3.0
+TYPICAL_FACTOR, MAX_FACTOR, FAR = 0.4, 0.6, 3.0
 #: Smallest slope of predicted on true age for which ages are estimated.
-LEAST_SLOPE = 0.3
+MIN_SLOPE = 0.3
 #: A calibration with fewer persons carries a warning.
-FEW = 8
+FEW_PERSONS = 8
 #: Two groups of scans are separate if their means differ by more than this many within-group
 #: standard deviations. A single group, split at the best place, reaches about 2.7.
-APART = 4.5
+MIN_SEPARATION = 4.5
 #: Smallest group that counts as a second scanner.
-LEAST_GROUP = 3
-MAKE_AGAIN = "Make it again with the calibrate level."
+MIN_GROUP = 3
+MAKE_AGAIN = "Run the calibrate level again."
 
 #: Predicts brain age (years) from a preprocessed scan (:attr:`SiteScan.t1w`) mapped with a site
 #: code (:func:`estimate_ages`). The last argument skips the map's network.
@@ -160,19 +162,29 @@ class Calibration:
             raise ValueError("its numbers are not finite")
         if (np.diff([x, y]) <= 0).any():
             raise ValueError("its curve does not ascend")
+        kept = (
+            "site",
+            "bundle",
+            "template",
+            "n_scans",
+            "ages",
+            "fit_filter",
+            "made_by",
+            "sources",
+        )
         return cls(
-            str(values["site"]), dict(values["bundle"]), str(values["template"]),
-            SiteCode(shift, sd, float(code["age"]), n), IntensityMapping(x, y),
-            int(values["n_scans"]), dict(values["ages"]), values["fit_filter"],
-            str(values["made_by"]), tuple(values["warnings"]), str(values["sources"]),
-        )  # fmt: skip
+            code=SiteCode(shift, sd, float(code["age"]), n),
+            mapping=IntensityMapping(x, y),
+            warnings=tuple(values["warnings"]),
+            **{name: values[name] for name in kept},
+        )
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the fields that determine the harmonized scans."""
         content = self.to_dict()
-        said = {name: content[name] for name in ("site", "bundle", "template", "code", "mapping")}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        used = {name: content[name] for name in ("site", "bundle", "template", "code", "mapping")}
+        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
     def changes(self, bundle: Bundle) -> dict[str, float]:
         """Return the changes that harmonization makes to intensities and sharpness.
@@ -185,10 +197,14 @@ class Calibration:
         Returns
         -------
         dict
-            Change in intensity of ``grey matter`` and ``deep grey matter``. With a map network,
-            also ``sharpness``: the relative change in edge steepness.
+            Reference intensity minus site intensity of ``grey matter`` and ``deep grey matter``.
+            With a map network, also ``sharpness``: the relative change in edge steepness.
         """
-        found = self.mapping.changes(bundle.contract.grey)
+        tissues = {"grey matter": bundle.contract.grey, "deep grey matter": DEEP_GREY}
+        found = {
+            name: round(float(level - np.interp(level, self.mapping.y, self.mapping.x)), 4)
+            for name, level in tissues.items()
+        }
         if bundle.has_map_network:
             smoother = self.code.shift[len(LEVELS) : len(LEVELS) + 3].mean()
             found["sharpness"] = round(float(np.exp(-smoother) - 1), 4)
@@ -298,23 +314,23 @@ def estimate_ages(
     predict : callable or None
         Function of a scan index, a site code, and whether to skip the map's network. Returns the
         brain age (years) of the scan mapped with that code. If None, or if the slope of predicted
-        on true age is below :data:`LEAST_SLOPE`, the mean age of the reference is used.
+        on true age is below :data:`MIN_SLOPE`, the mean age of the reference is used.
 
     Returns
     -------
     numpy.ndarray
-        (scans,) ages in years. If more than :data:`MOST_ESTIMATED` persons have no age, the scans
+        (scans,) ages in years. If more than :data:`MAX_ESTIMATED` persons have no age, the scans
         of the others stay NaN and must be excluded from the calibration.
     """
     unknown = np.flatnonzero(np.isnan(ages))
     filled = ages.copy()
     if not len(unknown):
         return filled
-    if predict is None or appearance.line is None or appearance.line[0] < LEAST_SLOPE:
+    if predict is None or appearance.line is None or appearance.line[0] < MIN_SLOPE:
         filled[unknown] = appearance.mean_age
         return filled
     first = unknown[np.unique(persons[unknown], return_index=True)[1]]
-    some = first[_spread(len(first), MOST_ESTIMATED)]
+    some = first[_spread(len(first), MAX_ESTIMATED)]
     unknown = unknown[np.isin(persons[unknown], persons[some])]
     used = np.union1d(np.flatnonzero(~np.isnan(ages)), unknown)
     slope, intercept = appearance.line
@@ -331,13 +347,13 @@ def estimate_ages(
     two = implied(one, some, True)
     # A constant fraction of an error in the assumed age returns in the prediction, so the sequence
     # is geometric and its limit can be extrapolated.
-    factor = USUAL_FACTOR
+    factor = TYPICAL_FACTOR
     if abs(one - start) > FAR:
-        factor = float(np.clip((two - one) / (one - start), 0, MOST_FACTOR))
+        factor = float(np.clip((two - one) / (one - start), 0, MAX_FACTOR))
     age = one + (two - one) / (1 - factor)
     # The network shifts all brain ages by about the same amount, so a few scans are enough to
     # measure the shift.
-    few = some[_spread(len(some), MOST_MAPPED)]
+    few = some[_spread(len(some), MAX_MAPPED)]
     moved = implied(age, few, False) - implied(age, few, True)
     filled[unknown] = np.clip(age + moved / (1 - factor), *appearance.ages)
     return filled
@@ -355,22 +371,22 @@ def _warnings(
     found = []
     if n_persons == 1:
         found.append(
-            f"The site {site} is calibrated from one person: what is the scanner's and what the "
-            "person's cannot be told apart."
+            f"The site {site} is calibrated from a single person, so effects of the scanner and "
+            "of the person cannot be separated."
         )
-    elif n_persons < FEW:
-        found.append(f"The site {site} is calibrated from {n_persons} persons only.")
+    elif n_persons < FEW_PERSONS:
+        found.append(f"The site {site} is calibrated from only {n_persons} persons.")
     low, high = appearance.ages
     if outside := int(((ages < low) | (ages > high)).sum()):
         found.append(
-            f"{outside} of {len(ages)} scans of the site {site} have ages outside the "
-            f"reference's {low:.0f} to {high:.0f} years: they are compared with its youngest or "
-            "oldest."
+            f"{outside} of {len(ages)} scans of the site {site} are outside the reference's age "
+            f"range of {low:.0f} to {high:.0f} years: they are compared with its youngest or "
+            "oldest persons."
         )
     if (groups := two_groups(values, ages, appearance)) is not None:
         found.append(
-            f"The scans of the site {site} fall into two groups, of {groups[0]} and {groups[1]}, "
-            "that look as if from two scanners: give each its own site label."
+            f"The scans of the site {site} form two groups of {groups[0]} and {groups[1]}, as if "
+            "from two scanners: give each scanner its own site label."
         )
     return found
 
@@ -390,17 +406,20 @@ def two_groups(
     """
     off = ((values - appearance.expected(ages)) / appearance.person_sd)[:, : len(LEVELS)]
     centred = off - off.mean(axis=0)
-    if len(off) < 2 * LEAST_GROUP or not centred.any():
+    if len(off) < 2 * MIN_GROUP or not centred.any():
         return None
     scores = np.sort(centred @ np.linalg.svd(centred, full_matrices=False)[2][0])
-    cuts = range(LEAST_GROUP, len(scores) - LEAST_GROUP + 1)
-    parts = [(scores[:k], scores[k:]) for k in cuts]
-    within = [np.sqrt(((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum()) for a, b in parts]
-    a, b = parts[int(np.argmin(within))]
-    sd = min(within) / np.sqrt(len(scores) - 2)
-    if b.mean() - a.mean() <= APART * sd:
+    cuts = range(MIN_GROUP, len(scores) - MIN_GROUP + 1)
+
+    def within(groups: list[np.ndarray]) -> float:
+        return float(sum(((group - group.mean()) ** 2).sum() for group in groups))
+
+    groups = min((np.split(scores, [k]) for k in cuts), key=within)
+    sd = np.sqrt(within(groups) / (len(scores) - 2))
+    if groups[1].mean() - groups[0].mean() <= MIN_SEPARATION * sd:
         return None
-    return max(len(a), len(b)), min(len(a), len(b))
+    small, large = sorted(map(len, groups))
+    return large, small
 
 
 def confounded(scans: Sequence[SiteScan]) -> list[str]:
@@ -416,18 +435,17 @@ def confounded(scans: Sequence[SiteScan]) -> list[str]:
     list of str
         One message per site with a single diagnosis, if other sites have other diagnoses.
     """
-    diagnoses: dict[str, set[str]] = {}
-    for scan in scans:
-        if scan.diagnosis is not None:
-            diagnoses.setdefault(scan.site, set()).add(scan.diagnosis)
-    there = set().union(*diagnoses.values()) if diagnoses else set()
+    pairs = [(scan.site, scan.diagnosis) for scan in scans]
+    table = pd.DataFrame(pairs, columns=["site", "diagnosis"]).dropna()
+    if table["diagnosis"].nunique() < 2:
+        return []
     return [
-        f"All scans of the site {site} have the diagnosis '{next(iter(found))}', and other sites "
-        "have others: its calibration takes for the scanner's what may be the disease's. "
-        "Calibrate it on controls: --fit-filter 'diagnosis == \"control\"'."
-        for site, found in sorted(diagnoses.items())
-        if len(found) == 1 and len(there) > 1
-    ]  # fmt: skip
+        f"All scans of the site {site} have the diagnosis '{found.iloc[0]}', unlike other sites, "
+        "so its calibration confounds scanner and diagnosis. Calibrate it on controls: "
+        "--fit-filter 'diagnosis == \"control\"'."
+        for site, found in table.groupby("site")["diagnosis"]
+        if found.nunique() == 1
+    ]
 
 
 def write_calibrations(folder: Path, calibrations: Sequence[Calibration]) -> dict[str, Path]:
@@ -472,42 +490,32 @@ def read_calibrations(
     Returns
     -------
     dict of str to (pathlib.Path, Calibration)
-        File and calibration of each site.
+        File and calibration of each site (of two for the same site, the last by name).
 
     Raises
     ------
     UsageError
-        If there is no calibration, if a file is invalid or was made with another bundle or
-        template, or if a site has two calibrations.
+        If there is no calibration, or if a file is invalid or was made with another bundle or
+        template.
     """
     files = sorted(path.glob("site-*_calibration.json")) if path.is_dir() else [path]
     if not files:
         raise UsageError(
             f"There is no calibration in {path}.",
-            "Name the folder that holds site-*_calibration.json, or run the calibrate level.",
+            "Give the folder with site-*_calibration.json, or run the calibrate level.",
         )
     found: dict[str, tuple[Path, Calibration]] = {}
     for file in files:
         calibration = _read(file)
         if made_by not in (None, calibration.made_by):
             continue
-        if calibration.bundle.get("sha256") != bundle.sha256:
+        made_with = calibration.bundle.get("sha256"), calibration.template
+        if made_with != (bundle.sha256, template):
             made = " ".join(calibration.bundle.get(k, "?") for k in ("name", "version"))
             raise UsageError(
-                f"The calibration {file} was made with another bundle ({made}) than "
-                f"{bundle.name} {bundle.version}, which is in use.",
-                f"{MAKE_AGAIN[:-1]}, or give --bundle the one it was made with.",
-            )
-        if calibration.template != template:
-            raise UsageError(
-                f"The calibration {file} is for scans in {calibration.template}, and these are "
-                f"registered to {template}.",
-                MAKE_AGAIN,
-            )
-        if calibration.site in found:
-            raise UsageError(
-                f"The folder {path} holds two calibrations of the site {calibration.site}.",
-                "Remove one of them.",
+                f"The calibration {file} was made with the bundle {made} and the template "
+                f"{calibration.template}, not with {bundle.name} {bundle.version} and {template}.",
+                f"{MAKE_AGAIN[:-1]}, or select the same --bundle and --template.",
             )
         found[calibration.site] = file, calibration
     return found
@@ -519,15 +527,9 @@ def _read(file: Path) -> Calibration:
         if values["format"] != FORMAT:
             raise ValueError(f"it is of format {values['format']}")
         return Calibration.from_dict(values)
-    except OSError as error:
-        raise UsageError(
-            f"The calibration {file} cannot be read ({why_unread(file, error)}).",
-            "Give --calibration a file, or a folder, of the calibrate level.",
-        ) from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"The calibration {file} is broken ({type(error).__name__}: {error}).", MAKE_AGAIN
-        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        why = why_unread(file, error) if isinstance(error, OSError) else repr(error)
+        raise UsageError(f"The calibration {file} cannot be read ({why}).", MAKE_AGAIN) from error
 
 
 def _rounded(values: np.ndarray) -> list[float]:

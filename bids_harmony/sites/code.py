@@ -10,7 +10,7 @@ descriptors, appearance of the reference, site code, intensity mapping.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ SITE_RATIO = 16.0
 #: Intensity of deep grey matter at the reference. The contract defines that of other grey matter.
 DEEP_GREY = 0.84
 #: Smallest step between curve points, so that the curve is strictly ascending.
-LEAST_STEP = 1e-4
+MIN_STEP = 1e-4
 
 
 def describe(volume: np.ndarray, brain_mask: np.ndarray, zoom_mm: float) -> dict[str, Any]:
@@ -161,27 +161,19 @@ class Appearance:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values for :meth:`from_dict`."""
-        return {
-            "levels": list(LEVELS),
-            **{
-                name: [float(f"{v:.6g}") for v in getattr(self, name)]
-                for name in ("intercept", "slope", "person_sd")
-            },
-            "ages": list(self.ages),
-            "line": None if self.line is None else list(self.line),
-            "mean_age": self.mean_age,
-            "n": self.n,
+        return {"levels": list(LEVELS)} | {
+            name: [float(f"{v:.6g}") for v in value] if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
         """Create an appearance model from the output of :meth:`to_dict`."""
-        low, high = values["ages"]
-        line = None if values["line"] is None else (values["line"][0], values["line"][1])
-        intercept, slope, sd = (
-            np.array(values[name], float) for name in ("intercept", "slope", "person_sd")
-        )
-        return cls(intercept, slope, sd, (low, high), line, values["mean_age"], values["n"])
+        found = {field.name: values[field.name] for field in fields(cls)}
+        arrays = {
+            name: np.array(found[name], float) for name in ("intercept", "slope", "person_sd")
+        }
+        return cls(**found | arrays)
 
 
 @dataclass(frozen=True)
@@ -279,25 +271,6 @@ class IntensityMapping:
         y = np.concatenate([[0.0], self.y, [self.y[-1] + far]])
         return np.asarray(np.interp(volume, x, y), dtype=np.float32)
 
-    def changes(self, grey: float) -> dict[str, float]:
-        """Return the change in intensity of grey matter and deep grey matter.
-
-        Parameters
-        ----------
-        grey : float
-            Intensity of grey matter in the bundle's contract.
-
-        Returns
-        -------
-        dict
-            Reference intensity minus site intensity of ``grey matter`` and ``deep grey matter``.
-        """
-        tissues = {"grey matter": grey, "deep grey matter": DEEP_GREY}
-        return {
-            name: round(float(level - np.interp(level, self.y, self.x)), 4)
-            for name, level in tissues.items()
-        }
-
 
 def spoken(changes: Mapping[str, float]) -> str:
     """Describe :meth:`bids_harmony.sites.calibration.Calibration.changes` in words.
@@ -317,5 +290,5 @@ def spoken(changes: Mapping[str, float]) -> str:
 
 
 def _ascending(values: np.ndarray) -> np.ndarray:
-    steps = np.arange(len(values)) * LEAST_STEP
-    return np.asarray(np.maximum.accumulate(np.maximum(values, LEAST_STEP) - steps) + steps)
+    steps = np.arange(len(values)) * MIN_STEP
+    return np.asarray(np.maximum.accumulate(np.maximum(values, MIN_STEP) - steps) + steps)

@@ -19,7 +19,7 @@ from scipy.stats import norm, permutation_test
 Scans = np.ndarray | slice
 
 #: Minimum number of persons at the reference for fitting a line, and at a site for an interval.
-LEAST_ON_LINE, LEAST_AT_SITE = 8, 3
+MIN_ON_LINE, MIN_AT_SITE = 8, 3
 
 
 def drawn_persons(
@@ -281,8 +281,8 @@ def site_offset(
         ``offset`` and ``scatter``, averaged over repetitions, each with ``_low`` and ``_high``
         ends of the 95 % interval; and ``in_reference_range``, the share of the site's scans whose
         true value lies in the range of the reference (outside, the line is extrapolated). Offset
-        and scatter are NaN if the reference has fewer than :data:`LEAST_ON_LINE` persons, the
-        intervals also if the site has fewer than :data:`LEAST_AT_SITE`.
+        and scatter are NaN if the reference has fewer than :data:`MIN_ON_LINE` persons, the
+        intervals also if the site has fewer than :data:`MIN_AT_SITE`.
     """
     both = pd.concat([site, reference])
     values = both[["seed", "predicted", "truth"]].to_numpy(float)
@@ -299,11 +299,11 @@ def site_offset(
 
     ends = ("", "_low", "_high")
     found = {f"{name}{end}": np.nan for name in ("offset", "scatter") for end in ends}
-    if reference["person"].nunique() >= LEAST_ON_LINE:
+    if reference["person"].nunique() >= MIN_ON_LINE:
         shared = both["person"].isin(site["person"]) & both["person"].isin(reference["person"])
         found |= with_intervals(
             measure, both["person"].to_numpy(dtype=str), n, seed,
-            enough=site["person"].nunique() >= LEAST_AT_SITE, strata=np.where(shared, 2, at_home),
+            enough=site["person"].nunique() >= MIN_AT_SITE, strata=np.where(shared, 2, at_home),
         )  # fmt: skip
     ages = reference["truth"]
     return found | {

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from bids_dataset import write
-from faulty_scans import raw
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from t1w_images import nifti
 
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.bids.filters import matches, read_filters
@@ -80,7 +80,7 @@ def check(error: HarmonyError) -> None:
 def test_no_header_raises_anything_else_or_takes_memory(
     tmp_path: Path, changes: list[tuple[int, bytes]], keep: int | None
 ) -> None:
-    content = bytearray(raw())
+    content = bytearray(nifti())
     for place, new in changes:
         content[place : place + len(new)] = new
     path = write(tmp_path, "x_T1w.nii", bytes(content[:keep]))

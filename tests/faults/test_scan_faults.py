@@ -14,15 +14,20 @@ from bids_harmony.anat.check import load_t1w
 from bids_harmony.errors import ScanError
 
 
-@pytest.mark.parametrize("row", UNUSABLE)
-def test_unusable_files_are_refused_in_their_words(tmp_path: Path, row: str) -> None:
+@pytest.mark.parametrize("row", [*UNUSABLE, "folder", "absent"])
+def test_unusable_files_are_refused_with_their_reason(tmp_path: Path, row: str) -> None:
     path = tmp_path / "sub-01_T1w.nii.gz"
-    make, reason = UNUSABLE[row]
+    make, reason = UNUSABLE.get(row) or {
+        "folder": (Path.mkdir, "cannot be read"), "absent": (Path, "does not exist"),
+    }[row]  # fmt: skip
     make(path)
+    path = path.with_suffix("") if path.with_suffix("").exists() else path
     with pytest.raises(ScanError) as raised:
-        load_t1w(path if path.exists() else path.with_suffix(""))
+        load_t1w(path)
     assert reason in raised.value.cause
+    assert path.name in raised.value.cause
     assert raised.value.remedy
+    assert "\n" not in str(raised.value)
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,55 @@
-"""What becomes of scans that are no usual head, and what the software cannot see."""
+"""Scans that are not an upright adult T1w head: which are recognized, and which cannot be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 from command_line import harmony, label_of, new_dataset, place, record_of
-from wrong_heads import wrong_heads
+from scipy import ndimage
+
+from bids_harmony.simulation.anatomy import Tissue, make_head
+from bids_harmony.simulation.scanner import draw_scanner, scan_head
 
 pytestmark = pytest.mark.slow
-#: What becomes of each head: its status, and the reason.
+HOUNSFIELD = {"AIR": -1000, "BRAIN": 37, "CSF": 8, "BONE": 1000, "MARROW": 300, "FAT": -80}
+#: Status of each head, and the reason.
 HEADS = {
-    "turned by 90 degrees": ("warn", "Centroid offset"),
     "upside down": ("warn", "Centroid offset"),
     "flipped left-right": ("not detectable", ""),
     "T2w named T1w": ("error", "Correlation with the template"),
-    "knee": ("error", "Correlation with the template"),
-    "CT": ("error", "The brain mask holds"),
-    "infant": ("error", "Affine determinant"),
+    "CT": ("error", "The brain mask has a volume of"),
+    "infant-sized": ("error", "Affine determinant"),
     "tumour": ("warn", "Left-right asymmetry"),
 }
+
+
+def wrong_heads() -> dict[str, nib.Nifti1Image]:
+    """Heads by name; ``plain`` is the one that most are made from."""
+    head, tumour = (make_head(3, age=45, spacing=2, lesion=lesion) for lesion in (False, True))
+    scanner = draw_scanner(1, 3, min_voxel_mm=2.0)
+    plain = scan_head(head, scanner, (1,))[0]["t1w"]
+    data, affine = plain.get_fdata(dtype=np.float32), plain.affine
+    # Tissues in Hounsfield units.
+    ct = np.full(head.labels.shape, float(HOUNSFIELD["AIR"]))
+    for tissue in Tissue:
+        ct[head.labels == tissue] = HOUNSFIELD.get(tissue.name, 40)
+    ct = ndimage.gaussian_filter(ct, 0.5) + np.random.default_rng(0).normal(0, 8, ct.shape)
+    found = {
+        "plain": plain,
+        "upside down": nib.Nifti1Image(data, np.diag([-1.0, 1, -1, 1]) @ affine),
+        "flipped left-right": nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ affine),
+        "T2w named T1w": scan_head(head, scanner, (1,), "wrong-contrast")[0]["t1w"],
+        "CT": nib.Nifti1Image(ct.astype(np.float32), head.affine),
+        "infant-sized": nib.Nifti1Image(data, np.diag([0.62, 0.62, 0.62, 1]) @ affine),
+        "tumour": scan_head(tumour, scanner, (1,))[0]["t1w"],
+    }
+    for img in found.values():
+        img.set_sform(img.affine, 1)
+        img.set_qform(img.affine, 1)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,21 @@
-"""Workflow that preprocesses one scan to the template grid and computes its QC metrics."""
+"""Workflows of one scan: preprocessing to the template grid, then harmonization."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_harmony.bids.dataset import Scan
+from bids_harmony.bids.records import PREPROCESSED
 from bids_harmony.config import Contract
-from bids_harmony.interfaces.anat import (
-    BrainMask,
-    CheckT1w,
-    MeasureScan,
-    Normalize,
-    RegisterAffine,
-    RestoreOrientation,
-)
+from bids_harmony.interfaces.anat import BrainMask, CheckT1w, Normalize, RegisterAffine
+from bids_harmony.interfaces.models import Harmonize
 from bids_harmony.interfaces.outputs import SaveOutputs
-from bids_harmony.interfaces.reports import MaskFigure, RegistrationFigure
+
+#: Calibration fields written to a scan's record but not to image sidecars.
+FOR_RECORD = frozenset({"sources", "changes"})
 
 
 def init_preprocess_wf(
@@ -74,43 +70,40 @@ def init_preprocess_wf(
     nipype.pipeline.engine.Workflow
         The workflow, named after the scan.
     """
-    grid = {"resolution": contract.resolution, "template": template}
     prefix = figures_prefix(scan, staging_dir)
     check = pe.Node(CheckT1w(in_file=str(scan.path)), name="check", mem_gb=0.5)
     brain_mask = pe.Node(
         BrainMask(
+            source_file=str(scan.path),
             in_mask=None if scan.mask is None else str(scan.mask),
             method=contract.skull_strip if skull_strip == "auto" else skull_strip,
             detect_stripped=skull_strip == "auto",
             atlas_dir=atlas_dir,
             scan_key=scan.key,
             seed=seed,
+            prefix=prefix,
         ),
         name="brain_mask",
         mem_gb=2.5 if skull_strip == "multi-atlas" else 1.5,
     )
-    mask_figure = pe.Node(MaskFigure(prefix=prefix), name="mask_figure", mem_gb=0.5)
     register = pe.Node(
         RegisterAffine(
             method=contract.registration if registration == "auto" else registration,
+            resolution=contract.resolution,
+            template=template,
             seed=seed,
             sloppy=sloppy,
-            **grid,
         ),
         name="register",
         mem_gb=1.0,
     )
     normalize = pe.Node(
-        Normalize(contract=contract.to_dict(), **grid), name="normalize", mem_gb=1.0
+        Normalize(
+            contract=contract.to_dict(), template=template, scan_key=scan.key, prefix=prefix
+        ),
+        name="normalize",
+        mem_gb=1.0,
     )
-    norm_figure = pe.Node(
-        RegistrationFigure(prefix=prefix, **grid), name="norm_figure", mem_gb=0.5
-    )
-    metrics = pe.Node(MeasureScan(scan_key=scan.key, **grid), name="metrics", mem_gb=0.8)
-    restore_mask = pe.Node(
-        RestoreOrientation(original=str(scan.path)), name="restore_mask", mem_gb=0.3
-    )
-    figures = pe.Node(niu.Merge(2), name="figures", run_without_submitting=True)
     mask_names = {"desc": "brain", "suffix": "mask", "Type": "Brain"}
     grid_names = names_of_grid(space, contract.resolution, template)
     publish = pe.Node(
@@ -133,38 +126,130 @@ def init_preprocess_wf(
     workflow = pe.Workflow(name=scan.wf_name)
     workflow.connect([
         (check, brain_mask, [("out_file", "in_file")]),
-        (check, mask_figure, [("out_file", "in_file")]),
-        (brain_mask, mask_figure, [("out_mask", "in_mask")]),
         (check, register, [("out_file", "in_file")]),
         (brain_mask, register, [("out_mask", "in_mask")]),
         (check, normalize, [("out_file", "in_file")]),
         (brain_mask, normalize, [("out_mask", "in_mask")]),
         (register, normalize, [("out_xfm", "in_xfm")]),
-        (normalize, norm_figure, [("out_file", "in_file")]),
-        (check, metrics, [("out_file", "t1w")]),
-        (brain_mask, metrics, [("out_mask", "t1w_mask")]),
-        (register, metrics, [("out_xfm", "in_xfm")]),
-        (normalize, metrics, [
-            ("unscaled", "unscaled"),
-            ("brain_mask", "brain_mask"),
-            ("out_file", "preproc"),
-            ("out_mask", "preproc_mask"),
-        ]),
-        (brain_mask, restore_mask, [("out_mask", "in_file")]),
-        (mask_figure, figures, [("out_file", "in1")]),
-        (norm_figure, figures, [("out_file", "in2")]),
         (check, publish, [("record", "check")]),
-        (brain_mask, publish, [("record", "mask")]),
-        (restore_mask, publish, [("out_file", "t1w_mask")]),
+        (brain_mask, publish, [("native_mask", "t1w_mask"), ("record", "mask")]),
         (register, publish, [("out_xfm", "xfm"), ("record", "affine")]),
         (normalize, publish, [
             ("brain_mask", "brain_mask"),
             ("out_file", "preproc"),
             ("record", "scale"),
+            ("metrics", "metrics"),
+            ("descriptors", "descriptors"),
         ]),
-        (metrics, publish, [("metrics", "metrics"), ("descriptors", "descriptors")]),
-        (figures, publish, [("out", "figures")]),
     ])  # fmt: skip
+    return workflow
+
+
+def init_harmonize_wf(
+    *,
+    scan: Scan,
+    facts: dict[str, Any],
+    before: dict[str, Any],
+    output_dir: str,
+    staging_dir: str,
+    contract: Contract,
+    space: str,
+    bundle: str,
+    calibration: dict[str, Any],
+    template: str | None = None,
+    native: bool = False,
+    on_guard_fail: str = "flag",
+    correct_age_bias: bool = False,
+    device: str = "cpu",
+    omp_nthreads: int = 1,
+) -> pe.Workflow:
+    """Build the workflow that harmonizes one preprocessed scan to the reference site.
+
+    It also computes the harmonization metrics and the bundle's predictions.
+
+    Parameters
+    ----------
+    scan, facts, output_dir, staging_dir, contract, space, template
+        See :func:`init_preprocess_wf`.
+    before : dict
+        Preprocessing results (:func:`bids_harmony.bids.records.preprocessed`).
+    bundle : str
+        Folder of the model bundle.
+    calibration : dict
+        Calibration of the scan's site, as in its JSON file.
+    native : bool
+        Whether to also write the harmonized image on the scan's native grid.
+    on_guard_fail : {"flag", "raw"}
+        Action if the anatomy guard fails: ``raw`` predicts from the raw scan only, ``flag`` also
+        from the harmonized scan.
+    correct_age_bias : bool
+        Whether to add brain-age gaps corrected for age bias.
+    device : {"cpu", "cuda"}
+        Device of the networks. With ``cuda``, nodes queue for the GPU in nipype's MultiProc
+        plugin.
+    omp_nthreads : int
+        Maximum number of threads per node.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The workflow, named after the scan.
+    """
+    outputs = [Path(output_dir) / path for path in before["outputs"]]
+    harmonize = pe.Node(
+        Harmonize(
+            in_file=_only(outputs, "_desc-preproc_T1w.nii.gz"),
+            in_mask=_only([p for p in outputs if "_space-" not in p.name], "_mask.nii.gz"),
+            in_xfm=_only(outputs, "_xfm.txt"),
+            metrics=before["metrics"],
+            bundle=bundle,
+            calibration=calibration,
+            calibration_file=facts["calibration"].get("path"),
+            site=scan.site,
+            age=scan.age,
+            native=native,
+            on_guard_fail=on_guard_fail,
+            correct_age_bias=correct_age_bias,
+            prefix=figures_prefix(scan, staging_dir),
+            device=device,
+            use_gpu=device == "cuda",
+            num_threads=omp_nthreads,
+        ),
+        name="harmonize",
+        mem_gb=1.0,
+        n_procs=omp_nthreads,
+    )
+    settings = {
+        "desc": "harmonized",
+        "suffix": "T1w",
+        "SkullStripped": True,
+        "ReferenceSite": facts["bundle"]["reference_site"],
+        "Bundle": facts["bundle"],
+        "Calibration": {k: v for k, v in facts["calibration"].items() if k not in FOR_RECORD},
+    }
+    names = {"harmonized": settings | names_of_grid(space, contract.resolution, template)}
+    if native:
+        names["harmonized_native"] = settings
+    publish = pe.Node(
+        SaveOutputs(
+            source_file=str(scan.path),
+            staging_dir=staging_dir,
+            output_dir=output_dir,
+            facts=facts,
+            names=names,
+            kept=before["outputs"],
+            bundle=bundle,
+            **{name: before[name] for name in PREPROCESSED if name != "metrics"},
+        ),
+        name="publish",
+        mem_gb=0.5,
+    )
+    workflow = pe.Workflow(name=scan.wf_name)
+    results = [("out_file", "harmonized")]
+    results += [(name, name) for name in ("metrics", "guard", "predictions")]
+    if native:
+        results.append(("native_file", "harmonized_native"))
+    workflow.connect([(harmonize, publish, results)])
     return workflow
 
 
@@ -177,3 +262,8 @@ def names_of_grid(space: str, resolution: int, template: str | None) -> dict[str
     """Return the entities and sidecar fields that describe the template grid of an image."""
     names = {"space": space, "resolution": str(resolution)}
     return names if template is None else {**names, "SpatialReference": Path(template).name}
+
+
+def _only(paths: list[Path], ending: str) -> str:
+    (found,) = (str(path) for path in paths if path.name.endswith(ending))
+    return found
