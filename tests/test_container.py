@@ -64,8 +64,8 @@ def test_unpinned_packages_stop_the_build(tmp_path: Path, pinned: str) -> None:
     assert (ran.returncode == 0, ran.stdout.split()[-1:]) == (not wrong, wrong), ran.stderr
 
 
-def test_slim_holds_nothing_of_fsl() -> None:
-    """Nothing whose licence forbids commercial use; ``full`` brings FSL with its licence."""
+def test_image_is_labelled_and_slim_contains_nothing_of_fsl() -> None:
+    """FSL's licence forbids commercial use; ``full`` contains it with its licence and sources."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     parts = re.split("^FROM ", text, flags=re.MULTILINE)
     stages = {part.partition("\n")[0].split(" AS ")[-1]: part for part in parts}
@@ -74,6 +74,18 @@ def test_slim_holds_nothing_of_fsl() -> None:
     assert list(stages)[-1] == "full"
     assert "container/FSL_LICENCE.txt /opt/fsl/LICENCE" in stages["full"]
     assert "non-commercial use" in (ROOT / "container/FSL_LICENCE.txt").read_text()
+    assert not re.search(r"rm .*/opt/fsl/src", text)
+    build = subprocess.run(
+        ["make", "-n", "image", "SOURCE=https://x/y.git"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in ("created", "version", "revision", "source", "url", "documentation"):
+        assert f'org.opencontainers.image.{name}="${{{name.upper()}}}"' in stages["slim"]
+        assert f"--build-arg {name.upper()}=" in build
+    for name in ("name", "digest"):
+        assert f'image.base.{name}="${{BASE_{name.upper()}}}"' in stages["slim"]
+    assert "ENV BIDS_HARMONY_DOCKER_TAG=${IMAGE}" in stages["slim"]
+    assert "--build-arg IMAGE=bids_harmony:full" in build
 
 
 @pytest.mark.parametrize("there", [True, False])
