@@ -33,6 +33,16 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two simulated heads of two sites, at 2 mm; tests must not change it."""
+    from bids_harmony.simulation.dataset import simulate_dataset
+
+    out = tmp_path_factory.mktemp("heads") / "bids"
+    simulate_dataset(out, n_sites=2, n_subjects=1, seed=5, resolution=2.0)
+    return out
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A dataset of two subjects; the folder's own name would confuse a search by path."""

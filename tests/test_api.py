@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from command_line import run
 from made_calibration import made_calibration
 from random_bundle import write_random_bundle
 
@@ -49,9 +49,7 @@ assert all(callable(getattr(bids_harmony, name)) for name in names)
 found = doctest.testmod(api, extraglobs={{"paths": {[str(p) for p in paths]}}})
 sys.exit(found.failed or found.attempted < 8)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stdout + done.stderr
     written = nib.load(tmp_path / "harmonized.nii.gz")
     assert written.shape == SHAPE

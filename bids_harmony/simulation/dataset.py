@@ -82,7 +82,7 @@ def simulate_dataset(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise UsageError(f"{out} is not empty.", "Give another folder, or remove this one.")
+        raise UsageError(f"The folder {out} is not empty.", "Choose another folder or delete it.")
     scanners = [draw_scanner(seed, k + 1, min_voxel_mm=resolution) for k in range(n_sites)]
     people = plan_people(0 if travelling else n_sites, n_subjects, seed=seed)
     visits = [[scanners[site - 1]] if site else scanners for site, _ in people.index]
@@ -197,7 +197,7 @@ def sidecar(scanner: Scanner) -> Row:
     """Return the BIDS sidecar of a scanner's T1w scans."""
     return {
         "Simulated": True,
-        "SimulationDescription": "No person was scanned, and the diagnosis is made up.",
+        "SimulationDescription": "No person was scanned, and the diagnosis is simulated.",
         "Manufacturer": "Simulated",
         "ManufacturersModelName": scanner.model,
         "MagneticFieldStrength": scanner.field_strength,

@@ -1,4 +1,4 @@
-"""What the tests of faults share: two simulated heads, and what comes of them undisturbed."""
+"""Outputs of the simulated heads without any fault."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from pathlib import Path
 
 import pytest
 from command_line import OPTIONS, harmony
-
-
-@pytest.fixture(scope="session")
-def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two simulated heads of two sites, at 2 mm."""
-    from bids_harmony.simulation.dataset import simulate_dataset
-
-    out = tmp_path_factory.mktemp("heads") / "bids"
-    simulate_dataset(out, n_sites=2, n_subjects=1, seed=5, resolution=2.0)
-    return out
 
 
 def processed(heads: Path, name: str, *options: object) -> Path:
