@@ -35,7 +35,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of two simulated heads of two sites, at 2 mm; tests must not change it."""
+    """Two simulated heads of two sites, at 2 mm."""
     from bids_harmony.simulation.dataset import simulate_dataset
 
     out = tmp_path_factory.mktemp("heads") / "bids"

@@ -1,4 +1,4 @@
-"""Outputs of the simulated heads without any fault."""
+"""What the tests of faults share: what comes of the two simulated heads undisturbed."""
 
 from __future__ import annotations
 
