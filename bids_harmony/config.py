@@ -257,6 +257,11 @@ class RunConfig:
         return self.output_dir / "logs" / self.run_uuid
 
     @property
+    def log_file(self) -> Path:
+        """Log file of this run, of all its processes."""
+        return self.log_dir / "execution.log"
+
+    @property
     def log_level(self) -> int:
         """Numeric :mod:`logging` level: 25 (progress only), 20 (``-v``), 15 (``-vv``) or 10."""
         return max(25 - 5 * self.verbose, 10)

@@ -1,39 +1,194 @@
-"""Messages to the user on the standard streams."""
+"""Logging to the terminal and to the log file of a run, and progress bars.
+
+Every module logs to ``logging.getLogger(__name__)``. The command sets up the handlers once with
+:func:`set_up_logging`; :mod:`bids_harmony.processes` does the same in each process it starts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO, TypeVar
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-#: Seconds between two progress lines of a long loop.
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LOGGER = logging.getLogger(__name__)
+#: Format of nipype's log messages, which also goes to the log file.
+FORMAT = "%(asctime)s,%(msecs)d %(name)s %(levelname)s: ", "%y%m%d-%H:%M:%S"
+#: Seconds between two progress messages of a long loop, if there is no terminal.
 EVERY = 10.0
-
 Item = TypeVar("Item")
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Print a line and flush it; a line that cannot be printed never ends a run.
+@dataclass(frozen=True)
+class LogSettings:
+    """Where log messages go.
+
+    Attributes
+    ----------
+    program : str
+        Name of the command, shown with errors.
+    level : int
+        Minimum level of messages of other packages, such as nipype, on the terminal.
+    file : pathlib.Path or None
+        Log file, which messages are appended to.
+    prefix : str
+        Text before each message, which identifies one of several processes.
+    """
+
+    program: str = "bids_harmony"
+    level: int = logging.CRITICAL
+    file: Path | None = None
+    prefix: str = ""
+
+    @property
+    def formatter(self) -> logging.Formatter:
+        """Formatter of the log file, and of other packages' messages on the terminal."""
+        line, date = FORMAT
+        return logging.Formatter(f"{line}{self.prefix.replace('%', '%%')}%(message)s", date)
+
+
+class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Print messages to standard output, and warnings and errors to standard error.
+
+    A message that cannot be printed never ends a run.
 
     Parameters
     ----------
-    text : str
-        Text to print.
-    error : bool
-        Print to standard error instead of standard output.
+    settings : LogSettings
+        Settings of the run.
     """
-    stream = sys.stderr if error else sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except (OSError, ValueError):  # broken pipe, full disk or closed file
-        let_go(stream)
+
+    def __init__(self, settings: LogSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.setFormatter(settings.formatter)
+
+    def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
+        """Return whether a message is printed: all of this package, others by level."""
+        return record.name.startswith("bids_harmony") or record.levelno >= self.settings.level
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a message; those of other packages have time and origin."""
+        if not record.name.startswith("bids_harmony"):
+            return super().format(record)
+        levels = {logging.WARNING: "Warning: ", logging.ERROR: f"{self.settings.program}: error: "}
+        return self.settings.prefix + levels.get(record.levelno, "") + record.getMessage()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message, above any progress bars."""
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(self.stream) if bars else contextlib.nullcontext():
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Discard further output after a broken pipe, full disk or closed file."""
+        discard(self.stream)
 
 
-def let_go(stream: TextIO) -> None:
+_settings = LogSettings()
+_handlers: list[logging.Handler] = []
+
+
+def set_up_logging(settings: LogSettings | None = None, **changes: Any) -> None:
+    """Set up the handlers of all loggers, in place of those of an earlier call.
+
+    Parameters
+    ----------
+    settings : LogSettings, optional
+        Settings; those of the last call if None.
+    **changes
+        Attributes of the settings to change.
+    """
+    global _settings
+    before = _settings
+    stop_logging()
+    _settings = replace(settings or before, **changes)
+    logging.raiseExceptions = False  # on a full disk, each message would print a traceback
+    _handlers.append(TerminalHandler(_settings))
+    if _settings.file is not None:
+        _settings.file.parent.mkdir(parents=True, exist_ok=True)
+        _handlers.append(logging.FileHandler(_settings.file, encoding="utf-8"))
+        _handlers[-1].setFormatter(_settings.formatter)
+    for handler in _handlers:
+        logging.getLogger().addHandler(handler)
+    logging.getLogger("bids_harmony").setLevel(min(logging.INFO, _settings.level))
+    logging.getLogger("nipype").handlers = [logging.NullHandler()]  # instead of its own
+
+
+def log_settings() -> LogSettings:
+    """Return the current settings, to be used in another process."""
+    return _settings
+
+
+def stop_logging() -> None:
+    """Remove the handlers and forget their settings."""
+    global _settings
+    while _handlers:
+        handler = _handlers.pop()
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+    _settings = LogSettings()
+
+
+class _LogLines:
+    """A file that turns the output of tqdm into log messages."""
+
+    def write(self, text: str) -> None:
+        """Log a line, if there is text in it."""
+        if text.strip():
+            LOGGER.info(text.strip())
+
+    def flush(self) -> None:
+        """Do nothing: messages are not buffered."""
+
+
+def progress(
+    items: Iterable[Item], what: str, unit: str = "scans", total: int | None = None
+) -> tqdm[Item]:
+    """Iterate over items and show the progress: a bar on a terminal, else log messages.
+
+    Parameters
+    ----------
+    items : iterable
+        Scans, or other items named by ``unit``.
+    what : str
+        Description of the loop.
+    unit : str
+        Plural name of the items.
+    total : int, optional
+        Number of items; by default, the length of ``items``.
+
+    Returns
+    -------
+    tqdm.tqdm
+        Iterable progress bar. Without a terminal, it logs at most one message every :data:`EVERY`
+        seconds, and one at the end.
+    """
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no additional thread, and no lock between processes
+    tqdm.set_lock(threading.RLock())
+    bar = sys.stderr.isatty() and not _settings.prefix
+    return tqdm(
+        items, what, total, unit=f" {unit}", miniters=1, mininterval=0.1 if bar else EVERY,
+        file=sys.stderr if bar else _LogLines(), dynamic_ncols=bar,
+        bar_format=None if bar else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, "
+        "{remaining} left{postfix}",
+    )  # fmt: skip
+
+
+def discard(stream: TextIO) -> None:
     """Redirect a stream to the null device, so that the flush at exit cannot fail either."""
     with contextlib.suppress(OSError, ValueError):
         # Other code holds references to the stream, so its file descriptor is replaced instead.
@@ -49,7 +204,7 @@ def flush() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            let_go(stream)
+            discard(stream)
 
 
 def prepare_streams() -> None:
@@ -60,35 +215,3 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def counted_off(
-    items: Iterable[Item], n: int, what: str, say: Callable[[str], None], unit: str = "scans"
-) -> Iterator[Item]:
-    """Iterate over items and report progress with the estimated time left.
-
-    Parameters
-    ----------
-    items : iterable
-        Scans, or other items named by ``unit``.
-    n : int
-        Number of items.
-    what : str
-        Description of the loop, the start of each line.
-    say : callable
-        Called with a line of text, at most once per :data:`EVERY` seconds and at the end.
-    unit : str
-        Plural name of the items.
-
-    Yields
-    ------
-    Item
-        Each of ``items``.
-    """
-    begun = told = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - told > EVERY or done == n:
-            told, rate = now, done / max(now - begun, 1e-6)
-            say(f"{what}: {done} of {n} {unit}, {rate:.1f}/s, {(n - done) / rate:.0f} s left")

@@ -17,24 +17,13 @@ EXIT_MISSING_PROGRAM = 127
 CONTAINER_VARIABLES = ("IS_DOCKER_8395080871", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
-def mount_hint(*, write: bool = False) -> str:
-    """Return a hint on mounting folders if running in a container, else an empty string.
-
-    Parameters
-    ----------
-    write : bool
-        Whether the path exists but cannot be written, rather than being missing.
-    """
+def mount_hint() -> str:
+    """Return a hint on mounting folders if running in a container, else an empty string."""
     if not any(name in os.environ for name in CONTAINER_VARIABLES):
         return ""
-    if write:
-        return (
-            " In a container, mount a folder of yours there and run it as yourself "
-            "(docker -v HOST:CONTAINER --user $(id -u):$(id -g), apptainer -B HOST:CONTAINER)."
-        )
     return (
-        " In a container only mounted folders are seen: bind it "
-        "(docker -v HOST:CONTAINER, apptainer -B HOST:CONTAINER)."
+        " In a container, only mounted folders can be accessed (docker -v HOST:CONTAINER, "
+        "apptainer -B HOST:CONTAINER); to write there, run Docker with --user $(id -u):$(id -g)."
     )
 
 
@@ -96,14 +85,17 @@ class ScanError(HarmonyError):
 #: Cause and remedy of errors of the operating system, by errno. Bugs raise other errors.
 _MACHINE = {
     errno.ENOSPC: ("The disk is full", "Free some space; the same command continues."),
-    errno.EDQUOT: ("The disk quota is used up", "Free some space; the same command continues."),
-    errno.EFBIG: ("A file may not become so large", "Raise the limit (ulimit -f), or move it."),
-    errno.EROFS: ("The disk is read-only", "Give a folder that can be written."),
-    errno.EACCES: ("Access is denied", "Change the permissions, or give another folder."),
-    errno.EIO: ("The disk does not answer", "Look after the disk; the same command continues."),
-    errno.ESTALE: ("The network disk went away", "Mount it again; the same command continues."),
-    errno.EMFILE: ("Too many files are open", "Raise the limit (ulimit -n), or lower --nprocs."),
-    errno.ENOMEM: ("Memory ran out", "Lower --nprocs, or give the job more memory."),
+    errno.EDQUOT: ("The disk quota is exceeded", "Free some space; the same command continues."),
+    errno.EFBIG: ("The file size limit is exceeded", "Raise it (ulimit -f), or use another disk."),
+    errno.EROFS: ("The file system is read-only", "Use a folder that can be written."),
+    errno.EACCES: ("Permission denied", "Change the permissions, or use another folder."),
+    errno.EIO: ("Input/output error", "Check the disk; the same command continues."),
+    errno.ESTALE: (
+        "Stale file handle",
+        "Mount the network disk again; the same command continues.",
+    ),
+    errno.EMFILE: ("Too many open files", "Raise the limit (ulimit -n), or lower --nprocs."),
+    errno.ENOMEM: ("Out of memory", "Lower --nprocs, or give the job more memory."),
 }
 
 

@@ -7,7 +7,6 @@ option files.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 #: Spellings of a missing value, in lower case and without punctuation; numeric codes are in CODE.
 _MISSING = re.compile(
@@ -316,37 +315,3 @@ def digest_of(paths: Iterable[Path]) -> str:
     for path in paths:
         whole.update(f"{path.name}\0{sha256_of(path)}\0".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
-
-
-def claim(path: Path, names: Iterable[str]) -> tuple[IO[bytes], str | None]:
-    """Lock names for this process, for as long as the returned file is open.
-
-    Each name locks one byte of a single lock file, so that ten thousand names are cheap. The locks
-    are released when the process ends for any reason. On file systems without locks, nothing is
-    locked and every claim succeeds.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Lock file; created if missing.
-    names : iterable of str
-        Names to lock.
-
-    Returns
-    -------
-    file : file object
-        Keep it open to hold the locks.
-    taken : str or None
-        First name locked by another process, if any; later names are not locked.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
-    for name in names:
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except (BlockingIOError, PermissionError):
-            return file, name
-        except OSError:
-            break
-    return file, None

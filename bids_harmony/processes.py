@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, cast
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from bids_harmony.console import LogSettings, log_settings, set_up_logging
 from bids_harmony.errors import HarmonyError
 
 KILLED = "A process was killed, most likely because memory ran out."
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     number: int
     call: tuple[Any, ...]
     result: Any
-    error: Exception | None
+    error: BaseException | None
 
 
 class KilledError(HarmonyError):
@@ -45,9 +45,11 @@ def in_processes(
     nprocs: int,
     *,
     preload: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Iterator[Ended]:
     """Run several calls of a function in parallel, each in its own process.
 
+    Each call has a pool of one process, because a process that is killed breaks its whole pool.
     If the loop over this generator ends early, the processes still running are terminated
     (SIGTERM) and waited for, and programs they started are killed.
 
@@ -62,6 +64,8 @@ def in_processes(
     preload : sequence of str
         Modules to import once in the fork server. Ignored if the processes are spawned, as with a
         temporary folder longer than :data:`LONGEST_TMPDIR`.
+    names : sequence of str
+        Names of the calls, shown before their log messages.
 
     Yields
     ------
@@ -72,42 +76,40 @@ def in_processes(
     if len(tempfile.gettempdir()) <= LONGEST_TMPDIR:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
-    waiting = iter(enumerate(calls))
-    running: dict[Connection, tuple[int, tuple[Any, ...], BaseProcess]] = {}
+    waiting = enumerate(calls)
+    running: dict[Future[Any], tuple[int, tuple[Any, ...], ProcessPoolExecutor]] = {}
     try:
         while True:
             while len(running) < nprocs and (following := next(waiting, None)):
                 number, call = following
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_answer, args=(theirs, dict(os.environ), function, call)
-                )
-                process.start()
-                theirs.close()
-                running[ours] = number, call, process
+                logs = replace(log_settings(), prefix=f"[{names[number]}] " if names else "")
+                pool = ProcessPoolExecutor(1, context, _start, (dict(os.environ), logs))
+                running[pool.submit(function, *call)] = number, call, pool
             if not running:
                 return
-            for answered in cast("list[Connection]", wait(list(running))):
-                number, call, process = running.pop(answered)
-                try:
-                    with answered:
-                        result, error = answered.recv()
-                except EOFError:
-                    result, error = None, KilledError(KILLED, MORE_MEMORY)
-                process.join()
-                yield Ended(number, call, result, error)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, call, pool = running.pop(future)
+                pool.shutdown()
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    error = KilledError(KILLED, MORE_MEMORY)
+                yield Ended(number, call, None if error else future.result(), error)
     finally:
-        for *_, process in running.values():
+        processes = [p for *_, pool in running.values() for p in pool._processes.values()]
+        for process in processes:
             process.terminate()
-        for connection, (*_, process) in running.items():
-            process.join()
-            connection.close()
+        for *_, pool in running.values():
+            pool.shutdown()
+        for process in processes:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
 
 
 def side_by_side(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], nprocs: int
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    nprocs: int,
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
     """Run several calls in parallel as :func:`in_processes` does, and raise their first error.
 
@@ -118,51 +120,25 @@ def side_by_side(
     result
         Its return value.
     """
-    for ended in in_processes(function, calls, nprocs):
+    for ended in in_processes(function, calls, nprocs, names=names):
         if ended.error is not None:
             raise ended.error
         yield ended.number, ended.result
 
 
-def prefixed(say: Callable[[str], None], prefix: str, line: str) -> None:
-    """Print a line with a prefix that identifies the process."""
-    say(prefix + line)
-
-
-def end_with_parent() -> None:
-    """Start a thread that ends this process when its parent is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        if os.getpgrp() == os.getpid():  # also ends programs it started
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _answer(
-    answer: Connection,
-    environment: dict[str, str],
-    function: Callable[..., Any],
-    call: tuple[Any, ...],
-) -> None:
-    """Call the function in a new process, which leads its own process group."""
+def _start(environment: dict[str, str], logs: LogSettings) -> None:
+    """Set up a new process: it leads a process group, and ends if its parent is killed."""
     os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    end_with_parent()
     os.environ.clear()
     os.environ.update(environment)
-    try:
-        answer.send((function(*call), None))
-    except KeyboardInterrupt:  # terminated on request; its progress is saved
-        return
-    except Exception as error:  # noqa: BLE001
-        error.add_note("".join(traceback.format_exception(error)))
-        try:
-            answer.send((None, error))
-        except (TypeError, AttributeError, ValueError, pickle.PicklingError):
-            answer.send((None, RuntimeError(f"{type(error).__name__}: {error}")))
+    set_up_logging(logs)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)  # also ends programs it started
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

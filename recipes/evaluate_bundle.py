@@ -14,6 +14,7 @@ import pandas as pd
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import RunConfig
+from bids_harmony.console import set_up_logging
 from bids_harmony.models.bundle import load_bundle
 from bids_harmony.models.networks import SiteMap, predict_value
 from bids_harmony.sites.code import SiteCode
@@ -36,7 +37,7 @@ class Evaluation:
             sys.exit("The bundle does not predict brain age. Choose another one with --bundle.")
         config = RunConfig(bids_dir=given.bids.resolve(), output_dir=given.out.resolve())
         scans = find_training_scans(config.output_dir, find_scans(config).scans, config)[0]
-        self.data = open_training_set(usable_scans(scans, print), given.work, say=print)
+        self.data = open_training_set(usable_scans(scans), given.work)
         self.fit = select_scans(self.data.table, given.fit_filter)
         self.calibrator = Calibrator(
             self.data, self.appearance, self.network, self.bundle.ensembles("brain_age"),
@@ -122,6 +123,7 @@ def main() -> int:
                         "cross-validation, calibrate on N persons of a site")  # fmt: skip
     parser.add_argument("--draws", type=int, default=10, help="random draws of the N persons")
     given = parser.parse_args()
+    set_up_logging()
     evaluation, rows = Evaluation(given), []
     for site, here in evaluation.sites().items():
         if not given.persons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Behind a shell's `&` Ctrl-C is ignored, also by what is started here; tests send it.
@@ -18,9 +19,20 @@ os.environ["TEMPLATEFLOW_HOME"] = str(
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from bids_harmony.console import set_up_logging, stop_logging  # noqa: E402
+
 # On a busy machine an example may take any time.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Log to the standard streams, as the command does."""
+    set_up_logging()
+    yield
+    stop_logging()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

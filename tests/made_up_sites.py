@@ -16,7 +16,7 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.bids.records import ENDINGS
 from bids_harmony.config import RunConfig
 from bids_harmony.files import write_json
-from bids_harmony.run.base import prepare
+from bids_harmony.run.base import Run
 from bids_harmony.sites.code import LEVELS
 
 
@@ -47,7 +47,7 @@ def preprocess(
     config: RunConfig, shift: Mapping[str, float] | None = None, *, images: bool = False
 ) -> None:
     """Leave what preprocessing would; scans of a site are darker than the reference by a shift."""
-    run = prepare(config)
+    run = Run(config)
     assert run.bundle is not None
     appearance, rng = run.bundle.appearance(), np.random.default_rng(0)
     for scan in find_scans(config).scans:

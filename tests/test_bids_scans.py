@@ -247,7 +247,7 @@ def test_filters_for_other_images_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_filters(write(tmp_path, "f.json", '{"t1": {"run": 1}}')) == {}
-    assert "has no filters for t1w" in capsys.readouterr().out
+    assert "has no filters for t1w" in capsys.readouterr().err
 
 
 def test_nothing_found_names_the_filters(dataset: Path, tmp_path: Path) -> None:

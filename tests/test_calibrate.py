@@ -16,11 +16,12 @@ from random_bundle import write_random_bundle
 
 from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
-from bids_harmony.config import Contract, RunConfig
+from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, prepare
-from bids_harmony.run.calibrate import FOLDER, run_calibrate
+from bids_harmony.run.base import FOLDER, Run
+from bids_harmony.run.calibrate import calibrate_sites, own_sites, run_calibrate, site_notes
 from bids_harmony.run.participant import run_participant
+from bids_harmony.run.resume import HARMONIZE, NOTHING, PREPROCESS, survey
 from bids_harmony.sites.calibration import Calibration
 
 SITES = {"A": [20.0, 40.0, 60.0], "B-1": [30.0, 50.0]}
@@ -36,23 +37,22 @@ def config(tmp_path: Path) -> RunConfig:
 
 def harmonize(config: RunConfig) -> None:
     """Leave of each scan to be harmonized what the run's second part would."""
-    run, scans = prepare(config), find_scans(config).scans
-    states = run.survey(scans)
-    used = {scan.site for scan in scans if states[scan.key] == HARMONIZE}
-    calibrations = run.calibrate(scans, used)
+    run, scans = Run(config), find_scans(config).scans
+    states = survey(run, scans)
+    calibrations = run.frozen | calibrate_sites(run, own_sites(run, scans), "participant")
     for scan in scans:
         if states[scan.key] == HARMONIZE:
             path = run.record_of(scan)
-            named = calibrations[scan.site].identity(config.output_dir, run.bundle)
-            path.write_text(json.dumps(json.loads(path.read_text()) | run.harmonization(named)))
+            identity = run.identity(*calibrations[scan.site])
+            path.write_text(json.dumps(json.loads(path.read_text()) | run.harmonization(identity)))
 
 
 def states(config: RunConfig) -> list[str]:
-    return list(prepare(config).survey(find_scans(config).scans).values())
+    return list(survey(Run(config), find_scans(config).scans).values())
 
 
 def notes(config: RunConfig) -> str:
-    return "\n".join(prepare(config).site_notes(find_scans(config).scans))
+    return "\n".join(site_notes(Run(config), find_scans(config).scans))
 
 
 def calibrations(config: RunConfig) -> dict[str, Calibration]:
@@ -93,6 +93,11 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], RunConfig | None], list[str]]] = 
         [HARMONIZE, PREPROCESS, HARMONIZE, NOTHING, NOTHING],
     ),
     "no bundle": (lambda c: replace(c, bundle="none"), [PREPROCESS] * 5),
+    "a bundle of the same preprocessing": (
+        lambda c: replace(c, bundle=str(write_random_bundle(
+            c.work_dir.parent / "bundle", contract=Run(c).contract
+        ).path)), [HARMONIZE] * 5,
+    ),
 }  # fmt: skip
 
 
@@ -104,21 +109,13 @@ def test_only_what_is_outdated_is_done_again(config: RunConfig, change: str) -> 
     assert states(act(config) or config) == expected
 
 
-def test_another_bundle_of_the_same_preprocessing_harmonizes_only(
-    config: RunConfig, tmp_path: Path
-) -> None:
-    same = Contract.from_dict(prepare(config).contract.to_dict())
-    bundle = write_random_bundle(tmp_path / "bundle", contract=same)
-    assert states(replace(config, bundle=str(bundle.path))) == [HARMONIZE] * 5
-
-
 def test_the_calibrate_level_has_the_last_word(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = replace(config, participant_label=("01",))
     harmonize(alone)
     assert not (config.output_dir / FOLDER).exists()  # jobs of other participants would differ
-    assert "from the chosen scans alone" in notes(alone)
+    assert "from the selected scans only" in notes(alone)
     assert run_calibrate(config) == 0
     said = capsys.readouterr().out
     assert "Site A: 3 persons of 20 to 60 years; harmonization makes grey matter 0." in said
@@ -132,19 +129,6 @@ def test_the_calibrate_level_has_the_last_word(
     before = {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()}
     harmonize(config)
     assert {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()} == before
-
-
-def test_a_site_that_is_calibrated_later_leaves_the_files_of_another_as_they_are(
-    config: RunConfig,
-) -> None:
-    """As after a run in which a scan of one site failed."""
-    run, scans = prepare(config), find_scans(config).scans
-    run.calibrate(scans, {"A"})
-    before = {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()}
-    assert set(calibrations(config)) == {"A"}
-    run.calibrate(scans, {"B-1"})
-    assert set(calibrations(config)) == {"A", "B-1"}
-    assert {p: p.read_bytes() for p in before} == before
 
 
 def test_outdated_calibrations_of_a_run_do_not_stay(config: RunConfig) -> None:
@@ -227,7 +211,7 @@ def test_conditions_choose_whom_a_site_is_calibrated_from(config: RunConfig) -> 
     with pytest.raises(UsageError, match="No scan of the site B-1 meets"):
         harmonize(replace(config, fit_filter="age > 55"))
     with pytest.raises(UsageError, match="cannot be understood"):
-        prepare(replace(config, fit_filter="height > 55"))
+        Run(replace(config, fit_filter="height > 55"))
 
 
 def test_what_makes_a_calibration_doubtful_is_said(
@@ -245,7 +229,7 @@ def test_what_makes_a_calibration_doubtful_is_said(
         ).tolist()
         path.write_text(json.dumps(record))
     assert run_calibrate(made) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "The site one is calibrated from one person" in said
     assert "All scans of the site one have the diagnosis 'patient'" in said
     assert "--fit-filter" in said
@@ -253,11 +237,9 @@ def test_what_makes_a_calibration_doubtful_is_said(
     assert "The scans of the site two fall into two groups, of 4 and 4" in said
 
 
-def test_a_dataset_without_sites_is_one(tmp_path: Path) -> None:
-    made = made_up_sites(tmp_path, {"n/a": [30.0, 40.0]})
-    assert "2 of 2 scans have no site information" in notes(made)
-    some = made_up_sites(tmp_path / "some", {"n/a": [30.0], "A": [40.0]})
-    assert "1 of 2 scans have no site information" in notes(some)
+def test_scans_without_site_are_counted(tmp_path: Path) -> None:
+    made = made_up_sites(tmp_path, {"n/a": [30.0], "A": [40.0]})
+    assert "1 of 2 scans have no site information" in notes(made)
 
 
 def test_the_level_names_scans_that_it_cannot_use(
@@ -268,7 +250,7 @@ def test_the_level_names_scans_that_it_cannot_use(
         del record["descriptors"]  # as an earlier version left it
         path.write_text(json.dumps(record))
     assert run_calibrate(config) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "3 scans not used" in said
     assert "sub-01, sub-02, sub-03. Run the participant level" in said
     assert set(calibrations(config)) == {"B-1"}

@@ -69,10 +69,10 @@ def data() -> TrainingSet:
 
 
 def reference_of(
-    data: TrainingSet, folder: Path = Path(), say: Any = print, **options: Any
+    data: TrainingSet, folder: Path = Path(), **options: Any
 ) -> tuple[TrainingRun, Appearance]:
     split, fit = np.full(2 * N, "train"), np.ones(2 * N, bool)
-    run = TrainingRun(data, split, fit, "reference", TrainOptions(**options), folder, say)
+    run = TrainingRun(data, split, fit, "reference", TrainOptions(**options), folder)
     return run, run.appearance(None)
 
 
@@ -80,7 +80,6 @@ def trained(
     data: TrainingSet,
     work_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
-    said: list[str] | None = None,
     **constants: object,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
@@ -88,8 +87,7 @@ def trained(
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for name, value in ({"STEPS": (1, 1)} | constants).items():
         monkeypatch.setattr(cyclegan, name, value)
-    say = (said if said is not None else []).append
-    reference = reference_of(data, work_dir, say, seed=0, device="cpu")
+    reference = reference_of(data, work_dir, seed=0, device="cpu")
     found = cyclegan.train_cyclegan(network, *reference, [Source(SITE, data.ages[SITE])])
     assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
     return found.state_dict()
@@ -123,15 +121,17 @@ def test_unpaired_scans_teach_the_map_to_smooth(
 
 
 def test_seeds_reproduce_and_a_finished_network_is_cached(
-    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said: list[str] = []
     one, other, third = (
-        trained(data, tmp_path / folder, monkeypatch, said) for folder in ("one", "other", "one")
+        trained(data, tmp_path / folder, monkeypatch) for folder in ("one", "other", "one")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(torch.equal(one[name], third[name]) for name in one)
-    told = [line for line in said if "training the map on real sites: 2 of 2" in line]
+    told = [line for line in caplog.messages if "training the map on real sites: 2 of 2" in line]
     assert len(told) == 2
     for name in ("discriminator", "adversarial", "cycle", "paired"):
         assert f"{name} loss" in told[0]

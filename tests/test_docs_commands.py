@@ -44,7 +44,7 @@ def test_a_block_is_shell_whose_commands_exist(
         subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
         for command in commands_in(block.text):
             check(command)
-    assert "warning" not in capsys.readouterr().err
+    assert "Warning" not in capsys.readouterr().err
 
 
 def test_commands_within_the_text_exist(no_files: None) -> None:

@@ -55,23 +55,16 @@ def line(text: str, start: str) -> str:
 
 def test_every_scan_has_its_line(root: Path) -> None:
     text = show(root, bundle="none", derivatives=(root.parent / "fmriprep",))
-    assert line(text, "sub-01 ") == "sub-01 A 30 M made"
+    assert "dataset_description.json is missing" not in text
+    assert line(text, "sub-01 ") == "sub-01 A 30 M to be made"
     odd = "participants.tsv:age: age '89+' was read as 89."
     assert line(text, "sub-02_ses-a") == f"sub-02_ses-a A 89 F fmriprep {odd}"
-    assert line(text, "sub-03") == "sub-03 B 5 F made the file is empty"
-    assert line(text, "sub-04").startswith("sub-04 unknown n/a n/a made it is a broken link")
+    assert line(text, "sub-03") == "sub-03 B 5 F to be made the file is empty"
+    assert line(text, "sub-04").startswith("sub-04 unknown n/a n/a to be made it is a broken link")
     assert "part-phase is not a magnitude image" in line(text, "sub-01/anat/sub-01_part-phase")
     assert line(text, "sub-05") == "sub-05 no T1w scan"
-    assert "4 scans of 4 participants would be processed, 2 left out." in text
-    assert "Sites: A 2, B 1, unknown 1." in text
-    assert "1 without site, 1 without age, 1 without sex." in text
-
-
-def test_a_mask_that_was_not_fetched_is_told(root: Path) -> None:
-    (mask,) = (root.parent / "fmriprep").rglob("*_mask.nii.gz")
-    mask.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
-    text = show(root, bundle="none", derivatives=(root.parent / "fmriprep",))
-    assert "A 89 F fmriprep brain mask: its content is not present" in line(text, "sub-02_ses-a")
+    assert "4 scans of 4 participants would be processed, 2 skipped." in text
+    assert "Sites: A 2, B 1, unknown 1, 1 without site, 1 without age, 1 without sex." in text
 
 
 def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> None:
@@ -79,47 +72,43 @@ def test_the_plan_follows_the_options(root: Path, bundle: str, monkeypatch) -> N
     text = show(root, bundle=bundle)
     assert (
         line(text, "brain mask")
-        == "brain mask deepbet (auto), unless the scan is stripped already"
+        == "brain mask deepbet (auto), unless the scan is already skull-stripped"
     )
     assert line(text, "registration").startswith(
-        "registration ants, 12 dof, to MNI152NLin2009aSym"
+        "registration ants, 12 degrees of freedom, to MNI152NLin2009aSym"
     )
     assert "brain_age" in line(text, "predictions")
     assert "'random' 0" in line(text, "predictions")
     assert "missing" not in text
-    text = show(
-        root, bundle="none", skull_strip="bet", registration="flirt", nprocs=3, mem_gb=8.0,
-        output_spaces=("template", "T1w"),
-    )  # fmt: skip
+    text = show(root, bundle="none", skull_strip="bet", registration="flirt")
     assert line(text, "brain mask") == "brain mask bet"
     assert "--bundle none" in line(text, "predictions")
-    assert line(text, "images in") == "images in template space, native space"
-    assert line(text, "resources") == "resources 3 processes of 1 threads, 8 GB"
     assert "needs FSL's program bet" in text
     assert "would end with code 127" in text
     with pytest.raises(BundleError):
         show(root, bundle=str(root))
 
 
-def test_earlier_failures_are_seen(root: Path) -> None:
+def test_earlier_failures_and_masks_that_were_not_fetched_are_seen(root: Path) -> None:
+    (mask,) = (root.parent / "fmriprep").rglob("*_mask.nii.gz")
+    mask.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
     record = root.parent / "out/sub-03/anat/sub-03_desc-harmony_qc.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"status": "error"}))
-    text = show(root, bundle="none")
+    text = show(root, bundle="none", derivatives=(root.parent / "fmriprep",))
     assert "failed before" in line(text, "sub-03")
-    assert "before" not in line(text, "sub-02_ses-a")
+    row = line(text, "sub-02_ses-a")
+    assert "A 89 F fmriprep brain mask: its content is not present" in row
+    assert "before" not in row
 
 
-@pytest.mark.parametrize("level", ["train", "evaluate"])
-def test_levels_that_train_show_the_scans(root: Path, level: str) -> None:
+@pytest.mark.parametrize("level", ["calibrate", "group", "train", "evaluate"])
+def test_other_levels_show_the_scans_and_warnings(root: Path, level: str) -> None:
+    (root / "dataset_description.json").unlink()
     text = show(root, level=level)
     assert f"dry run of the {level} level" in text
-    assert line(text, "sub-01 ") == "sub-01 A 30 M made"
-
-
-def test_warnings_of_the_dataset_are_shown(root: Path) -> None:
-    (root / "dataset_description.json").unlink()
-    assert "dataset_description.json is missing" in show(root, bundle="none")
+    assert "dataset_description.json is missing" in text
+    assert line(text, "sub-01 ") == "sub-01 A 30 M to be made"
 
 
 def test_command_prints_the_list_and_writes_nothing(

@@ -133,7 +133,7 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     table = tmp_path / "bids" / "participants.tsv"
     table.write_text(re.sub(r"(?<=sub-REF5\t)[\d.]+", "n/a", table.read_text()))
     assert evaluate(tmp_path) == 0
-    out = capsys.readouterr().out
+    out = "".join(capsys.readouterr())
     assert "brain_age: 1 scan of REF without a value in the column age, not tested." in out
     assert "20 of 20 scans lack their raw image or their transform" in out
     assert "Left out here: ComBat at C (1 scan): ComBat wants 3 persons of each site" in out
@@ -160,7 +160,7 @@ def test_a_unit_is_run_anew_where_anything_it_depends_on_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, unit = balls(), Unit("sites", 1, 0, ("REF",), ("REF", "A"))
-    study = Study(data, [], TrainOptions(), EvaluateOptions(), Path("nowhere"), print)
+    study = Study(data, [], TrainOptions(), EvaluateOptions(), Path("nowhere"))
     before = run._digest(study, unit)
     assert before == run._digest(replace(study, train=TrainOptions(threads=4)), unit)
     older = data.table.assign(age=data.table["age"] + 1)
@@ -201,7 +201,7 @@ def test_what_is_completed_is_written_before_something_fails(
     monkeypatch.setattr(run, "run_unit", partial(fail, error=error))
     capsys.readouterr()
     assert evaluate(root) == 1
-    assert "fold 2): The maps diverged." in capsys.readouterr().out
+    assert "fold 2): The maps diverged." in capsys.readouterr().err
     assert "The maps diverged." in (root / "out" / "evaluation.html").read_text()
     assert (pd.read_csv(folder / "experiments.tsv", sep="\t")["n_folds"] == 1).all()
 

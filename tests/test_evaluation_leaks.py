@@ -30,7 +30,7 @@ def test_permuted_labels_give_chance_though_networks_overfit_them(tmp_path: Path
         reference_site="REF", targets=("diagnosis",), predictor_steps=900, folds=2,
         contract=Contract(slice_mm=(2.0, 9.0)),
     )  # fmt: skip
-    study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path, lambda _: None)
+    study = Study(data, [target], options, EvaluateOptions(cv_folds=2), tmp_path)
     tested, known = [], []
     for unit in plan_units(data, study.options, "REF", replace(options, seed=1)):
         prepared = prepare_unit(study, unit)

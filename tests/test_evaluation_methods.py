@@ -31,7 +31,7 @@ def data() -> TrainingSet:
 
 
 def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
-    data: TrainingSet, tmp_path: Path
+    data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A raw scan with a bias field, and CSF outside of what tissue normalization keeps.
     shape = (64, 64, 48)
@@ -50,7 +50,7 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
     )  # fmt: skip
     files = (tmp_path / "raw.nii.gz", tmp_path / "xfm.txt", tmp_path / "mask.nii.gz")
     one.table["_source"] = pd.Series([files], dtype=object)
-    found = unharmonized(one, tmp_path, print)
+    found = unharmonized(one, tmp_path)
     assert found is not None
     volume, mask = found.volume(0)
     assert np.array_equal(mask, brain)  # the brain mask as it was found
@@ -58,15 +58,14 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
     np.testing.assert_allclose(volume[brain], wanted[brain], rtol=2e-3)  # and the bias field
     assert not volume[~brain].any()
 
-    said: list[str] = []
     (tmp_path / "xfm.txt").unlink()
-    assert unharmonized(one, tmp_path, said.append) is None
-    assert "1 of 1 scans lack their raw image or their transform" in said[0]
-    assert "sub-01" in said[0]
+    assert unharmonized(one, tmp_path) is None
+    assert "1 of 1 scans lack their raw image or their transform" in caplog.text
+    assert "sub-01" in caplog.text
     write_affine(np.eye(4), tmp_path / "xfm.txt")
     (tmp_path / "raw.nii.gz").write_bytes(b"broken")
-    assert unharmonized(one, tmp_path, said.append) is None
-    assert "raw.nii.gz" in said[-1]
+    assert unharmonized(one, tmp_path) is None
+    assert "raw.nii.gz" in caplog.messages[-1]
 
 
 def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> None:
@@ -76,15 +75,15 @@ def test_only_the_scans_asked_for_change(data: TrainingSet, tmp_path: Path) -> N
         calls.append(scan)
         return volume / 2
 
-    found = prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path, print)
+    found = prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path)
     for scan in range(len(data)):
         before, mask = data.stack(scan)
         after, same = found.stack(scan)
         assert np.array_equal(mask, same)
         np.testing.assert_allclose(after, before / 2 if scan in (1, 4) else before, atol=2e-3)
-    prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path, print)
+    prepare(data, [1, 4], Method(darker, "darker", ["A"]), tmp_path)
     assert calls == [1, 4]  # taken from the folder the second time
-    prepare(data, [1, 4], Method(darker, "darker still", ["A"]), tmp_path, print)
+    prepare(data, [1, 4], Method(darker, "darker still", ["A"]), tmp_path)
     assert calls == [1, 4, 1, 4]
 
 

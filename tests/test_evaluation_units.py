@@ -168,7 +168,7 @@ def test_a_target_with_too_few_persons_of_a_class_is_left_out(tmp_path: Path) ->
     data = people(rows.assign(subject=[f"s{i}" for i in range(28)]))
     targets, _ = choose_targets(data, TrainOptions(), "A", np.ones(28, bool))
     options = EvaluateOptions()
-    study = Study(data, targets[1:], TrainOptions(folds=2), options, tmp_path, print)
+    study = Study(data, targets[1:], TrainOptions(folds=2), options, tmp_path)
     unit = Unit("sites", 1, 0, ("A",), ("A", "B"))
     predictors, reasons = fit_predictors(study, unit, data, np.full(28, "train"))
     assert predictors == {}

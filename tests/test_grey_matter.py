@@ -73,14 +73,16 @@ def shells(n: int, darker: np.ndarray | float = 0.0) -> TrainingSet:
     return from_arrays(noisy, masks, table)
 
 
-def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) -> None:
-    folds, lines = np.arange(20) % 4, []
+def test_age_is_predicted_by_networks_that_did_not_see_the_scan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folds = np.arange(20) % 4
 
     def fitted(data: TrainingSet, folder: Path) -> tuple[Ensemble, list[Any]]:
         examples = Examples(data, np.arange(20), data.ages, (-20.0, 20.0))
         config = replace(FAST, acquisitions=2)
         ensemble = Ensemble("age", examples, None, folds, 4, False, 0, config, folder)
-        options, networks = grey_matter_networks(ensemble, lines.append)
+        options, networks = grey_matter_networks(ensemble)
         assert (len(networks), options["cell"]) == (4, 4)
         return ensemble, networks
 
@@ -89,9 +91,9 @@ def test_age_is_predicted_by_networks_that_did_not_see_the_scan(tmp_path: Path) 
     weights = [network.linear.weight for network in networks]
     assert torch.equal(weights[0], weights[0].half().float())  # as a bundle stores them
     # A later run takes what this one has fitted.
-    assert lines == ["age, networks on maps of grey matter"]
+    assert caplog.messages == ["age, networks on maps of grey matter"]
     again = fitted(shells(20), tmp_path)[1]
-    assert len(lines) == 1
+    assert len(caplog.messages) == 1
     assert torch.equal(again[0].linear.weight, weights[0])
     # The first network has not seen the first fold: another image there changes nothing for it.
     other = fitted(shells(20, np.where(folds == 0, 0.1, 0.0)), tmp_path / "other")[1]

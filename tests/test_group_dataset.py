@@ -175,7 +175,7 @@ def test_scans_that_were_never_done_are_named(bids: Path, out: Path, capsys: Cap
     (bids / "sub-05" / "anat" / "sub-05_part-phase_T1w.nii.gz").touch()
     for key in (*completed, "sub-06"):
         write_scan(out, key, "A", {})
-    page, told = group(bids, out), capsys.readouterr().out
+    page, told = group(bids, out), capsys.readouterr().err
     first = "sub-01, sub-02_ses-2, sub-03, sub-10, sub-11, sub-12, sub-13, sub-14, sub-15, sub-16"
     warned(
         page, told,
@@ -199,7 +199,7 @@ def test_a_dataset_that_is_all_there_is_not_remarked_upon(
     for key in keys:
         write_scan(out, key, "A", {})
     page = group(bids, out)
-    assert "Warning" not in capsys.readouterr().out
+    assert "Warning" not in capsys.readouterr().err
     assert 'id="warnings"' not in page
     assert 'id="absent"' not in page
 
@@ -207,10 +207,10 @@ def test_a_dataset_that_is_all_there_is_not_remarked_upon(
 def test_group_goes_on_without_its_dataset(bids: Path, out: Path, capsys: Capture) -> None:
     write_scan(out, "sub-01", "A", {})
     why = "Which scans of the dataset have no record is not known"
-    warned(group(bids, out), capsys.readouterr().out, f"{why}: {bids} holds no sub-* folder.")
+    warned(group(bids, out), capsys.readouterr().err, f"{why}: {bids} holds no sub-* folder.")
     shutil.rmtree(bids)
     group(bids, out)
-    assert f"Warning: {why}: {bids} cannot be listed" in capsys.readouterr().out
+    assert f"Warning: {why}: {bids} cannot be listed" in capsys.readouterr().err
 
 
 def test_scans_are_listed_as_the_participant_level_finds_them(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_the_same_image_twice_is_said(bids: Path, out: Path, capsys: Capture) ->
     for key, digest in images.items():
         known = {} if digest is None else {"input_sha256": digest}
         write_scan(out, key, "A", {}, **known)
-    page, told = group(bids, out), capsys.readouterr().out
+    page, told = group(bids, out), capsys.readouterr().err
     warned(
         page, told,
         "The same image stands under several scans, and is counted for each: sub-01 and "
@@ -299,7 +299,7 @@ def test_scans_made_in_different_ways_are_counted(bids: Path, out: Path, capsys:
     write_scan(out, keys[10], "A", None, status="error", error={"cause": "Broken."}, **other)
     odd: dict[str, Any] = {"mask": {}, "processing": {}}
     write_scan(out, keys[11], "A", made_metrics(rng), bundle=BUNDLE, **odd)
-    page, told = group(bids, out), capsys.readouterr().out
+    page, told = group(bids, out), capsys.readouterr().err
     said = (
         "skull_strip: precomputed 1, bet 2, deepbet 7 of 10",
         "registration: flirt 3, ants 7 of 10",

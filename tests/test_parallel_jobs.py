@@ -15,8 +15,8 @@ from bids_dataset import write
 from bids_harmony.bids.outputs import write_dataset_files
 from bids_harmony.bids.records import scan_file
 from bids_harmony.config import RunConfig
-from bids_harmony.run.base import prepare
-from bids_harmony.run.participant import report
+from bids_harmony.run.base import Run
+from bids_harmony.run.participant import write_report
 
 ROOT_FILES = (
     "dataset_description.json", "README.md", "CHANGES", ".bidsignore", "descriptions.tsv",
@@ -29,20 +29,15 @@ LABELS = [f"{n:02}" for n in range(1, 9)]
 DAMAGED = LABELS[1::2]
 
 
-@pytest.fixture(scope="module")
-def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bids(heads: Path, tmp_path: Path) -> Path:
     """Eight participants with one small simulated head, half of whose files are damaged."""
-    from bids_harmony.simulation.dataset import simulate_dataset
-
-    root = tmp_path_factory.mktemp("parallel")
-    simulate_dataset(root / "sim", n_sites=2, n_subjects=1, seed=5, resolution=2.0)
-    head = (root / "sim/sub-01/anat/sub-01_T1w.nii.gz").read_bytes()
-    write(root / "bids", "dataset_description.json", '{"Name": "d", "BIDSVersion": "1.10.0"}')
+    head = (heads / "sub-01/anat/sub-01_T1w.nii.gz").read_bytes()
+    write(tmp_path / "bids", "dataset_description.json", '{"Name": "d", "BIDSVersion": "1.10.0"}')
     for label in LABELS:
-        whole = label not in DAMAGED
         name = f"sub-{label}/anat/sub-{label}_T1w.nii.gz"
-        write(root / "bids", name, head if whole else head[: len(head) // 2])
-    return root / "bids"
+        write(tmp_path / "bids", name, head[: len(head) // 2] if label in DAMAGED else head)
+    return tmp_path / "bids"
 
 
 class Watcher(threading.Thread):
@@ -89,7 +84,7 @@ def test_eight_jobs_at_once_leave_one_whole_dataset(bids: Path, tmp_path: Path) 
     codes = {label: job.returncode for label, job in jobs.items()}
     assert codes == {label: int(label in DAMAGED) for label in LABELS}, logs
     # What one job alone writes.
-    write_dataset_files(tmp_path / "alone", bids, tools=prepare(config(out)).tools)
+    write_dataset_files(tmp_path / "alone", bids, tools=Run(config(out)).tools)
     assert watcher.reads > 100
     for name in ROOT_FILES:
         content = (out / name).read_bytes()
@@ -131,11 +126,11 @@ def test_a_report_misses_no_session_that_another_job_ends_meanwhile(
         calls.append(path)
         if len(calls) == 1:
             write_failed_record(out, "b")
-            report(config(out), "01", {})
+            write_report(config(out), "01", {})
         whole(path, text)
 
     monkeypatch.setattr(reports, "write_text", late)
-    report(config(out), "01", {})
+    write_report(config(out), "01", {})
     page = (out / "sub-01.html").read_text()
     assert "ses-a" in page
     assert "ses-b" in page

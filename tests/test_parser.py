@@ -1,17 +1,17 @@
-"""What may be written on the command line, what it means, and what is answered to the rest."""
+"""What may be written on the command line, and where data may lie and results may go."""
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from command_line import parse, refuse
+from command_line import harmony, parse, refuse, run
 
-from bids_harmony.cli.parser import build_parser, parse_args
+from bids_harmony.cli.parser import build_parser
 from bids_harmony.config import RunConfig, TrainOptions, available_cpus
 
 
@@ -42,7 +42,6 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--participant_label sub-bus01", "participant_label", ("bus01",)),
         ("--participant-label 1 --participant-label 2,3", "participant_label", ("1", "2", "3")),
         ("--session-label ses-a b", "session_label", ("a", "b")),
-        ("--nprocs 3", "nprocs", 3),
         ("--nthreads 3", "nprocs", 3),
         ("--n_cpus 3", "nprocs", 3),
         ("--omp_nthreads=2 --nprocs 4", "omp_nthreads", 2),
@@ -50,30 +49,18 @@ def test_defaults(paths: list[str], tmp_path: Path) -> None:
         ("--nprocs 20", "omp_nthreads", 8),
         ("--nprocs 1", "omp_nthreads", 1),
         ("--mem 8", "mem_gb", 8.0),
-        ("--mem 8GB", "mem_gb", 8.0),
         ("--mem 7.5G", "mem_gb", 7.5),
         ("--mem 8000MB", "mem_gb", 8.0),
-        ("--stop-on-first-crash", "stop_on_first_crash", True),
-        ("--reports-only", "reports_only", True),
         ("--notrack --skip_bids_validation", "sloppy", False),
         ("--testing", "sloppy", True),
         ("--random_seed=7", "random_seed", 7),
-        ("--dry-run", "dry_run", True),
-        ("--clean-workdir", "clean_workdir", True),
-        ("--device cuda", "device", "cuda"),
-        ("--skull_strip skip", "skull_strip", "skip"),
-        ("--registration flirt", "registration", "flirt"),
         ("--bundle none", "bundle", "none"),
         ("--fit-filter x=='a_b'", "fit_filter", "x=='a_b'"),
-        ("--site-column x", "site_column", "x"),
         ("--age_column x", "age_column", "x"),
-        ("--sex-column x", "sex_column", "x"),
-        ("--diagnosis-column x_y", "diagnosis_column", "x_y"),
         ("--output-spaces T1w", "output_spaces", ("template", "T1w")),
         ("--output-spaces MNI152NLin2009aSym:res-2 anat", "output_spaces", ("template", "T1w")),
         ("--output_spaces template", "output_spaces", ("template",)),
         ("-v", "log_level", 20),
-        ("-vv", "log_level", 15),
         ("-vvvvv", "log_level", 10),
         ("", "log_level", 25),
     ],
@@ -82,30 +69,23 @@ def test_options(paths: list[str], options: str, field: str, value: object) -> N
     assert getattr(parse(paths, *options.split()), field) == value
 
 
-@pytest.mark.parametrize(
-    ("flags", "field", "folder"),
-    [
-        (("-w", "--work-dir"), "work_dir", True),
-        (("--atlas_dir",), "atlas_dir", True),
-        (("--bundle",), "bundle", True),
-        (("--template",), "template", False),
-        (("--use-plugin",), "use_plugin", False),
-    ],
-)
-def test_paths_become_absolute(
-    paths: list[str], flags: tuple[str, ...], field: str, folder: bool
-) -> None:
-    target = Path.cwd() / "there"
-    target.mkdir() if folder else target.write_text("")
-    for flag in flags:
-        assert str(getattr(parse(paths, flag, "there"), field)) == str(target)
+def test_paths_become_absolute(paths: list[str]) -> None:
+    Path("folder").mkdir()
+    Path("file").touch()
+    config = parse(paths, "-w", "folder", "--atlas_dir", "folder", "--template", "file")
+    assert (config.work_dir, config.atlas_dir) == (Path.cwd() / "folder", Path.cwd() / "folder")
+    assert config.template == Path.cwd() / "file"
+    assert parse(paths, "--bundle", "folder").bundle == str(Path.cwd() / "folder")
 
 
-def test_derivatives(paths: list[str], tmp_path: Path) -> None:
+def test_derivatives_are_of_one_pipeline_each(paths: list[str], tmp_path: Path) -> None:
     for name in ("fmriprep", "a=b"):
         (tmp_path / name / "sub-01").mkdir(parents=True)
     config = parse(paths, "-d", f"{tmp_path}/a=b", "--derivatives", "../fmriprep")
     assert config.derivatives == (tmp_path / "a=b", tmp_path / "fmriprep")
+    error = refuse([*paths, "participant", "-d", str(tmp_path)])
+    assert f"{tmp_path} contains no sub-* folder" in error.cause
+    assert f"{tmp_path}/fmriprep" in error.remedy
 
 
 def test_filter_file(paths: list[str], tmp_path: Path) -> None:
@@ -116,10 +96,6 @@ def test_filter_file(paths: list[str], tmp_path: Path) -> None:
     file.write_text("{,}")
     error = refuse([*paths, "participant", "--bids-filter-file", str(file)])
     assert "cannot be read" in error.cause
-
-
-def test_options_before_positionals_are_fine_when_they_take_one_value(paths: list[str]) -> None:
-    assert parse_args(["--nprocs", "2", "-v", *paths, "participant"]).nprocs == 2
 
 
 def test_training_options(paths: list[str]) -> None:
@@ -143,51 +119,47 @@ def test_training_options(paths: list[str]) -> None:
     assert (train.shortened().predictor_steps, train.shortened().folds) == (2, 2)
 
 
-def test_options_that_a_level_does_not_use_are_named(
-    paths: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("level", "options", "ignored"),
+    [
+        ("train", "--skull-strip skip --nprocs 2", "--skull-strip"),
+        ("evaluate", "--holdout 0.2 --skull-strip skip", "--holdout, --skull-strip"),
+        ("participant", "--folds 3", "--folds"),
+        (
+            "calibrate",
+            "--calibration x --participant-label 1",
+            "--calibration, --participant-label",
+        ),
+        ("train", "--nprocs 2 --holdout 0.2", ""),
+        ("participant", "--skull-strip skip", ""),
+    ],
+)
+def test_options_that_a_level_ignores_are_named(
+    paths: list[str], level: str, options: str, ignored: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parse(paths, "--skull-strip", "skip", "--nprocs", "2", level="train")
-    assert "the train level takes no --skull-strip." in capsys.readouterr().err
-    parse(paths, "--holdout", "0.2", "--skull-strip", "skip", level="evaluate")
-    assert "the evaluate level takes no --holdout, --skull-strip." in capsys.readouterr().err
-    parse(paths, "--folds", "3")
-    assert "the participant level takes no --folds." in capsys.readouterr().err
-    parse(paths, "--calibration", "x.json", "--participant-label", "1", level="calibrate")
-    words = "the calibrate level takes no --calibration, --participant-label."
-    assert words in capsys.readouterr().err
-    parse(paths, "--nprocs", "2", "--holdout", "0.2", level="train")
-    parse(paths, "--skull-strip", "skip")
-    assert capsys.readouterr().err == ""
+    parse(paths, *options.split(), level=level)
+    warning = f"the {level} level ignores {ignored}."
+    assert (warning in capsys.readouterr().err) if ignored else not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "cause", "remedy"),
     [
         ("--nprocs 0", "--nprocs: 0 is not at least 1", "--help"),
-        ("--nprocs 1.5", "--nprocs: invalid number value: '1.5'", "--help"),
-        ("--omp-nthreads -1", "--omp-nthreads: -1 is not at least 1", "--help"),
         ("--random-seed -1", "--random-seed: -1 is not at least 0", "--help"),
         ("--random-seed 4294967296", "at most", "--help"),
         ("--device gpu", "--device: invalid choice: 'gpu' (choose from", "--help"),
-        ("--mem lots", "--mem: 'lots' is no amount", "--help"),
-        ("--mem 0", "--mem: '0' is no amount", "--help"),
-        ("--mem 16000", "write for example 8, or 8000MB", "--help"),
-        ("--holdout much", "--holdout: invalid number value", "--help"),
+        ("--mem 0", "--mem: '0' is not an amount", "--help"),
+        ("--mem 16000", "such as 8 or 8000MB", "--help"),
         ("--holdout nan", "nan is not at least 0.0", "--help"),
-        ("--folds 1", "--folds: 1 is not at least 2", "--help"),
-        ("--cv-folds 1", "--cv-folds: 1 is not at least 2", "--help"),
-        ("--model-name ../x", "cannot name a folder", "--help"),
+        ("--model-name ../x", "is not a valid folder name", "--help"),
         ("--experiments size sex", "--experiments: invalid choice: 'sex'", "--help"),
-        ("--output-spaces MNI152NLin6Asym", "no such space", "T1w"),
+        ("--output-spaces MNI152NLin6Asym", "is not available", "T1w"),
         ("--skull-strip multi-atlas", "needs atlases", "--atlas-dir"),
         ("--participant-lable 01", "arguments: --participant-lable", "--participant-label?"),
-        ("--participant 01", "Unrecognized arguments: --participant", "--participant-label?"),
         ("extra", "Unrecognized arguments: extra", "--help"),
         ("--participant-label", "--participant-label: expected at least one", "--help"),
         ("--template absent.nii", "--template does not exist", "path"),
-        ("--template .", "--template is not a file", "file"),
-        ("--bundle absent", "--bundle does not exist", "path"),
-        ("--use-plugin absent", "--use-plugin does not exist", "path"),
         ("--bids-filter-file absent", "cannot be read", "path"),
         ("-d absent", "--derivatives does not exist", "path"),
     ],
@@ -207,10 +179,7 @@ def test_wrong_positionals(paths: list[str]) -> None:
 
 
 def test_errors_reach_the_user_as_two_sentences(paths: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bids_harmony", *paths, "participant", "--nprocs", "0"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = harmony(*paths, "participant", "--nprocs", 0)
     assert done.returncode == 2
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
@@ -238,8 +207,106 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
         "heavy = {'torch', 'ants', 'nipype', 'bids', 'nibabel', 'pandas', 'numpy', 'deepbet'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert "bids_harmony" in done.stdout
+
+
+# Where data may lie and results may go
+
+
+def test_dataset_must_be_a_folder(paths: list[str], tmp_path: Path, monkeypatch) -> None:
+    error = refuse([str(tmp_path / "absent"), paths[1], "participant"])
+    assert error.cause == f"The dataset does not exist: {tmp_path}/absent."
+    assert "container" not in error.remedy
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refuse([str(tmp_path / "file"), paths[1], "participant"]).cause
+    for name in ("IS_DOCKER_8395080871", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.setenv(name, "1")
+        remedy = refuse([str(tmp_path / "absent"), paths[1], "participant"]).remedy
+        assert "In a container, only mounted folders" in remedy
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("out", "work", "cause"),
+    [
+        ("in/out", "w", "in the raw dataset"),
+        ("in/derivatives", "w", "in the raw dataset"),
+        ("link", "w", "in the raw dataset"),
+        ("out", "in/work", "inside the dataset"),
+        ("out", "out", "contains the output folder"),
+        ("out", ".", "contains the output folder"),
+    ],
+)
+def test_places_that_do_harm(
+    paths: list[str], tmp_path: Path, out: str, work: str, cause: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    error = refuse([paths[0], f"{tmp_path}/{out}", "participant", "-w", f"{tmp_path}/{work}"])
+    assert cause in error.cause
+    if work == "w":
+        assert f"{tmp_path}/in/derivatives/bids_harmony" in error.remedy
+
+
+def test_places_that_are_fine(paths: list[str], tmp_path: Path, capsys) -> None:
+    for out in ("in/derivatives/bids_harmony", "in/derivatives/bids_harmony-0.1"):
+        parse([paths[0], f"{tmp_path}/{out}"], "-w", f"{tmp_path}/w/x")
+    assert capsys.readouterr().err == ""
+    parse(paths, "-w", f"{paths[1]}/work")
+    assert "inside the output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("description", "cause"),
+    [
+        ({"DatasetType": "raw"}, "a raw dataset"),
+        ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "fMRIPrep"),
+        ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "bids_harmony"}]}, None),
+        ({"DatasetType": "derivative"}, None),
+        ([], None),
+    ],
+)
+def test_output_of_other_programs_is_left_alone(
+    paths: list[str], description: object, cause: str | None
+) -> None:
+    out = Path(paths[1])
+    out.mkdir()
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    if cause is None:
+        parse(paths)
+    else:
+        assert cause in refuse([*paths, "participant"]).cause
+
+
+def test_places_must_be_writable(paths: list[str], tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    error = refuse([paths[0], f"{tmp_path}/file/out", "participant"])
+    assert "is not a folder" in error.cause
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    real = os.access
+    # Tests may run as root, to whom every folder is writable.
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p) != locked and real(p, mode))
+    for argv in (
+        [paths[0], f"{locked}/a/out", "participant"],
+        [*paths, "participant", "-w", str(locked)],
+    ):
+        error = refuse(argv)
+        assert f"no permission for {locked}" in error.cause
+        assert "permissions" in error.remedy
+
+
+def test_an_output_folder_that_ends_with_the_container_is_warned_of(
+    paths: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    parse(paths)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("IS_DOCKER_8395080871", "1")
+    for mounted, warned in (([], True), ([tmp_path], False), ([Path("/")], True)):
+        monkeypatch.setattr(os.path, "ismount", lambda path, m=mounted: path in m)
+        parse(paths)
+        assert ("is not mounted" in capsys.readouterr().err) == warned

@@ -51,7 +51,7 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     ill[12:] = 1
     target = Target("dx", "dx_probability", ill, ("no", "yes"))
     split, everything = np.full(24, "train"), np.ones(24, bool)
-    run = TrainingRun(data, split, everything, "REF", TrainOptions(folds=3), HERE, print)
+    run = TrainingRun(data, split, everything, "REF", TrainOptions(folds=3), HERE)
     ensemble = plan_ensemble(run, target, PREDICTORS["fast"])
     assert ensemble.examples.scans.tolist() == list(range(24))
     assert (ensemble.folds[::2] == ensemble.folds[1::2]).all()
@@ -89,24 +89,23 @@ def test_the_empirical_interval_counts_each_person_once() -> None:
 def test_an_image_under_two_participants_is_refused() -> None:
     scans = [scan("01", sha256="x"), scan("02", "B", sha256="y"), scan("03", "B", sha256="x")]
     with pytest.raises(UsageError, match="sub-01 and sub-03") as error:
-        without_copies(scans, print)
+        without_copies(scans)
     assert error.value.exit_code == 2
 
 
-def test_a_persons_second_copy_is_left_out_and_said() -> None:
-    said: list[str] = []
+def test_a_persons_second_copy_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     scans = [scan("01", sha256="x"), scan("01", name="_run-2", sha256="x"), scan("02"),
              scan("03"), scan("04", sha256="z", columns={"person": "p"}),
              scan("05", sha256="z", columns={"person": "p"})]  # fmt: skip
-    kept = without_copies(scans, said.append)
+    kept = without_copies(scans)
     assert [s.t1w.name for s in kept] == [scans[i].t1w.name for i in (0, 2, 3, 4)]
-    assert said[0] == (
+    assert caplog.messages[0] == (
         "sub-01_run-2_T1w.nii.gz is left out: it is the same image as sub-01_T1w.nii.gz."
     )
-    assert "sub-05" in said[1]
+    assert "sub-05" in caplog.messages[1]
 
 
 def test_ratings_that_leave_nothing_are_named() -> None:
     with pytest.raises(NoInputError, match="None of 1 preprocessed scan is left"):
-        without_rejected([scan("01", qc_status="fail")], lambda _: None)
+        without_rejected([scan("01", qc_status="fail")])
     assert without_rejected([], print) == []

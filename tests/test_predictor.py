@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from training_data import balls
 
 from bids_harmony.bids.outputs import scans_dictionary, scans_row, write_scans_tables
 from bids_harmony.config import TrainOptions
+from bids_harmony.console import set_up_logging
 from bids_harmony.models.apply import predict
 from bids_harmony.models.networks import predict_slices, predict_value
 from bids_harmony.training.data import TrainingRun, TrainingSet
@@ -52,10 +52,10 @@ def data() -> TrainingSet:
     return replace(found, table=table, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
 
 
-def run_of(data: TrainingSet, work_dir: Path, targets: tuple[str, ...], say: Any) -> TrainingRun:
+def run_of(data: TrainingSet, work_dir: Path, targets: tuple[str, ...]) -> TrainingRun:
     split = (["train"] * 3 + ["validation"] + ["train"] * 3 + ["test"]) * 3
     fit, options = np.ones(len(data), bool), TrainOptions(targets=targets, folds=2)
-    return TrainingRun(data, np.array(split)[: len(data)], fit, "REF", options, work_dir, say)
+    return TrainingRun(data, np.array(split)[: len(data)], fit, "REF", options, work_dir)
 
 
 def train(
@@ -64,10 +64,8 @@ def train(
     targets: tuple[str, ...],
     config: PredictorConfig = SMALL,
     **changes: Any,
-) -> tuple[dict[str, Predictor], list[str]]:
-    lines: list[str] = []
-    run = run_of(data, work_dir, targets, lines.append)
-    return train_predictors(replace(run, **changes), config), lines
+) -> dict[str, Predictor]:
+    return train_predictors(replace(run_of(data, work_dir, targets), **changes), config)
 
 
 def weights(predictor: Predictor) -> torch.Tensor:
@@ -77,7 +75,7 @@ def weights(predictor: Predictor) -> torch.Tensor:
 
 def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_path: Path) -> None:
     fit = (data.table["diagnosis"] == "control").to_numpy()  # which leaves classes alone
-    found, _ = train(data, tmp_path, ("age", "iq", "diagnosis"), fit=fit)
+    found = train(data, tmp_path, ("age", "iq", "diagnosis"), fit=fit)
     assert list(found) == ["brain_age", "iq", "diagnosis_probability"]
     age = found["brain_age"]
     used = fit[:16] & (np.arange(16) % 8 != 7)  # every eighth is a test scan
@@ -96,28 +94,27 @@ def test_numbers_and_classes_are_trained_and_described(data: TrainingSet, tmp_pa
 
 
 def test_finished_networks_are_kept_and_the_rest_is_the_same(
-    data: TrainingSet, tmp_path: Path
+    data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, lines = train(data, tmp_path, ("age",))
-    assert not any("trained before" in line for line in lines)
+    whole = train(data, tmp_path, ("age",))
+    assert "trained before" not in caplog.text
     files = sorted((tmp_path / "predictors").iterdir())
     assert [file.name[:11] for file in files] == ["brain_age-0", "brain_age-1", "brain_age_g"]
     files[1].unlink()  # as if the run had been killed in the second network
-    again, lines = train(data, tmp_path, ("age",))
-    assert sum("trained before" in line for line in lines) == 1
+    again = train(data, tmp_path, ("age",))
+    assert caplog.text.count("trained before") == 1
     assert torch.equal(weights(whole["brain_age"]), weights(again["brain_age"]))
     # Other scans, targets or settings are another training.
     aged = data.table.assign(age=data.table["age"] + 1)
-    _, lines = train(replace(data, table=aged), tmp_path, ("age",))
-    assert not any("trained before" in line for line in lines)
-    _, lines = train(data, tmp_path, ("age",), replace(SMALL, learning_rate=1e-3))
-    assert not any("trained before" in line for line in lines)
+    train(replace(data, table=aged), tmp_path, ("age",))
+    train(data, tmp_path, ("age",), replace(SMALL, learning_rate=1e-3))
+    assert caplog.text.count("trained before") == 1
 
 
 def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(
     data: TrainingSet, tmp_path: Path
 ) -> None:
-    age = train(data, tmp_path, ("age",))[0]["brain_age"]
+    age = train(data, tmp_path, ("age",))["brain_age"]
     slices, grey = age.ensembles
     assert [entry["kind"] for entry in age.entries.values()] == ["slice", "grey_matter"]
     for name, networks in age.networks.items():  # the stretch is part of them
@@ -135,24 +132,19 @@ def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(
     assert np.allclose(both - np.median(both), of_slices - np.median(of_slices))
     # The article's recipe has slices alone.
     article = replace(SMALL, acquisitions=ARTICLE.acquisitions)
-    assert list(train(data, tmp_path, ("age",), article)[0]["brain_age"].networks) == ["brain_age"]
-
-
-def append(path: Path, line: str) -> None:
-    with path.open("a") as file:
-        file.write(f"{line}\n")
+    assert list(train(data, tmp_path, ("age",), article)["brain_age"].networks) == ["brain_age"]
 
 
 def test_networks_trained_at_once_are_the_same(data: TrainingSet, tmp_path: Path) -> None:
-    targets, said = ("age", "simulated-schizophrenia"), tmp_path / "said.txt"
-    run = run_of(data, tmp_path / "2", targets, partial(append, said))
-    found = train_predictors(run, SMALL, nprocs=2)
+    targets, log = ("age", "simulated-schizophrenia"), tmp_path / "execution.log"
+    set_up_logging(file=log)
+    found = train_predictors(run_of(data, tmp_path / "2", targets), SMALL, nprocs=2)
     for prefix in ("[brain_age 1] ", "[brain_age 2] ", "[schizophrenia_probability 1] "):
-        assert f"\n{prefix}training a predictor: 4 of 4 steps" in said.read_text()
+        assert f" INFO: {prefix}training a predictor: 4 of 4 steps" in log.read_text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone, _ = train(data, tmp_path / "1", targets)
+        alone = train(data, tmp_path / "1", targets)
     finally:
         torch.set_num_threads(threads)
     for name, predictor in alone.items():
@@ -175,14 +167,17 @@ def test_the_paper_s_schedule_ends() -> None:
     assert not any(is_over(losses[:k], [float(i % 5) for i in range(k)]) for k in range(21))
 
 
-def trained(ensemble: Ensemble, lines: list[str] | None = None) -> torch.nn.Module:
+def trained(ensemble: Ensemble) -> torch.nn.Module:
     """Train the network that leaves out the scans of fold 0."""
-    ensemble.train(0, "cpu", ([] if lines is None else lines).append)
+    ensemble.train(0, "cpu")
     return ensemble.load()[0]
 
 
 def test_article_recipe_runs_over_whole_epochs_keeps_the_best_and_lowers_the_rate(
-    data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ref = np.flatnonzero(data.sites == "REF")
     examples = Examples(data, ref[::2], data.ages[ref[::2]], SLICE_MM)
@@ -190,9 +185,9 @@ def test_article_recipe_runs_over_whole_epochs_keeps_the_best_and_lowers_the_rat
     config = replace(ARTICLE, channels=(4, 4, 4, 4, 4), hidden=8, batch=16, steps=30)
     monkeypatch.setattr("bids_harmony.training.predictor.STILL", 0.9)
     monkeypatch.setattr("bids_harmony.training.predictor.SLOW_AFTER", 2)
-    everything, lines = np.ones(8, int), []
+    everything = np.ones(8, int)
     ensemble = Ensemble("age", examples, watched, everything, 1, False, 0, config, tmp_path)
-    network = trained(ensemble, lines)
+    network, lines = trained(ensemble), caplog.messages
     per_epoch = -(-8 * len(examples.numbers) // 16)
     assert f"epoch 1 (step {per_epoch})" in lines[1]
     assert "(step 30)" in lines[-1]

@@ -24,12 +24,10 @@ def harmony(*args: object, code: int = 0, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def head(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of one simulated head, which is there as another acquisition too."""
-    from bids_harmony.simulation.dataset import simulate_dataset
-
     root = tmp_path_factory.mktemp("rerun") / "bids"
-    simulate_dataset(root, n_sites=1, n_subjects=1, seed=5, resolution=2.0)
+    shutil.copytree(heads, root, ignore=shutil.ignore_patterns("sub-02"))
     scan = root / "sub-01/anat/sub-01_T1w.nii.gz"
     shutil.copy(scan, scan.with_name("sub-01_acq-b_T1w.nii.gz"))
     return root

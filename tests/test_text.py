@@ -116,7 +116,7 @@ def test_filters_and_plugins_are_read_in_every_encoding(
     assert read_filters(file("f.json", {"t1w": {"acq": "x"}})) == {"acquisition": ["x"]}
     plugin = load_plugin(file("p.yml", {"plugin": "Linear"}))
     assert type(plugin).__name__ == "LinearPlugin"
-    assert ("instead of UTF-8" in capsys.readouterr().out) == ("utf-8" not in encoding)
+    assert ("instead of UTF-8" in capsys.readouterr().err) == ("utf-8" not in encoding)
 
 
 @pytest.mark.parametrize(

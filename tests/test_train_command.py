@@ -50,7 +50,7 @@ def train(root: Path, *options: str) -> int:
 
 def test_a_bundle_is_trained(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train(root, "--target", "age", "--fit-filter", "site != 'NEW'") == 0
-    told = capfd.readouterr().out
+    told = "".join(capfd.readouterr())
     assert "measuring NEW" in told
     folder = root / "out" / "models" / "harmony"
     bundle = load_bundle(folder)

@@ -59,7 +59,9 @@ def test_two_classes_of_three_are_kept_with_the_filter() -> None:
             find_target(data, column, "REF", np.ones(6, dtype=bool))
 
 
-def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:
+def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     default = Contract()
     by_flirt = {"contract": default.to_dict(), "skull_strip": "auto", "registration": "flirt"}
     flirt = made_under({"processing": by_flirt})
@@ -69,9 +71,8 @@ def test_a_bundle_asks_for_what_most_scans_were_preprocessed_with() -> None:
     coarse = replace(default, resolution=4)
     ways = [flirt, flirt, default, None, coarse, coarse, coarse]
     scans = [TrainScan(str(i), "A", Path(), Path(), made=way) for i, way in enumerate(ways)]
-    lines: list[str] = []
-    assert common_contract(scans, default, lines.append) == flirt
-    assert "1 of 7 scans" in lines[0]
-    assert "registration flirt" in lines[0]
-    assert common_contract(scans[3:], default, lines.append) == default
-    assert len(lines) == 1
+    assert common_contract(scans, default) == flirt
+    assert "1 of 7 scans" in caplog.text
+    assert "registration flirt" in caplog.text
+    assert common_contract(scans[3:], default) == default
+    assert len(caplog.messages) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_harmony.console import say
 from bids_harmony.errors import UsageError, mount_hint
 from bids_harmony.files import TextError, plain_number, read_json
+
+LOGGER = logging.getLogger(__name__)
 
 #: Entities of T1w file names (BIDS 1.10), in the order of the standard, and their pybids names.
 ENTITIES = {
@@ -97,7 +99,7 @@ def read_filters(path: Path) -> dict[str, Any]:
     if "t1w" not in queries:
         notes.append("has no filters for t1w, and has no effect")
     for note in notes:
-        say(f"Warning: {path} {note}.")
+        LOGGER.warning(f"{path} {note}.")
     t1w = queries.get("t1w", {})
     if not isinstance(t1w, dict):
         raise UsageError(f"{path} gives t1w the value {json.dumps(t1w)}.", remedy)

@@ -15,31 +15,24 @@ NAME = "bids_harmony"
 def check_config(config: RunConfig) -> list[str]:
     """Check that the paths of a configuration can be used, and return warnings.
 
-    Returns
-    -------
-    list of str
-        Warnings about doubtful choices.
-
     Raises
     ------
     UsageError
         If a path or value cannot be used.
     """
     _check_inputs(config)
-    warnings = _check_places(config)
+    _check_locations(config)
     check_writable(config.output_dir, "The output folder")
-    check_writable(config.work_dir, "The work folder")
+    check_writable(config.work_dir, "The working directory")
     _check_other_dataset(config.output_dir, config.bids_dir)
-    own = not any(map(os.path.ismount, (config.output_dir, *config.output_dir.parents[:-1])))
-    if own and mount_hint():
+    warnings = []
+    if config.output_dir.resolve() in config.work_dir.resolve().parents:
+        warnings.append("The working directory is inside the output folder, which is not BIDS.")
+    mounted = any(map(os.path.ismount, (config.output_dir, *config.output_dir.parents[:-1])))
+    if mount_hint() and not mounted:
         warnings.append(
-            f"The output folder {config.output_dir} is the container's own, and ends with it."
-            f"{mount_hint()}"
-        )
-    if config.omp_nthreads > config.nprocs:
-        warnings.append(
-            f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}: "
-            "processes will compete for CPUs."
+            f"The output folder {config.output_dir} is not mounted, and is deleted with the "
+            f"container.{mount_hint()}"
         )
     return warnings
 
@@ -71,33 +64,26 @@ def _check_inputs(config: RunConfig) -> None:
     for path in config.derivatives:
         if not any(path.glob("sub-*/")):
             raise UsageError(
-                f"--derivatives {path} holds no sub-* folder.",
+                f"--derivatives {path} contains no sub-* folder.",
                 f"Give the folder of one pipeline, such as {path / 'fmriprep'}.",
             )
 
 
-def _check_places(config: RunConfig) -> list[str]:
-    """Check that the output and work folders do not overlap with each other or the raw data."""
+def _check_locations(config: RunConfig) -> None:
+    """Check that the output folder and the working directory are outside the raw data."""
     bids, out, work = (p.resolve() for p in (config.bids_dir, config.output_dir, config.work_dir))
-    inside = bids in out.parents
-    suggestion = f"Use {config.bids_dir / 'derivatives' / NAME}, for example."
-    for wrong, cause, remedy in (
-        (out == bids or (inside and out.relative_to(bids).parts[0] != "derivatives"),
-         f"The output folder {config.output_dir} is among the raw data.", suggestion),
-        (out == bids / "derivatives",
-         "The output folder is where derivatives of all programs lie.", suggestion),
-        (bids in (work, *work.parents) or work in (out, *out.parents, *bids.parents),
-         f"The work folder {config.work_dir} is inside the dataset, or is or holds the output "
-         "folder.", "Give --work-dir a folder of its own."),
-    ):  # fmt: skip
-        if wrong:
-            raise UsageError(cause, remedy)
-    warnings = []
-    if out in work.parents:
-        warnings.append("The work folder is inside the output folder, which BIDS does not allow.")
-    if inside and NAME not in out.name:
-        warnings.append(f"BIDS asks that {out.name}, inside the dataset, contain '{NAME}'.")
-    return warnings
+    derivatives = bids / "derivatives"
+    if out == derivatives or (bids in (out, *out.parents) and derivatives not in out.parents):
+        raise UsageError(
+            f"The output folder {config.output_dir} is in the raw dataset, outside derivatives/*.",
+            f"Use {config.bids_dir / 'derivatives' / NAME}, for example.",
+        )
+    if bids in (work, *work.parents) or work in (out, *out.parents, *bids.parents):
+        raise UsageError(
+            f"The working directory {config.work_dir} is inside the dataset, or is or contains "
+            "the output folder.",
+            "Give --work-dir a separate folder.",
+        )
 
 
 def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
@@ -110,15 +96,14 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
     if content and (content.get("DatasetType", "raw") == "raw" or (makers and NAME not in makers)):
         what = f"the derivatives of {makers[0]}" if makers else "a raw dataset"
         raise UsageError(
-            f"The output folder {output_dir} holds {what}.", "Give an output folder of its own."
+            f"The output folder {output_dir} contains {what}.", "Use another output folder."
         )
     name = content.get("Name")
     known = (bids_dir / "dataset_description.json").is_file()  # unless its disk is not mounted
     if NAME in makers and known and name and name != derivatives_name(bids_dir):
         raise UsageError(
             f"The output folder {output_dir} belongs to another dataset ({name}).",
-            "Give this dataset an output folder of its own, or delete "
-            f"{path} if the dataset was only renamed.",
+            f"Use one output folder per dataset, or delete {path} if this dataset was renamed.",
         )
 
 
@@ -126,9 +111,11 @@ def check_writable(path: Path, what: str) -> None:
     """Check that a folder can be written or created; raise UsageError otherwise."""
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise UsageError(f"{what} {path} cannot be made: {there} is not a folder.", "Move it.")
+        raise UsageError(
+            f"{what} {path} cannot be created: {there} is not a folder.", "Use another folder."
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(
             f"{what} {path} cannot be written: no permission for {there}.",
-            f"Change its permissions or give another folder.{mount_hint(write=True)}",
+            f"Change its permissions, or use another folder.{mount_hint()}",
         )

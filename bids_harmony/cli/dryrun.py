@@ -1,4 +1,4 @@
-"""The plan printed by ``--dry-run``: each scan with its processing, and what is left out."""
+"""The plan printed by ``--dry-run``: each scan with its processing, and what is skipped."""
 
 from __future__ import annotations
 
@@ -34,57 +34,54 @@ def render(inventory: Inventory, config: RunConfig) -> str:
     Returns
     -------
     str
-        The plan: settings, one line per scan, files left out, warnings, and totals at the end.
+        The plan: settings, one line per scan, skipped files, warnings, and totals at the end.
 
     Raises
     ------
     BundleError, MissingProgramError, UsageError
         If the bundle, the plugin or an option cannot be used, as in the run itself.
     """
-    run, states, plan, calibration = None, {}, [], []
+    states, plan, calibration = {}, [], []
     if config.level == "participant":
-        from bids_harmony.run.base import prepare
+        from bids_harmony.run.base import Run
+        from bids_harmony.run.calibrate import site_notes
+        from bids_harmony.run.resume import survey
 
-        run = prepare(config)
-        states, plan = run.survey(inventory.scans), _plan(config, run)
-        calibration = [[note] for note in run.site_notes(inventory.scans)]
+        run = Run(config)
+        states, plan = survey(run, inventory.scans), _plan(run)
+        calibration = [[note] for note in site_notes(run, inventory.scans)]
     rows = [_row(scan, config, states.get(scan.key)) for scan in inventory.scans]
     parts: dict[str, list[list[str]]] = {
-        "Folders:": [["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]],
-        "What would be done with each scan:": plan,
+        f"bids_harmony {__version__}, dry run of the {config.level} level: nothing is computed or "
+        "written.": [["dataset", str(config.bids_dir)], ["output", str(config.output_dir)]],
+        "Processing:": plan,
         SCANS: [["scan", "site", "age", "sex", "brain mask", "notes"], *rows],
-        "Left out:": [[skipped.what, skipped.why] for skipped in inventory.skipped],
+        "Skipped:": [[skipped.what, skipped.why] for skipped in inventory.skipped],
         "Calibration:": calibration,
         "Warnings:": [[note] for note in inventory.warnings],
     }
-    head = (
-        f"bids_harmony {__version__}, dry run of the {config.level} level: "
-        "nothing is computed, nothing is written."
-    )
     tables = [
-        "\n".join([title, *_table(rows, "" if title == SCANS else "  ")])
-        for title, rows in parts.items()
-        if rows
+        "\n".join([title, *_table(cells, "" if title == SCANS else "  ")])
+        for title, cells in parts.items()
+        if cells
     ]
     n_completed = sum(row[-1].startswith(COMPLETED) for row in rows)
-    return "\n\n".join([head, *tables, _summary(inventory, n_completed)])
+    return "\n\n".join([*tables, _summary(inventory, n_completed)])
 
 
-def _plan(config: RunConfig, run: Run) -> list[list[str]]:
+def _plan(run: Run) -> list[list[str]]:
     """Return the settings of the run, with ``auto`` resolved by the bundle."""
-    models = "nothing: --bundle none (preprocessing and quality only)"
-    if (bundle := run.bundle) is not None:
+    config, bundle = run.config, run.bundle
+    predictions = "none (--bundle none: preprocessing and quality control only)"
+    if bundle is not None:
         targets = ", ".join(sorted(bundle.info["targets"]))
-        models = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {run.device}"
-    detecting = " (auto), unless the scan is stripped already"
+        predictions = f"{targets} by bundle '{bundle.name}' {bundle.version}, device {run.device}"
+    detecting = " (auto), unless the scan is already skull-stripped"
     template = f"{config.template or run.contract.template} at {run.contract.resolution} mm"
-    memory = f", {config.mem_gb:g} GB" if config.mem_gb else ""
     plan = [
         ["brain mask", run.skull_strip + detecting * (config.skull_strip == "auto")],
-        ["registration", f"{run.registration}, 12 dof, to {template}"],
-        ["predictions", models],
-        ["images in", "template space" + ", native space" * ("T1w" in config.output_spaces)],
-        ["resources", f"{config.nprocs} processes of {config.omp_nthreads} threads{memory}"],
+        ["registration", f"{run.registration}, 12 degrees of freedom, to {template}"],
+        ["predictions", predictions],
     ]
     try:
         run.check_programs()
@@ -94,16 +91,16 @@ def _plan(config: RunConfig, run: Run) -> list[list[str]]:
 
 
 def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
-    """Return the table row of a scan; ``state`` is its entry in :meth:`Run.survey`, if any."""
+    """Return the table row of a scan; ``state`` is its entry in the survey, if any."""
     from bids_harmony.bids.outputs import report_is_new
     from bids_harmony.bids.records import load_record, scan_file
-    from bids_harmony.run.base import NOTES, NOTHING
+    from bids_harmony.run.resume import NOTES, NOTHING
 
-    out, notes, mask = config.output_dir, list(scan.warnings), "made"
+    out, notes, mask = config.output_dir, list(scan.warnings), "to be made"
     if why := pointer(scan.path):
         notes.insert(0, why)
     elif not scan.path.exists() or scan.path.stat().st_size == 0:
-        notes.insert(0, "the file is empty" if scan.path.exists() else "not present any more")
+        notes.insert(0, "the file is empty" if scan.path.exists() else "the file does not exist")
     if scan.mask is not None:
         mask = next(path.name for path in config.derivatives if path in scan.mask.parents)
         if why := pointer(scan.mask):
@@ -112,16 +109,11 @@ def _row(scan: Scan, config: RunConfig, state: str | None) -> list[str]:
     if state is not None and record is not None:
         note = "failed before" if record.get("status") == "error" else NOTES[state]
         if state == NOTHING and not report_is_new(out, scan.entities["subject"]):
-            note = "completed but for its report"
+            note = "completed except for its report"
         notes.insert(0, note)
-    return [
-        scan.key,
-        scan.site + (" (sidecar)" if scan.site_source == "sidecar" else ""),
-        "n/a" if scan.age is None else f"{scan.age:g}",
-        scan.sex or "n/a",
-        mask,
-        "; ".join(notes),
-    ]
+    site = scan.site + (" (sidecar)" if scan.site_source == "sidecar" else "")
+    age = "n/a" if scan.age is None else f"{scan.age:g}"
+    return [scan.key, site, age, scan.sex or "n/a", mask, "; ".join(notes)]
 
 
 def _summary(inventory: Inventory, n_completed: int) -> str:
@@ -130,20 +122,19 @@ def _summary(inventory: Inventory, n_completed: int) -> str:
     sites = Counter(scan.site for scan in scans).most_common()
     shown = ", ".join(f"{site} {n}" for site, n in sites[:10])
     more = f" and {len(sites) - 10} more" if len(sites) > 10 else ""
-    without = {
+    missing = {
         "site": sum(scan.site == "unknown" for scan in scans),
         "age": sum(scan.age is None for scan in scans),
         "sex": sum(scan.sex is None for scan in scans),
     }
-    lacking = ", ".join(f"{n} without {what}" for what, n in without.items() if n)
-    lines = [
-        f"{inventory.size}{f': {len(scans) - n_completed}' if n_completed else ''} would be "
-        f"processed, {f'{n_completed} completed before, ' if n_completed else ''}"
-        f"{len(inventory.skipped)} left out.",
-        f"Sites: {shown}{more}.",
-        *([f"Of these scans: {lacking}."] if lacking else []),
-    ]
-    return "\n".join(lines)
+    without = "".join(f", {n} without {name}" for name, n in missing.items() if n)
+    left, before = "", ""
+    if n_completed:
+        left, before = f": {len(scans) - n_completed}", f"{n_completed} completed before, "
+    return (
+        f"{inventory.size}{left} would be processed, {before}{len(inventory.skipped)} skipped.\n"
+        f"Sites: {shown}{more}{without}."
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], indent: str) -> list[str]:

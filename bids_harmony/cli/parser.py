@@ -7,6 +7,7 @@ work here. No heavy module is imported, so ``--help`` and usage errors are shown
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -29,9 +30,10 @@ from bids_harmony.config import (
     TrainOptions,
     available_cpus,
 )
-from bids_harmony.console import say
 from bids_harmony.errors import UsageError
 from bids_harmony.files import plain_number
+
+LOGGER = logging.getLogger(__name__)
 
 PROGRAM = "bids_harmony"
 USAGE = f"{PROGRAM} BIDS_DIR OUTPUT_DIR {{{','.join(LEVELS)}}} [options]"
@@ -67,13 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("bids_dir", metavar="BIDS_DIR", type=parse_path, help="the raw BIDS dataset")
-    add("output_dir", metavar="OUTPUT_DIR", type=parse_path, help="derivatives folder")
+    add("bids_dir", metavar="BIDS_DIR", type=parse_path, help="root folder of the BIDS dataset")
+    add("output_dir", metavar="OUTPUT_DIR", type=parse_path, help="folder of the derivatives")
     add("level", metavar="LEVEL", choices=LEVELS,
-        help="participant: each scan from raw to report; calibrate: each site, from its "
-        "preprocessed scans in OUTPUT_DIR; group: tables, outliers and one report of all scans "
-        "there; train: a new model bundle from its preprocessed scans; evaluate: predictions "
-        "with and without harmonization, by cross-validation on them")
+        help="participant: process each scan; calibrate: calibrate each site from its "
+        "preprocessed scans; group: tables, outliers and a report of all scans; train: a new "
+        "model bundle; evaluate: cross-validation with and without harmonization")
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
     _add_input(parser)
     _add_processing(parser)
@@ -81,99 +82,86 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("resources").add_argument
     add("--nprocs", "--nthreads", "--n-cpus", type=bounded(1), metavar="N",
-        help="scans processed at once, each in a process (default: all CPUs this process may use)")
+        help="maximum number of processes, one per scan (default: all available CPUs)")
     add("--omp-nthreads", type=bounded(1), metavar="N",
-        help="most threads of one process; with many scans it is one (default: nprocs - 1, at "
-        "least 1 and at most 8)")
+        help="maximum number of threads per process (default: nprocs - 1, from 1 to 8)")
     add("--mem", dest="mem_gb", type=parse_gb, metavar="GB",
-        help="memory the run may use, in GB, or with its unit as in 8000MB; a scan takes 2 "
-        "(default: the machine's)")
+        help="memory limit in GB, or with a unit (8000MB); a scan uses 2 (default: that of the "
+        "computer)")
     add("--use-plugin", type=parse_path, metavar="FILE",
-        help="level participant: nipype plugin settings (YAML), for clusters (default: processes "
-        "on this machine)")
+        help="level participant: YAML file with a nipype plugin and its arguments, for clusters")
     add("--work-dir", "-w", type=parse_path, metavar="PATH",
-        help="intermediate files (default: ./work)")
+        help="folder of intermediate files (default: ./work)")
     add("--clean-workdir", action="store_true",
-        help="delete a scan's intermediate files as soon as it is completed")
+        help="delete the intermediate files of each scan when it is completed")
 
     add = parser.add_argument_group("this run").add_argument
-    add("--dry-run", action="store_true",
-        help="list each scan and what would be done with it, and stop")
+    add("--dry-run", action="store_true", help="list the scans without processing them")
     add("--reports-only", action="store_true",
-        help="level participant: write the reports again, no more")
+        help="level participant: only write the reports again")
     add("--stop-on-first-crash", action="store_true",
-        help="level participant: stop at the first scan that fails (default: the others are "
-        "finished)")
-    add("--verbose", "-v", action="count", help="say more: -v, -vv, -vvv")
+        help="level participant: stop at the first scan that fails")
+    add("--verbose", "-v", action="count", help="increase the log level: -v, -vv, -vvv")
     add("--notrack", "--skip-bids-validation", action="store_true",
-        help="accepted for scripts that pass it, and without effect: nothing is sent anywhere, "
-        "and no validator is run")
+        help="accepted for compatibility and ignored: no data are sent, no validator is run")
     return parser
 
 
 def _add_input(parser: Parser) -> None:
     """Add options that select scans and name the columns of their metadata."""
-    add = _group(parser, "which scans (default: every T1w image)", "participant", "train",
+    add = _group(parser, "selection of scans (default: all T1w images)", "participant", "train",
                  "evaluate")
     add("--participant-label", nargs="+", action="extend", metavar="LABEL",
         help="participants, with or without sub-")
     add("--session-label", nargs="+", action="extend", metavar="LABEL",
         help="sessions, with or without ses-")
     add("--bids-filter-file", type=parse_path, metavar="FILE",
-        help='JSON such as {"t1w": {"acquisition": "mprage"}}; null means without, "*" means any')
+        help='JSON such as {"t1w": {"acquisition": "mprage"}}; null: without, "*": any value')
     add("--site-column", metavar="NAME",
         help="column of the acquisition site in scans.tsv, sessions.tsv or participants.tsv "
-        "(default: common names are tried, then the sidecar's manufacturer, model and field "
-        "strength)")
+        "(default: common names, else the sidecar's manufacturer, model and field strength)")
     for what in ("age", "sex", "diagnosis"):
-        add(f"--{what}-column", metavar="NAME",
-            help=f"column of the {what} (default: common names are tried)")
+        add(f"--{what}-column", metavar="NAME", help=f"column of the {what}")
 
 
 def _add_processing(parser: Parser) -> None:
     """Add options of preprocessing, harmonization and prediction."""
     add = parser.add_argument_group("models").add_argument
     add("--bundle", type=parse_bundle, metavar="PATH",
-        help="folder of a model bundle; 'default' is the one that comes with the program, 'none' "
-        "preprocesses and measures only (default: default)")
+        help="folder of a model bundle, or 'none' to preprocess only (default: default, the "
+        "built-in bundle)")
     add("--fit-filter", metavar="CONDITION",
-        help="scans to calibrate sites from, and to train on, such as "
-        "'diagnosis == \"control\"' (default: all)")
+        help="scans used for calibration and training, such as 'diagnosis == \"control\"' "
+        "(default: all)")
     add("--template", type=parse_path, metavar="FILE",
-        help="brain-only T1w image to register to (default: the bundle's)")
+        help="skull-stripped T1w template (default: the bundle's)")
     add("--device", choices=("auto", "cpu", "cuda"),
-        help="where networks run; auto takes a GPU if there is one (default: auto)")
+        help="device of the networks; auto uses a GPU if available (default: auto)")
     add("--random-seed", type=bounded(0, 2**32 - 1), metavar="N",
-        help="seed of everything that draws numbers (default: 42)")
+        help="seed of all random number generators (default: 42)")
     add("--qc-ratings", nargs="+", action="extend", type=parse_path, metavar="FILE",
-        help="ratings saved from the group report, of one or several people; group adds them to "
-        "OUTPUT_DIR/qc_ratings.tsv, which is always read; train and evaluate leave out what is "
-        "rejected there")
+        help="visual ratings saved from the group report; group adds them to "
+        "OUTPUT_DIR/qc_ratings.tsv, train and evaluate exclude rejected scans")
     add = _group(parser, "preprocessing and harmonization (auto: as the bundle was trained)",
                  "participant")
     add("--derivatives", "-d", nargs="+", action="extend", type=parse_path, metavar="PATH",
-        help="derivatives with brain masks in native space (*_desc-brain_mask.nii.gz), which then "
-        "are used as they are")
+        help="derivatives with brain masks in native space (*_desc-brain_mask.nii.gz) to use")
     add("--skull-strip", choices=("auto", "deepbet", "multi-atlas", "bet", "skip"),
-        help="brain mask; auto also recognizes scans that are stripped already (default: auto)")
+        help="skull-stripping method; auto detects skull-stripped scans (default: auto)")
     add("--atlas-dir", type=parse_path, metavar="PATH",
-        help="T1w images with brain masks, for --skull-strip multi-atlas; the six most similar "
-        "are fused")
+        help="T1w images with brain masks, for multi-atlas: fuses the six most similar ones")
     add("--registration", choices=("auto", "flirt", "ants"),
         help="affine registration, 12 degrees of freedom (default: auto)")
     add("--calibration", type=parse_path, metavar="PATH",
-        help="calibration of a site (site-*_calibration.json), or a folder of some, to use as it "
-        "is; sites without one are calibrated from their scans in this run (default: those that "
-        "the calibrate level left in OUTPUT_DIR, else the scans of this run)")
+        help="calibration file of a site (site-*_calibration.json), or a folder of them (default: "
+        "those of the calibrate level in OUTPUT_DIR, else calibrate from the scans of this run)")
     add("--output-spaces", nargs="+", metavar="SPACE",
-        help="T1w adds the harmonized scan on its native grid; the template grid is always "
-        "written")
+        help="add T1w for the harmonized scan in native space (default: template)")
     add("--on-guard-fail", choices=("flag", "raw"),
-        help="where harmonization seems to have changed the anatomy: flag only, or predict from "
-        "the raw scan alone (default: flag)")
+        help="if harmonization seems to have changed the anatomy: flag the scan only, or also "
+        "predict from the raw scan alone (default: flag)")
     add("--correct-age-bias", action="store_true",
-        help="add age gaps without the part that age alone explains at the reference site; the "
-        "uncorrected ones stay the headline")
+        help="add brain-age gaps corrected for the age bias at the reference site")
     add("--sloppy", "--testing", action="store_true", help="low quality, for tests only")
 
 
@@ -182,38 +170,35 @@ def _add_training(parser: Parser) -> None:
     default = TrainOptions()
     add = _group(parser, "training", "train", "evaluate")
     add("--reference-site", type=plain_number, metavar="SITE",
-        help="site all others are mapped to (default: the one with most scans)")
+        help="site to which all others are mapped (default: the one with most scans)")
     add("--target", "--targets", dest="targets", nargs="+", action="extend", metavar="COLUMN",
-        help="what to predict: columns of numbers or of two classes, or simulated-schizophrenia "
+        help="columns to predict, of numbers or of two classes, or simulated-schizophrenia "
         f"(default: {' '.join(default.targets)})")
     add("--map", choices=MAPS,
-        help=f"what follows a site's intensity mapping (default: {default.map})")
+        help=f"map from a site to the reference (default: {default.map})")
     add("--predictor", choices=RECIPES,
-        help=f"how predictors are trained (default: {default.predictor})")
+        help=f"training recipe of the predictors (default: {default.predictor})")
     add("--predictor-steps", type=bounded(1), metavar="N",
-        help="steps of each predictor's network (default: as the recipe says)")
+        help="training steps of each predictor network (default: those of the recipe)")
     add("--folds", type=bounded(2), metavar="N",
         help=f"networks in a predictor's ensemble (default: {default.folds})")
-    add("--fast-dev-run", action="store_true",
-        help="a few steps of everything, to see that it runs")
+    add("--fast-dev-run", action="store_true", help="smoke test: a few steps of everything")
     add = _group(parser, "bundle", "train")
     add("--model-name", type=parse_name, metavar="NAME",
         help=f"name of the bundle, written to OUTPUT_DIR/models (default: {default.model_name})")
     add("--holdout", type=bounded(0.0, 0.8), metavar="X",
-        help=f"part of each site's subjects set aside for testing (default: {default.holdout})")
+        help=f"fraction of each site's subjects held out for testing (default: {default.holdout})")
     add = _group(parser, "experiments", "evaluate")
     add("--experiments", nargs="+", choices=EXPERIMENTS, metavar="NAME",
-        help="sites: trained at the reference, tested at every site; rotations: one or two "
-        "training sites in every order; size: from how few persons a site can be calibrated "
-        "(default: sites)")
+        help="sites: train at the reference, test at every site; rotations: train on each site "
+        "and each ordered pair; size: number of subjects for a calibration (default: sites)")
     add("--cv-folds", type=bounded(2), metavar="N",
-        help="parts of the participants, each tested by what was trained on the others "
-        f"(default: {EvaluateOptions.cv_folds})")
+        help=f"cross-validation folds, split by subject (default: {EvaluateOptions.cv_folds})")
     add("--n-seeds", "--seeds", type=bounded(1), metavar="N",
-        help="times that everything is trained again from other random numbers (default: 1)")
+        help="repetitions of all training with other random seeds (default: 1)")
     add("--train-sites", nargs="+", action="extend", type=plain_number, metavar="SITE[+SITE]",
-        help="where rotations train: a site, or two joined by +, the reference first; adds the "
-        "experiment rotations (default: every site and every two)")
+        help="training sites of the experiment rotations, each SITE or REFERENCE+SITE; adds that "
+        "experiment (default: all)")
 
 
 # fmt: on
@@ -261,7 +246,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
 
         values["bids_filters"] = read_filters(given["bids_filter_file"])
     if "output_spaces" in given:
-        values["output_spaces"] = _spaces(given["output_spaces"], given.get("template"))
+        values["output_spaces"] = _spaces(given["output_spaces"])
     if "train_sites" in given:
         experiments = given.get("experiments", EvaluateOptions.experiments)
         values["experiments"] = tuple(dict.fromkeys((*experiments, "rotations")))
@@ -271,9 +256,9 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
     config = _filled(RunConfig, values)
     warnings = check_config(config)
     if idle:
-        warnings.append(f"the {config.level} level takes no {', '.join(sorted(idle))}.")
+        warnings.append(f"the {config.level} level ignores {', '.join(sorted(idle))}.")
     for warning in warnings:
-        say(f"{PROGRAM}: warning: {warning}", error=True)
+        LOGGER.warning(warning)
     return config
 
 
@@ -289,16 +274,13 @@ def _labels(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.removeprefix("sub-").removeprefix("ses-") for word in words))
 
 
-def _spaces(values: Sequence[str], template: Path | None) -> tuple[str, ...]:
+def _spaces(values: Sequence[str]) -> tuple[str, ...]:
     """Return ``template``, and ``T1w`` if native space is among the space labels."""
     native, labels = {"T1w", "anat", "native"}, {"template", Contract.template}
-    if template and (label := re.match(r"tpl-([0-9a-zA-Z]+)", template.name)):
-        labels.add(label[1])
     names = {value.partition(":")[0] for value in values}
     if unknown := names - labels - native:
         raise UsageError(
-            f"--output-spaces {min(unknown)}: this run has no such space.",
-            f"Choose among {', '.join(sorted(labels))} and T1w.",
+            f"--output-spaces {min(unknown)} is not available.", "Use template, T1w or both."
         )
     return ("template", "T1w") if names & native else ("template",)
 
@@ -332,7 +314,7 @@ def parse_bundle(text: str) -> str:
 def parse_name(text: str) -> str:
     """Return a name that is valid as a folder name; raise ArgumentTypeError otherwise."""
     if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(f"'{text}' cannot name a folder")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a valid folder name")
     return text
 
 
@@ -342,6 +324,6 @@ def parse_gb(text: str) -> float:
     gb = float(match[1]) * {"k": 1e-6, "m": 1e-3, "t": 1e3}.get(match[2], 1.0) if match else 0.0
     if not 0 < gb <= 4096:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is no amount of memory in GB; write for example 8, or 8000MB"
+            f"'{text}' is not an amount of memory in GB, such as 8 or 8000MB"
         )
     return gb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import PROGRAM, parse_args
-from bids_harmony.console import flush, prepare_streams, say
+from bids_harmony.console import flush, prepare_streams, set_up_logging, stop_logging
 from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
 from bids_harmony.files import write_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 #: Module and function of each level; only the module in use is imported.
@@ -54,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(program: str, function: Callable[[], int]) -> int:
-    """Call a program's main function, print any error, and return the exit code."""
+    """Call a program's main function, log any error, and return the exit code."""
     prepare_streams()
+    set_up_logging(program=program)
+    error: HarmonyError | None = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # Shut down as cleanly on SIGTERM, sent when a cluster job is cancelled, as on Ctrl-C.
     for number in SIGNALS:
@@ -66,50 +71,50 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
         remedy = "The same command continues where it stopped." if program == PROGRAM else ""
         error = HarmonyError("Interrupted.", remedy)
         error.exit_code = EXIT_INTERRUPTED
-    except HarmonyError as refused:
-        error = refused
     except Exception as raised:  # noqa: BLE001
-        error = machine_error(raised) or internal_error(raised, f"this:\n{traceback.format_exc()}")
+        error = as_harmony_error(raised, f"this:\n{traceback.format_exc()}")
     finally:
+        if error is not None:
+            LOGGER.error(f"{error.cause}\n  {error.remedy}".rstrip())
+        stop_logging()
         flush()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
-    say(f"{program}: error: {error.cause}\n  {error.remedy}".rstrip(), error=True)
     return error.exit_code
 
 
-def internal_error(raised: Exception, report: str) -> HarmonyError:
-    """Describe an unforeseen exception, and what to report it with."""
+def as_harmony_error(raised: Exception, report: str) -> HarmonyError:
+    """Return the error to show for any exception, and what to report an unforeseen one with."""
+    if isinstance(raised, HarmonyError):
+        return raised
     cause = f"Internal error ({type(raised).__name__}: {raised})."
-    return HarmonyError(cause, f"Please report it with {report}")
+    return machine_error(raised) or HarmonyError(cause, f"Please report it with {report}")
 
 
 def run_level(argv: Sequence[str]) -> int:
     """Run the level given in the arguments, and return its exit code."""
     config = parse_args(argv)
     set_environment(config)
-    if config.dry_run and config.level not in ("group", "calibrate"):
+    set_up_logging(level=config.log_level if config.verbose else logging.CRITICAL)
+    if config.dry_run:
         from bids_harmony.bids.dataset import find_scans
         from bids_harmony.cli.dryrun import render
 
-        say(render(find_scans(config), config))
+        LOGGER.info(render(find_scans(config), config))
         return EXIT_OK
     module, function = LEVELS[config.level]
     try:
         code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
-    except Exception as error:
-        if isinstance(error, HarmonyError) or machine_error(error) or config.dry_run:
-            raise
-        path = config.log_dir / "crash.txt"
-        with suppress(OSError):
-            write_text(path, traceback.format_exc())
-            raise HarmonyError(
-                f"Internal error ({type(error).__name__}: {error}).",
-                f"Please report it with {path}.",
-            ) from error
+        return code
+    except Exception as raised:
+        crash = config.log_dir / "crash.txt"
+        error = as_harmony_error(raised, f"{crash}.")
+        if str(crash) in error.remedy:
+            with suppress(OSError):
+                write_text(crash, traceback.format_exc())
+                raise error from raised
         raise
-    return code
 
 
 def interrupt_once(*_: object) -> None:
@@ -137,10 +142,8 @@ def set_environment(config: RunConfig) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     for name in ("MATPLOTLIBRC", "PYTHONHOME", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
-    if sys.warnoptions:
-        sys.warnoptions.clear()  # otherwise inherited by subprocesses
-        warnings.resetwarnings()
-        warnings.simplefilter("ignore")
+    sys.warnoptions.clear()  # otherwise inherited by subprocesses
+    warnings.simplefilter("ignore")
     # niworkflows asks TemplateFlow for the existing spaces. A local skeleton with the only space
     # in use needs no network access and no writable home, and is read five times as fast.
     skeleton = Path(__file__).resolve().parents[1] / "data" / "templateflow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,9 +14,10 @@ from bids_harmony.cli.checks import check_writable
 from bids_harmony.cli.parser import bounded
 from bids_harmony.cli.run import exit_code, use_utf8
 from bids_harmony.config import available_cpus
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_OK, MissingProgramError
 from bids_harmony.simulation import KINDS
+
+LOGGER = logging.getLogger(__name__)
 
 PROGRAM = "bids_harmony-simulate"
 
@@ -26,34 +28,33 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Write a BIDS dataset of simulated T1w scans from several simulated scanners, "
-        "and its truth (brain masks, volumes, effects, scanners, what is wrong with which scan) "
-        "in derivatives/truth. No person was scanned, and the diagnosis is made up.",
+        "and its ground truth (brain masks, volumes, effects, scanners, artifacts) in "
+        "derivatives/truth. The diagnosis is simulated, too.",
         epilog=f"Example: {PROGRAM} /tmp/heads --sites 3 --subjects 2 --seed 1",
     )
     add = parser.add_argument
     nprocs = min(available_cpus(), 8)
-    add("output_dir", type=Path, metavar="OUT", help="folder of the new dataset")
+    add("output_dir", type=Path, metavar="OUT", help="folder of the dataset")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     add("--sites", dest="n_sites", type=bounded(1, 1000), default=3, metavar="N",
         help="number of sites [3]")
     add("--subjects", dest="n_subjects", type=bounded(1, 100_000), default=2, metavar="M",
-        help="heads per site; with --travelling, heads in all [2]")
+        help="subjects per site; with --travelling, in total [2]")
     add("--travelling", action="store_true",
-        help="scan the same heads at every site, one session per site")
+        help="scan the same subjects at every site, one session per site")
     add("--seed", type=bounded(0, 2**32), default=0, metavar="S",
-        help="same seed, same dataset, byte by byte [0]")
+        help="random seed [0]")
     add("--diagnosis-effect", type=bounded(0.0, 2.0), default=1.0, metavar="SIZE",
-        help="how strongly the made-up diagnosis widens ventricles and thins cortex: 0 not at "
-        "all, 1 plain to see in a few dozen heads [1]")
+        help="effect size of the simulated diagnosis on ventricles and cortex; 0: none [1]")
     add("--resolution", type=bounded(0.8, 4.0), default=0.8, metavar="MM",
-        help="no voxel finer than this; from 2 on, small and fast datasets [0.8]")
+        help="smallest voxel size [0.8]")
     add("--bad", type=bounded(0.0, 1.0), default=0.0, metavar="SHARE",
-        help="share of scans, 0 to 1, that are bad, evenly of all kinds; the truth's scans.tsv "
-        "says which. Wrong masks come in derivatives/masks, for --derivatives [0]")
+        help="fraction of defective scans, listed in the ground truth's scans.tsv; wrong masks "
+        "are in derivatives/masks, for --derivatives [0]")
     add("--bad-kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
-        help=f"only these kinds of bad scans: {', '.join(KINDS)} [all]")
+        help=f"kinds of defective scans: {', '.join(KINDS)} [all]")
     add("--nprocs", type=bounded(1, 1000), default=nprocs, metavar="P",
-        help="heads made at once, up to 1 GB each [processors, at most 8]")
+        help="number of processes, up to 1 GB each [available CPUs, at most 8]")
     return parser
 
 
@@ -81,17 +82,19 @@ def simulate(argv: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(argv))
     if find_spec("torchio") is None:
         raise MissingProgramError(
-            "Simulating needs TorchIO.", "Install it: pip install 'bids_harmony[simulate]'."
+            "The simulation needs TorchIO.", "Install it: pip install 'bids_harmony[simulate]'."
         )
     # Imported late, so that --help is fast.
     from bids_harmony.simulation.dataset import MASKS, simulate_dataset
 
     out = options.pop("output_dir").absolute()
     check_writable(out, "The output folder")
-    simulate_dataset(out, progress=say, **options)
-    say(f"Wrote {out}; the truth is in {out / 'derivatives' / 'truth'}.\nNow run:")
+    simulate_dataset(out, **options)
+    LOGGER.info(
+        f"Wrote {out}, with its ground truth in {out / 'derivatives' / 'truth'}.\nNow run:"
+    )
     masks = f" --derivatives {out / MASKS}" if (out / MASKS).is_dir() else ""
-    say(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
+    LOGGER.info(f"  bids_harmony {out} {out / 'derivatives' / 'bids_harmony'} participant{masks}")
     return EXIT_OK
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -32,12 +33,14 @@ import pandas as pd
 from bids_harmony.anat.affine import resample
 from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
-from bids_harmony.console import counted_off
+from bids_harmony.console import progress
 from bids_harmony.errors import ScanError
 from bids_harmony.models.networks import SiteMap
 from bids_harmony.models.slices import crop
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram
+
+LOGGER = logging.getLogger(__name__)
 
 NONE, SCALED, MATCHED, COMBAT = "none", "tissue_scaling", "histogram_matching", "combat"
 #: All methods with the labels shown in reports.
@@ -62,7 +65,6 @@ COMMON = 0.5
 
 #: Function of scan number, volume and mask that returns the prepared volume.
 Change = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class PreparedVolumes:
 
 
 def prepare(
-    data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path, say: Say
+    data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path
 ) -> TrainingSet:
     """Prepare scans with a method, or load them from the cache in ``work_dir``.
 
@@ -126,8 +128,6 @@ def prepare(
         Fitted method.
     work_dir : pathlib.Path
         Cache folder for prepared volumes.
-    say : callable
-        Called with each line of progress.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def prepare(
         path.parent.mkdir(parents=True, exist_ok=True)
         what = f"preparing {method.key.split()[0]}"
         with new_array(path, (len(scans), len(data.heights), *data.size)) as array:
-            for place, scan in enumerate(counted_off(scans, len(scans), what, say)):
+            for place, scan in enumerate(progress(scans, what)):
                 volume, mask = data.volume(scan)
                 stack = crop(method.change(scan, volume, mask), data.box)
                 # The raw scan's brain mask is wider than the brain after normalization.
@@ -149,7 +149,7 @@ def prepare(
     return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
 
 
-def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | None:
+def unharmonized(data: TrainingSet, work_dir: Path) -> TrainingSet | None:
     """Return all scans without harmonization: resampled, and divided by a percentile.
 
     Bias field, tissue means and brain surface are not corrected. The brain mask is that of skull
@@ -160,7 +160,7 @@ def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | N
     data : TrainingSet
         All scans; the column ``_source`` of its table holds the paths of each scan's raw image,
         transform and brain mask.
-    work_dir, say
+    work_dir
         See :func:`prepare`.
 
     Returns
@@ -170,11 +170,13 @@ def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | N
     """
     sources = data.table.get("_source", pd.Series([()] * len(data)))
     missing = [not source or not all(p and p.is_file() for p in source) for source in sources]
-    warning = "Warning: nothing can be tested without harmonization: "
+    warning = "nothing can be tested without harmonization: "
     if any(missing):
         first = data.table["subject"][missing].iloc[0]
-        say(f"{warning}{sum(missing)} of {len(data)} scans lack their raw image or their "
-            f"transform to the template (sub-{first} first); preprocess them again.")  # fmt: skip
+        LOGGER.warning(
+            f"{warning}{sum(missing)} of {len(data)} scans lack their raw image or their "
+            f"transform to the template (sub-{first} first); preprocess them again."
+        )
         return None
     grid = nib.Nifti1Image(np.zeros(data.shape, np.uint8), data.affine)
 
@@ -191,9 +193,9 @@ def unharmonized(data: TrainingSet, work_dir: Path, say: Say) -> TrainingSet | N
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     try:
         method = Method(change, f"plain {files}", np.unique(data.sites))
-        return prepare(data, range(len(data)), method, work_dir, say)
+        return prepare(data, range(len(data)), method, work_dir)
     except ScanError as error:
-        say(f"{warning}{error.cause}")
+        LOGGER.warning(f"{warning}{error.cause}")
         return None
 
 

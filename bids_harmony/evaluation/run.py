@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +18,14 @@ from bids_harmony import __version__
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import EvaluateOptions, TrainOptions
-from bids_harmony.console import say
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation import tables
 from bids_harmony.evaluation.methods import METHODS, combat_available, unharmonized
 from bids_harmony.evaluation.page import FOLDER, write_page, write_table
 from bids_harmony.evaluation.unit import Rows, Study, Unit, measure_unit, prepare_unit
 from bids_harmony.files import read_json_or_empty, write_text
-from bids_harmony.processes import prefixed, side_by_side
+from bids_harmony.processes import side_by_side
 from bids_harmony.simulation import GENERATOR
 from bids_harmony.training.bundle import choose_reference
 from bids_harmony.training.data import TrainingSet, open_training_set, read_scans, usable_scans
@@ -34,6 +34,8 @@ from bids_harmony.training.targets import SIMULATED, Target, find_target, find_t
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 #: Numbers of persons that a site is calibrated on in the experiment ``size``.
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -68,14 +70,16 @@ def run_evaluate(config: RunConfig) -> int:
     study, reference, notes = read_study(config)
     folder = config.output_dir / FOLDER
     units = plan_units(study.data, study.options, reference, study.train)
-    say("\n  ".join([f"{counted(len(units), 'unit')} of training and testing:", *map(str, units)]))
+    LOGGER.info(
+        "\n  ".join([f"{counted(len(units), 'unit')} of training and testing:", *map(str, units)])
+    )
     results: dict[int, Result] = {}
     failed: list[HarmonyError] = []
     for number, result in run_units(study, units, config.nprocs):
         if isinstance(result, HarmonyError):
             failed.append(result)
             notes.append(f"Not finished: {units[number]}: {result.cause}")
-            say(f"Warning: {notes[-1]}")
+            LOGGER.warning(notes[-1])
             continue
         results[number] = result
         # Write the tables after each fold, in case a later fold fails after hours of training.
@@ -97,7 +101,7 @@ def run_evaluate(config: RunConfig) -> int:
         config.output_dir, study, reference, found, notes, sloppy=config.sloppy,
         simulated=GENERATOR in str(described.get("GeneratedBy")),
     )  # fmt: skip
-    say(f"Tables are in {folder}; the report is {page}.")
+    LOGGER.info(f"Tables are in {folder}; the report is {page}.")
     return EXIT_SCAN_FAILED if failed else EXIT_OK
 
 
@@ -113,26 +117,26 @@ def read_study(config: RunConfig) -> tuple[Study, str, list[str]]:
     notes : list of str
         Sentences for the report about what cannot be evaluated, and why.
     """
-    scans, options = read_scans(config, say)
+    scans, options = read_scans(config)
+    set_up_logging(file=config.log_file)
     options = replace(options, **SLOPPY if config.sloppy else {}).shortened()
-    scans = usable_scans(scans, say)
+    scans = usable_scans(scans)
     choose_reference([scan.site for scan in scans], options)
-    data = open_training_set(scans, config.work_dir, say=say)
+    data = open_training_set(scans, config.work_dir)
     fit = select_scans(data.table, options.fit_filter)
     reference = choose_reference(data.sites[fit].tolist(), options)
     targets, notes = choose_targets(data, options, reference, fit)
-    say(
+    LOGGER.info(
         f"{len(data)} scans of {len(np.unique(data.persons))} persons and "
         f"{len(np.unique(data.sites))} sites; reference {reference}; "
         f"targets {', '.join(target.name for target in targets)}"
     )
     notes += unknown_values(data, targets)
     for note in notes:
-        say(note)
+        LOGGER.info(note)
     work_dir = config.work_dir / FOLDER
-    study = Study(
-        data, targets, options, config.evaluate, work_dir, say, unharmonized(data, work_dir, say)
-    )
+    plain = unharmonized(data, work_dir)
+    study = Study(data, targets, options, config.evaluate, work_dir, plain)
     return study, reference, notes
 
 
@@ -273,12 +277,10 @@ def run_units(
         yield from enumerate(try_unit(study, unit) for unit in units)
         return
     train = replace(study.train, threads=1)
-    calls = [
-        (replace(study, train=train, say=partial(prefixed, say, f"[{number}] ")), unit)
-        for number, unit in enumerate(units, 1)
-    ]
-    for n, (number, result) in enumerate(side_by_side(try_unit, calls, nprocs), 1):
-        say(f"{n} of {len(units)} completed: {units[number]}")
+    calls = [(replace(study, train=train), unit) for unit in units]
+    names = [str(number) for number in range(1, len(units) + 1)]
+    for n, (number, result) in enumerate(side_by_side(try_unit, calls, nprocs, names), 1):
+        LOGGER.info(f"{n} of {len(units)} completed: {units[number]}")
         yield number, result
 
 
@@ -295,14 +297,14 @@ def run_unit(study: Study, unit: Unit) -> Result:
     torch.set_num_threads(study.train.threads)
     path = study.work_dir / f"unit-{_digest(study, unit)}.json"
     if path.is_file():
-        study.say(f"completed before: {unit}")
+        LOGGER.info(f"completed before: {unit}")
     else:
-        study.say(str(unit))
+        LOGGER.info(str(unit))
         result = measure_unit(study, unit, prepare_unit(study, unit))
         for row in result["left_out"]:
             what = row.get("target") or f"{METHODS[row['method']]} at {row['test_site']}"
             n = counted(row["n_scans"], "scan")
-            study.say(f"Left out here: {what} ({n}): {row['reason']}")
+            LOGGER.info(f"Left out here: {what} ({n}): {row['reason']}")
         write_text(path, json.dumps(result))
     found: Result = json.loads(path.read_text(encoding="utf-8"))
     return found

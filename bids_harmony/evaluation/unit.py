@@ -8,7 +8,7 @@ the same persons, that anything in the unit was fitted to.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import VALIDATION_FRACTION, EvaluateOptions, TrainOptions
-from bids_harmony.console import counted_off
+from bids_harmony.console import progress
 from bids_harmony.errors import UsageError
 from bids_harmony.evaluation import methods
 from bids_harmony.evaluation.methods import COMBAT, MATCHED, NONE, SCALED, Method
@@ -108,8 +108,6 @@ class Study:
         Experiments, folds and repetitions.
     work_dir : pathlib.Path
         Cache of trained networks and prepared scans, so that an interrupted evaluation continues.
-    say : callable
-        Called with each line of progress.
     unharmonized : TrainingSet or None
         All scans without harmonization; None if they are not available.
     """
@@ -119,7 +117,6 @@ class Study:
     train: TrainOptions
     options: EvaluateOptions
     work_dir: Path
-    say: Callable[[str], None]
     unharmonized: TrainingSet | None = None
 
     @property
@@ -243,7 +240,7 @@ def prepare_unit(study: Study, unit: Unit) -> Prepared:
         covered = np.isin(data.sites, list(method.sites))
         if covered.any():
             scans = elsewhere[covered[elsewhere]].tolist()
-            sets[name] = methods.prepare(data, scans, method, study.work_dir, study.say)
+            sets[name] = methods.prepare(data, scans, method, study.work_dir)
             tested[name] = test[covered[test]]
         for site, n in Counter(data.sites[test[~covered[test]]].tolist()).items():
             row = {"method": name, "test_site": site, "n_scans": n, "reason": method.reason}
@@ -280,7 +277,7 @@ def calibrations(
     at_reference = replace(unit, train_sites=(reference,))
     predictors, _ = fit_predictors(study, at_reference, data, split)
     train = replace(study.train, seed=unit.seed)
-    run = TrainingRun(data, split, study.fit, reference, train, study.work_dir, study.say)
+    run = TrainingRun(data, split, study.fit, reference, train, study.work_dir)
     appearance = run.appearance(age_line(predictors))
     ensembles = None if appearance.line is None else predictors["brain_age"].ensembles
     others = among[data.sites[among] != reference]
@@ -339,9 +336,7 @@ def fit_predictors(
             options = replace(study.train, targets=(target.column,), seed=unit.seed)
             try:
                 predictors |= train_predictors(
-                    TrainingRun(
-                        joined, split, study.fit, reference, options, study.work_dir, study.say
-                    )
+                    TrainingRun(joined, split, study.fit, reference, options, study.work_dir)
                 )
             except UsageError as error:
                 reasons[target.name] = error.cause
@@ -374,7 +369,7 @@ def measure_unit(study: Study, unit: Unit, prepared: Prepared) -> dict[str, Rows
     for name, prepared_data in prepared.sets.items():
         predictors, reasons = fit_predictors(study, unit, prepared_data, prepared.split)
         scans = prepared.test[name].tolist()
-        for scan in counted_off(scans, len(scans), f"testing {name}", study.say):
+        for scan in progress(scans, f"testing {name}"):
             facts = unit.labels | {
                 "scan": scan, "participant": str(data.table["subject"].iloc[scan]),
                 "person": str(data.persons[scan]), "site": str(data.sites[scan]),

@@ -5,26 +5,25 @@ Sites are calibrated from the records of their preprocessed scans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_harmony.bids.dataset import counted
+from bids_harmony.bids.dataset import Scan, counted
 from bids_harmony.bids.outputs import BIDSIGNORE
 from bids_harmony.bids.records import find_records, load_record
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, UsageError
 from bids_harmony.files import write_text
 from bids_harmony.processes import side_by_side
 from bids_harmony.qc.dataset import named, read_scans, scan_table
+from bids_harmony.run.base import FOLDER, Run
 from bids_harmony.sites.calibration import (
     Calibration,
     SiteScan,
     calibrate,
     confounded,
-    read_calibrations,
     write_calibrations,
 )
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, spoken
@@ -34,44 +33,7 @@ if TYPE_CHECKING:
     from bids_harmony.models.bundle import Bundle
     from bids_harmony.sites.code import SiteCode
 
-#: Folder of calibrations in the output folder.
-FOLDER = "calibration"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A calibration used by a run, and its file (None if not saved)."""
-
-    calibration: Calibration
-    path: Path | None
-
-    def identity(self, out: Path, bundle: Bundle) -> dict[str, Any]:
-        """Return the identity of the calibration for a scan's record.
-
-        Parameters
-        ----------
-        out : pathlib.Path
-            Output folder. The calibration's path is included if it is inside.
-        bundle : Bundle
-            Bundle of the run.
-        """
-        named = {
-            **self.calibration.identity(),
-            "sources": self.calibration.sources,
-            "changes": self.calibration.changes(bundle),
-        }
-        if self.path is not None and self.path.is_relative_to(out):
-            named["path"] = self.path.relative_to(out).as_posix()
-        return named
-
-
-def asked_bundle(config: RunConfig) -> Bundle | None:
-    """Load the bundle of ``--bundle``; return None for ``none``."""
-    if config.bundle == "none":
-        return None
-    from bids_harmony.models.bundle import load_bundle
-
-    return load_bundle(None if config.bundle == "default" else Path(config.bundle))
+LOGGER = logging.getLogger(__name__)
 
 
 def run_calibrate(config: RunConfig) -> int:
@@ -82,52 +44,83 @@ def run_calibrate(config: RunConfig) -> int:
     int
         Exit code: 0, or 66 if no scan is preprocessed.
     """
-    from bids_harmony.anat.template import template_label
-
-    bundle = asked_bundle(config)
-    if bundle is None:
-        raise UsageError("--bundle none has no reference to calibrate sites to.", "Leave it out.")
-    space = template_label(None if config.template is None else str(config.template))
-    out = config.output_dir
-    sites, unusable = collect_sites(find_records(out), config, bundle, space)
+    run, out = Run(config), config.output_dir
+    if run.bundle is None:
+        raise UsageError(
+            "Sites cannot be calibrated with --bundle none, which has no reference site.",
+            "Omit it, or give --bundle the folder of a bundle.",
+        )
+    sites, unusable = collect_sites(run, find_records(out))
     if unusable:
-        say(
-            f"Warning: {counted(len(unusable), 'scan')} not used, as preprocessed by another "
+        LOGGER.warning(
+            f"{counted(len(unusable), 'scan')} not used, as preprocessed by another "
             f"version, or for another bundle or template: {named(unusable)}. Run the participant "
             "level on them again."
         )
     if not sites:
-        say(f"No preprocessed scan in {out}: run the participant level first.")
+        LOGGER.info(f"No preprocessed scan in {out}: run the participant level first.")
         return EXIT_NO_INPUT
-    if config.dry_run:
-        n_scans = counted(sum(map(len, sites.values())), "scan")
-        say(f"{counted(len(sites), 'site')} would be calibrated, from {n_scans}.")
-        return EXIT_OK
-    for warning in confounded([scan for scans in sites.values() for scan in scans]):
-        say(f"Warning: {warning}")
-    found = calibrate_sites(sites, config, bundle, space)
-    save(out, found.values(), bundle)
-    for calibration in found.values():
-        say(summary(calibration, bundle))
-    say(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
+    calibrate_sites(run, sites, "calibrate")
+    LOGGER.info(f"Calibrations: {out / FOLDER}. The participant level harmonizes with them.")
     return EXIT_OK
 
 
+def site_notes(run: Run, scans: Sequence[Scan]) -> list[str]:
+    """Return messages about the calibration that a participant run uses for each site.
+
+    Raises
+    ------
+    UsageError
+        If ``--calibration`` is given and has no site of the run.
+    """
+    if run.bundle is None:
+        return []
+    given, frozen, sites = run.config.calibration, run.frozen, {scan.site for scan in scans}
+    lacking = sorted(sites - frozen.keys())
+    if given is not None and not sites & frozen.keys():
+        raise UsageError(
+            f"The site {lacking[0]} has no calibration in {given}, which has "
+            f"{', '.join(sorted(frozen))}.",
+            "Give the calibration of this site, or the column of the sites by --site-column.",
+        )
+    notes = [
+        f"The site {site} is calibrated by {frozen[site][0]}."
+        for site in sorted(sites & frozen.keys())
+    ]
+    if given is not None and lacking:
+        notes.append(
+            f"Warning: {given} has no calibration of {', '.join(lacking)}, calibrated from scans "
+            "of this run."
+        )
+    if lacking and not run.whole_dataset:
+        notes.append(
+            "Sites are calibrated from the selected scans only; the calibrate level uses all "
+            "preprocessed scans."
+        )
+    if unnamed := sum(scan.site_source == "none" for scan in scans):
+        notes.append(
+            f"Warning: {unnamed} of {len(scans)} scans have no site information, and are treated "
+            "as one site."
+        )
+    return notes
+
+
+def own_sites(run: Run, scans: Iterable[Scan]) -> dict[str, list[SiteScan]]:
+    """Return the preprocessed scans by site, for sites without an existing calibration."""
+    return collect_sites(run, [run.record_of(s) for s in scans if s.site not in run.frozen])[0]
+
+
 def collect_sites(
-    records: Iterable[Path], config: RunConfig, bundle: Bundle, space: str
+    run: Run, records: Iterable[Path]
 ) -> tuple[dict[str, list[SiteScan]], list[str]]:
     """Collect the calibration data of preprocessed scans, by site.
 
     Parameters
     ----------
+    run : Run
+        Settings of the run.
     records : iterable of pathlib.Path
         Records of scans (``desc-harmony_qc.json``).
-    config : RunConfig
-        Options of the run, including ``fit_filter``.
-    bundle : Bundle
-        Bundle of the run.
-    space : str
-        Space label of the template.
 
     Returns
     -------
@@ -139,36 +132,33 @@ def collect_sites(
     Raises
     ------
     UsageError
-        If the condition of ``fit_filter`` is invalid, or no scan of a site meets it.
+        If the condition of ``--fit-filter`` is invalid, or no scan of a site meets it.
     """
-    out, fit_filter = config.output_dir, config.fit_filter
-    found: dict[Path, SiteScan] = {}
-    unusable = []
+    out, fit_filter, found = run.config.output_dir, run.config.fit_filter, dict[Path, SiteScan]()
+    wanted, unusable = (run.space, run.contract.to_dict()), []
     for path in records:
         record = load_record(path) or {}
         made = record.get("processing") or {}
         scan = _site_scan(record, out)
-        same = (made.get("template"), made.get("contract")) == (space, bundle.contract.to_dict())
-        if scan is not None and same:
+        if scan is not None and (made.get("template"), made.get("contract")) == wanted:
             found[path] = scan
         elif record.get("status") in ("pass", "warn"):
             unusable.append(str(record.get("name")))
-    sites: dict[str, list[SiteScan]] = {scan.site: [] for scan in found.values()}
     met = {scan.key for scan in found.values()}
     if fit_filter is not None and found:
         from bids_harmony.bids.filters import meets
 
         table = scan_table(read_scans(list(found), out))[0]
         met = set(table["scan"][meets(table, fit_filter)])
-    for scan in found.values():
-        if scan.key in met:
-            sites[scan.site].append(scan)
+    sites: dict[str, list[SiteScan]] = {}
+    for scan in sorted(found.values(), key=lambda scan: scan.site):
+        sites.setdefault(scan.site, []).extend([scan] if scan.key in met else [])
     if unmet := [site for site, scans in sites.items() if not scans]:
         raise UsageError(
             f"No scan of the site {unmet[0]} meets --fit-filter {fit_filter!r}.",
             "Change the condition, or give the site a --calibration.",
         )
-    return dict(sorted(sites.items())), unusable
+    return sites, unusable
 
 
 def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
@@ -191,37 +181,62 @@ def _site_scan(record: Mapping[str, Any], out: Path) -> SiteScan | None:
 
 
 def calibrate_sites(
-    sites: Mapping[str, Sequence[SiteScan]],
-    config: RunConfig,
-    bundle: Bundle,
-    space: str,
-    made_by: str = "calibrate",
-) -> dict[str, Calibration]:
+    run: Run, sites: Mapping[str, Sequence[SiteScan]], made_by: str
+) -> dict[str, tuple[Path | None, Calibration]]:
     """Calibrate sites, in parallel for those where ages have to be estimated.
+
+    The calibrations are saved unless they are made from selected scans of the dataset only.
+
+    Parameters
+    ----------
+    run : Run
+        Settings of the run.
+    sites : mapping of str to sequence of SiteScan
+        Scans by site.
+    made_by : {"calibrate", "participant"}
+        Analysis level that makes the calibrations.
+
+    Returns
+    -------
+    dict of str to tuple
+        File (None if not saved) and calibration of each site.
 
     Raises
     ------
     UsageError
         If ages are missing and the bundle cannot predict age.
     """
+    bundle = run.bundle
+    assert bundle is not None
+    for warning in confounded([scan for scans in sites.values() for scan in scans]):
+        LOGGER.warning(warning)
+    ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
+    if ageless and "brain_age" not in bundle.targets:
+        raise UsageError(
+            f"The site {ageless[0]} has scans without age, and the bundle {bundle.name} does not "
+            "predict brain age, from which ages are estimated.",
+            "Give the ages in participants.tsv, or the site a --calibration.",
+        )
     work = partial(
         calibrate,
         bundle=bundle,
         predict=partial(predict_age, bundle),
-        template=space,
-        fit_filter=config.fit_filter,
+        template=run.space,
+        fit_filter=run.config.fit_filter,
         made_by=made_by,
     )
-    ageless = [site for site, scans in sites.items() if any(scan.age is None for scan in scans)]
-    if ageless and "brain_age" not in bundle.targets:
-        raise UsageError(
-            f"The site {ageless[0]} has scans without age, and the bundle {bundle.name} predicts "
-            "none to estimate it by.",
-            "Give the ages in participants.tsv, or the site a --calibration.",
-        )
     calls = [(sites[site],) for site in ageless]
-    found = {ageless[n]: one for n, one in side_by_side(work, calls, config.nprocs)}
-    return {site: found.get(site) or work(scans) for site, scans in sites.items()}
+    done = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
+    done = {site: done.get(site) or work(scans) for site, scans in sites.items()}
+    for calibration in done.values():
+        LOGGER.info(summary(calibration, bundle))
+    files: dict[str, Path] = {}
+    if made_by == "calibrate":
+        files = save(run, done, {})
+    elif run.whole_dataset and done:
+        folder = run.config.output_dir / FOLDER
+        files = save(run, done, {s: c for s, (p, c) in run.frozen.items() if p.parent == folder})
+    return {site: (files.get(site), calibration) for site, calibration in done.items()}
 
 
 def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float:
@@ -248,25 +263,6 @@ def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float
     return brain_age(bundle, site_map(np.asarray(img.dataobj)), img.affine)
 
 
-def find_calibrations(config: RunConfig, bundle: Bundle, space: str) -> dict[str, Chosen]:
-    """Read the existing calibrations to use without recomputing them, by site.
-
-    Those given by ``--calibration`` take precedence over those saved in the output folder by the
-    ``calibrate`` level.
-
-    Raises
-    ------
-    UsageError
-        If a calibration cannot be used.
-    """
-    folder, found = config.output_dir / FOLDER, {}
-    if any(folder.glob("site-*_calibration.json")):
-        found = read_calibrations(folder, bundle, space, made_by="calibrate")
-    if config.calibration is not None:
-        found |= read_calibrations(config.calibration, bundle, space)
-    return {site: Chosen(calibration, path) for site, (path, calibration) in found.items()}
-
-
 def summary(calibration: Calibration, bundle: Bundle) -> str:
     """Return a short text on a calibration: its subjects, its effect on images, and warnings."""
     ages = calibration.ages
@@ -282,21 +278,16 @@ def summary(calibration: Calibration, bundle: Bundle) -> str:
 
 
 def save(
-    out: Path, calibrations: Iterable[Calibration], bundle: Bundle, stay: Collection[str] = ()
+    run: Run, new: Mapping[str, Calibration], kept: Mapping[str, Calibration]
 ) -> dict[str, Path]:
-    """Write calibrations and their HTML pages to the output folder, and delete outdated ones.
+    """Write calibrations and their HTML pages to the output folder, and delete all others there.
 
     Parameters
     ----------
-    out : pathlib.Path
-        Output folder.
-    calibrations : iterable of Calibration
-        New calibrations, one per site.
-    bundle : Bundle
-        Bundle they were made with.
-    stay : collection of str
-        Sites whose existing calibration is kept unless there is a new one; those of all other
-        sites are deleted.
+    run : Run
+        Settings of the run.
+    new, kept : mapping of str to Calibration
+        New calibrations by site, and those of other sites that remain.
 
     Returns
     -------
@@ -305,21 +296,16 @@ def save(
     """
     from bids_harmony.reports.pages import calibration_page
 
-    folder, new = out / FOLDER, {one.site: one for one in calibrations}
-    before = {path: load_record(path) or {} for path in folder.glob("site-*_calibration.json")}
-    there: dict[str, Calibration] = {
-        site: Calibration.from_dict(values)
-        for values in before.values()
-        if (site := str(values.get("site"))) in stay and site not in new
-    }
-    files = write_calibrations(folder, [*there.values(), *new.values()])
-    for site, calibration in {**there, **new}.items():
+    assert run.bundle is not None
+    folder = run.config.output_dir / FOLDER
+    files = write_calibrations(folder, [*kept.values(), *new.values()])
+    pages = {site: path.with_suffix(".html") for site, path in files.items()}
+    for site, calibration in {**kept, **new}.items():
         # Pages of kept calibrations stay, since they show values before rounding.
-        if site in new or files[site] not in before:
-            write_text(files[site].with_suffix(".html"), calibration_page(calibration, bundle))
+        if site in new or not pages[site].exists():
+            write_text(pages[site], calibration_page(calibration, run.bundle))
     # Update .bidsignore in output folders of earlier versions.
-    write_text(out / ".bidsignore", BIDSIGNORE)
-    for path in before.keys() - set(files.values()):
+    write_text(run.config.output_dir / ".bidsignore", BIDSIGNORE)
+    for path in {*folder.glob("site-*_calibration.*")} - {*files.values(), *pages.values()}:
         path.unlink()
-        path.with_suffix(".html").unlink(missing_ok=True)
     return files

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nipype.pipeline import engine as pe
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins.slurm import SLURMPlugin
+from nipype.utils.profiler import get_system_total_memory_gb
+
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import MissingProgramError, UsageError, concerns_all, machine_error
 from bids_harmony.files import TextError, read_text
 from bids_harmony.processes import in_processes
@@ -84,9 +91,6 @@ def run_jobs(
     With ``--use-plugin``, a nipype plugin runs them in batches of :data:`BATCH`. Otherwise each
     runs in its own process.
 
-    The number of processes is limited by ``--nprocs``, by memory (:data:`SCAN_GB` per process)
-    and, on a GPU, by :data:`GPU_PROCESSES`.
-
     Raises
     ------
     OSError
@@ -98,12 +102,9 @@ def run_jobs(
             run_workflows(batch, config, load_plugin(config.use_plugin))
             yield from ((job, read_failure(crash_folder(config, job), job.name)) for job in batch)
         return
-    most = min(config.nprocs, n_jobs, GPU_PROCESSES if on_gpu else n_jobs)
-    at_once = max(1, min(most, int(memory_gb(config) / SCAN_GB)))
-    threads = max(1, min(config.omp_nthreads, config.nprocs // at_once))
-    config = replace(config, omp_nthreads=threads)
-    calls = (([job], config) for job in jobs)
-    for ended in in_processes(run_workflows, calls, at_once, preload=PRELOAD):
+    nprocs, threads = resources(config, n_jobs, on_gpu=on_gpu)
+    calls = (([job], replace(config, omp_nthreads=threads)) for job in jobs)
+    for ended in in_processes(run_workflows, calls, nprocs, preload=PRELOAD):
         ((job,), _), error = ended.call, ended.error
         failure = read_failure(crash_folder(config, job), job.name)
         if failure is None and error is not None:
@@ -113,11 +114,16 @@ def run_jobs(
         yield job, failure
 
 
-def memory_gb(config: RunConfig) -> float:
-    """Return the memory limit in GB: ``--mem``, or 90 % of the installed memory."""
-    if config.mem_gb is not None:
-        return config.mem_gb
-    return 0.9e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def resources(config: RunConfig, n_jobs: int, *, on_gpu: bool) -> tuple[int, int]:
+    """Return the number of processes, and of threads of each.
+
+    Processes are limited by ``--nprocs``, by memory (:data:`SCAN_GB` per process) and, on a GPU,
+    by :data:`GPU_PROCESSES`.
+    """
+    memory_gb = config.mem_gb or 0.9 * get_system_total_memory_gb()
+    limits = (config.nprocs, n_jobs, int(memory_gb / SCAN_GB), *[GPU_PROCESSES] * on_gpu)
+    nprocs = max(1, min(limits))
+    return nprocs, max(1, min(config.omp_nthreads, config.nprocs // nprocs))
 
 
 def work_folder(config: RunConfig, job_name: str = "") -> Path:
@@ -132,8 +138,6 @@ def crash_folder(config: RunConfig, job: Job) -> Path:
 
 def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear") -> None:
     """Run workflows to the end in this process; each failed node leaves a crash file."""
-    from nipype.pipeline import engine as pe
-
     from bids_harmony.workflows.harmonize import init_harmonize_wf
     from bids_harmony.workflows.preprocess import init_preprocess_wf
 
@@ -141,7 +145,9 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         "preprocess": init_preprocess_wf,
         "harmonize": partial(init_harmonize_wf, omp_nthreads=config.omp_nthreads),
     }
-    start_log(config)
+    set_up_logging(file=config.log_file)
+    for name in ("workflow", "interface", "utils"):
+        logging.getLogger(f"nipype.{name}").setLevel(min(logging.INFO, config.log_level))
     workflow = pe.Workflow(name="bids_harmony", base_dir=str(config.work_dir))
     workflow.config["execution"].update(
         crashfile_format="txt",
@@ -155,8 +161,8 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
         scan_wf.base_dir = str(work_folder(config))
         shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
         for name in scan_wf.list_node_names():
-            folder = str(crash_folder(config, job))
-            scan_wf.get_node(name).config = {"execution": {"crashdump_dir": folder}}
+            crash_dir = {"crashdump_dir": str(crash_folder(config, job))}
+            scan_wf.get_node(name).config = {"execution": crash_dir}
         workflow.add_nodes([scan_wf])
     try:
         workflow.run(plugin=plugin)
@@ -166,23 +172,30 @@ def run_workflows(jobs: Sequence[Job], config: RunConfig, plugin: Any = "Linear"
             raise
 
 
-def start_log(config: RunConfig) -> None:
-    """Write nipype's log messages to the run's log file, and with ``-v`` to the screen too."""
-    from nipype import logging as _  # noqa: F401  (which sets up its own handlers)
+class SlurmPlugin(SLURMPlugin):
+    """Nipype's ``SLURM`` plugin, which by itself leaves jobs running if it ends before them.
 
-    config.log_dir.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # on a full disk, each message would print a traceback
-    handlers: list[logging.Handler] = [logging.FileHandler(config.log_dir / "execution.log")]
-    if config.verbose:
-        handlers.append(logging.StreamHandler())
-        handlers[-1].setLevel(config.log_level)
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers = handlers if name == "nipype" else []
-        logger.propagate = name != "nipype"
-        logger.setLevel(min(logging.INFO, config.log_level))
+    In addition to nipype's ``plugin_args``, it accepts ``poll_seconds`` (default 5), the time
+    between two queries of the jobs, and ``grace_seconds`` (default 20), the time a network file
+    system may take to show the result of a finished job.
+    """
+
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run the graph, and cancel jobs that remain however it ends."""
+        os.environ.setdefault("LOGNAME", str(os.getuid()))  # used by nipype in job names
+        config["execution"]["poll_sleep_duration"] = str(self.plugin_args.get("poll_seconds", 5))
+        config["execution"]["job_finished_timeout"] = self.plugin_args.get("grace_seconds", 20)
+        try:
+            super().run(graph, config, updatehash)
+        finally:
+            if self._pending:
+                subprocess.run(["scancel", *map(str, self._pending)], check=False)  # noqa: S603, S607
+
+    def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> Any:
+        if result is not None and isinstance(result["traceback"], str):
+            # If a node fails in this process, nipype passes a string but then appends a list.
+            result = {**result, "traceback": result["traceback"].splitlines(keepends=True)}
+        return super()._report_crash(node, result)
 
 
 def load_plugin(path: Path) -> Any:
@@ -197,32 +210,25 @@ def load_plugin(path: Path) -> Any:
         If the plugin is Slurm and ``sbatch`` is not on PATH.
     """
     import yaml
-    from nipype.pipeline import plugins
 
     try:
         values = yaml.safe_load(read_text(path)[0])
-        name, args = values["plugin"], values.get("plugin_args") or {}
-        known, args = getattr(plugins, f"{name}Plugin"), {**args}
+        name, args = values["plugin"], {**(values.get("plugin_args") or {})}
+        if name.endswith("Graph"):
+            raise TypeError(f"{name} does not report failed jobs")
+        plugin = SlurmPlugin if name == "SLURM" else getattr(plugins, f"{name}Plugin")
     except (TextError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"The plugin file {path} cannot be used ({error}).",
-            "It must hold `plugin: SLURM`, for example, and a mapping `plugin_args:`.",
+            "It must contain a plugin of nipype, such as `plugin: SLURM`, and a mapping "
+            "`plugin_args:`.",
         ) from error
-    if name.endswith("Graph"):
-        raise UsageError(
-            f"The plugin {name} of {path} submits jobs and does not see how they end.",
-            f"Use {name.removesuffix('Graph')}.",
+    if name == "SLURM" and shutil.which("sbatch") is None:
+        raise MissingProgramError(
+            f"The plugin SLURM of {path} needs sbatch, which is not on PATH.",
+            "Run the command where jobs can be submitted, outside the container.",
         )
-    if name == "SLURM":
-        if shutil.which("sbatch") is None:
-            raise MissingProgramError(
-                f"{path} asks for Slurm, and sbatch is not on PATH.",
-                "Run the command where jobs can be submitted, outside the container.",
-            )
-        from bids_harmony.run.slurm import SlurmPlugin
-
-        known = SlurmPlugin
-    return known(plugin_args=args)
+    return plugin(plugin_args=args)
 
 
 def read_failure(folder: Path, scan: str) -> Failure | None:
@@ -247,7 +253,7 @@ def read_failure(folder: Path, scan: str) -> Failure | None:
         cause, remedy = failure_text(text)
         if not remedy:
             cause = f"The step {step} failed: {cause}"
-            remedy = f"The traceback and all that was said are in {crash}."
+            remedy = f"See the traceback in {crash}."
         found = found or Failure(cause, remedy, crash)
     return found
 

@@ -7,15 +7,14 @@ be repeated quickly whenever more scans are completed or more ratings are availa
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_harmony.bids.dataset import counted, list_scans
 from bids_harmony.bids.outputs import BIDSIGNORE, name_tools
 from bids_harmony.bids.records import find_records
-from bids_harmony.console import say
 from bids_harmony.errors import EXIT_NO_INPUT, EXIT_OK, HarmonyError
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.dataset import (
@@ -23,6 +22,7 @@ from bids_harmony.qc.dataset import (
     Group,
     absent_scans,
     bundle_of,
+    column_dictionary,
     image_notes,
     named,
     processing_notes,
@@ -38,15 +38,17 @@ from bids_harmony.qc.ratings import (
     unmatched,
     write_ratings,
 )
-from bids_harmony.run.calibrate import asked_bundle
+from bids_harmony.run.base import open_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
 
     from bids_harmony.config import RunConfig
     from bids_harmony.qc.outliers import Outliers
+
+LOGGER = logging.getLogger(__name__)
 
 #: Number of flagged scans listed at the end of the log.
 WORST = 5
@@ -71,27 +73,13 @@ def run_group(config: RunConfig) -> int:
     out = config.output_dir
     paths = find_records(out)
     if not paths:
-        say(f"No scan has a record in {out}: run the participant level first.")
+        LOGGER.info(f"No scan has a record in {out}: run the participant level first.")
         return EXIT_NO_INPUT
     ratings, problems = read_ratings(rating_files(config))
-    if config.dry_run:
-        n_ratings = counted(len(ratings), "rating")
-        say(f"{counted(len(paths), 'scan')} would be read, with {n_ratings}, for {out}/group_*.")
-        return EXIT_OK
-    say(f"Reading the records of {counted(len(paths), 'scan')}.")
-    reference, digest, line = bundle_reference(config)
-    group, notes = build_group(paths, out, ratings, reference)
-    if group.bundle and group.bundle.get("sha256") == digest:
-        group = replace(group, line=line)
-    elif group.bundle and digest:
-        notes.append(
-            f"Scans made with the bundle {group.bundle.get('name')} are held against the "
-            f"reference of another (--bundle {config.bundle})."
-        )
-    absent, differences = compare_with_dataset(config, group)
-    group = replace(group, notes=(*differences, *notes, *problems), absent=tuple(absent))
+    LOGGER.info(f"Reading the records of {counted(len(paths), 'scan')}.")
+    group = build_group(config, paths, ratings, problems)
     for note in group.notes:
-        say(f"Warning: {note}")
+        LOGGER.warning(note)
     write_tables(group, out)
     if config.qc_ratings:
         write_ratings(out / FILE, ratings)
@@ -99,35 +87,77 @@ def run_group(config: RunConfig) -> int:
 
     report = write_group_report(group, out)
     summarize(group)
-    say(f"Report: {report}")
+    LOGGER.info(f"Report: {report}")
     return EXIT_OK
 
 
-def bundle_reference(
-    config: RunConfig,
-) -> tuple[dict[str, Any] | None, str, tuple[float, float] | None]:
-    """Return the bundle's reference statistics that scans are compared with.
+def build_group(
+    config: RunConfig, paths: list[Path], ratings: pd.DataFrame, problems: list[str]
+) -> Group:
+    """Collect the data of scans, and find outliers.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Options of the run.
+    paths : list of pathlib.Path
+        Records, from :func:`bids_harmony.bids.records.find_records`.
+    ratings : pandas.DataFrame
+        Ratings, from :func:`bids_harmony.qc.ratings.read_ratings`.
+    problems : list of str
+        Warnings about the ratings.
 
     Returns
     -------
-    metrics : dict or None
-        Statistics of the QC metrics of the bundle's training scans; None for ``--bundle none``.
-    sha256 : str
-        SHA-256 of the bundle.
-    line : tuple of float or None
-        Slope and intercept (years) of predicted as a function of true age, fitted to held-out
-        scans of the reference site. None if the bundle has no age-bias coefficients.
+    Group
     """
-    bundle = asked_bundle(config)
-    if bundle is None:
-        return None, "", None
-    gap = bundle.targets.get("brain_age", {}).get("age_bias")
-    line = (1 + float(gap["slope"]), float(gap["intercept"])) if gap else None
-    return dict(bundle.qc_reference()["metrics"]), bundle.sha256, line
+    from bids_harmony.qc.outliers import find_outliers
+
+    asked = open_bundle(config)
+    rows = read_scans(paths, config.output_dir)
+    table, metrics, targets = scan_table(rows)
+    reference = None if asked is None else asked.qc_reference()["metrics"]
+    outliers = find_outliers(table, rows, reference)
+    absent, notes = compare_with_dataset(config, table["scan"])
+    notes += [*image_notes(rows), *processing_notes(table), *outliers.notes]
+    bundle, line = bundle_of(rows), None
+    if bundle and bundle["n_scans_other"]:
+        notes.append(
+            f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
+            f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
+        )
+    halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
+    if bundle and halfway:
+        n_halfway = counted(len(halfway), "scan")
+        notes.append(f"{n_halfway} preprocessed, but not harmonized: {named(halfway)}.")
+    if unknown := unmatched(ratings, table["scan"]):
+        notes.append(unknown)
+    if bundle and asked and bundle.get("sha256") != asked.sha256:
+        notes.append(
+            f"Scans made with the bundle {bundle.get('name')} are compared with the reference of "
+            f"another (--bundle {config.bundle})."
+        )
+    elif asked and (bias := asked.targets.get("brain_age", {}).get("age_bias")):
+        line = (1 + float(bias["slope"]), float(bias["intercept"])) if bundle else None
+    scans = table.assign(**_verdicts(table, outliers, merge_ratings(ratings)))
+    return Group(
+        scans=scans,
+        metrics=metrics,
+        targets=targets,
+        flags=outliers.flags,
+        ratings=ratings,
+        dictionary=column_dictionary(scans.columns.to_list(), bundle),
+        figures={row.scan: row.figures for row in rows if row.figures},
+        volumes={row.scan: row.volumes for row in rows if row.volumes},
+        bundle=bundle,
+        notes=(*notes, *problems),
+        absent=tuple(absent),
+        line=line,
+    )
 
 
 def compare_with_dataset(
-    config: RunConfig, group: Group
+    config: RunConfig, keys: Iterable[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Compare the scans that have records with those in the dataset; see :func:`absent_scans`."""
     try:
@@ -138,67 +168,7 @@ def compare_with_dataset(
     people = {key.split("_")[0] for key in there}
     why = {s.what.split("/")[0]: s.why for s in reversed(skipped)}
     without = [(s.what, why[s.what]) for s in skipped if "/" not in s.what]
-    return absent_scans(group.scans["scan"], there, [w for w in without if w[0] not in people])
-
-
-def build_group(
-    paths: list[Path],
-    out: Path,
-    ratings: pd.DataFrame,
-    reference: Mapping[str, Any] | None,
-) -> tuple[Group, list[str]]:
-    """Collect the data of scans, and find outliers.
-
-    Parameters
-    ----------
-    paths : list of pathlib.Path
-        Records, from :func:`bids_harmony.bids.records.find_records`.
-    out : pathlib.Path
-        Output folder.
-    ratings : pandas.DataFrame
-        Ratings, from :func:`bids_harmony.qc.ratings.read_ratings`.
-    reference : mapping or None
-        Reference statistics, from :func:`bundle_reference`.
-
-    Returns
-    -------
-    group : Group
-    notes : list of str
-        Warnings about sites, bundles and ratings.
-    """
-    from bids_harmony.qc.dataset import column_dictionary
-    from bids_harmony.qc.outliers import find_outliers
-
-    rows = read_scans(paths, out)
-    table, metrics, targets = scan_table(rows)
-    outliers = find_outliers(table, rows, reference)
-    merged = merge_ratings(ratings)
-    bundle = bundle_of(rows)
-    scans = table.assign(**_verdicts(table, outliers, merged))
-    notes = [*image_notes(rows), *processing_notes(table), *outliers.notes]
-    if bundle and bundle["n_scans_other"]:
-        notes.append(
-            f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
-            f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
-        )
-    halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
-    if bundle and halfway:
-        scans_there = counted(len(halfway), "scan")
-        notes.append(f"{scans_there} preprocessed, but not harmonized: {named(halfway)}.")
-    if unknown := unmatched(ratings, table["scan"]):
-        notes.append(unknown)
-    group = Group(
-        scans=scans,
-        metrics=metrics,
-        targets=targets,
-        flags=outliers.flags,
-        ratings=ratings,
-        dictionary=column_dictionary(scans.columns.to_list(), bundle),
-        figures={row.scan: row.figures for row in rows if row.figures},
-        volumes={row.scan: row.volumes for row in rows if row.volumes},
-        bundle=bundle,
-    )
-    return group, notes
+    return absent_scans(keys, there, [w for w in without if w[0] not in people])
 
 
 def _verdicts(
@@ -232,8 +202,7 @@ def write_tables(group: Group, out: Path) -> None:
     write_text(out / "group_T1w.tsv", as_tsv(group.scans))
     write_json(out / "group_T1w.json", group.dictionary)
     columns = [*VIEW, *(f"{target}_harmonized" for target in group.targets)]
-    view = group.scans[columns]
-    write_text(out / "group_predictions.tsv", as_tsv(view))
+    write_text(out / "group_predictions.tsv", as_tsv(group.scans[columns]))
     write_json(out / "group_predictions.json", {c: group.dictionary[c] for c in columns})
 
 
@@ -254,7 +223,11 @@ def summarize(group: Group) -> None:
     scans = group.scans
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
-    say(f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}.")
-    say(f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else "."))
+    LOGGER.info(
+        f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}."
+    )
+    LOGGER.info(
+        f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else ".")
+    )
     for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
-        say(f"  {key}: {group.flags[key][0].text}")
+        LOGGER.info(f"  {key}: {group.flags[key][0].text}")

@@ -1,15 +1,15 @@
-"""The ``participant`` level: process each scan from raw image to report.
-
-A scan that fails does not affect the others.
-"""
+"""The ``participant`` level: preprocess, calibrate, harmonize, predict and report."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import logging
 import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,16 +22,19 @@ from bids_harmony.bids.outputs import (
     write_scans_tables,
 )
 from bids_harmony.bids.records import failed_record, load_record, preprocessed, scan_file
-from bids_harmony.console import say
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, UsageError, concerns_all
-from bids_harmony.files import claim, write_json, write_text
-from bids_harmony.run.base import HARMONIZE, NOTHING, PREPROCESS, Run, prepare
-from bids_harmony.run.calibrate import Chosen, summary
+from bids_harmony.files import write_json, write_text
+from bids_harmony.run.base import Run
+from bids_harmony.run.calibrate import calibrate_sites, own_sites, site_notes
 from bids_harmony.run.engine import Failure, Job, run_jobs, work_folder
-from bids_harmony.sites.calibration import confounded
+from bids_harmony.run.resume import HARMONIZE, NOTHING, PREPROCESS, survey
+from bids_harmony.sites.calibration import Calibration
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
 
 #: Outcome of each scan or report (completed, unchanged, failed or skipped), and its reason.
 Outcomes = dict[str, tuple[str, str]]
@@ -54,49 +57,44 @@ def run_participant(config: RunConfig) -> int:
     inventory = find_scans(config)
     scans, out = inventory.scans, config.output_dir
     for warning in inventory.warnings:
-        say(f"Warning: {warning}")
-    run = prepare(config)
+        LOGGER.warning(warning)
+    run = Run(config)
     run.check_programs()
-    for note in run.site_notes(scans):
-        say(note)
+    for note in site_notes(run, scans):
+        LOGGER.info(note)
     targets = () if run.bundle is None else run.bundle.targets
     write_dataset_files(out, config.bids_dir, targets, tools=run.tools)
+    set_up_logging(file=config.log_file)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
-    states = run.survey(scans)
+    states = survey(run, scans)
     run.digests.save()
     todo = [s for s in scans if states[s.key] != NOTHING and not config.reports_only]
     counts = Counter(states[scan.key] for scan in todo)
-    say(
+    LOGGER.info(
         f"{inventory.size}: {counts[PREPROCESS]} to process, "
         + (f"{counts[HARMONIZE]} to harmonize only, " if counts[HARMONIZE] else "")
         + f"{len(scans) - len(todo)} completed before, {len(inventory.skipped)} skipped."
     )
-    claims = claim_scans(config, todo)
+    locks = lock_scans(config, todo)
     outcomes: Outcomes = {scan.key: ("unchanged", "completed before") for scan in scans}
-    for subject in process(run, scans, todo, states, outcomes):
-        report(config, subject, outcomes)
-    # The report is outdated if an earlier run was killed after it had written a record.
-    for subject in subjects_of(scans):
+    if todo:
+        process(run, scans, [s for s in todo if states[s.key] == PREPROCESS], outcomes)
+    # Reports of scans that failed, and those that an earlier run was killed before writing.
+    for subject in sorted({scan.entities["subject"] for scan in scans}):
         if config.reports_only or not report_is_new(out, subject):
-            report(config, subject, outcomes)
+            write_report(config, subject, outcomes)
     run.digests.save()
     print_table(outcomes | {s.what: ("skipped", s.why) for s in inventory.skipped})
-    for file in claims:
-        file.close()
-    say(f"Reports: {out}/sub-*.html")
+    for lock in locks:
+        lock.close()
+    LOGGER.info(f"Reports: {out}/sub-*.html")
     failed = any(status == "failed" for status, _ in outcomes.values())
     return EXIT_SCAN_FAILED if failed else EXIT_OK
 
 
-def process(
-    run: Run,
-    scans: Sequence[Scan],
-    todo: Sequence[Scan],
-    states: Mapping[str, str],
-    outcomes: Outcomes,
-) -> Iterator[str]:
-    """Preprocess and harmonize scans; yield each participant when all of its scans have ended.
+def process(run: Run, scans: Sequence[Scan], raw: Sequence[Scan], outcomes: Outcomes) -> None:
+    """Preprocess and harmonize scans.
 
     Parameters
     ----------
@@ -104,144 +102,96 @@ def process(
         Settings of the run.
     scans : sequence of Scan
         All scans of the run, from which sites are calibrated.
-    todo : sequence of Scan
-        Scans that need processing.
-    states : dict
-        Processing that each scan needs, by key (:meth:`Run.survey`).
+    raw : sequence of Scan
+        Scans that need preprocessing.
     outcomes : dict
         Outcome of each scan by key; updated in place.
-
-    Yields
-    ------
-    str
-        Label of a participant.
     """
-    facts = {scan.key: run.facts(scan) for scan in scans}
-    raw = [scan for scan in todo if states[scan.key] == PREPROCESS]
-    first = run_part(run, PREPROCESS, raw, facts, outcomes)
-    if run.bundle is None:
-        yield from first
-        return
-    for _ in first:
-        pass
+    run_part(run, raw, outcomes)
     ready = [scan for scan in scans if outcomes[scan.key][0] != "failed"]
-    stopped = run.config.stop_on_first_crash and len(ready) < len(scans)
-    states = run.survey(ready) if todo and not stopped else {}
-    second = [scan for scan in ready if states.get(scan.key) == HARMONIZE]
-    yield from sorted({*subjects_of(todo)} - {*subjects_of(second)})
-    if not second:
+    if run.bundle is None or (run.config.stop_on_first_crash and len(ready) < len(scans)):
         return
-    for warning in confounded([s for group in run.own_sites(ready).values() for s in group]):
-        say(f"Warning: {warning}")
-    used = {scan.site for scan in second}
-    calibrations = run.calibrate(ready, used)
-    for site in sorted(used):
-        say(summary(calibrations[site].calibration, run.bundle))
-    for scan in second:
-        known, chosen = facts[scan.key], calibrations[scan.site]
-        known |= run.harmonization(chosen.identity(run.config.output_dir, run.bundle))
-        known["warnings"] = [*known["warnings"], *chosen.calibration.warnings]
-    yield from run_part(run, HARMONIZE, second, facts, outcomes, calibrations)
+    states = survey(run, ready)
+    if second := [scan for scan in ready if states[scan.key] == HARMONIZE]:
+        new = calibrate_sites(run, own_sites(run, ready), "participant")
+        run_part(run, second, outcomes, run.frozen | new)
 
 
 def run_part(
     run: Run,
-    part: str,
     scans: Sequence[Scan],
-    facts: Mapping[str, dict[str, Any]],
     outcomes: Outcomes,
-    calibrations: Mapping[str, Chosen] | None = None,
-) -> Iterator[str]:
-    """Preprocess or harmonize scans, and write records of those that fail.
+    calibrations: Mapping[str, tuple[Path | None, Calibration]] | None = None,
+) -> None:
+    """Preprocess or harmonize scans, and write the records of those that fail.
 
     Parameters
     ----------
     run : Run
         Settings of the run.
-    part : {"preprocess", "harmonize"}
-        Which of the two to run.
     scans : sequence of Scan
-        Scans to process; already preprocessed if they are to be harmonized.
-    facts : mapping
-        Facts for the record of each scan, by key.
+        Scans to process.
     outcomes : dict
         Outcome of each scan by key; updated in place.
     calibrations : mapping, optional
-        Calibrations by site, for harmonization.
-
-    Yields
-    ------
-    str
-        Label of a participant whose last scan has ended.
+        Calibrations by site, with their files. If given, the scans are harmonized.
     """
-    config, by_name = run.config, {scan.wf_name: scan for scan in scans}
+    config, last = run.config, calibrations is not None or run.bundle is None
     outcomes |= {scan.key: ("failed", STOPPED) for scan in scans}
-    left = Counter(scan.entities["subject"] for scan in scans)
-    word = "completed" if part == HARMONIZE or run.bundle is None else "preprocessed"
-    jobs = (make_job(run, part, scan, facts[scan.key], calibrations or {}) for scan in scans)
-    on_gpu = part == HARMONIZE and run.device == "cuda"
+    jobs = (make_job(run, scan, (calibrations or {}).get(scan.site)) for scan in scans)
+    on_gpu = calibrations is not None and run.device == "cuda"
     for n, (job, failure) in enumerate(run_jobs(jobs, len(scans), config, on_gpu=on_gpu), 1):
-        scan = by_name[job.name]
+        scan = job.settings["scan"]
+        status = "completed" if last else "preprocessed"
         outcomes[scan.key] = ("completed", "")
         if failure is not None:
-            told = fail(run, part, scan, facts[scan.key], failure)
-            outcomes[scan.key] = ("failed", told)
+            status = "failed"
+            outcomes[scan.key] = (status, record_failure(config, job, failure))
         elif config.clean_workdir:
             shutil.rmtree(work_folder(config, job.name), ignore_errors=True)
-        say(f"[{n}/{len(scans)}] {scan.key}: {'failed' if failure else word}")
-        left[scan.entities["subject"]] -= 1
-        if not left[scan.entities["subject"]]:
-            yield scan.entities["subject"]
+        LOGGER.info(f"[{n}/{len(scans)}] {scan.key}: {status}")
+        if last:
+            write_report(config, scan.entities["subject"], outcomes)
         if failure is not None and config.stop_on_first_crash:
             break
     run.digests.save()
 
 
-def make_job(
-    run: Run, part: str, scan: Scan, facts: dict[str, Any], calibrations: Mapping[str, Chosen]
-) -> Job:
-    """Return the job of a scan, with the arguments of its workflow.
-
-    The checksums of the inputs are added to ``facts``.
-    """
+def make_job(run: Run, scan: Scan, calibration: tuple[Path | None, Calibration] | None) -> Job:
+    """Return the job that preprocesses a scan or, with a calibration, harmonizes it."""
     config, bundle = run.config, run.bundle
-    facts["inputs"] = run.inputs(scan)
+    facts = run.facts(scan) | {"inputs": run.inputs(scan)}
     settings: dict[str, Any] = {
         "scan": scan,
         "facts": facts,
         "output_dir": str(config.output_dir),
-        "staging_dir": str(staging_folder(config, scan)),
+        "staging_dir": str(work_folder(config, scan.wf_name) / "outputs"),
         "contract": run.contract,
         "space": run.space,
-        "template": None if config.template is None else str(config.template),
+        "template": run.template,
     }
-    if part == PREPROCESS:
-        settings |= {
+    if calibration is None or bundle is None:
+        return Job(PREPROCESS, scan.wf_name, settings | {
             "skull_strip": config.skull_strip,
             "registration": config.registration,
             "atlas_dir": None if config.atlas_dir is None else str(config.atlas_dir),
             "seed": config.random_seed,
             "sloppy": config.sloppy,
-        }
-    elif bundle is not None:
-        settings |= {
-            "before": preprocessed(load_record(run.record_of(scan)) or {}),
-            "bundle": str(bundle.path),
-            "calibration": calibrations[scan.site].calibration.to_dict(),
-            "native": "T1w" in config.output_spaces,
-            "on_guard_fail": config.on_guard_fail,
-            "correct_age_bias": config.correct_age_bias,
-            "device": run.device,
-        }
-    return Job(part, scan.wf_name, settings)
+        })  # fmt: skip
+    facts |= run.harmonization(run.identity(*calibration))
+    facts["warnings"] += calibration[1].warnings
+    return Job(HARMONIZE, scan.wf_name, settings | {
+        "before": preprocessed(load_record(run.record_of(scan)) or {}),
+        "bundle": str(bundle.path),
+        "calibration": calibration[1].to_dict(),
+        "native": "T1w" in config.output_spaces,
+        "on_guard_fail": config.on_guard_fail,
+        "correct_age_bias": config.correct_age_bias,
+        "device": run.device,
+    })  # fmt: skip
 
 
-def staging_folder(config: RunConfig, scan: Scan) -> Path:
-    """Return the folder of a scan's outputs before they are published."""
-    return work_folder(config, scan.wf_name) / "outputs"
-
-
-def fail(run: Run, part: str, scan: Scan, facts: dict[str, Any], failure: Failure) -> str:
+def record_failure(config: RunConfig, job: Job, failure: Failure) -> str:
     """Replace a failed scan's outputs by a record of the failure and the figures drawn so far.
 
     The figures often show the cause, such as a wrong brain mask or registration. If harmonization
@@ -252,28 +202,28 @@ def fail(run: Run, part: str, scan: Scan, facts: dict[str, Any], failure: Failur
     str
         Message for the user.
     """
-    told = f"{failure.cause} {failure.remedy}"
-    before = preprocessed(load_record(run.record_of(scan)) or {}) if part == HARMONIZE else {}
+    scan, before = job.settings["scan"], job.settings.get("before", {})
     kept = before.get("outputs", [])
-    record = failed_record(facts | before, failure.cause, failure.remedy, failure.crash_file)
-    staging = staging_folder(run.config, scan)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        if not staging.is_dir():
-            staging = Path(elsewhere)
-        drawn = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
-        record["outputs"] = sorted({*kept, *(p.relative_to(staging).as_posix() for p in drawn)})
+    facts = job.settings["facts"] | before
+    record = failed_record(facts, failure.cause, failure.remedy, failure.crash_file)
+    message = f"{failure.cause} {failure.remedy}"
+    with tempfile.TemporaryDirectory() as empty:
+        staging = Path(job.settings["staging_dir"])
+        staging = staging if staging.is_dir() else Path(empty)
+        figures = staging.glob(f"sub-{scan.entities['subject']}/figures/*")
+        record["outputs"] = sorted({*kept, *(p.relative_to(staging).as_posix() for p in figures)})
         path = scan_file(staging, scan.entities, scan.key, "qc")
         try:
             write_json(path, record)
-            publish_scan(staging, run.config.output_dir, path, kept)
+            publish_scan(staging, config.output_dir, path, kept)
         except OSError as error:
             if concerns_all(error):
                 raise
-            told += f" Its record could not be written ({error})."
-    return told
+            message += f" Its record could not be written ({error})."
+    return message
 
 
-def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
+def lock_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
     """Lock the scans to be processed, so that no other run processes them.
 
     Returns
@@ -286,19 +236,27 @@ def claim_scans(config: RunConfig, scans: Sequence[Scan]) -> list[IO[bytes]]:
     UsageError
         If another run is processing one of the scans.
     """
-    files = []
+    files: list[IO[bytes]] = []
     for folder in (config.work_dir, config.output_dir / "logs"):
-        file, taken = claim(folder / ".bids_harmony.lock", (scan.key for scan in scans))
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".bids_harmony.lock").open("ab")
         files.append(file)
-        if taken is not None:
-            raise UsageError(
-                f"Another run is working on {taken} in {folder}.",
-                "Wait for its end, or give this run folders of its own.",
-            )
+        for scan in scans:
+            # Each scan locks one byte of a single file, so that ten thousand locks are cheap.
+            byte = int.from_bytes(hashlib.sha256(scan.key.encode()).digest()[:4])
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError) as error:
+                raise UsageError(
+                    f"Another run is processing {scan.key} in {folder}.",
+                    "Wait until it ends, or use another output folder and another --work-dir.",
+                ) from error
+            except OSError:  # the file system has no locks
+                break
     return files
 
 
-def report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
+def write_report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
     """Rewrite a participant's tables and report from the saved records."""
     from bids_harmony.reports.participant import write_participant_report
 
@@ -306,8 +264,8 @@ def report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
     read: dict[Path, int] = {}
     try:
         # Repeat if another job has written a record of the participant in the meantime.
-        while read != (there := record_times(out, subject)):
-            read = there
+        while read != (times := record_times(out, subject)):
+            read = times
             write_scans_tables(out, subject)
             write_participant_report(out, subject)
     except Exception as error:
@@ -320,18 +278,13 @@ def report(config: RunConfig, subject: str, outcomes: Outcomes) -> None:
         outcomes[f"sub-{subject}.html"] = ("failed", f"{why} The traceback is in {crash}.")
 
 
-def subjects_of(scans: Iterable[Scan]) -> list[str]:
-    """Return the sorted labels of the participants of some scans."""
-    return sorted({scan.entities["subject"] for scan in scans})
-
-
 def print_table(outcomes: Outcomes) -> None:
     """Print the outcome of each scan; with more than 50, only of failed and skipped ones."""
-    dull = ("completed", "unchanged") if len(outcomes) > 50 else ()
-    shown = {name: found for name, found in outcomes.items() if found[0] not in dull}
+    hidden = ("completed", "unchanged") if len(outcomes) > 50 else ()
+    shown = {name: found for name, found in outcomes.items() if found[0] not in hidden}
     width = max(map(len, shown), default=0)
     for name, (status, why) in shown.items():
-        say(f"  {name:<{width}}  {status:<9} {why}".rstrip())
+        LOGGER.info(f"  {name:<{width}}  {status:<9} {why}".rstrip())
     counts = Counter(status for status, _ in outcomes.values())
     words = ("completed", "unchanged", "skipped", "failed")
-    say("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")
+    LOGGER.info("\n" + ", ".join(f"{counts[w]} {w}" for w in words if counts[w]) + ".")

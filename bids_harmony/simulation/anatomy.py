@@ -155,8 +155,8 @@ def make_head(
 
     Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years, ventricles
     about double, faster late in life, and grey matter steadily loses about an eighth. The
-    diagnosis widens the ventricles and thins frontal and temporal cortex. This effect is simulated,
-    and larger than in patients, so that a few dozen heads show it.
+    diagnosis widens the ventricles and thins frontal and temporal cortex. This effect is larger
+    than in patients, so that a few dozen heads show it.
 
     Parameters
     ----------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.resources import files
@@ -22,6 +23,7 @@ from bids_harmony.simulation import GENERATOR, KINDS
 from bids_harmony.simulation.anatomy import AGE_RANGE, DIAGNOSES, load_template, make_head
 from bids_harmony.simulation.scanner import Scanner, draw_scanner, scan_head
 
+LOGGER = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 TRUTH, MASKS = Path("derivatives/truth"), Path("derivatives/masks")
@@ -41,7 +43,6 @@ def simulate_dataset(
     bad_kinds: Sequence[str] = tuple(KINDS),
     nprocs: int = 1,
     resolution: float = 0.0,
-    progress: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write a simulated multi-site BIDS dataset and its ground truth.
 
@@ -71,8 +72,6 @@ def simulate_dataset(
     resolution : float
         Smallest voxel size in mm; finer voxels are enlarged. From 2 mm, heads are simulated at
         2 mm, which is much faster. 0 keeps all voxel sizes.
-    progress : callable
-        Called with one line per completed head.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def simulate_dataset(
             truths.append(truth)
             scans += seen
             values = ", ".join(map(str, rows[len(truths) - 1].values()))
-            progress(f"[{len(truths)}/{len(rows)}] {values}")
+            LOGGER.info(f"[{len(truths)}/{len(rows)}] {values}")
 
     _write_table(out / "participants.tsv", rows)
     _write_table(out / TRUTH / "participants.tsv", truths)

@@ -6,8 +6,9 @@ metrics on held-out scans, bundle.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from bids_harmony import __version__
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.filters import select_scans
 from bids_harmony.config import CURVE, CYCLEGAN, VALIDATION_FRACTION, TrainOptions
-from bids_harmony.console import say as tell
+from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, NoInputError, UsageError
 from bids_harmony.files import read_json_or_empty
 from bids_harmony.models.bundle import Bundle, write_bundle
@@ -52,13 +53,14 @@ from bids_harmony.training.predictors import Predictor, train_predictors
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
 
+LOGGER = logging.getLogger(__name__)
+
 #: Minimum number of reference scans, for a held-out part, folds and an age range.
 MIN_REFERENCE = 12
 INTENDED_USE = (
     "Research on T1-weighted scans of adults. Brain age and every probability describe how a "
     "scan looks to a network trained on few scans of one scanner; they are no diagnosis."
 )
-Say = Callable[[str], None]
 
 
 def run_train(config: RunConfig) -> int:
@@ -75,14 +77,15 @@ def run_train(config: RunConfig) -> int:
     int
         Exit code 0.
     """
-    scans, options = read_scans(config, tell)
+    scans, options = read_scans(config)
+    set_up_logging(file=config.log_file)
     description = read_json_or_empty(config.bids_dir / "dataset_description.json")
     licence = str(description.get("License", ""))
     out = config.output_dir / "models" / config.train.model_name
     bundle = train_bundle(
         scans, out, options, work_dir=config.work_dir, licences=[licence] if licence else []
     )
-    tell(f"The bundle {bundle.name} {bundle.version} is in {out}.")
+    LOGGER.info(f"The bundle {bundle.name} {bundle.version} is in {out}.")
     return EXIT_OK
 
 
@@ -93,7 +96,6 @@ def train_bundle(
     *,
     work_dir: Path,
     licences: Sequence[str] = (),
-    say: Say = tell,
 ) -> Bundle:
     """Train predictors and the map on the reference site, and write the bundle.
 
@@ -109,8 +111,6 @@ def train_bundle(
         Cache folder of scans and networks.
     licences : sequence of str
         Licences of the scans, for the bundle's description.
-    say : callable
-        Receives progress messages.
 
     Returns
     -------
@@ -126,14 +126,14 @@ def train_bundle(
         or ``fit_filter`` is invalid.
     """
     options = options.shortened()
-    scans = usable_scans(scans, say)
+    scans = usable_scans(scans)
     # Reject invalid options before reading any scan.
     choose_reference([scan.site for scan in scans], options)
     select_scans(scan_table(scans), options.fit_filter)
     torch.set_num_threads(options.threads)
 
     # 1. Read the scans, and hold out persons of every site.
-    data = open_training_set(scans, work_dir, say=say)
+    data = open_training_set(scans, work_dir)
     split = split_subjects(
         data, VALIDATION_FRACTION, options.holdout, np.random.default_rng(options.seed)
     )
@@ -141,11 +141,13 @@ def train_bundle(
     reference = choose_reference(data.sites[fit].tolist(), options)
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
     n_persons = len(np.unique(data.persons))
-    say(f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} to fit on; "
-        f"reference {reference}")  # fmt: skip
+    LOGGER.info(
+        f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} to fit on; "
+        f"reference {reference}"
+    )
 
     # 2. Predictors, on the reference site alone.
-    run = TrainingRun(data, split, fit, reference, options, work_dir, say)
+    run = TrainingRun(data, split, fit, reference, options, work_dir)
     predictors = train_predictors(run, nprocs=options.threads)
 
     # 3. Appearance of the reference as a function of age.
@@ -164,8 +166,9 @@ def train_bundle(
     # 5. Metrics on held-out scans, and acceptance of the map.
     seen = train & fit if kind == CYCLEGAN else np.zeros(len(data), bool)
     measured = partial(measure, run, seen, predictors, appearance)
-    kind, metrics, accepted, left_out = accept(kind, lambda which: measured(maps[which]), say)
-    say(f"{'' if accepted['passed'] in (True, None) else 'Warning: '}{accepted['text']}")
+    kind, metrics, accepted, left_out = accept(kind, lambda which: measured(maps[which]))
+    level = logging.WARNING if accepted["passed"] is False else logging.INFO
+    LOGGER.log(level, accepted["text"])
 
     # 6. The bundle.
     used, guard = maps[kind], guards.get(kind)

@@ -120,7 +120,7 @@ def train_cyclegan(
         for optimizer in (maps_step, discriminators_step)
     ]
     bf16, losses = storage.has_bf16(device), storage.Losses("map")
-    for step in losses.steps(ahead + together, "training the map on real sites", run.say):
+    for step in losses.steps(ahead + together, "training the map on real sites"):
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         found: dict[str, float] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,7 @@ from bids_harmony.bids.dataset import counted, find_scans
 from bids_harmony.bids.records import image_digest, scan_file
 from bids_harmony.bids.tables import named_person
 from bids_harmony.config import Contract, TrainOptions
-from bids_harmony.console import counted_off
-from bids_harmony.console import say as tell
+from bids_harmony.console import progress
 from bids_harmony.errors import BundleError, HarmonyError, NoInputError, ScanError, UsageError
 from bids_harmony.files import read_json_or_empty, write_json
 from bids_harmony.models.slices import Box, crop, slice_heights, uncrop
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from bids_harmony.bids.dataset import Scan
     from bids_harmony.config import RunConfig
 
+LOGGER = logging.getLogger(__name__)
+
 #: QC statuses that exclude a scan from training.
 REJECTED = ("fail", "error", ratings.REJECTED)
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -48,7 +50,6 @@ SIDE = 16
 #: Highest accepted intensity. Normalized intensities are at most 2; higher values come from
 #: another normalization.
 HIGHEST = 4.0
-Say = Callable[[str], None]
 #: Shape, and affine in thousandths of a mm.
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
 
@@ -105,15 +106,13 @@ class TrainScan:
         return named_person(self.columns)
 
 
-def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptions]:
+def read_scans(config: RunConfig) -> tuple[list[TrainScan], TrainOptions]:
     """Find the preprocessed scans of a dataset and report warnings and missing scans.
 
     Parameters
     ----------
     config : RunConfig
         Configuration.
-    say : callable
-        Receives messages.
 
     Returns
     -------
@@ -124,11 +123,11 @@ def read_scans(config: RunConfig, say: Say) -> tuple[list[TrainScan], TrainOptio
     """
     inventory = find_scans(config)
     for warning in inventory.warnings:
-        say(f"Warning: {warning}")
+        LOGGER.warning(warning)
     scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
     for key in missing:
-        say(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
-    contract = common_contract(scans, config.train.contract, say)
+        LOGGER.info(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+    contract = common_contract(scans, config.train.contract)
     return scans, replace(config.train, contract=contract)
 
 
@@ -149,11 +148,11 @@ def find_training_scans(
     contract = config.train.contract
     table, problems = ratings.read_ratings(ratings.rating_files(config))
     for problem in problems:
-        tell(f"Warning: {problem}")
+        LOGGER.warning(problem)
     rated = ratings.merge_ratings(table)
     some = config.participant_label or config.session_label or config.bids_filters
     if not some and (unknown := ratings.unmatched(table, [scan.key for scan in scans])):
-        tell(f"Warning: {unknown}")
+        LOGGER.warning(unknown)
     space, grid = contract.template, f"space-{contract.template}_res-{contract.resolution}"
     found, missing = [], []
     for scan in scans:
@@ -191,7 +190,7 @@ def made_under(record: dict[str, Any]) -> Contract | None:
     return replace(contract, **{name: how for name, how in used.items() if how != "auto"})
 
 
-def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> Contract:
+def common_contract(scans: Sequence[TrainScan], wanted: Contract) -> Contract:
     """Return the most frequent preprocessing of the scans, and warn about others.
 
     Parameters
@@ -201,8 +200,6 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> C
     wanted : Contract
         Contract that defines the grid. It is returned if no preprocessing on this
         grid is recorded.
-    say : callable
-        Receives warnings.
 
     Returns
     -------
@@ -214,28 +211,26 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract, say: Say) -> C
     counts = Counter(how for how in made if (how.template, how.resolution) == grid)
     chosen = counts.most_common(1)[0][0] if counts else wanted
     if others := counts.total() - counts[chosen]:
-        say(
-            f"Warning: {others} of {len(scans)} scans were preprocessed differently from most "
+        LOGGER.warning(
+            f"{others} of {len(scans)} scans were preprocessed differently from most "
             f"(skull strip {chosen.skull_strip}, registration {chosen.registration}); preprocess "
             "them again in the same way."
         )
     return chosen
 
 
-def usable_scans(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+def usable_scans(scans: Sequence[TrainScan]) -> list[TrainScan]:
     """Return the scans without rejected scans and duplicate images."""
-    return without_copies(without_rejected(scans, say), say)
+    return without_copies(without_rejected(scans))
 
 
-def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+def without_copies(scans: Sequence[TrainScan]) -> list[TrainScan]:
     """Return the scans without duplicate images of the same person.
 
     Parameters
     ----------
     scans : sequence of TrainScan
         Preprocessed scans. Those without a recorded checksum are kept.
-    say : callable
-        Receives a message for each excluded scan.
 
     Raises
     ------
@@ -250,7 +245,7 @@ def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
         if other is scan:
             used.append(scan)
         elif (other.person or other.subject) == (scan.person or scan.subject):
-            say(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
+            LOGGER.info(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
         else:
             shared.append(f"sub-{other.subject} and sub-{scan.subject}")
     if shared:
@@ -263,7 +258,7 @@ def without_copies(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
     return used
 
 
-def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
+def without_rejected(scans: Sequence[TrainScan]) -> list[TrainScan]:
     """Return the scans without those that quality control or raters rejected.
 
     Raises
@@ -278,7 +273,7 @@ def without_rejected(scans: Sequence[TrainScan], say: Say) -> list[TrainScan]:
             continue
         people = scan.qc_status == ratings.REJECTED
         why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
-        say(f"{scan.t1w.name} is left out: {why}.")
+        LOGGER.info(f"{scan.t1w.name} is left out: {why}.")
     if scans and not used:
         raise NoInputError(
             f"None of {counted(len(scans), 'preprocessed scan')} is left: quality control or the "
@@ -475,9 +470,7 @@ def scan_table(scans: Sequence[TrainScan]) -> pd.DataFrame:
     return table
 
 
-def open_training_set(
-    scans: Sequence[TrainScan], work_dir: Path, *, say: Say = print
-) -> TrainingSet:
+def open_training_set(scans: Sequence[TrainScan], work_dir: Path) -> TrainingSet:
     """Load the training set, from the cache if possible.
 
     Preprocessed scans are cropped to a box that contains every brain and cached in
@@ -491,8 +484,6 @@ def open_training_set(
         are excluded with a message.
     work_dir : pathlib.Path
         Cache folder.
-    say : callable
-        Receives progress messages.
 
     Returns
     -------
@@ -510,7 +501,7 @@ def open_training_set(
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
             try:
-                _build(scans, path, say)
+                _build(scans, path)
             except OSError as error:
                 raise HarmonyError(
                     f"The training cache {path} cannot be written ({error}).",
@@ -518,7 +509,7 @@ def open_training_set(
                 ) from error
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     for row, why in about["skipped"].items():
-        say(f"{scans[int(row)].t1w} is left out: {why}")
+        LOGGER.info(f"{scans[int(row)].t1w} is left out: {why}")
     (a, b), (c, d) = about["box"]
     affine = np.array(about["affine"])
     table = scan_table([scans[row] for row in about["rows"]])
@@ -561,7 +552,7 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
     return hashlib.sha256(json.dumps([FORMAT, found]).encode()).hexdigest()[:16]
 
 
-def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
+def _build(scans: Sequence[TrainScan], path: Path) -> None:
     """Write the cache. Masks are read first, to compute the box, then images."""
     skipped: dict[int, str] = {}
 
@@ -569,7 +560,7 @@ def _build(scans: Sequence[TrainScan], path: Path, say: Say) -> None:
         function: Callable[[TrainScan], Any], rows: Iterable[int], what: str
     ) -> Iterator[Any]:
         """Call a function for each scan in order; skip scans for which it fails."""
-        for row in counted_off(rows := list(rows), len(rows), what, say):
+        for row in progress(list(rows), what):
             try:
                 with _reading(scans[row]):
                     value = function(scans[row])
@@ -697,8 +688,6 @@ class TrainingRun:
     work_dir : pathlib.Path
         Cache folder of completed networks. An interrupted run resumes from it and ends with the
         same weights.
-    say : callable
-        Receives progress messages. With several processes, it must be a module-level function.
     """
 
     data: TrainingSet
@@ -707,7 +696,6 @@ class TrainingRun:
     reference: str
     options: TrainOptions
     work_dir: Path
-    say: Say
 
     @cached_property
     def learnt(self) -> np.ndarray:

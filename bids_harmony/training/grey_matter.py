@@ -8,6 +8,7 @@ those that remain at real sites after harmonization.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import nn
 from bids_harmony.models.networks import GreyMatterNetwork, grey_matter_map
 from bids_harmony.sites.code import Appearance, IntensityMapping, site_code
 from bids_harmony.training.acquisition import Acquisition, acquire
-from bids_harmony.training.data import Say, TrainingSet
+from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.predictor import Ensemble, target_scale
 from bids_harmony.training.storage import digest_of, load_network, save_network
+
+LOGGER = logging.getLogger(__name__)
 
 #: Side of the map's cells in mm.
 CELL_MM = 4.0
@@ -31,7 +34,7 @@ PENALTY, STEADY = 0.3, 1000.0
 PER_SITE, WRONG = 6, 8.0
 
 
-def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], list[nn.Module]]:
+def grey_matter_networks(ensemble: Ensemble) -> tuple[dict[str, Any], list[nn.Module]]:
     """Fit one grey matter network per fold, on the scans of the other folds.
 
     Networks of the same options and data are loaded from the cache.
@@ -40,8 +43,6 @@ def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], 
     ----------
     ensemble : Ensemble
         Ensemble of slice networks, with the scans, targets and folds to use.
-    say : callable
-        Receives progress messages.
 
     Returns
     -------
@@ -63,7 +64,7 @@ def grey_matter_networks(ensemble: Ensemble, say: Say) -> tuple[dict[str, Any], 
     networks: Any = nn.ModuleList(GreyMatterNetwork(**options) for _ in range(folds.max() + 1))
     if load_network(path, networks) is not None:
         return options, [*networks]
-    say(f"{name}, networks on maps of grey matter")
+    LOGGER.info(f"{name}, networks on maps of grey matter")
     scans, cell = examples.scans, options["cell"]
     maps = np.concatenate([_map(data.stack(scan)[0], cell) for scan in scans])
     # A simulated site has scans of one fold only, so that no network uses scans it must not see.

@@ -8,6 +8,7 @@ acceptance.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import pandas as pd
 from torch import nn
 
 from bids_harmony.config import CURVE
-from bids_harmony.console import counted_off
+from bids_harmony.console import progress
 from bids_harmony.models.networks import MapNetwork, SiteMap, predict_value
 from bids_harmony.models.slices import Box
 from bids_harmony.qc.guard import limits
@@ -29,13 +30,14 @@ from bids_harmony.training.acquisition import GROUP, known_truth, summarize
 from bids_harmony.training.data import (
     TEST,
     VALIDATION,
-    Say,
     TrainingRun,
     TrainingSet,
     make_folds,
 )
 from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.predictors import Predictor
+
+LOGGER = logging.getLogger(__name__)
 
 #: Harmonization methods: intensity mapping alone with estimated ages, the full map with estimated
 #: ages, and the full map with known ages.
@@ -321,7 +323,7 @@ def measure(
             name: calibrator.cross_codes(here, among, ages, options.folds, options.seed)
             for name, (ages, _) in methods.items()
         }
-        for scan in counted_off(here.tolist(), len(here), f"measuring {site}", run.say):
+        for scan in progress(here.tolist(), f"measuring {site}"):
             volume, mask = data.volume(scan)
             matched = match_histogram(volume, mask, quantiles)
             images = {"none": volume, "histogram_matching": matched}
@@ -368,7 +370,7 @@ def site_metrics(
             row = _figures_of(part, predictor, run.options.seed)
             sites.setdefault(str(site), {})[str(method)] = row
             text = ", ".join(f"{k} {v}" for k, v in row.items() if not k.endswith("_95"))
-            run.say(f"{name}, {site}, {method}: {text}")
+            LOGGER.info(f"{name}, {site}, {method}: {text}")
         metrics[name]["sites"] = sites
         columns = found[["site", "method", "truth", "predicted"]].round(2)
         metrics[name]["predictions"] = columns.to_numpy().tolist()
@@ -389,7 +391,7 @@ def _figures_of(part: pd.DataFrame, predictor: Predictor, seed: int) -> dict[str
 
 
 def accept(
-    kind: str, measured: Callable[[str], dict[str, Any]], say: Say
+    kind: str, measured: Callable[[str], dict[str, Any]]
 ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
     """Evaluate a map, and drop its network if only the intensity mapping is accepted.
 
@@ -399,8 +401,6 @@ def accept(
         Kind of the map to evaluate.
     measured : callable
         Function that returns the output of :func:`measure` for a kind of map.
-    say : callable
-        Receives messages.
 
     Returns
     -------
@@ -416,7 +416,7 @@ def accept(
     accepted = acceptance(sites)
     if kind == CURVE or accepted["passed"] is not False or not acceptance(sites, MAPPED)["passed"]:
         return kind, metrics, accepted, None
-    say(f"Warning: {accepted['text']} The bundle has the intensity mapping alone.")
+    LOGGER.warning(f"{accepted['text']} The bundle has the intensity mapping alone.")
     metrics = measured(CURVE)
     left_out = {"kind": kind, "acceptance": accepted, "sites": sites}
     return CURVE, metrics, acceptance(_brain_ages(metrics)), left_out

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bids_harmony.console import counted_off
+from bids_harmony.console import progress
 from bids_harmony.models.networks import MapNetwork, code_input, padded
 from bids_harmony.sites.code import Appearance
 from bids_harmony.training import storage
@@ -74,7 +74,7 @@ def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     bf16, losses = storage.has_bf16(device), storage.Losses("map")
-    for _ in losses.steps(steps, "training the map", run.say):
+    for _ in losses.steps(steps, "training the map"):
         step_loss = 0.0
         for _ in range(BATCH):
             loss = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
@@ -204,7 +204,7 @@ def make_pairs(run: TrainingRun, appearance: Appearance, n_sites: int) -> Pairs:
         shape = (n_sites * PER_SITE, len(data.heights), *data.size)
         originals, shifts, curves = [], [], []
         with new_array(path, shape) as volumes:
-            for site in counted_off(range(n_sites), n_sites, "making up sites", run.say, "sites"):
+            for site in progress(range(n_sites), "simulating acquisitions", "sites"):
                 acquisition = Acquisition.draw(generator, float(rng.uniform(*STRENGTH)))
                 here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE).tolist()
                 anew = [acquire(data, scan, acquisition, generator) for scan in here]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,8 +27,10 @@ from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 from bids_harmony.config import TrainOptions
 from bids_harmony.models.networks import SliceNetwork, predict_value
 from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
-from bids_harmony.training.data import Say, TrainingSet
+from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.storage import Losses, digest_of, has_bf16, load_network, save_network
+
+LOGGER = logging.getLogger(__name__)
 
 #: Schedule of the paper (preprint §4.2): epochs without progress before the learning rate is
 #: reduced and before training stops, and consecutive epochs with a rising validation loss before
@@ -232,7 +235,7 @@ class Ensemble:
             found.append(self.folder / f"{self.name}-{fold}-{digest}.pt")
         return found
 
-    def train(self, fold: int, device: str, say: Say) -> None:
+    def train(self, fold: int, device: str) -> None:
         """Train the network of a fold and save it.
 
         Raises
@@ -240,12 +243,12 @@ class Ensemble:
         HarmonyError
             If the loss is not finite.
         """
-        say(f"{self.name}, network {fold + 1} of {self.n_networks}")
+        LOGGER.info(f"{self.name}, network {fold + 1} of {self.n_networks}")
         training, among = _Training(self, fold, device), np.flatnonzero(self.folds != fold)
         if self.config.patient:
-            _train_patiently(training, among, self.validation, say)
+            _train_patiently(training, among, self.validation)
         else:
-            _train_one_cycle(training, among, say)
+            _train_one_cycle(training, among)
         network = set_layout(training.network.cpu(), torch.contiguous_format)
         save_network(self.paths[fold], network)
 
@@ -323,11 +326,11 @@ class _Training:
         return F.smooth_l1_loss(value / unit, target / unit)
 
 
-def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
+def _train_one_cycle(training: _Training, among: np.ndarray) -> None:
     """Train with one cycle: linear warm-up over a tenth of the steps, then cosine decay."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
-    for number in training.losses.steps(steps, "training a predictor", say):
+    for number in training.losses.steps(steps, "training a predictor"):
         share = number / steps
         rise = min(1.0, (share + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))
@@ -336,9 +339,7 @@ def _train_one_cycle(training: _Training, among: np.ndarray, say: Say) -> None:
         training.step(which, rng.integers(len(training.examples.numbers), size=config.batch))
 
 
-def _train_patiently(
-    training: _Training, among: np.ndarray, validation: Examples | None, say: Say
-) -> None:
+def _train_patiently(training: _Training, among: np.ndarray, validation: Examples | None) -> None:
     """Train with the paper's schedule; keep the weights of the best validation epoch.
 
     An epoch contains all slices. The learning rate is divided by ten after five epochs without
@@ -366,7 +367,7 @@ def _train_patiently(
             text = f", validation {judged[-1]:.4f}"
         if not judged or judged[-1] == min(judged):
             best = copy.deepcopy(network.state_dict())
-        say(
+        LOGGER.info(
             f"predictor epoch {len(losses)} (step {training.losses.step}): "
             f"loss {losses[-1]:.4f}{text}; rate {schedule.get_last_lr()[0]:g}"
         )

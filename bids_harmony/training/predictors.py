@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.slices import crop
-from bids_harmony.processes import prefixed, side_by_side
+from bids_harmony.processes import side_by_side
 from bids_harmony.simulation.anatomy import apply_effect
 from bids_harmony.sites import statistics
 from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
@@ -32,7 +32,8 @@ from bids_harmony.training.predictor import (
 from bids_harmony.training.storage import one_device
 from bids_harmony.training.targets import SIMULATED, Target, find_targets
 
-Say = Callable[[str], None]
+LOGGER = logging.getLogger(__name__)
+
 #: Range of the strength of the simulated effect in patients, and maximum number of scans, which
 #: are held in memory.
 STRENGTH, MAX_SIMULATED = (0.7, 1.3), 300
@@ -115,7 +116,7 @@ def train_predictors(
     ensembles = [plan_ensemble(run, target, config) for target in targets]
     if SIMULATED in options.targets:
         ensembles.append(simulated_patients(run, config))
-    train_networks(ensembles, one_device(options.device), nprocs, run.say)
+    train_networks(ensembles, one_device(options.device), nprocs)
     predictors = {
         target.name: _finish(target, ensemble, run)
         for target, ensemble in zip(targets, ensembles, strict=False)
@@ -125,26 +126,26 @@ def train_predictors(
     return predictors
 
 
-def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int, say: Say) -> None:
+def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int) -> None:
     """Train the networks of all ensembles, except those already cached."""
     calls: list[tuple[Any, ...]] = []
     for ensemble in ensembles:
         for fold, path in enumerate(ensemble.paths):
             if path.is_file():
-                say(f"{ensemble.name}-{fold} was trained before: {path}")
+                LOGGER.info(f"{ensemble.name}-{fold} was trained before: {path}")
             else:
-                prefix = f"[{ensemble.name} {fold + 1}] "
-                calls.append((ensemble, fold, device, partial(prefixed, say, prefix)))
+                calls.append((ensemble, fold, device))
     if min(nprocs, len(calls)) > 1 and device == "cpu":
-        deque(side_by_side(_train_on_one_thread, calls, nprocs), maxlen=0)
+        names = [f"{ensemble.name} {fold + 1}" for ensemble, fold, _ in calls]
+        deque(side_by_side(_train_on_one_thread, calls, nprocs, names), maxlen=0)
     else:
-        for ensemble, fold, _, _ in calls:
-            ensemble.train(fold, device, say)
+        for ensemble, fold, _ in calls:
+            ensemble.train(fold, device)
 
 
-def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str, say: Say) -> None:
+def _train_on_one_thread(ensemble: Ensemble, fold: int, device: str) -> None:
     torch.set_num_threads(1)
-    ensemble.train(fold, device, say)
+    ensemble.train(fold, device)
 
 
 def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
@@ -154,7 +155,7 @@ def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
     entries: dict[str, dict[str, Any]] = {name: {"kind": "slice", "options": ensemble.options}}
     if ensemble.config.acquisitions and not target.binary:
         name = f"{name}_grey_matter"
-        grey_options, networks[name] = grey_matter_networks(ensemble, run.say)
+        grey_options, networks[name] = grey_matter_networks(ensemble)
         entries[name] = {"kind": "grey_matter", "options": grey_options}
     predicted = [ensemble.unseen(each) for each in networks.values()]
     if not target.binary:
@@ -164,7 +165,7 @@ def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
             )
     unseen = np.mean(predicted, axis=0)
     found = figures(unseen, truth, target.binary, run.options.seed, persons)
-    run.say(f"{target.name} on folds not seen: {json.dumps(found)}")
+    LOGGER.info(f"{target.name} on folds not seen: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -354,7 +355,9 @@ def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
         # Other slices are never read; np.zeros allocates no memory for them.
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
-    run.say(f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect")
+    LOGGER.info(
+        f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect"
+    )
     examples = replace(examples, data=replace(data, volumes=changed))
     return Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
                     options.seed + 1000, config, run.work_dir / FOLDER)  # fmt: skip
@@ -368,7 +371,7 @@ def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
         found = figures(score, truth, True, run.options.seed, persons)
-    run.say(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+    LOGGER.info(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
     return Predictor(
         {SIMULATED_NAME: networks},
         {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},

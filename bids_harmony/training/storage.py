@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_harmony.console import counted_off
+from bids_harmony.console import progress
 from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
@@ -69,9 +69,12 @@ class Losses:
                 )
             self.recent[name].append(loss)
 
-    def steps(self, n: int, what: str, say: Callable[[str], None]) -> Iterator[int]:
-        """Iterate over training steps, and report progress and losses at intervals."""
-        return counted_off(range(n), n, what, lambda line: say(f"{line}; {self}"), "steps")
+    def steps(self, n: int, what: str) -> Iterator[int]:
+        """Iterate over training steps, and show progress and losses."""
+        bar = progress(range(n), what, "steps")
+        for step in bar:
+            yield step
+            bar.set_postfix_str(str(self), refresh=False)
 
     def __str__(self) -> str:
         return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
