@@ -9,8 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_line import run
-from made_calibration import made_calibration
-from random_bundle import write_random_bundle
+from random_bundle import made_calibration, write_random_bundle
 
 from bids_harmony.models import apply as api
 from bids_harmony.models.bundle import Bundle
