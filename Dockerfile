@@ -1,11 +1,12 @@
 # Two images: `slim` (Apache-2.0 and other free licences only) and `full` (the default: with FSL,
 # whose licence forbids commercial use). docs/container.md says how to build and run them.
-ARG BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
+ARG BASE_NAME=docker.io/library/python:3.11.15-slim-bookworm
+ARG BASE_DIGEST=sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 # Where the FSL of `full` comes from: `conda`, or `none` for a build without FSL's channel.
 ARG FSL=conda
 
 # The program's wheel.
-FROM ${BASE} AS wheel
+FROM ${BASE_NAME}@${BASE_DIGEST} AS wheel
 WORKDIR /src
 COPY constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt setuptools
@@ -15,7 +16,7 @@ COPY bids_harmony bids_harmony
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist .
 
 # All it needs, at the versions of constraints.txt; built again only when these change.
-FROM ${BASE} AS dependencies
+FROM ${BASE_NAME}@${BASE_DIGEST} AS dependencies
 # CUDA instead of the CPU: the index of another of torch's builds.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG ENV=/opt/bids_harmony
@@ -39,7 +40,7 @@ print(*p['dependencies'], *extras['evaluate'], *extras['simulate'], sep='\n')" >
 # Torch's one file for later versions of Python does not compile.
 RUN python -m compileall -q -j 0 -x py312_ --invalidation-mode unchecked-hash ${ENV}/lib
 
-FROM ${BASE} AS slim
+FROM ${BASE_NAME}@${BASE_DIGEST} AS slim
 COPY --from=dependencies /opt/bids_harmony /opt/bids_harmony
 # Copied, though a mount would save its 9 MB: Podman takes a layer from its cache whatever the
 # mounts hold, and a build of a newer program would have the old one.
@@ -62,16 +63,28 @@ ENV PATH=/opt/bids_harmony/bin:$PATH \
 WORKDIR /tmp
 USER 1000:1000
 ENTRYPOINT ["bids_harmony"]
-HEALTHCHECK --interval=5m --timeout=30s CMD ["bids_harmony", "--version"]
-# Last, since they change with every commit.
+# Last, since they change with every commit; `make image` sets them.
+ARG IMAGE=bids_harmony
+ARG CREATED=unknown
 ARG VERSION=unknown
 ARG REVISION=unknown
 ARG SOURCE=unknown
+ARG URL=unknown
+ARG DOCUMENTATION=unknown
+ARG BASE_NAME
+ARG BASE_DIGEST
+# Recorded as Container in GeneratedBy of the outputs.
+ENV BIDS_HARMONY_DOCKER_TAG=${IMAGE}
 LABEL org.opencontainers.image.title="bids_harmony" \
       org.opencontainers.image.description="BIDS App that maps T1-weighted brain scans to one reference site and predicts there" \
+      org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.url="${URL}" \
+      org.opencontainers.image.documentation="${DOCUMENTATION}" \
+      org.opencontainers.image.base.name="${BASE_NAME}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # FSL, which may be unreachable, apart from all that does not need it.
@@ -83,13 +96,15 @@ COPY container/fsl.yml /tmp/fsl.yml
 RUN micromamba create --yes --prefix /opt/fsl --file /tmp/fsl.yml \
     && micromamba clean --all --yes \
     && micromamba list --prefix /opt/fsl --json > /opt/fsl/packages.json \
-    && rm -rf /opt/fsl/include /opt/fsl/src /opt/fsl/pkgs \
+    # FSL's licence allows its distribution only with its source code, which is in /opt/fsl/src.
+    && rm -rf /opt/fsl/include /opt/fsl/pkgs \
+    && test -n "$(find /opt/fsl/src -name '*.cc' -print -quit)" \
     && find /opt/fsl -name '*.a' -delete \
     # A path of the build host in a program shows here, not at the first user's.
     && FSLDIR=/opt/fsl /opt/fsl/bin/remove_ext scan.nii.gz \
     && FSLDIR=/opt/fsl /opt/fsl/bin/flirt -version
 
-FROM ${BASE} AS fsl-none
+FROM ${BASE_NAME}@${BASE_DIGEST} AS fsl-none
 RUN mkdir -p /opt/fsl
 
 # hadolint ignore=DL3006

@@ -9,6 +9,9 @@ ENGINE ?= docker
 TARGET ?= full
 IMAGE ?= bids_harmony:$(TARGET)
 BUILD_OPTIONS ?=
+REVISION = $(shell git rev-parse HEAD)
+# Without a user name or password in it.
+SOURCE = $(shell git config --get remote.origin.url | sed 's#//[^/@]*@#//#')
 
 .PHONY: help demo test test-slow coverage lint docs pictures image smoke sif smoke-sif clean
 
@@ -52,11 +55,11 @@ pictures: $(VENV)/.test  ## draw the pages' pictures anew, from simulated heads,
 	$(BIN)/python docs/make_tables.py
 
 image:  ## the container image; TARGET=slim leaves FSL out (docs/container.md)
-	$(ENGINE) build --target $(TARGET) --tag $(IMAGE) \
+	$(ENGINE) build --target $(TARGET) --tag $(IMAGE) --build-arg IMAGE=$(IMAGE) \
 		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_harmony/__init__.py) \
-		--build-arg REVISION=$$(git rev-parse HEAD) \
-		--build-arg SOURCE=$$(git config --get remote.origin.url | sed 's#//[^/@]*@#//#' | grep . || echo unknown) \
-		$(BUILD_OPTIONS) .
+		--build-arg CREATED=$$(git log -1 --format=%cI) --build-arg REVISION=$(REVISION) \
+		$(if $(SOURCE),--build-arg SOURCE=$(SOURCE) --build-arg URL=$(SOURCE:.git=) \
+		--build-arg DOCUMENTATION=$(SOURCE:.git=)/tree/$(REVISION)/docs) $(BUILD_OPTIONS) .
 
 smoke: $(VENV)/.test  ## try the image: simulated scans, no network, read-only, any user
 	ENGINE=$(ENGINE) IMAGE=$(IMAGE) VALIDATOR=$(BIN)/bids-validator-deno .ci/smoke all

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,33 +26,11 @@ from bids_harmony.qc.outliers import find_outliers
 GOOD = "good"
 
 
-def flagged(rows: Sequence[ScanRow], reference: dict) -> set[str]:
-    """Return the names of the scans that the group level flags for review."""
-    return set(find_outliers(scan_table(rows)[0], rows, reference).flags)
-
-
-def show(found: dict[str, Counter[bool]]) -> str:
-    """Format a Markdown table: kind, scans, flagged, share."""
-    lines = ["| kind | scans | flagged | share |", "|---" * 4 + "|"]
-    total: Counter[bool] = Counter()
-    for kind in sorted(found, key=lambda kind: (kind == GOOD, kind)):
-        n = found[kind].total()
-        lines.append(f"| {kind} | {n} | {found[kind][True]} | {found[kind][True] / n:.3f} |")
-        if kind != GOOD:
-            total += found[kind]
-    lines.insert(-1, f"| all bad | {total.total()} | {total[True]} | "
-                     f"{total[True] / max(total.total(), 1):.3f} |")  # fmt: skip
-    return "\n".join(lines)
-
-
-def count(
-    rows: Sequence[ScanRow], flags: set[str], quality: dict[str, str]
-) -> dict[str, Counter[bool]]:
-    """Count flagged (True) and other scans (False) of each kind."""
-    found: dict[str, Counter[bool]] = defaultdict(Counter)
-    for row in rows:
-        found[quality[row.scan]][row.scan in flags] += 1
-    return found
+def show(scans: pd.DataFrame) -> None:
+    """Print scans, flagged scans and their share, by kind."""
+    scans = pd.concat([scans, scans[scans["kind"] != GOOD].assign(kind="all bad")])
+    shares = scans.groupby("kind")["flagged"].agg(scans="size", flagged="sum", share="mean")
+    print(shares.round(3).to_string(), end="\n\n")
 
 
 def main() -> int:
@@ -67,31 +44,33 @@ def main() -> int:
     given = parser.parse_args()
 
     truth = pd.read_csv(given.bids / "derivatives/truth/scans.tsv", sep="\t")
-    names = [Path(name).name.removesuffix("_T1w.nii.gz") for name in truth["filename"]]
-    quality = dict(zip(names, truth["quality"], strict=True))
+    names = truth["filename"].str.extract(r"([^/]+)_T1w", expand=False)
+    kinds = truth["quality"].set_axis(names)
     reference = dict(load_bundle(None).qc_reference()["metrics"])
     rows = read_scans(find_records(given.out), given.out)
-    print(f"{len(rows)} scans, {sum(quality[row.scan] != GOOD for row in rows)} bad\n")
-    flags = flagged(rows, reference)
-    print(show(count(rows, flags, quality)))
-    for row in rows:
-        if (quality[row.scan] != GOOD) != (row.scan in flags):
-            state = "flagged" if row.scan in flags else "missed"
-            print(f"{state}: {row.scan}, {quality[row.scan]}")
 
-    rng = np.random.default_rng(given.seed)
-    sites = sorted({str(row.values["site"]) for row in rows})
-    found: dict[str, Counter[bool]] = defaultdict(Counter)
-    for site in sites:
-        here = [row for row in rows if row.values["site"] == site]
-        others = [row for row in rows if row.values["site"] != site]
+    def flagged(rows: Sequence[ScanRow]) -> pd.DataFrame:
+        """Return site and kind of scans, and whether the group level flags them for review."""
+        flags = find_outliers(scan_table(rows)[0], rows, reference).flags
+        scans = [row.scan for row in rows]
+        values = {"scan": scans, "site": [str(row.values["site"]) for row in rows]}
+        found = pd.DataFrame(values | {"kind": kinds[scans].to_numpy()})
+        return found.assign(flagged=found["scan"].isin(list(flags)))
+
+    scans = flagged(rows)
+    show(scans)
+    wrong = scans[scans["flagged"] == (scans["kind"] == GOOD)]
+    print("Missed bad scans and flagged good scans:", wrong.to_string(index=False), sep="\n")
+
+    rng, drawn = np.random.default_rng(given.seed), []
+    for site, here in scans.groupby("site"):
+        others = [rows[i] for i in scans.index.difference(here.index)]
         for _ in range(given.draws):
-            drawn = [here[i] for i in rng.choice(len(here), given.small, replace=False)]
-            flags = flagged([*others, *drawn], reference)
-            for kind, counter in count(drawn, flags, quality).items():
-                found[kind] += counter
-    print(f"\nOne site of {given.small} scans, {given.draws} draws at each of {len(sites)}\n")
-    print(show(found))
+            chosen = rng.choice(here.index, given.small, replace=False)
+            found = flagged([*others, *(rows[i] for i in chosen)])
+            drawn.append(found[found["site"] == site])
+    print(f"\nOne site of {given.small} scans, {given.draws} draws at each site:")
+    show(pd.concat(drawn))
     return 0
 
 

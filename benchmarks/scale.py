@@ -16,14 +16,12 @@ import copy
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import measure
 
 QC, PREDICTIONS = "_desc-harmony_qc.json", "_desc-harmony_predictions.json"
 PLAIN = "import sys; from bids import BIDSLayout; print(BIDSLayout(sys.argv[1], validate=False))"
@@ -99,20 +97,6 @@ def write_records(root: Path, templates: list[Any], n_scans: int) -> None:
         (anat / f"{new}{PREDICTIONS}").write_text(json.dumps(between(predictions, other[2], rng)))
 
 
-def timed(*command: str | Path) -> dict[str, float]:
-    """Run a Python command; return its wall and CPU seconds and peak memory in GB."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
-    _, code, used = os.wait4(process.pid, 0)
-    if code:
-        sys.exit(f"{' '.join(map(str, command))} ended with {os.waitstatus_to_exitcode(code)}")
-    return {
-        "wall_s": round(time.perf_counter() - start, 2),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 2),
-        "peak_gb": round(used.ru_maxrss / 1e6, 2),
-    }
-
-
 def main() -> None:
     """Run the measurements and print them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -129,16 +113,16 @@ def main() -> None:
         command = ("-m", "bids_harmony", bids, out)
         options = ("participant", "--dry-run", "--bundle", "none", "-w", f"{folder}/work")
         results = {
-            "dry_run_one": timed(*command, *options, "--participant-label", "00000"),
-            "dry_run_all": timed(*command, *options),
-            "pybids_plain": timed("-c", PLAIN, bids),
+            "dry_run_one": measure(*command, *options, "--participant-label", "00000"),
+            "dry_run_all": measure(*command, *options),
+            "pybids_plain": measure("-c", PLAIN, bids),
         }
         for name in ("dry_run_one", "dry_run_all"):
             ratio = results[name]["cpu_s"] / results["pybids_plain"]["cpu_s"]
             results[name]["cpu_to_plain"] = round(ratio, 3)
         if templates:
             write_records(out, templates, args.subjects)
-            results["group"] = timed(*command, "group", "-w", f"{folder}/work")
+            results["group"] = measure(*command, "group", "-w", f"{folder}/work")
             page = (out / "group_T1w.html").stat().st_size
             results["group"]["page_mb"] = round(page / 1e6, 1)
     print(json.dumps({"subjects": args.subjects, **results}, indent=2))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run bet and flirt on a made-up head, as the program does.
+# Run bet and flirt on a simulated head, as bids_harmony does.
 set -eu
 dir=$(mktemp -d)
 bids_harmony-simulate "$dir/bids" --sites 1 --subjects 1 --resolution 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bids_harmony.files import write_json
+from bids_harmony.files import read_json, write_json
 from bids_harmony.models.bundle import DEFAULT_BUNDLE, load_bundle
 
 #: Folder of each dataset, and prefix of its subject labels in the merged dataset.
@@ -32,7 +32,7 @@ def merge(scans: Path, merged: Path) -> int:
     tables, licences, n_scans = [], [], 0
     for folder, prefix in SOURCES.items():
         source = scans / folder
-        description = json.loads((source / "dataset_description.json").read_text(encoding="utf-8"))
+        description = read_json(source / "dataset_description.json")[0]
         licences.append(f"{description['Name']}: {description['License']}")
         table = pd.read_csv(source / "participants.tsv", sep="\t", dtype=str, na_filter=False)
         old = table["participant_id"]

@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn import functional as F
 
 from bids_harmony.anat.affine import resample
-from bids_harmony.sites.statistics import drawn_persons
+from bids_harmony.models.slices import HEIGHT_MM, Box, crop, slice_heights, uncrop
+from bids_harmony.sites.statistics import with_intervals
 
 #: Label codes of each structure, left and right together, which Neuromorphometrics and DLMUSE
 #: share. Cerebral white matter is 44 and 45 in Neuromorphometrics; DLMUSE divides it into lobes,
@@ -47,8 +50,8 @@ HELD_OUT = 0.2
 #: can be halved at each level.
 WIDTHS = (24, 48, 96, 128)
 MULTIPLE = 2 ** (len(WIDTHS) - 1)
-#: Neighbouring slices on each side in the network's input, and scale of slice heights (mm).
-CONTEXT, HEIGHT_MM = 1, 70.0
+#: Neighbouring slices on each side in the network's input.
+CONTEXT = 1
 #: Largest augmentation: rotation (degrees), log scale and shift (voxels).
 ROTATION, SCALE, SHIFT = 8.0, 0.06, 2.0
 BATCH, LEARNING_RATE = 16, 3e-3
@@ -190,7 +193,7 @@ def _convolutions(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
+def brain_box(foreground: np.ndarray) -> Box:
     """Return the rows and columns that contain the foreground of an (x, y, z) array.
 
     Their sizes are multiples of ``MULTIPLE``, and they may extend beyond the array.
@@ -199,33 +202,17 @@ def brain_box(foreground: np.ndarray) -> tuple[slice, slice]:
     for axis in (0, 1):
         at = np.flatnonzero(foreground.any(axis=(1 - axis, 2)))
         first, n = (int(at[0]), int(np.ptp(at)) + 1) if len(at) else (0, 1)
-        box.append(slice(first, first + -(-n // MULTIPLE) * MULTIPLE))
+        box.append((first, first + -(-n // MULTIPLE) * MULTIPLE))
     return box[0], box[1]
 
 
-def padded(volume: np.ndarray) -> np.ndarray:
-    """Pad an (x, y, z) array with ``MULTIPLE`` zeros at the end of x and y."""
-    return np.pad(volume, ((0, MULTIPLE), (0, MULTIPLE), (0, 0)))
-
-
-def axial_slices(volume: np.ndarray, box: tuple[slice, slice]) -> torch.Tensor:
-    """Return the axial slices of an (x, y, z) array in a box, as (z, rows, columns)."""
-    return torch.from_numpy(np.moveaxis(padded(volume)[box], 2, 0).copy())
-
-
-def network_input(
-    slices: torch.Tensor, heights: torch.Tensor, which: torch.Tensor
-) -> torch.Tensor:
+def network_input(slices: torch.Tensor, affine: np.ndarray, which: torch.Tensor) -> torch.Tensor:
     """Stack the slices ``which`` of (z, rows, columns) with their neighbours and heights (mm)."""
+    heights = torch.as_tensor(slice_heights(len(slices), affine), dtype=torch.float32)
     around = which[:, None] + torch.arange(-CONTEXT, CONTEXT + 1)
     x = slices[around.clamp(0, len(slices) - 1)]
     height = (heights[which] / HEIGHT_MM)[:, None, None, None].expand(-1, 1, *x.shape[2:])
     return torch.cat([x, height.to(x)], 1)
-
-
-def slice_heights(n: int, affine: np.ndarray) -> torch.Tensor:
-    """Return the heights (mm) of the ``n`` axial slices of an RAS grid."""
-    return torch.as_tensor(affine[2, 3] + affine[2, 2] * np.arange(n), dtype=torch.float32)
 
 
 # --- Training ----------------------------------------------------------------------------------
@@ -239,14 +226,13 @@ def examples(scans: Sequence[Scan], seed: int) -> Iterator[tuple[torch.Tensor, t
     """
     volumes, affine = [scan.volume()[0] for scan in scans], scans[0].volume()[1]
     box = brain_box(np.any([v > 0 for v in volumes], axis=0))
-    slices = [axial_slices(v, box) for v in volumes]
-    truth = [axial_slices(scan.labels(), box).long() for scan in scans]
+    slices = [torch.from_numpy(crop(v, box)) for v in volumes]
+    truth = [torch.from_numpy(crop(scan.labels(), box)).long() for scan in scans]
     places = [(i, z) for i, t in enumerate(truth) for z in np.flatnonzero(t.amax((1, 2)))]
-    heights = slice_heights(volumes[0].shape[2], affine)
     rng = np.random.default_rng(seed)
     while True:
         drawn = [places[k] for k in rng.integers(len(places), size=BATCH)]
-        x = torch.cat([network_input(slices[i], heights, torch.tensor([z])) for i, z in drawn])
+        x = torch.cat([network_input(slices[i], affine, torch.tensor([z])) for i, z in drawn])
         y = torch.stack([truth[i][z] for i, z in drawn])
         yield change_pose(x, y, rng)
 
@@ -336,13 +322,12 @@ def segment(network: UNet, volume: np.ndarray, affine: np.ndarray) -> np.ndarray
         (x, y, z) uint8 labels: 0 is background, 1 the first structure of :data:`NAMES` and so on.
     """
     box = brain_box(volume > 0)
-    slices = axial_slices(np.asarray(volume, np.float32), box)
-    heights = slice_heights(len(slices), affine)
-    labels = padded(np.zeros(volume.shape, np.uint8))
-    for some in torch.arange(len(slices)).split(BATCH):
-        found = network(network_input(slices, heights, some)).argmax(1).numpy()
-        labels[(*box, some.numpy())] = np.moveaxis(found, 0, 2)
-    return labels[: volume.shape[0], : volume.shape[1]]
+    slices = torch.from_numpy(crop(np.asarray(volume, np.float32), box))
+    found = [
+        network(network_input(slices, affine, some)).argmax(1).to(torch.uint8)
+        for some in torch.arange(len(slices)).split(BATCH)
+    ]
+    return uncrop(torch.cat(found).numpy(), box, volume.shape)
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -358,10 +343,11 @@ def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     dict of str to float
         Dice by structure, NaN if both maps lack it, and ``mean``, NaN if any of them is.
     """
-    n = len(NAMES) + 1
-    both = np.bincount(truth[found == truth].ravel(), minlength=n)
-    sizes = np.bincount(found.ravel(), minlength=n) + np.bincount(truth.ravel(), minlength=n)
-    values = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan)[1:]
+    labels = range(1, len(NAMES) + 1)
+    # The Dice coefficient is the F1 score of the voxels.
+    values = f1_score(
+        truth.ravel(), found.ravel(), labels=labels, average=None, zero_division=np.nan
+    )
     return dict(zip(NAMES, values.tolist(), strict=True)) | {"mean": float(values.mean())}
 
 
@@ -385,19 +371,19 @@ def dice_table(rows: pd.DataFrame) -> pd.DataFrame:
     for (site, image), part in rows.set_index(["site", "scan"]).groupby(
         ["site", "image"], sort=False
     ):
-        draws = drawn_persons(part["person"].to_numpy(), N_BOOTSTRAP, np.random.default_rng(0))
         for name in (*NAMES, "mean"):
-            row = {"site": site, "image": image, "structure": name,
-                   "n_scans": len(part), "n_persons": part["person"].nunique()}  # fmt: skip
-            measures = {"dice": part[name]}
+            values = {"dice": part[name].to_numpy()}
             if image != "raw":
-                measures["gain"] = part[name] - raw[name].reindex(part.index)
-            for measure, of_scans in measures.items():
-                values = of_scans.to_numpy()
-                drawn = [np.nanmean(values[draw]) for draw in draws]
-                row[measure] = np.nanmean(values)
-                row[f"{measure}_low"], row[f"{measure}_high"] = np.percentile(drawn, (2.5, 97.5))
-            found.append(row)
+                values["gain"] = (part[name] - raw[name].reindex(part.index)).to_numpy()
+
+            def means(draw: Any, values: dict[str, np.ndarray] = values) -> dict[str, float]:
+                return {measure: np.nanmean(v[draw]) for measure, v in values.items()}
+
+            found.append({
+                "site": site, "image": image, "structure": name,
+                "n_scans": len(part), "n_persons": part["person"].nunique(),
+                **with_intervals(means, part["person"].to_numpy(), N_BOOTSTRAP, 0),
+            })  # fmt: skip
     return pd.DataFrame(found)
 
 

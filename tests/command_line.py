@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,14 @@ def harmony(*args: object, **environment: str) -> subprocess.CompletedProcess[st
     return run(*COMMAND, *args, **environment)
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something is true; fail if it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def tree(root: Path) -> dict[str, bytes]:
     """Read every output but the logs, which name the run."""
     return {
@@ -116,6 +126,14 @@ def record_of(out: Path, label: str) -> dict[str, Any]:
     path = out / f"sub-{label}" / "anat" / f"sub-{label}_desc-harmony_qc.json"
     values: dict[str, Any] = json.loads(path.read_text())
     return values
+
+
+def validator_errors(dataset: Path) -> list[dict[str, Any]]:
+    """Find the errors that the BIDS validator reports."""
+    tool = Path(sys.executable).with_name("bids-validator-deno")
+    found = run(tool, dataset, "--format", "json", "--ignoreWarnings")
+    issues = json.loads(found.stdout)["issues"]["issues"]
+    return [issue for issue in issues if issue["severity"] == "error"]
 
 
 def assert_sentences(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Small bundles with random weights: for tests of everything around the networks."""
+"""Small bundles with random weights, and calibrations, for tests of everything around networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bids_harmony.models.bundle import Bundle, write_bundle
 from bids_harmony.models.networks import GreyMatterNetwork, SliceNetwork
 from bids_harmony.qc.guard import MEASURES, limits
 from bids_harmony.qc.reference import brain_histogram
+from bids_harmony.sites.calibration import Calibration, SiteScan, calibrate
 from bids_harmony.sites.code import LEVELS, N_TEXTURE, Appearance
 
 BOX = [[9, 89], [11, 107]]
@@ -79,3 +80,14 @@ def write_random_bundle(out: Path, *, seed: int = 0, contract: Contract | None =
         "appearance.json": appearance.to_dict(),
     }
     return write_bundle(out, info, networks, tables)
+
+
+def made_calibration(bundle: Bundle, shift: float = -0.05) -> Calibration:
+    """Calibrate a site whose scans are darker by ``shift`` than the reference's at each age."""
+    appearance, n = bundle.appearance(), len(LEVELS)
+    ages = np.linspace(*appearance.ages, 8)
+    scans = []
+    for i, (age, row) in enumerate(zip(ages.tolist(), appearance.expected(ages), strict=True)):
+        descriptors = {"quantiles": row[:n] + shift, "texture": row[n:]}
+        scans.append(SiteScan(f"sub-{i}", f"{i}", "SRC", age, None, descriptors, Path()))
+    return calibrate(scans, bundle, predict=None, template=bundle.contract.template)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from made_calibration import made_calibration
-from random_bundle import write_random_bundle
+from command_line import run
+from random_bundle import made_calibration, write_random_bundle
 
 from bids_harmony.models import apply as api
 from bids_harmony.models.bundle import Bundle
@@ -49,9 +48,7 @@ assert all(callable(getattr(bids_harmony, name)) for name in names)
 found = doctest.testmod(api, extraglobs={{"paths": {[str(p) for p in paths]}}})
 sys.exit(found.failed or found.attempted < 8)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stdout + done.stderr
     written = nib.load(tmp_path / "harmonized.nii.gz")
     assert written.shape == SHAPE

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from made_calibration import made_calibration
+from random_bundle import made_calibration
 
 from bids_harmony.anat.intensity import normalize
 from bids_harmony.anat.template import load_template

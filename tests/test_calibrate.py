@@ -18,7 +18,8 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.run.base import FOLDER, Run, prepare
+from bids_harmony.evaluation.methods import prepare
+from bids_harmony.run.base import FOLDER, Run
 from bids_harmony.run.calibrate import calibrate_sites, own_sites, run_calibrate, site_notes
 from bids_harmony.run.participant import run_participant
 from bids_harmony.run.resume import HARMONIZE, NOTHING, PREPROCESS, survey

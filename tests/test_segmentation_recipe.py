@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from documented import ROOT
 
 from bids_harmony.anat.affine import write_affine
@@ -90,21 +89,6 @@ def test_labels_of_both_lists_come_to_the_template_and_no_person_is_learnt_and_h
         segmentation.find_labelled(dataset, tmp_path / "nowhere")
 
 
-def test_labels_move_with_the_slices_and_heights_stay() -> None:
-    y = torch.zeros(8, 40, 56, dtype=torch.long)
-    y[:, 6:20, 10:40] = 1
-    x = torch.cat([y[:, None].float(), torch.full((8, 1, 40, 56), 0.3)], 1)
-    moved, labels = segmentation.change_pose(x, y, np.random.default_rng(0))
-    assert (labels != y).any((1, 2)).all()
-    assert ((moved[:, 0] > 0.5).long() == labels).float().mean() > 0.99
-    assert (moved[:, 1] == 0.3).all()
-    # A rotation keeps angles and areas although the slices are no squares.
-    assert (labels.sum((1, 2)) / (14 * 30)).sub(1).abs().max() < 0.2
-    # About half are flipped, from the upper half to the lower.
-    lower = labels[:, 20:].sum((1, 2)) > labels[:, :20].sum((1, 2))
-    assert 0 < lower.sum() < 8
-
-
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")  # structures that no ball has
 def test_a_network_learns_the_structures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -122,19 +106,6 @@ def test_a_network_learns_the_structures(
     assert (known["dice"] > 0.85).all()
     # Harmonized images are the raw ones here.
     assert (known.loc[known["image"] == "harmonized", "gain"] == 0).all()
-
-
-@pytest.mark.parametrize("first", [0, 3, 20])
-def test_a_brain_at_the_edge_of_its_grid_is_segmented_whole(first: int) -> None:
-    volume = np.zeros(SHAPE, np.float32)
-    volume[first : first + 9, 5:12, 4:8] = 1.0
-
-    def bright(x: torch.Tensor) -> torch.Tensor:
-        assert x.shape[2] % 2 == x.shape[3] % 2 == 0
-        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], 1)
-
-    np.testing.assert_array_equal(segmentation.segment(bright, volume, AFFINE), volume > 0)
-    assert segmentation.segment(bright, 0 * volume, AFFINE).sum() == 0
 
 
 def test_dice_of_known_labels_and_gains_of_the_same_scans_with_intervals_over_persons() -> None:

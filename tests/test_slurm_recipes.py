@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from bids_dataset import write
+from command_line import run, wait_for
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "slurm"
+DONE = "completed, nothing to do"
 
 
 @pytest.fixture
@@ -32,13 +33,14 @@ def program(folder: Path, name: str, script: str) -> None:
     write(folder, name, f"#!/bin/bash\n{script}\n").chmod(0o755)
 
 
-def submit(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [RECIPE / "submit.sh", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def submit(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = run(RECIPE / "submit.sh", *args)
+    assert result.returncode == code, result.stderr
+    return result
 
 
 def jobs(tmp_path: Path) -> list[str]:
-    """What was submitted so far; it is forgotten."""
+    """What was submitted since the last call."""
     path = tmp_path / "jobs"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
@@ -46,8 +48,8 @@ def jobs(tmp_path: Path) -> list[str]:
 
 
 def plan(programs: Path, *notes: str) -> None:
-    """Have the dry run say what is noted of each scan, ``sub-01`` first."""
-    rows = [f"sub-{n:02}  A  Site, completed, nothing to do  {x}" for n, x in enumerate(notes, 1)]
+    """Have the dry run print notes of scans, ``sub-01`` first."""
+    rows = [f"sub-{n:02}  A  Site, {DONE}  {note}" for n, note in enumerate(notes, 1)]
     text = "\n".join(["bids_harmony, dry run", "scan  site  notes", *rows, "Left out:", " sub-99"])
     program(programs, "bids_harmony", f"cat <<'END'\n{text}\nEND")
 
@@ -57,21 +59,20 @@ def test_only_participants_with_scans_to_do_are_submitted(
 ) -> None:
     out = tmp_path / "out"
     plan(
-        programs, "completed, nothing to do", "failed before",
-        "completed before but for its report", "completed before, with other options or inputs",
-        "", "completed, nothing to do; no sidecar", "no age in 'completed, nothing to do'",
+        programs, DONE, "failed before", "completed before but for its report",
+        "completed before, with other options or inputs", "", f"{DONE}; no sidecar",
+        f"no age in '{DONE}'",
     )  # fmt: skip
-    result = submit(dataset, out, "--bundle", "none", "--output-spaces", "T1w")
-    assert result.returncode == 0, result.stderr
+    submit(dataset, out, "--bundle", "none", "--output-spaces", "T1w")
     assert next(out.glob("logs/*/participant.txt")).read_text() == "02\n03\n04\n05\n07\n"
     array, group = jobs(tmp_path)
     assert "--array=0-4%100" in array
     assert array.endswith("participant.sbatch --bundle none --output-spaces T1w")
     assert "--dependency=afterany:1" in group
-    # Scans are held against the reference of the bundle they were made with.
+    # Scans are compared with the reference of the bundle they were processed with.
     assert group.endswith("level.sbatch --bundle none")
 
-    plan(programs, *["completed, nothing to do"] * 3)
+    plan(programs, *[DONE] * 3)
     assert "all scans are completed" in submit(dataset, out, "--bundle", "none").stdout
     assert "--dependency" not in jobs(tmp_path)[-1]
     monkeypatch.setenv("ALL", "1")
@@ -80,27 +81,24 @@ def test_only_participants_with_scans_to_do_are_submitted(
 
 
 @pytest.mark.parametrize(
-    "given",
-    [("--participant-label", "01", "02"), ("--participant_label=01", "--participant-label=02")],
+    "given", ["--participant-label 01 02", "--participant_label=01 --participant-label=02"]
 )
 def test_sites_are_calibrated_between_two_passes(
-    dataset: Path, programs: Path, tmp_path: Path, given: tuple[str, ...]
+    dataset: Path, programs: Path, tmp_path: Path, given: str
 ) -> None:
-    plan(programs, "completed, nothing to do", "")
-    condition = "diagnosis == 'control'"
-    result = submit(dataset, tmp_path / "out", "--fit-filter", condition, *given, "--nprocs", "3")
-    assert result.returncode == 0, result.stderr
+    plan(programs, DONE, "")
+    condition, out = "diagnosis == 'control'", tmp_path / "out"
+    submit(dataset, out, "--fit-filter", condition, *given.split(), "--nprocs", "3")
     first, calibrate, second, group = jobs(tmp_path)
     assert "--array=0-0%" in first
     assert calibrate.startswith("calibrate ")
-    assert "--dependency=afterany:1" in calibrate
     assert calibrate.endswith(f"level.sbatch --fit-filter {condition}")
-    assert "--dependency=afterany:2" in second
     assert "--array=0-1%" in second  # the site's other scans have another calibration too
     assert second.endswith(f"participant.sbatch --fit-filter {condition} --nprocs 3")
     assert group.startswith("group ")
-    assert "--dependency=afterany:3" in group
-    assert submit(dataset, tmp_path / "out", "--calibration", dataset).returncode == 0
+    for number, job in enumerate((calibrate, second, group), 1):
+        assert f"--dependency=afterany:{number}" in job
+    submit(dataset, out, "--calibration", dataset)
     assert len(jobs(tmp_path)) == 2
 
 
@@ -108,13 +106,9 @@ def test_what_cannot_run_submits_nothing(
     dataset: Path, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bids").mkdir()
-    result = submit(tmp_path / "bids", tmp_path / "out")
-    assert result.returncode == 66
-    assert "no sub-* folder" in result.stderr
+    assert "no sub-* folder" in submit(tmp_path / "bids", tmp_path / "out", code=66).stderr
     monkeypatch.setenv("CONTAINER", str(tmp_path / "absent.sif"))
-    result = submit(dataset, tmp_path / "out")
-    assert result.returncode == 2
-    assert "absent.sif" in result.stderr
+    assert "absent.sif" in submit(dataset, tmp_path / "out", code=2).stderr
     assert jobs(tmp_path) == []
 
 
@@ -136,7 +130,7 @@ def test_a_task_takes_its_participants_and_leaves_the_scratch_disk_clean(
     task: list[str], programs: Path, tmp_path: Path, script: str, code: int
 ) -> None:
     program(programs, "bids_harmony", f'echo "$@"; {script}')
-    result = subprocess.run(task, capture_output=True, text=True, check=False)
+    result = run(*task)
     assert result.returncode == code
     said = result.stdout.splitlines()[-1]
     assert said.startswith(f"{tmp_path} {tmp_path}/out participant --participant-label 03 04 -w ")
@@ -145,7 +139,7 @@ def test_a_task_takes_its_participants_and_leaves_the_scratch_disk_clean(
     assert list((tmp_path / "node").iterdir()) == []
 
 
-# The second as where the container's file system goes away while the command reads from it.
+# The second as when the container's file system disappears while the command reads from it.
 @pytest.mark.parametrize("then", ["exit 130", "kill -BUS $$"])
 @pytest.mark.parametrize("level", ["participant", "train"])
 def test_a_job_hands_sigterm_on_and_ends_with_130(
@@ -158,58 +152,54 @@ def test_a_job_hands_sigterm_on_and_ends_with_130(
     if level == "train":
         places = [str(tmp_path / name) for name in ("bids", "out", "w")]
         task = ["bash", str(RECIPE / "train.sbatch"), *places, "--reference-site", "A"]
-    run = subprocess.Popen(task, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(300):
-        if ready.exists():
-            break
-        time.sleep(0.05)
-    run.send_signal(signal.SIGTERM)
-    said, errors = run.communicate(timeout=20)
-    assert run.returncode == 130
+    job = subprocess.Popen(task, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(ready.exists)
+    job.send_signal(signal.SIGTERM)
+    said, errors = job.communicate(timeout=20)
+    assert job.returncode == 130
     assert errors == ""
     assert list((tmp_path / "node").iterdir()) == []
     if level == "train":
         bids, out, work = places
         assert said == f"{bids} {out} train -w {work} --nprocs 2 --reference-site A\n"
-    # Slurm without B: tells every process, the one that serves the container's files too.
+    # Without B:, Slurm signals every process, also the one that serves the container's files.
     assert "#SBATCH --signal=B:TERM@" in (RECIPE / f"{level}.sbatch").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "mounted", "passed"),
+    ("words", "mounted"),
     [
-        (["--bundle", "./mine"], "mine", ["--bundle", "{}/mine"]),
-        (["--bundle=./mine"], "mine", ["--bundle={}/mine"]),
-        (["--bundle", "default"], None, ["--bundle", "default"]),
-        (["-d", "X=./mine", "./a b"], "mine|a b", ["-d", "X={}/mine", "{}/a b"]),
-        (["--template", "../here/a=b/t.nii"], "a=b/t.nii", ["--template", "{}/a=b/t.nii"]),
-        (["--template", "./absent"], None, ["--template", "./absent"]),
+        (["--bundle", "{}/mine"], ["mine"]),
+        (["--bundle={}/mine"], ["mine"]),
+        (["--bundle", "default"], []),
+        (["-d", "X={}/mine", "{}/a b"], ["mine", "a b"]),
+        (["--template", "{}/a=b/t.nii"], ["a=b/t.nii"]),
+        (["--template", "./absent"], []),
     ],
-    ids=lambda x: str(x)[:40],
+    ids=lambda words: " ".join(words),
 )
-def test_the_container_sees_the_folders_of_the_task_and_what_options_name(
-    words: list[str], mounted: str | None, passed: list[str], task: list[str], programs: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_the_container_sees_the_folders_of_the_task_and_paths_in_options(
+    words: list[str], mounted: list[str], task: list[str], programs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     here, image = tmp_path / "here", write(tmp_path, "app.sif")
     for name in ("mine/x", "a b/x", "a=b/t.nii"):
         write(here, name)
     monkeypatch.chdir(here)
-    monkeypatch.setenv("CONTAINER", str(image))
-    monkeypatch.setenv("GPU", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    for name, value in {"CONTAINER": image, "GPU": 1, "CUDA_VISIBLE_DEVICES": "1,2"}.items():
+        monkeypatch.setenv(name, str(value))
     called = 'printf "%s\\n" "$@" "$APPTAINERENV_CUDA_VISIBLE_DEVICES"'
     program(programs, "apptainer", f'{called} > "{tmp_path}/called"')
-    subprocess.run([*task[:2], *words], check=True, stdout=subprocess.DEVNULL)
+    assert run(*task[:2], *(word.format(".") for word in words)).returncode == 0
     *argv, gpus = (tmp_path / "called").read_text().splitlines()
     end = argv.index(str(image))
     assert argv[:4] == ["run", "--cleanenv", "--contain", "--nv"]
     assert gpus == "1,2"
     work = argv[argv.index("-w") + 1]
-    inputs = [f"{here}/{name}" for name in (mounted.split("|") if mounted else ())]
-    # The output folder inside the dataset comes after it: what is mounted later hides.
+    inputs = [f"{here}/{name}" for name in mounted]
+    # The output folder inside the dataset is mounted after it, as later mounts hide earlier ones.
     assert argv[5:end:2] == [
         f"{tmp_path}:{tmp_path}:ro", *(f"{path}:{path}:ro" for path in inputs),
         f"{tmp_path}/out:{tmp_path}/out", f"{work}:{work}",
     ]  # fmt: skip
-    assert argv[-len(passed) :] == [word.format(here) for word in passed]
+    assert argv[-len(words) :] == [word.format(here) for word in words]

@@ -17,7 +17,7 @@ from bids_harmony.anat.template import load_template
 from bids_harmony.config import TrainOptions
 from bids_harmony.errors import NoInputError, UsageError
 from bids_harmony.models.apply import calibrate, harmonize, predict
-from bids_harmony.simulation.effect import apply_effect
+from bids_harmony.simulation.anatomy import apply_effect
 from bids_harmony.training.bundle import train_bundle
 from bids_harmony.training.data import TrainingSet, TrainScan, open_training_set
 from bids_harmony.training.harmonizer import accept, acceptance, match_histogram

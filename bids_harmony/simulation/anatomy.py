@@ -1,8 +1,12 @@
-"""Simulate heads: deform an average head into individual ones, with age and diagnosis.
+"""Simulate heads, and the effect of a diagnosis on real brains.
 
-The average brain is the template shipped with nilearn (MNI ICBM152 2009a symmetric: T1w, grey and
-white matter maps, brain mask). Skull, scalp, face and neck are modelled with distance maps and
-ellipsoids.
+An average head is deformed into individual ones, with age and diagnosis. The average brain is the
+template shipped with nilearn (MNI ICBM152 2009a symmetric: T1w, grey and white matter maps, brain
+mask). Skull, scalp, face and neck are modelled with distance maps and ellipsoids.
+
+No public schizophrenia scans are available for training, so the binary network is trained on a
+simulated effect (:func:`apply_effect`) instead, and its outputs say so. The regions are those
+reported in the literature (preprint, discussion); the effect size is chosen, not measured.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from nibabel.affines import from_matvec
 from numpy.random import Generator
 from scipy import ndimage
 
-from bids_harmony.simulation.effect import CORTEX, Triple
+Triple = tuple[float, float, float]
 
 #: Voxels added to nilearn's 1 mm grid, in front and below, to make room for nose and neck.
 MARGIN = ((0, 0), (0, 24), (78, 0))
@@ -45,20 +49,8 @@ CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = 1.8, 6.5, 5.5, 2.4
 LESION_MM, LESION_EDGE_MM = (15.0, 22.5), 5.0
 
 
-class Tissue(IntEnum):
-    """Tissue labels of a head; ``BRAIN`` voxels are mixtures (:attr:`Head.fractions`)."""
-
-    AIR = 0
-    BRAIN = 1
-    CSF = 2
-    BONE = 3
-    MARROW = 4
-    FAT = 5
-    MUSCLE = 6
-    SKIN = 7
-    CORD = 8
-
-
+#: Tissue labels of a head; ``BRAIN`` voxels are mixtures (:attr:`Head.fractions`).
+Tissue = IntEnum("Tissue", "AIR BRAIN CSF BONE MARROW FAT MUSCLE SKIN CORD", start=0)
 #: Ellipsoids (centre and radii in mm, mirrored) that add face, jaw, nose, ears and neck.
 FACE: tuple[tuple[Triple, Triple], ...] = (
     ((0, 30, -62), (64, 66, 58)),
@@ -79,6 +71,15 @@ CAVITIES: tuple[tuple[Tissue, Triple, Triple], ...] = (
 )
 #: Radii (mm) of the layers of the spine, from outside to inside.
 SPINE = {Tissue.MARROW: 16.0, Tissue.BONE: 11.0, Tissue.CSF: 9.0, Tissue.CORD: 5.5}
+
+#: Regions of the diagnosis effect: centres (MNI mm, left hemisphere; mirrored) and Gaussian widths
+#: (mm).
+VENTRICLE = ((-14.0, -8.0, 15.0), (9.0, 26.0, 12.0))
+CORTEX = (((-32.0, 38.0, 16.0), (24.0, 26.0, 28.0)), ((-54.0, -8.0, -14.0), (20.0, 30.0, 18.0)))
+#: Relative widening of the ventricles, and cortical thinning in mm, at strength 1.
+WIDENING, THINNING_MM = 0.45, 1.2
+#: Random displacement (individual shape): standard deviation and width of the smoothing, in mm.
+JITTER_MM, JITTER_SMOOTH_MM = 0.6, 14.0
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def make_head(
 
     Ventricles and cortex follow the shape of lifespan curves: from 25 to 75 years, ventricles
     about double, faster late in life, and grey matter steadily loses about an eighth. The
-    diagnosis widens the ventricles and thins frontal and temporal cortex. This effect is made up,
-    and larger than in patients, so that a few dozen heads show it.
+    diagnosis widens the ventricles and thins frontal and temporal cortex. This effect is larger
+    than in patients, so that a few dozen heads show it.
 
     Parameters
     ----------
@@ -375,3 +376,75 @@ def _draw_head(hull: np.ndarray) -> np.ndarray:
     for tissue, radius in SPINE.items():
         labels[_ellipsoid((0, -38, -150), (radius, radius, 92), 1) < 1.0] = tissue
     return labels
+
+
+def apply_effect(
+    volume: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    strength: float,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the simulated diagnosis effect to a brain volume in template space.
+
+    A random smooth deformation given by ``seed`` is applied at every strength, including 0. So
+    patients and controls made from one scan differ only in the effect, and both are interpolated
+    once.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray
+        (x, y, z) brain volume in template space; background 0, white matter near 1.
+    mask : numpy.ndarray
+        Boolean brain mask of the same shape.
+    affine : numpy.ndarray
+        4 x 4 voxel-to-MNI matrix (diagonal).
+    strength : float
+        Effect size: 0 for controls, about 1 for patients.
+    seed : int
+        Random seed of the individual deformation.
+
+    Returns
+    -------
+    volume, mask : numpy.ndarray
+        Deformed float32 volume and boolean mask.
+    """
+    scale, origin = (values[:3].reshape(3, 1, 1, 1) for values in (np.diag(affine), affine[:, 3]))
+    grid, zooms = np.indices(volume.shape, dtype=np.float32), np.abs(scale.ravel())
+    noise = np.random.default_rng(seed).standard_normal(grid.shape, dtype=np.float32)
+    fields = [ndimage.gaussian_filter(part, JITTER_SMOOTH_MM / zooms) for part in noise]
+    move = np.stack([field * (JITTER_MM / field.std()) for field in fields])
+    if strength:
+        mm = grid * scale + origin
+        widen = np.zeros_like(mm)
+        for side in (1, -1):
+            away, weight = _bump(mm, *VENTRICLE, side)
+            # Perpendicular to the length of the ventricle.
+            widen[::2] -= weight * WIDENING / (1 + WIDENING) * away[::2]
+        move += strength * widen
+        move += strength * _thin_cortex(volume, mask, mm, zooms)
+    # Displacements point to the source of each voxel's value.
+    where = grid + move / scale
+    moved = ndimage.map_coordinates(volume.astype(np.float32), where, order=1)
+    inside = ndimage.map_coordinates(mask.astype(np.float32), where, order=1) > 0.5
+    return np.where(inside, moved, 0).astype(np.float32), inside
+
+
+def _bump(mm: np.ndarray, centre: Triple, width: Triple, side: int) -> tuple[np.ndarray, ...]:
+    """Return offsets (mm) from a centre, left (1) or right (-1), and a Gaussian weight of them."""
+    away = mm - np.reshape([side * centre[0], *centre[1:]], (3, 1, 1, 1))
+    return away, np.exp(-0.5 * ((away / np.reshape(width, (3, 1, 1, 1))) ** 2).sum(axis=0))
+
+
+def _thin_cortex(
+    volume: np.ndarray, mask: np.ndarray, mm: np.ndarray, zooms: np.ndarray
+) -> np.ndarray:
+    """Return the displacement that moves the pial surface inwards."""
+    weight = np.maximum.reduce([_bump(mm, *part, side)[1] for part in CORTEX for side in (1, -1)])
+    smooth = ndimage.gaussian_filter(volume.astype(np.float32), 1.5 / zooms)
+    slope = np.array(np.gradient(smooth, *zooms))
+    length = np.sqrt((slope**2).sum(axis=0)) + 1e-3
+    # Move only the pial side, from background (0) to grey matter (0.55).
+    pial = np.clip((0.6 - smooth) / 0.3, 0, 1) * ndimage.binary_dilation(mask, iterations=1)
+    return np.asarray(-THINNING_MM * weight * pial * slope / length)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from bids_harmony import __version__
 from bids_harmony.errors import UsageError
 from bids_harmony.files import write_json, write_text
 from bids_harmony.simulation import GENERATOR, KINDS
-from bids_harmony.simulation.anatomy import AGE_RANGE, DIAGNOSES, Head, load_template, make_head
+from bids_harmony.simulation.anatomy import AGE_RANGE, DIAGNOSES, load_template, make_head
 from bids_harmony.simulation.scanner import Scanner, draw_scanner, scan_head
 
 LOGGER = logging.getLogger(__name__)
 Row = dict[str, Any]
-Key = tuple[int, int]
 
 TRUTH, MASKS = Path("derivatives/truth"), Path("derivatives/masks")
 #: Folder of dataset descriptions and READMEs, and of the data dictionary of all tables.
@@ -83,7 +81,7 @@ def simulate_dataset(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise UsageError(f"{out} is not empty.", "Give another folder, or remove this one.")
+        raise UsageError(f"The folder {out} is not empty.", "Choose another folder or delete it.")
     scanners = [draw_scanner(seed, k + 1, min_voxel_mm=resolution) for k in range(n_sites)]
     people = plan_people(0 if travelling else n_sites, n_subjects, seed=seed)
     visits = [[scanners[site - 1]] if site else scanners for site, _ in people.index]
@@ -100,18 +98,45 @@ def simulate_dataset(
         write_json(dataset / "dataset_description.json", about)
         write_text(dataset / "README", (TEXTS / f"README_{name}").read_text(encoding="utf-8"))
     load_template()
-    spacing = 2 if resolution >= 2 else 1
-    make = partial(make_head, spacing=spacing, diagnosis_effect=diagnosis_effect)
-    write = partial(_write_person, out, make, seed)
     rows: list[Row] = people.to_dict("records")  # type: ignore[assignment]
     truths: list[Row] = []
     scans: list[Row] = []
+
+    def write_person(key: tuple[int, int], person: Row, plan: dict[Scanner, str]) -> list[Row]:
+        """Simulate a person's head and scans, and write the files; return the truth of both."""
+        traits = {name: person[name] for name in ("age", "sex", "diagnosis")}
+        traits |= {"spacing": 2 if resolution >= 2 else 1, "diagnosis_effect": diagnosis_effect}
+        ill = {kind == "lesion" for kind in plan.values()}
+        heads = {lesion: make_head([seed, 3, *key], lesion=lesion, **traits) for lesion in ill}
+        found = [person | heads[min(heads)].truth]
+        for visit, (scanner, kind) in enumerate(plan.items(), 1):
+            seeds = [seed, 4, *key, visit]
+            images, severity = scan_head(heads[kind == "lesion"], scanner, seeds, kind)
+            name = person["participant_id"]
+            parts = [name, f"ses-{scanner.site}"] if travelling else [name]
+            stem = "/".join([*parts, "anat", "_".join(parts)])
+            mask = {"Type": "Brain", "Sources": [f"bids:raw:{stem}_T1w.nii.gz"], "Simulated": True}
+            for image, path, fields in (
+                ("t1w", out / f"{stem}_T1w", sidecar(scanner)),
+                ("brain", out / TRUTH / f"{stem}_desc-brain_mask", mask),
+                ("wrong_brain", out / MASKS / f"{stem}_desc-brain_mask", mask),
+            ):
+                if image in images:
+                    write_json(path.with_name(f"{path.name}.json"), fields)
+                    nib.save(images[image], path.with_name(f"{path.name}.nii.gz"))
+            row = {"filename": f"{stem}_T1w.nii.gz", "site": scanner.site, "quality": kind}
+            found.append({**row, "severity": round(severity, 4)})
+        if travelling:
+            sessions = [{"session_id": f"ses-{s.site}", "site": s.site} for s in plan]
+            _write_table(out / name / f"{name}_sessions.tsv", sessions, out / "sessions.json")
+        return found
+
     with ThreadPoolExecutor(max_workers=nprocs) as pool:
-        written = pool.map(write, people.index, rows, plan)
-        for row, (truth, seen) in zip(rows, written, strict=True):
-            truths.append({**row, **truth})
+        for truth, *seen in pool.map(write_person, people.index, rows, plan):
+            truths.append(truth)
             scans += seen
-            LOGGER.info(f"[{len(truths)}/{len(rows)}] {', '.join(map(str, row.values()))}")
+            values = ", ".join(map(str, rows[len(truths) - 1].values()))
+            LOGGER.info(f"[{len(truths)}/{len(rows)}] {values}")
 
     _write_table(out / "participants.tsv", rows)
     _write_table(out / TRUTH / "participants.tsv", truths)
@@ -171,7 +196,7 @@ def sidecar(scanner: Scanner) -> Row:
     """Return the BIDS sidecar of a scanner's T1w scans."""
     return {
         "Simulated": True,
-        "SimulationDescription": "No person was scanned, and the diagnosis is made up.",
+        "SimulationDescription": "No person was scanned, and the diagnosis is simulated.",
         "Manufacturer": "Simulated",
         "ManufacturersModelName": scanner.model,
         "MagneticFieldStrength": scanner.field_strength,
@@ -185,41 +210,6 @@ def sidecar(scanner: Scanner) -> Row:
         "FlipAngle": scanner.flip_deg,
         "SliceThickness": max(scanner.voxel_mm),
     }
-
-
-def _write_person(
-    out: Path,
-    make: Callable[..., Head],
-    seed: int,
-    key: Key,
-    person: Row,
-    plan: dict[Scanner, str],
-) -> tuple[Row, list[Row]]:
-    """Simulate a person's head and scans, and write the files; return the ground truth of both."""
-    traits = {name: person[name] for name in ("age", "sex", "diagnosis")}
-    ill = {kind == "lesion" for kind in plan.values()}
-    heads = {lesion: make([seed, 3, *key], lesion=lesion, **traits) for lesion in ill}
-    name, travelling, rows = person["participant_id"], key[0] == 0, []
-    for visit, (scanner, kind) in enumerate(plan.items(), 1):
-        seeds = [seed, 4, *key, visit]
-        images, severity = scan_head(heads[kind == "lesion"], scanner, seeds, kind)
-        parts = [name, f"ses-{scanner.site}"] if travelling else [name]
-        stem = "/".join([*parts, "anat", "_".join(parts)])
-        about = {"Type": "Brain", "Sources": [f"bids:raw:{stem}_T1w.nii.gz"], "Simulated": True}
-        for image, path, fields in (
-            ("t1w", out / f"{stem}_T1w", sidecar(scanner)),
-            ("brain", out / TRUTH / f"{stem}_desc-brain_mask", about),
-            ("wrong_brain", out / MASKS / f"{stem}_desc-brain_mask", about),
-        ):
-            if image in images:
-                write_json(path.with_name(f"{path.name}.json"), fields)
-                nib.save(images[image], path.with_name(f"{path.name}.nii.gz"))
-        row = {"filename": f"{stem}_T1w.nii.gz", "site": scanner.site, "quality": kind}
-        rows.append({**row, "severity": round(severity, 4)})
-    if travelling:
-        sessions = [{"session_id": f"ses-{s.site}", "site": s.site} for s in plan]
-        _write_table(out / name / f"{name}_sessions.tsv", sessions, out / "sessions.json")
-    return heads[min(heads)].truth, rows
 
 
 def _site(scanner: Scanner) -> Row:

@@ -18,7 +18,7 @@ from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
 from bids_harmony.models.slices import crop
 from bids_harmony.processes import side_by_side
-from bids_harmony.simulation.effect import apply_effect
+from bids_harmony.simulation.anatomy import apply_effect
 from bids_harmony.sites import statistics
 from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
 from bids_harmony.training.figures import figures

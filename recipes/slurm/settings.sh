@@ -1,25 +1,25 @@
-# What differs between clusters. Each can be set in the environment instead of here.
+# Settings that differ between clusters. Each can also be set in the environment.
 # shellcheck shell=bash disable=SC2034
 # sbatch itself reads SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_QOS and the like.
 
-CONTAINER=${CONTAINER:-$PWD/bids_harmony.sif} # "none": the bids_harmony that is on PATH
-CPUS=${CPUS:-1}                               # of an array task: scans processed at once
-MEM_GB=${MEM_GB:-3}                           # of an array task; 2 GB for each CPU and 1 more
+CONTAINER=${CONTAINER:-$PWD/bids_harmony.sif} # "none": the installed bids_harmony
+CPUS=${CPUS:-1}                               # of an array task: scans processed in parallel
+MEM_GB=${MEM_GB:-3}                           # of an array task: 2 GB per CPU, plus 1 GB
 TIME=${TIME:-01:00:00}                        # of an array task
-PER_TASK=${PER_TASK:-}                        # participants of a task; empty: no more than 1000 tasks
-AT_ONCE=${AT_ONCE:-100}                       # tasks that run at the same time
-SCRATCH=${SCRATCH:-}                          # the node's own disk; empty: $SLURM_TMPDIR, $TMPDIR or /tmp
+PER_TASK=${PER_TASK:-}                        # participants per task; empty: at most 1000 tasks
+AT_ONCE=${AT_ONCE:-100}                       # tasks that run in parallel
+SCRATCH=${SCRATCH:-}                          # the node's local disk; empty: $SLURM_TMPDIR, $TMPDIR or /tmp
 
-# read_options OPTION...: sets options=(), the same with absolute paths; inputs=(), those paths; and
-# group_options=() and calibrate_options=(), what these levels take too. A path is a value with a
-# slash that exists.
+# read_options OPTION...: set options=(), with absolute paths; inputs=(), these paths; and
+# group_options=() and calibrate_options=(), the options that these levels accept. A path is an
+# existing value with a slash.
 read_options() {
   local word path option=''
   options=() inputs=() group_options=() calibrate_options=()
   for word in "$@"; do
     [[ $word != -* ]] || option=${word%%=*}
     path=$word
-    # Of --option=PATH and of NAME=PATH.
+    # --option=PATH and NAME=PATH
     while [[ $path == *=* && ! -e $path ]]; do path=${path#*=}; done
     if [[ $path == */* && -e $path ]]; then
       word=${word%"$path"}$(realpath -s -- "$path")
@@ -31,8 +31,8 @@ read_options() {
   done
 }
 
-# set_command BIDS OUT WORK [OPTION...]: sets harmony=(), the command, which in a container sees
-# these folders and what the options name; and all that read_options sets.
+# set_command BIDS OUT WORK [OPTION...]: set harmony=(), the command, with these folders and the paths
+# in options mounted in the container; and everything that read_options sets.
 set_command() {
   local path
   read_options "${@:4}"
@@ -41,46 +41,47 @@ set_command() {
     return
   fi
   [[ -e $CONTAINER ]] || {
-    echo "There is no container $CONTAINER. Set CONTAINER, to none for an installed bids_harmony." >&2
+    echo "The container $CONTAINER does not exist. Set CONTAINER to its path, or to none to use an" \
+      "installed bids_harmony." >&2
     exit 2
   }
-  # Nothing of the user's own environment and home, but which GPU is ours.
+  # Without the environment and home of the user, except for the allocated GPU.
   harmony=(apptainer run --cleanenv --contain)
   if [[ ${GPU:-} ]]; then
     harmony+=(--nv)
     export APPTAINERENV_CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}
   fi
   mkdir -p "$2" "$3"
-  # What is absent the program names better than Apptainer.
+  # bids_harmony reports a missing dataset better than Apptainer does.
   [[ ! -e $1 ]] || harmony+=(-B "$1:$1:ro")
   for path in "${inputs[@]}"; do harmony+=(-B "$path:$path:ro"); done
-  # Last, since they may lie within the others.
+  # Last, since they may be inside the others.
   harmony+=(-B "$2:$2" -B "$3:$3" "$CONTAINER")
 }
 
-# scratch_folder: sets work, a folder on the node's own disk that goes with the job.
+# scratch_folder: set work, a folder on the node's local disk that is deleted after the job.
 scratch_folder() {
   work=$(mktemp -d "${SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/bids_harmony.XXXXXX")
   trap 'rm -rf "$work"' EXIT
 }
 
-# run COMMAND...: with SIGTERM to this shell handed on to the command alone. Ends with its code, or
-# 130 where the signal ended it.
+# run COMMAND...: run it, and forward SIGTERM from this shell to it only. Return its exit code, or 130
+# if the signal stopped it.
 run() {
-  local code=0 told=''
-  # A dying container may leave cores of some GB.
+  local code=0 stopped=''
+  # A core dump of a container may be several GB large.
   ulimit -c 0
-  # In the background, as the shell hears no signal while it waits for a command.
+  # In the background, since a shell handles no signals during a foreground command.
   "$@" &
-  trap 'told=1; kill -TERM $! 2>/dev/null' TERM
+  trap 'stopped=1; kill -TERM $! 2>/dev/null' TERM
   wait $! || code=$?
-  # A signal ends the wait; the command still has to end.
-  while [[ $told ]] && kill -0 $! 2>/dev/null; do
+  # A signal interrupts `wait`; the command still has to stop.
+  while [[ $stopped ]] && kill -0 $! 2>/dev/null; do
     code=0
     wait $! 2>/dev/null || code=$?
   done
-  # scancel also ends the process that serves the container's file system; what still reads from
-  # it dies of SIGBUS.
-  [[ -z $told ]] || ((code <= 128)) || code=130
+  # scancel also stops the process that serves the container's file system; a process that still
+  # reads from it gets SIGBUS.
+  [[ -z $stopped ]] || ((code <= 128)) || code=130
   return "$code"
 }

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Submit an array of jobs, one participant each, then the calibration of the sites, an array that
-# harmonizes with it (seconds a scan), and the group level.
+# harmonizes (seconds per scan), and the group level.
 #
 #   recipes/slurm/submit.sh BIDS_DIR OUTPUT_DIR [options of participant ...]
 #
-# Participants whose scans are completed, with these options, are left out, so the same command
-# submits again what failed; with ALL=1 none is. Settings are in settings.sh, or in the environment.
+# Participants whose scans are all completed with these options are skipped (with ALL=1, none), so the
+# same command submits failed scans again. Settings are in settings.sh or in the environment.
 set -euo pipefail
 (($# >= 2)) || { sed -n '2,8s/^# \?//p' "$0" >&2; exit 2; }
 RECIPE=$(cd "$(dirname "$0")" && pwd)
@@ -20,8 +20,8 @@ LOGS=$OUT/logs/slurm-$(date +%Y%m%d-%H%M%S)
 mkdir -p "$LOGS"
 set_command "$BIDS" "$OUT" "$work" "$@"
 "${harmony[@]}" "$BIDS" "$OUT" participant --dry-run -w "$work" "${options[@]}" >"$LOGS/plan.txt"
-# participants ALL: those of the plan with scans to do, or all. A line of the plan begins with a
-# scan's name, and ends with its notes.
+# participants ALL: participants of the plan with unfinished scans, or all. A line of the plan begins
+# with the name of a scan and ends with its notes.
 participants() {
   awk -v all="$1" '/^sub-/ && (all || !/  completed, nothing to do(;.*)?$/) {
     sub(/^sub-/, "", $1); sub(/_.*/, "", $1); if (!seen[$1]++) print $1
@@ -29,7 +29,7 @@ participants() {
 }
 participants "${ALL:-}" >"$LOGS/participant.txt"
 
-# Of the options, the participants end here: each task names its own, and they would add up.
+# Remove the participants from the options: each task has its own.
 set -- "${options[@]}"
 options=()
 while (($#)); do
@@ -42,8 +42,8 @@ while (($#)); do
   shift
 done
 
-# submit NAME OPTION...: a job that waits for the one before. afterany: a bad scan must not keep the
-# others from what follows.
+# submit NAME OPTION...: submit a job that waits for the previous one. afterany: a failed scan must not
+# stop the others.
 after=()
 submit() {
   local job
@@ -51,7 +51,7 @@ submit() {
   after=(--dependency="afterany:${job%%;*}")
   echo "$1: job ${job%%;*}, logs in $LOGS"
 }
-# submit_array NAME: an array over the participants in NAME.txt.
+# submit_array NAME: submit an array over the participants in NAME.txt.
 submit_array() {
   local n per tasks
   n=$(wc -l <"$LOGS/$1.txt")
@@ -69,7 +69,7 @@ submit_level() {
 export RECIPE BIDS OUT CONTAINER CPUS MEM_GB SCRATCH
 if [[ -s $LOGS/participant.txt ]]; then
   submit_array participant
-  # Sites that are calibrated already, or not at all, need no second pass.
+  # Given or disabled calibrations need no second pass.
   if [[ ! " ${options[*]} " =~ --(calibration[\ =][^\ ]*/|bundle[\ =]none\ ) ]]; then
     submit_level calibrate "${calibrate_options[@]}"
     participants 1 >"$LOGS/harmonize.txt"

@@ -1,18 +1,20 @@
-"""Simulated scanners: their contrast, what is found in their scans, and what is bad about some."""
+"""Simulated heads and scanners: anatomy, contrast, known truth, and defects of bad scans."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
-from bids_harmony.simulation.anatomy import Head, make_head
+from bids_harmony.simulation.anatomy import Head, Tissue, make_head
 from bids_harmony.simulation.scanner import RELAXATION, Scanner, draw_scanner, scan_head
 
-#: Seeds whose movement, crop and wrong mask are each of another sort.
+#: Seeds whose motion, crop and wrong mask are each of another sort.
 SEEDS = [(1,), (2,), (3,), (4,)]
 
 
@@ -31,10 +33,62 @@ def arrays(images: dict[str, nib.Nifti1Image]) -> list[np.ndarray]:
     return [np.asarray(nib.as_closest_canonical(img).dataobj) for img in images.values()]
 
 
-def scan(head: Head, scanner: Scanner, kind: str, seed: tuple[int]) -> tuple[np.ndarray, ...]:
-    """Return the good scan, its mask, the bad scan, its mask and its severity."""
-    images, severity = scan_head(head, scanner, seed, kind)
-    return (*arrays(scan_head(head, scanner, seed)[0]), *arrays(images)[:2], severity)
+def test_ventricles_grow_and_cortex_thins_with_age() -> None:
+    table = pd.DataFrame([make_head(11, age=age, spacing=2).truth for age in (25, 45, 65, 80)])
+    ventricles, grey = table["ventricle_ml"], table["gm_ml"]
+    assert ventricles.is_monotonic_increasing
+    assert ventricles.iloc[-1] > 1.5 * ventricles.iloc[0]
+    assert grey.is_monotonic_decreasing
+    assert 0.80 < grey.iloc[-1] / grey.iloc[0] < 0.92
+    # The skull does not age.
+    np.testing.assert_allclose(table["brain_ml"], table["brain_ml"].iloc[0], rtol=0.002)
+    assert table[["ventricle_age_mm", "cortex_age_log_odds"]].iloc[0].tolist() == [0, 0]
+    assert (table[["ventricle_diagnosis_mm", "cortex_diagnosis_log_odds"]] == 0).all(axis=None)
+
+
+def test_the_diagnosis_widens_ventricles_and_thins_cortex() -> None:
+    well, faint, ill = (
+        make_head(12, age=40, diagnosis=diagnosis, spacing=2, diagnosis_effect=size).truth
+        for diagnosis, size in (("control", 1.0), ("schizophrenia", 0.4), ("schizophrenia", 1.0))
+    )
+    assert 1.1 * well["ventricle_ml"] < ill["ventricle_ml"] > faint["ventricle_ml"]
+    assert ill["gm_ml"] < 0.995 * well["gm_ml"]
+    for name in ("ventricle_diagnosis_mm", "cortex_diagnosis_log_odds"):
+        assert faint[name] == pytest.approx(0.4 * ill[name], abs=1e-4)
+
+
+def test_a_coarse_head_is_the_fine_head(head: Head) -> None:
+    fine = make_head(3, age=45)
+    np.testing.assert_array_equal(fine.labels[::2, ::2, ::2], head.labels)
+    for name in ("brain_ml", "gm_ml", "csf_ml", "ventricle_ml"):
+        assert fine.truth[name] == pytest.approx(head.truth[name], rel=0.02)
+
+
+def test_a_head_is_wrapped_in_csf_bone_and_skin(head: Head) -> None:
+    """From the middle of the brain upwards, they follow in this order."""
+    x, y, z = (int(c.mean()) for c in np.nonzero(head.brain_mask))
+    runs = [Tissue(int(label)) for label, _ in itertools.groupby(head.labels[x, y, z:])]
+    assert runs[0] is Tissue.BRAIN
+    assert runs[-2:] == [Tissue.SKIN, Tissue.AIR]
+    assert runs.index(Tissue.BONE) < runs.index(Tissue.FAT)
+
+
+def test_a_lesion_is_a_tissue_of_its_own_in_the_same_head(head: Head) -> None:
+    ill = make_head(3, age=45, spacing=2, lesion=True)
+    np.testing.assert_array_equal(ill.labels, head.labels)
+    assert head.truth["lesion_ml"] == 0
+    assert 10 < ill.truth["lesion_ml"] < 60
+    tissues = ("gm_ml", "wm_ml", "csf_ml", "lesion_ml")
+    for each in (head, ill):
+        np.testing.assert_allclose(each.fractions.sum(axis=0), 1, atol=1e-5)
+        volumes = each.fractions.sum(axis=1, dtype=float) * 8 / 1000
+        assert volumes == pytest.approx([each.truth[name] for name in tissues], rel=1e-3)
+        assert sum(volumes) == pytest.approx(each.truth["brain_ml"], abs=0.01)
+    # Elsewhere nothing changes.
+    outside = ill.fractions[3] == 0
+    assert outside.mean() > 0.9
+    np.testing.assert_allclose(ill.fractions[:, outside], head.fractions[:, outside], atol=1e-6)
+    assert ill.truth["wm_ml"] < head.truth["wm_ml"] - 5
 
 
 @pytest.mark.parametrize("site", [1, 2, 3, 4])
@@ -55,16 +109,14 @@ def test_contrast_is_that_of_t1w(head: Head, site: int) -> None:
 def test_signal_equation_agrees_with_a_pulse_by_pulse_simulation() -> None:
     scanner = draw_scanner(2, 3)
     for tissue in ("wm", "gm", "csf", "fat"):
-        assert scanner.signals()[tissue] == pytest.approx(
-            bloch(scanner, tissue) / bloch(scanner, "wm"), rel=1e-6
-        )
+        expected = bloch(scanner, tissue) / bloch(scanner, "wm")
+        assert scanner.signals()[tissue] == pytest.approx(expected, rel=1e-6)
 
 
 def bloch(scanner: Scanner, tissue: str) -> float:
-    """Follow the longitudinal magnetisation through inversions and pulses to steady state."""
-    high = scanner.field_strength > 2
+    """Follow the longitudinal magnetization through inversions and pulses to steady state."""
     t1_low, t1_high, t2_low, t2_high, density = RELAXATION[tissue]
-    t1, t2 = (t1_high, t2_high) if high else (t1_low, t2_low)
+    t1, t2 = (t1_high, t2_high) if scanner.field_strength > 2 else (t1_low, t2_low)
     angle = np.deg2rad(scanner.flip_deg)
     half = scanner.train // 2
     first = scanner.inversion_ms - half * scanner.spacing_ms
@@ -94,23 +146,31 @@ def test_scanners_differ_and_do_not_depend_on_each_other() -> None:
         assert scanner.repetition_ms > scanner.inversion_ms + late
 
 
-def test_movement_puts_ghosts_into_air_and_blurs_the_brain(head: Head, scanner: Scanner) -> None:
-    good, brain, bad, _, severity = scan(head, scanner, "ghosting", (1,))
-    assert 3 < severity < 6
+def test_motion_contrast_and_noise_are_as_strong_as_their_severity(
+    head: Head, scanner: Scanner
+) -> None:
+    good, brain = arrays(scan_head(head, scanner, (1,))[0])
+    bad = {}
+    for kind, low, high in (
+        ("ghosting", 3, 6), ("wrong-contrast", 80, 120), ("noise", 0.25, 0.45),
+    ):  # fmt: skip
+        images, severity = scan_head(head, scanner, (1,), kind)
+        bad[kind] = arrays(images)[0]
+        assert low < severity < high
+    # Motion puts ghosts into air and blurs the brain.
     air = ~ndimage.binary_dilation(good > 0.15 * np.median(good[brain > 0]), iterations=4)
-    assert bad[air].mean() > 1.2 * good[air].mean()
+    assert bad["ghosting"][air].mean() > 1.2 * good[air].mean()
     deep = ndimage.binary_erosion(brain, iterations=3)
-    assert np.corrcoef(bad[deep], good[deep])[0, 1] < 0.9
-
-
-def test_wrong_contrast_has_csf_brighter_than_white_matter(head: Head, scanner: Scanner) -> None:
-    good, brain, bad, _, severity = scan(head, scanner, "wrong-contrast", (1,))
-    assert 80 < severity < 120
-    assert np.corrcoef(bad[brain > 0], good[brain > 0])[0, 1] < -0.7
+    assert np.corrcoef(bad["ghosting"][deep], good[deep])[0, 1] < 0.9
+    # In T2w, CSF is brighter than white matter.
+    assert np.corrcoef(bad["wrong-contrast"][brain > 0], good[brain > 0])[0, 1] < -0.7
+    sigma = np.sqrt((bad["noise"][:8, -8:, -8:].astype(float) ** 2).mean() / 2)
+    # The bias field makes white matter uneven.
+    assert sigma / np.percentile(good[brain > 0], 80) == pytest.approx(severity, rel=0.35)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_cropped_scan_has_lost_the_share_of_the_brain_its_label_says(
+def test_a_cropped_scan_lacks_as_much_brain_as_its_severity(
     head: Head, scanner: Scanner, seed: tuple[int]
 ) -> None:
     whole, _ = scan_head(head, scanner, seed)
@@ -124,17 +184,7 @@ def test_a_cropped_scan_has_lost_the_share_of_the_brain_its_label_says(
     np.testing.assert_array_equal(whole["t1w"].get_fdata()[place], part["t1w"].get_fdata())
 
 
-def test_noise_is_as_strong_as_its_label_says(head: Head, scanner: Scanner) -> None:
-    good, brain, bad, _, severity = scan(head, scanner, "noise", (1,))
-    sigma = np.sqrt((bad[:8, -8:, -8:].astype(float) ** 2).mean() / 2)
-    assert 0.25 < severity < 0.45
-    # The receive field makes white matter uneven.
-    assert sigma / np.percentile(good[brain > 0], 80) == pytest.approx(severity, rel=0.35)
-
-
-def test_a_wrong_orientation_turns_the_header_and_leaves_the_data(
-    head: Head, scanner: Scanner
-) -> None:
+def test_a_wrong_orientation_changes_the_header_only(head: Head, scanner: Scanner) -> None:
     good = scan_head(head, scanner, (1,))[0]["t1w"]
     images, severity = scan_head(head, scanner, (1,), "wrong-orientation")
     bad = images["t1w"]
@@ -150,7 +200,7 @@ def test_a_wrong_orientation_turns_the_header_and_leaves_the_data(
     np.testing.assert_allclose(bad.get_qform(), bad.get_sform(), atol=1e-3)
 
 
-def test_a_wrong_mask_lacks_brain_or_holds_the_face(head: Head, scanner: Scanner) -> None:
+def test_a_wrong_mask_lacks_brain_or_contains_the_face(head: Head, scanner: Scanner) -> None:
     larger = []
     for seed in SEEDS:
         images, severity = scan_head(head, scanner, seed, "wrong-mask")
