@@ -18,7 +18,7 @@ from bids_harmony.bids.dataset import find_scans
 from bids_harmony.cli.run import main
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import UsageError
-from bids_harmony.evaluation.methods import prepare
+from bids_harmony.models.bundle import load_bundle
 from bids_harmony.run.base import FOLDER, Run
 from bids_harmony.run.calibrate import calibrate_sites, own_sites, run_calibrate, site_notes
 from bids_harmony.run.participant import run_participant
@@ -68,7 +68,7 @@ def test_a_site_is_brought_back_by_what_its_scans_are_off(config: RunConfig) -> 
         one = calibrations(config)[site]
         assert one.code.n == len(SITES[site])
         assert one.made_by == "participant"
-        changes = one.changes(prepare(config).bundle)
+        changes = one.changes(load_bundle())
         assert changes["grey matter"] == pytest.approx(shift, abs=0.04)
     page = (config.output_dir / FOLDER / "site-A_calibration.html").read_text()
     assert "only 3 persons" in page
