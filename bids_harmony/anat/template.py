@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from bids_harmony.anat.check import load_image
 from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
+#: The template at the resolution of the default bundle, ready to use.
+STORED_MM, STORED = 2, files("bids_harmony.data") / "tpl-MNI152NLin2009aSym_res-2.npz"
 #: Bounding box (x, y, z in template mm) of the basal ganglia and thalamus.
 DEEP_GREY_MM = ((-34.0, 34.0), (-36.0, 24.0), (-12.0, 22.0))
 
@@ -42,7 +45,7 @@ class Template(NamedTuple):
 
 @cache
 def load_template(resolution: int = 2, path: str | None = None) -> Template:
-    """Load the template at ``resolution`` mm, from nilearn's package data or from a file.
+    """Load the template at ``resolution`` mm.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         Isotropic voxel size in mm.
     path : str, optional
         Skull-stripped 3-D T1w template (background 0). Its space label is the part of its file
-        name that follows ``tpl-``, or ``custom``. None loads MNI152NLin2009aSym from nilearn.
+        name that follows ``tpl-``, or ``custom``. None loads MNI152NLin2009aSym.
 
     Returns
     -------
@@ -63,16 +66,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         When the file cannot be read, or is not a skull-stripped 3-D image.
     """
     if path is None:
-        from nilearn import datasets
-
-        t1w = datasets.load_mni152_template(resolution=resolution)
-        mask = datasets.load_mni152_brain_mask(resolution=resolution).get_fdata() > 0
-        gm, wm = (
-            load(resolution=resolution).get_fdata(dtype=np.float32)
-            for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-        )
-        brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
-        return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
+        return _stored() if resolution == STORED_MM else from_nilearn(resolution)
     try:
         img = nib.as_closest_canonical(load_image(path)[0])
         data = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0)
@@ -86,6 +80,29 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)
     return Template(template_label(path), _masked(data, data > 0, img.affine), data > 0, {})
+
+
+def from_nilearn(resolution: int) -> Template:
+    """Resample MNI152NLin2009aSym from nilearn's package data, which takes seconds."""
+    from nilearn import datasets
+
+    t1w = datasets.load_mni152_template(resolution=resolution)
+    mask = datasets.load_mni152_brain_mask(resolution=resolution).get_fdata() > 0
+    gm, wm = (
+        load(resolution=resolution).get_fdata(dtype=np.float32)
+        for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    )
+    brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
+    return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
+
+
+def _stored() -> Template:
+    """Load the template at 2 mm from this package (``recipes/template.py`` makes the file)."""
+    with np.load(STORED) as file:
+        arrays = {name: file[name] for name in ("t1w", "mask", "gm", "wm", "affine")}
+    brain = _masked(arrays["t1w"], arrays["mask"], arrays["affine"])
+    tissues = {name: arrays[name] for name in ("gm", "wm")}
+    return Template(DEFAULT_TEMPLATE, brain, arrays["mask"], tissues)
 
 
 def deep_grey(template: Template) -> np.ndarray | None:
