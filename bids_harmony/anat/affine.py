@@ -24,8 +24,8 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 GOOD_LIKENESS = 0.62
 #: Voxel size, in mm, of the orientation search, and number of orientations passed on to ANTs.
 COARSE_MM, N_STARTS = 8.0, 4
-#: Iterations at each level. ANTs' default of 10 at the finest takes half of all time, and moves the
-#: brain by less than 0.25 mm on average (67 scans of five sites, 0.05 mm in the mean).
+#: Iterations at each level. ANTs' default of 10 at the finest takes half of the time and moves the
+#: brain by 0.05 mm on average, and by 0.25 mm at most (67 scans of five sites).
 ITERATIONS = (2100, 1200, 1200, 3)
 #: Bias field order and grey matter value used for registration, independent of the contract.
 BIAS_ORDER, GREY = 3, 0.55
