@@ -134,20 +134,6 @@ def test_bad_dataset_description_only_warns(dataset: Path, content: str, warning
     assert warning in inventory.warnings[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "n", "site"),
-    [("ixi_hh", 120, "IXI-HH"), ("ds002748", 24, "NSK"), ("ds000011", 7, "UCLA")],
-)
-def test_real_datasets(shared_data: Path, name: str, n: int, site: str) -> None:
-    if not (shared_data / name).is_dir():
-        pytest.skip(f"{name} is not among the shared real scans")
-    scans = find(shared_data / name).scans
-    assert len(scans) == n
-    assert {scan.site for scan in scans} == {site}
-    assert all(scan.age and 18 < scan.age < 90 and scan.sex for scan in scans)
-    assert not any(scan.warnings for scan in scans)
-
-
 LABEL = st.text("0123456789abcXYZ+", min_size=1, max_size=4)
 NUMBER = st.from_regex(r"[0-9]{1,3}", fullmatch=True)
 NAMES = st.fixed_dictionaries(

@@ -192,7 +192,7 @@ def test_every_scan_has_its_section_with_its_values_and_reasons(out):
     assert set(re.findall(r'<a href="#([^"]+)"', page)) <= set(ids)
     assert len(ids) == len(set(ids))
     for said in (
-        "3 T1-weighted scans: 1 without remarks,\n1 to look at, 1 failed.",
+        "3 T1-weighted scans: 1 passed,\n1 with warnings, 1 failed.",
         "Processed with bids_harmony 0.1.0 and 0.2.0.",
         "60.2 [50.9 to 69.5]", "38.4 [29.1 to 47.7]", "+24.2", "1523 mL",
         "was not among those the bundle was trained on",
@@ -232,7 +232,7 @@ def test_a_participant_without_results_or_without_any_record(tmp_path, drawn):
     assert "Damaged." in page
     assert "sub-02_run-2_desc-harmony_qc.json cannot be read" in page
     assert "2 failed." in page
-    assert "No scan was finished" in page
+    assert "No scan was processed successfully" in page
     assert "<img" not in page
     assert "No scan of this participant was processed." in page_of(tmp_path, "03")
 

@@ -183,8 +183,8 @@ def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = (
             facts = {name: value for name, value in values.items() if name not in RESULTS}
             if stay:
                 facts |= {name: values[name] for name in PREPROCESSED} | {"outputs": list(kept)}
-            unfinished = "The run ended while the scan's outputs were being replaced."
-            write_json(target, failed_record(facts, unfinished, "The same command continues."))
+            unfinished = "The run was interrupted while the scan's outputs were being replaced."
+            write_json(target, failed_record(facts, unfinished, "Run the same command again."))
         for name, part in parts.items():
             part.replace(out / name)
     except BaseException:

@@ -69,8 +69,7 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
         "rerun": {
             "command": "bids_harmony BIDS OUT train",
             "options": options,
-            "note": "The same options on the same scans repeat the training; processors round "
-            "differently, so that figures agree and bytes need not.",
+            "note": "The same options on the same scans repeat the training, up to rounding.",
         },
     }  # fmt: skip
 
@@ -88,37 +87,28 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
     list of str
         One or more sentences per limitation.
     """
-    reference, said = info["reference_site"], []
+    reference, limits = info["reference_site"], []
     for name, target in info["targets"].items():
         if "training_range" in target:
             low, high = target["training_range"]
-            said.append(
-                f"{name} was trained on values from {low:g} to {high:g} at {reference}; outside "
-                "them it is not known to work."
-            )
+            trained = f"{name} was trained on values from {low:g} to {high:g} at {reference}"
+            limits.append(f"{trained}; it has not been validated outside this range.")
         if "simulated" in str(target.get("training_data")):
-            said.append(
-                f"{name} was trained on simulated labels: it shows that the path works, and says "
-                "nothing about a person."
-            )
+            trained = f"{name} was trained on simulated labels"
+            limits.append(f"{trained}: it tests the software and says nothing about a person.")
     tested = {
         site: row["n_held_out_persons" if site == reference else "n_persons"]
         for site, row in info["sites"].items()
     }
     if few := [f"{site} ({n})" for site, n in tested.items() if n < FEW]:
-        said.append(
-            f"Figures rest on few persons at {', '.join(few)}: read the intervals, "
-            "not the values alone."
-        )
+        limits.append(f"There are few test persons at {', '.join(few)}: consider the intervals.")
     return [
-        *said,
-        "A site is harmonized by its calibration. From few scans, or where patients and controls "
-        "lie at different sites, what the scanner does and what the persons bring cannot be told "
-        "apart.",
-        "Prediction intervals are empirical: they come from the errors on reference scans of "
-        "networks that had not seen them, and may be too narrow, most of all at other sites; "
-        "how often they hold the truth (coverage) is given where test scans tell. Gaps are not "
-        "corrected for age bias unless a column says so.",
+        *limits,
+        "Sites are harmonized by their calibration. With few scans, or if patients and controls "
+        "are at different sites, effects of scanner and participants cannot be separated.",
+        "Prediction intervals are empirical: they were estimated on held-out scans of the "
+        "reference site, and may be too narrow, above all at other sites; their coverage is given "
+        "where there are test scans. Gaps are not corrected for age bias unless a column says so.",
     ]
 
 
