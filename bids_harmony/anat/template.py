@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from bids_harmony.anat.check import load_image
+from bids_harmony.anat.check import load_image, new_image
 from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
@@ -23,8 +23,6 @@ class Template(NamedTuple):
 
     Attributes
     ----------
-    label : str
-        Template name, used in the ``space-`` entity.
     t1w : nibabel.Nifti1Image
         Brain-extracted T1w, float32, background 0, values in [0, 1].
     mask : numpy.ndarray
@@ -34,7 +32,6 @@ class Template(NamedTuple):
         loaded from a file.
     """
 
-    label: str
     t1w: nib.Nifti1Image
     mask: np.ndarray
     tissues: dict[str, np.ndarray]
@@ -72,7 +69,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
             for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
         )
         brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
-        return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
+        return Template(brain, mask, {"gm": gm, "wm": wm})
     try:
         img = nib.as_closest_canonical(load_image(path)[0])
         data = np.nan_to_num(np.asarray(img.dataobj), posinf=0, neginf=0)
@@ -85,7 +82,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         ) from error
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)
-    return Template(template_label(path), _masked(data, data > 0, img.affine), data > 0, {})
+    return Template(_masked(data, data > 0, img.affine), data > 0, {})
 
 
 def deep_grey(template: Template) -> np.ndarray | None:
@@ -128,7 +125,4 @@ def template_label(path: str | None) -> str:
 
 def _masked(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     data = np.where(mask, data, 0).astype(np.float32)
-    out = nib.Nifti1Image(data / np.float32(data.max()), affine)
-    out.set_qform(affine, 4)
-    out.set_sform(affine, 4)
-    return out
+    return new_image(data / np.float32(data.max()), affine, 4)
