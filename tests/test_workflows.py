@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_record import FACTS, preprocessed_scan
 from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_harmony.bids.dataset import Scan
+from bids_harmony.bids.records import ENDINGS, PREPROCESSED
 from bids_harmony.config import Contract
+from bids_harmony.files import write_text
 from bids_harmony.workflows.scan import init_harmonize_wf, init_preprocess_wf
 
 MODEL = {"bundle": "/bundle"}
+FACTS: dict[str, Any] = {"age": 30.0, "bundle": {"reference_site": "REF"}, "calibration": {}}
+#: Outputs of preprocessing, with both brain masks.
+OUTPUTS = [
+    f"sub-01/anat/sub-01{ending}"
+    for ending in (*ENDINGS, "_space-T_desc-brain_mask.nii.gz")
+]  # fmt: skip
 
 
 def build(tmp_path: Path, scans: list[Scan], **settings: object) -> dict[str, Any]:
@@ -28,7 +35,10 @@ def build(tmp_path: Path, scans: list[Scan], **settings: object) -> dict[str, An
         "space": "MNI152NLin2009aSym",
     }
     if "bundle" in settings:
-        common |= {"before": preprocessed_scan(tmp_path / "out"), "calibration": {}}
+        for name in OUTPUTS:
+            write_text(tmp_path / "out" / name, "")
+        before = {**{key: {} for key in PREPROCESSED}, "outputs": OUTPUTS}
+        common |= {"before": before, "calibration": {}}
     init = init_harmonize_wf if "bundle" in settings else init_preprocess_wf
     workflow = pe.Workflow(name="all", base_dir=str(tmp_path / "work"))
     for scan in scans:

@@ -98,10 +98,7 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     oblique = float(np.rad2deg(np.max(affines.obliquity(affine))))
     if oblique > 20:
         notes.append(f"the scan is oblique by {oblique:.0f} degrees")
-    clean = nib.Nifti1Image(data, affine)
-    clean.set_qform(affine, 1)
-    clean.set_sform(affine, 1)
-    return nib.as_closest_canonical(clean), {
+    return nib.as_closest_canonical(new_image(data, affine, 1)), {
         "shape": [int(n) for n in data.shape],
         "voxel_size_mm": [round(float(z), 4) for z in affines.voxel_sizes(affine)],
         "orientation": "".join(nib.aff2axcodes(affine)),
@@ -111,6 +108,14 @@ def load_t1w(path: str | Path) -> tuple[nib.Nifti1Image, dict[str, Any]]:
         "voxels_sha256": voxels,
         "notes": notes,
     }
+
+
+def new_image(data: np.ndarray, affine: np.ndarray, code: int) -> nib.Nifti1Image:
+    """Create an image with the same sform and qform, of code 1 (scanner) or 4 (MNI)."""
+    img = nib.Nifti1Image(data, affine)
+    img.set_qform(affine, code)
+    img.set_sform(affine, code)
+    return img
 
 
 def load_image(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from bids_harmony.anat.check import load_image
+from bids_harmony.anat.check import load_image, new_image
 from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
@@ -26,8 +26,6 @@ class Template(NamedTuple):
 
     Attributes
     ----------
-    label : str
-        Template name, used in the ``space-`` entity.
     t1w : nibabel.Nifti1Image
         Brain-extracted T1w, float32, background 0, values in [0, 1].
     mask : numpy.ndarray
@@ -37,7 +35,6 @@ class Template(NamedTuple):
         loaded from a file.
     """
 
-    label: str
     t1w: nib.Nifti1Image
     mask: np.ndarray
     tissues: dict[str, np.ndarray]
@@ -79,7 +76,7 @@ def load_template(resolution: int = 2, path: str | None = None) -> Template:
         ) from error
     img = resample_to_output(nib.Nifti1Image(data, img.affine), (resolution,) * 3, order=1)
     data = np.asarray(img.dataobj, dtype=np.float32)
-    return Template(template_label(path), _masked(data, data > 0, img.affine), data > 0, {})
+    return Template(_masked(data, data > 0, img.affine), data > 0, {})
 
 
 def from_nilearn(resolution: int) -> Template:
@@ -93,7 +90,7 @@ def from_nilearn(resolution: int) -> Template:
         for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     )
     brain = _masked(t1w.get_fdata(dtype=np.float32), mask, t1w.affine)
-    return Template(DEFAULT_TEMPLATE, brain, mask, {"gm": gm, "wm": wm})
+    return Template(brain, mask, {"gm": gm, "wm": wm})
 
 
 def _stored() -> Template:
@@ -102,7 +99,7 @@ def _stored() -> Template:
         arrays = {name: file[name] for name in ("t1w", "mask", "gm", "wm", "affine")}
     brain = _masked(arrays["t1w"], arrays["mask"], arrays["affine"])
     tissues = {name: arrays[name] for name in ("gm", "wm")}
-    return Template(DEFAULT_TEMPLATE, brain, arrays["mask"], tissues)
+    return Template(brain, arrays["mask"], tissues)
 
 
 def deep_grey(template: Template) -> np.ndarray | None:
@@ -145,7 +142,4 @@ def template_label(path: str | None) -> str:
 
 def _masked(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     data = np.where(mask, data, 0).astype(np.float32)
-    out = nib.Nifti1Image(data / np.float32(data.max()), affine)
-    out.set_qform(affine, 4)
-    out.set_sform(affine, 4)
-    return out
+    return new_image(data / np.float32(data.max()), affine, 4)

@@ -30,7 +30,7 @@ from bids_harmony.anat.brain import (
     is_stripped,
     multiatlas_mask,
 )
-from bids_harmony.anat.check import load_t1w, usable_affine
+from bids_harmony.anat.check import load_t1w, new_image, usable_affine
 from bids_harmony.anat.fsl import bet, flirt
 from bids_harmony.anat.intensity import normalize
 from bids_harmony.anat.template import load_template
@@ -108,7 +108,7 @@ class BrainMask(SimpleInterface):
             path, record = bet(img, Path(runtime.cwd))
             mask, _ = given_mask(path, img)
         check_mask(mask, img)
-        out = new_mask(mask, img.affine, 1)
+        out = new_image(mask.astype(np.uint8), img.affine, 1)
         mask_figure(img, out, figure_path(inputs.prefix, "brainmask"))
         native = reorient(out, usable_affine(nib.load(source), source.name)[0])
         self._results |= {
@@ -208,22 +208,15 @@ class Normalize(SimpleInterface):
             transform=inputs.in_xfm,
         )
         check_registration(metrics, inputs.scan_key)
+        brain_mask = new_image(inside.astype(np.uint8), grid.affine, 4)
         self._results |= {
             "out_file": save_image(scaled, "preproc.nii.gz"),
-            "brain_mask": save_image(new_mask(inside, grid.affine, 4), "brain_mask.nii.gz"),
+            "brain_mask": save_image(brain_mask, "brain_mask.nii.gz"),
             "record": record,
             "metrics": metrics,
             "descriptors": describe(data, inside, zoom),
         }
         return runtime
-
-
-def new_mask(mask: np.ndarray, affine: np.ndarray, code: int) -> nib.Nifti1Image:
-    """Convert a boolean array to a uint8 image, with 1 (scanner) or 4 (MNI) as the space code."""
-    img = nib.Nifti1Image(mask.astype(np.uint8), affine)
-    img.set_qform(affine, code)
-    img.set_sform(affine, code)
-    return img
 
 
 def save_image(img: nib.Nifti1Image, name: str) -> str:

@@ -42,14 +42,15 @@ SCANNER = {
     "flip_angle": "FlipAngle",
     "sequence": "PulseSequenceType",
 }
+#: Columns copied from the record.
+PERSON = ("person", "site", "age", "sex", "diagnosis")
 VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm")
 #: Columns before the metrics, and columns that describe the processing; all tables contain them.
 FACTS = (
-    "scan", "participant_id", "session_id", "person", "site", "age", "sex", "diagnosis", *SCANNER,
-    *VOXELS, "qc_status", "error",
+    "scan", "participant_id", "session_id", *PERSON, *SCANNER, *VOXELS, "qc_status", "error",
 )  # fmt: skip
 PROCESSING = (
-    "skull_strip", "registration", "template", "resolution", "normalization", "options",
+    "skull_strip", "registration", "template", "resolution", "options",
     "software_version", "tools", "bundle",
 )  # fmt: skip
 #: Numeric columns other than metrics and predictions.
@@ -221,10 +222,9 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
     # If harmonization failed, the record still holds preprocessing metrics; do not report them.
     metrics = {} if failed else record.get("metrics") or {}
     predictions, problem = read_predictions(path, record)
-    facts = {name: record.get(name) for name in ("person", "site", "age", "sex", "diagnosis")}
     values = {
         **names,
-        **{name: value for name, value in facts.items() if value is not None},
+        **{name: record[name] for name in PERSON if record.get(name) is not None},
         **{column: scanner.get(name) for column, name in SCANNER.items()},
         **dict(zip(VOXELS, check.get("voxel_size_mm", ()), strict=False)),
         "qc_status": record["status"],
@@ -263,8 +263,6 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
     contract, asked = processing.get("contract") or {}, processing.get("registration")
     # The checksum distinguishes templates of the same name.
     template = (processing.get("template"), (digests.get("template") or "")[:12])
-    scaling = (("grey", "grey matter at"), ("shading_order", "a bias field of order"))
-    scaled = [f"{words} {contract[name]}" for name, words in scaling if name in contract]
     chosen = {**(record.get("harmonization") or {}), **processing}
     options = [
         f"--{name.replace('_', '-')}" + ("" if chosen[name] is True else f" {chosen[name]}")
@@ -279,7 +277,6 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
         "registration": contract.get("registration") if asked == "auto" else asked,
         "template": " ".join(filter(None, template)) or None,
         "resolution": contract.get("resolution"),
-        "normalization": " and ".join(scaled) or None,
         "options": " ".join(options) or None,
         "software_version": processing.get("version"),
         "tools": "; ".join(f"{name} {version}" for name, version in tools) or None,
