@@ -13,7 +13,7 @@ from bids_harmony.anat.template import STORED, STORED_MM, from_nilearn
 if __name__ == "__main__":
     found = from_nilearn(STORED_MM)
     np.savez_compressed(
-        str(STORED),
+        STORED,
         t1w=np.asarray(found.t1w.dataobj),
         mask=found.mask,
         affine=found.t1w.affine,

@@ -20,7 +20,7 @@ from bids_harmony.anat.brain import (
     is_stripped,
 )
 from bids_harmony.anat.check import load_t1w
-from bids_harmony.anat.template import load_template
+from bids_harmony.anat.template import from_nilearn, load_template
 from bids_harmony.errors import ScanError, UsageError
 from bids_harmony.interfaces.anat import BrainMask
 
@@ -32,6 +32,23 @@ def test_template_is_a_stripped_scan_and_a_head_around_it_is_not() -> None:
     assert is_stripped(template.t1w)
     head = data + 0.8 * (far & ~near).astype(np.float32)
     assert not is_stripped(nib.Nifti1Image(head, template.t1w.affine))
+    # A head of a child with zeroed air around it, a slab, and nothing at all.
+    whole = np.where(far, 1, 0).astype(np.float32)
+    slab = np.where(np.indices(far.shape)[2] < far.shape[2] // 3, whole, 0)
+    for other in (whole, slab, np.zeros_like(whole)):
+        assert not is_stripped(nib.Nifti1Image(other, template.t1w.affine))
+    for flipped in (data[::-1], 1 + data, np.repeat(data, 3, axis=0)):
+        zoom = np.diag([data.shape[0] / flipped.shape[0], 1, 1, 1])
+        assert is_stripped(nib.Nifti1Image(flipped, template.t1w.affine @ zoom))
+
+
+def test_the_stored_template_is_nilearns() -> None:
+    stored, made = load_template(2), from_nilearn(2)
+    assert stored.t1w.header == made.t1w.header
+    np.testing.assert_array_equal(stored.t1w.dataobj, made.t1w.dataobj)
+    np.testing.assert_array_equal(stored.mask, made.mask)
+    for name in ("gm", "wm"):
+        np.testing.assert_array_equal(stored.tissues[name], made.tissues[name])
 
 
 def with_zero_sform(path: Path, data: np.ndarray, matrix: np.ndarray) -> Path:

@@ -21,13 +21,13 @@ from bids_harmony.anat.check import check_file, load_image, load_t1w
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError, UsageError
 
-#: Volume range, in litres, of a skull-stripped scan's foreground (whole heads start near 2.5 L)
-#: and of any brain mask.
-BRAIN_LITRES, MASK_LITRES = (0.6, 2.3), (0.3, 2.6)
+#: Volume range, in litres, of a skull-stripped scan's foreground (49 have 1.2 to 1.7, heads of
+#: adults 5 and more) and of any brain mask.
+BRAIN_LITRES, MASK_LITRES = (0.6, 2.1), (0.3, 2.6)
+#: Voxel size, in mm, at which skull-stripped scans are recognized, and their minimum extent.
+GLANCE_MM, MIN_EXTENT_MM = 3.0, 85.0
 #: Maximum volume of other foreground in a skull-stripped scan, as a fraction of the brain.
 BESIDE = 0.1
-#: Minimum Dice coefficient of foreground and deepbet mask in a skull-stripped scan.
-STRIPPED_DICE = 0.85
 #: Maximum of a binary mask or probability map, allowing for ringing from interpolation.
 MAX_PROBABILITY = 1.5
 #: Voxel sizes, in mm, used to rank, warp and fuse atlases.
@@ -86,19 +86,18 @@ def _deepbet() -> Any:
 def is_stripped(img: nib.Nifti1Image) -> bool:
     """Return whether a scan is already skull-stripped.
 
-    Its foreground must have the volume of a brain and contain little else (such as a scalp
-    separated from the brain by zeroed bone), and must overlap with deepbet's mask.
+    On a grid of about :data:`GLANCE_MM`, its foreground must have the volume and the extent of a
+    brain, and contain little else (such as a scalp separated from the brain by zeroed bone).
     """
-    mask = foreground(img)
-    alone = np.sum(_differs(img) & ~mask) <= BESIDE * mask.sum()
-    try:
-        return bool(
-            alone
-            and BRAIN_LITRES[0] <= _litres(mask, img) <= BRAIN_LITRES[1]
-            and dice(mask, deepbet_mask(img)) >= STRIPPED_DICE
-        )
-    except ScanError:
-        return False
+    steps = [max(1, round(GLANCE_MM / zoom)) for zoom in img.header.get_zooms()[:3]]
+    coarse = img.slicer[tuple(slice(None, None, step) for step in steps)]
+    mask = foreground(coarse)
+    extent = np.ptp(np.argwhere(mask), axis=0) * coarse.header.get_zooms()[:3] if mask.any() else 0
+    return bool(
+        BRAIN_LITRES[0] <= _litres(mask, coarse) <= BRAIN_LITRES[1]
+        and np.min(extent) >= MIN_EXTENT_MM
+        and np.sum(_differs(coarse) & ~mask) <= BESIDE * mask.sum()
+    )
 
 
 def foreground(img: nib.Nifti1Image) -> np.ndarray:

@@ -16,7 +16,8 @@ from bids_harmony.errors import ScanError, UsageError
 
 DEFAULT_TEMPLATE = "MNI152NLin2009aSym"
 #: The template at the resolution of the default bundle, ready to use.
-STORED_MM, STORED = 2, files("bids_harmony.data") / "tpl-MNI152NLin2009aSym_res-2.npz"
+STORED_MM = 2
+STORED = Path(str(files("bids_harmony.data") / "tpl-MNI152NLin2009aSym_res-2.npz"))
 #: Bounding box (x, y, z in template mm) of the basal ganglia and thalamus.
 DEEP_GREY_MM = ((-34.0, 34.0), (-36.0, 24.0), (-12.0, 22.0))
 
@@ -94,7 +95,7 @@ def from_nilearn(resolution: int) -> Template:
 
 
 def _stored() -> Template:
-    """Load the template at 2 mm from this package (``recipes/template.py`` makes the file)."""
+    """Load the template at 2 mm, which ``recipes/template.py`` has stored in this package."""
     with np.load(STORED) as file:
         arrays = {name: file[name] for name in ("t1w", "mask", "gm", "wm", "affine")}
     brain = _masked(arrays["t1w"], arrays["mask"], arrays["affine"])
