@@ -23,8 +23,7 @@ from bids_harmony.evaluation.tables import (
 )
 from bids_harmony.evaluation.unit import ANATOMY, FEATURES
 from bids_harmony.sites.statistics import delong
-from bids_harmony.training.figures import figures
-from bids_harmony.training.targets import Target
+from bids_harmony.training.targets import Target, figures
 
 AGE, ILL = {"brain_age": False}, {"ill": True}
 

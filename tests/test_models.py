@@ -71,7 +71,7 @@ def _edit(folder: Path, **changes: object) -> None:
         (lambda f: (f / "bundle.json").write_text("[]"), "format"),
         (lambda f: _edit(f, format=99), "format"),
         (lambda f: _edit(f, surprise=1), "surprise"),
-        (lambda f: _edit(f, files=[]), "wrong kind"),
+        (lambda f: _edit(f, files=[]), "wrong type"),
         (lambda f: _edit(f, contract={"skull_strip": "deepbet"}), "contract"),
     ],
 )

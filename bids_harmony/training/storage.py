@@ -1,27 +1,24 @@
-"""Shared training utilities: device selection, loss tracking and the network cache."""
+"""Shared training utilities: device selection, losses and the network cache."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import math
-from collections import defaultdict, deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from bids_harmony.console import progress
 from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 Network = TypeVar("Network", bound=nn.Module)
-#: Number of steps over which losses are averaged.
-RECENT = 50
 
 
 def one_device(asked: str) -> str:
@@ -39,45 +36,20 @@ def has_bf16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-class Losses:
-    """Recent losses of a training, by name. As text, means over the last steps.
+def check_finite(what: str, step: int, *losses: float) -> None:
+    """Raise HarmonyError if a loss is not finite."""
+    if not np.isfinite(losses).all():
+        raise HarmonyError(
+            f"The loss is not finite at step {step} of {what}.",
+            "Check the scans for artefacts and the target for invalid values.",
+        )
 
-    Parameters
-    ----------
-    what : str
-        Name of the trained network, for messages.
-    """
 
-    def __init__(self, what: str) -> None:
-        self.what, self.step = what, 0
-        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
-
-    def add(self, **losses: float) -> None:
-        """Record the losses of a step.
-
-        Raises
-        ------
-        HarmonyError
-            If a loss is not finite.
-        """
-        self.step += 1
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise HarmonyError(
-                    f"The {self.what}'s loss is not a number at step {self.step}.",
-                    "Look for damaged scans or absurd values of the target.",
-                )
-            self.recent[name].append(loss)
-
-    def steps(self, n: int, what: str) -> Iterator[int]:
-        """Iterate over training steps, and show progress and losses."""
-        bar = progress(range(n), what, "steps")
-        for step in bar:
-            yield step
-            bar.set_postfix_str(str(self), refresh=False)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
+def show_losses(bar: tqdm[int], step: int, **losses: float) -> None:
+    """Check the losses of a step (from 0), and show them beside the progress bar."""
+    check_finite(bar.desc, step + 1, *losses.values())
+    text = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
+    bar.set_postfix_str(text, refresh=False)
 
 
 def as_stored(network: Network) -> Network:
