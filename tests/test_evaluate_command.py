@@ -80,7 +80,7 @@ def test_tables_and_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert set(pd.read_csv(path, sep="\t")) == set(described)
         assert all(entry["Description"] != name for name, entry in described.items())
     page = (root / "out" / "evaluation.html").read_text()
-    for sentence in ("What was found", "Everything was trained once", "A has 9 persons", "<svg"):
+    for sentence in ("<h2>Results", "Training was not repeated", "A has 9 persons", "<svg"):
         assert sentence in page
     assert not re.search(r'(src|href)="http', page)
 
@@ -118,9 +118,9 @@ def test_two_processes_find_the_same_and_rotate_the_sites(root: Path, tmp_path: 
     }  # fmt: skip
     page = (root / "out" / "evaluation.html").read_text()
     assert "rotations, brain_age: of " in page
-    assert "In rotations the first site trained at is the reference." in page
+    assert "In rotations, the first training site is the reference." in page
     assert ("<h2>Figures" in page) == ("<figure>" in page)
-    assert " comparisons below, harmonized scans are clearly better (worse) than" in page
+    assert " comparisons below, harmonized scans are significantly better (worse) than" in page
 
 
 def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
@@ -148,8 +148,8 @@ def test_what_cannot_be_had_in_a_fold_is_left_out_there_and_said(
     assert left.sum()["A"] == 5 - table["n_scans"]["combat", "A"]
     assert set(json.loads((folder / "left_out.json").read_text())) >= {"reason", "n_scans"}
     page = (tmp_path / "out" / "evaluation.html").read_text()
-    assert "ComBat at A could not be had in 1 of the trainings" in page
-    assert "without any harmonization could not be had" in page
+    assert "ComBat at A was not available in 1 of the trainings" in page
+    assert "without harmonization were not available" in page
     assert "Not evaluated: diagnosis." in page
     assert "1 scan of REF without a value" in page
 

@@ -55,7 +55,7 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     assert ensemble.examples.scans.tolist() == list(range(24))
     assert (ensemble.folds[::2] == ensemble.folds[1::2]).all()
     # Six persons begin healthy: seven folds are too many, though there are more scans.
-    with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
+    with pytest.raises(UsageError, match=r"6 persons .* of one class"):
         plan_ensemble(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
 
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -89,29 +88,6 @@ class Method:
     reason: str = ""
 
 
-class PreparedVolumes:
-    """Preprocessed volumes, some of them replaced by prepared ones.
-
-    Parameters
-    ----------
-    base : array-like
-        Preprocessed volumes of all scans.
-    prepared : bids_harmony.training.data.Volumes
-        Volumes prepared by a method.
-    scans : sequence of int
-        Indices of the prepared scans in ``base``.
-    """
-
-    def __init__(self, base: Any, prepared: Volumes, scans: Sequence[int]) -> None:
-        self.base, self.prepared = base, prepared
-        self.place = {scan: i for i, scan in enumerate(scans)}
-
-    def __getitem__(self, scan: int) -> np.ndarray:
-        """Return the volume of a scan, prepared if possible."""
-        place = self.place.get(int(scan))
-        return np.asarray(self.base[scan] if place is None else self.prepared[place])
-
-
 def prepare(
     data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path
 ) -> TrainingSet:
@@ -145,7 +121,8 @@ def prepare(
                 stack = crop(method.change(scan, volume, mask), data.box)
                 # The raw scan's brain mask is wider than the brain after normalization.
                 array[place] = np.where(crop(mask, data.box) | (stack > 0), stack, np.nan)
-    return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
+    places = {scan: row for row, scan in enumerate(scans)}
+    return replace(data, volumes=Volumes(path, places, data.volumes))
 
 
 def unharmonized(data: TrainingSet, work_dir: Path) -> TrainingSet | None:

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bids_harmony.config import CURVE, CYCLEGAN, NETWORK
-from bids_harmony.console import progress
 from bids_harmony.errors import UsageError
 from bids_harmony.models.networks import CODE_SIZE, MIDDLE, MapNetwork, code_input
 from bids_harmony.sites.code import Appearance, IntensityMapping, SiteCode, site_code
@@ -121,8 +120,8 @@ def train_cyclegan(
         for optimizer in (maps_step, discriminators_step)
     ]
     bf16 = storage.has_bf16(device)
-    bar = progress(range(ahead + together), "training the map on real sites", "steps")
-    for step in bar:
+    losses = storage.Losses(ahead + together, "training the map on real sites")
+    for step in losses.bar:
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         found: dict[str, float] = {}
@@ -161,7 +160,7 @@ def train_cyclegan(
             ]  # fmt: skip
         loss = _sum(missed(score, real, seen) for score, real in scores)
         loss.backward()  # type: ignore[no-untyped-call]
-        storage.show_losses(bar, step, **found, discriminator=loss.item())
+        losses.add(step, **found, discriminator=loss.item())
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -285,17 +285,23 @@ def without_rejected(scans: Sequence[TrainScan]) -> list[TrainScan]:
 # --- The cache ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Volumes:
     """A memory-mapped array that each process opens by itself.
 
-    Parameters
+    Attributes
     ----------
     path : pathlib.Path
         Path of the ``.npy`` file.
+    places : mapping of int to int, optional
+        Row of each scan in the file; None if the file has all scans in order.
+    others : sequence of numpy.ndarray, optional
+        Volumes of all scans, for those that are not in ``places``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
+    places: Mapping[int, int] | None = None
+    others: Any = None
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -304,11 +310,12 @@ class Volumes:
 
     def __getitem__(self, scan: int) -> np.ndarray:
         """Read a scan: (slices, rows, columns) float16."""
-        return np.asarray(self.array[scan])
+        row = scan if self.places is None else self.places.get(scan)
+        return np.asarray(self.others[scan] if row is None else self.array[row])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open array, for pickling."""
-        return {"path": self.path}
+        return {name: value for name, value in self.__dict__.items() if name != "array"}
 
 
 @dataclass(frozen=True)

@@ -116,14 +116,10 @@ class Calibrator:
             after the intensity mapping. Without a network, the full map is the intensity mapping,
             which is then not a separate method.
         """
-        ages = spared = None
-        if self.ensembles is not None:
-            ages, spared = self.predict_age, self._spared
+        ages: Predict | None = None if self.ensembles is None else self.predict_age
+        spared = ages and (lambda scan, code, _: self.predict_age(scan, code, spare=True))
         found = {} if self.network is None else {MAPPED: (spared, None)}
         return found | {HARMONIZED: (ages, self.network), KNOWN_AGES: (None, self.network)}
-
-    def _spared(self, scan: int, code: SiteCode, _: bool) -> float:
-        return self.predict_age(scan, code, spare=True)
 
     def code(self, scans: np.ndarray, predict: Predict | None) -> SiteCode:
         """Estimate a site code from scans of a site.

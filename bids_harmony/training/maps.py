@@ -73,14 +73,14 @@ def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16, bar = storage.has_bf16(device), progress(range(steps), "training the map", "steps")
-    for step in bar:
+    bf16, losses = storage.has_bf16(device), storage.Losses(steps, "training the map")
+    for step in losses.bar:
         step_loss = 0.0
         for _ in range(BATCH):
             loss = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
             loss.backward()  # type: ignore[no-untyped-call]
             step_loss += loss.item()
-        storage.show_losses(bar, step, paired=step_loss)
+        losses.add(step, paired=step_loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

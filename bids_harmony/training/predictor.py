@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.config import TrainOptions
-from bids_harmony.console import progress
 from bids_harmony.models.networks import (
     HEIGHT_MM,
     SliceNetwork,
@@ -36,12 +35,12 @@ from bids_harmony.models.networks import (
 )
 from bids_harmony.training.data import TrainingSet
 from bids_harmony.training.storage import (
+    Losses,
     check_finite,
     digest_of,
     has_bf16,
     load_network,
     save_network,
-    show_losses,
 )
 
 LOGGER = logging.getLogger(__name__)
@@ -342,15 +341,15 @@ def _train_one_cycle(training: _Training, among: np.ndarray) -> None:
     """Train with one cycle: linear warm-up over a tenth of the steps, then cosine decay."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
-    bar = progress(range(steps), "training a predictor", "steps")
-    for step in bar:
+    losses = Losses(steps, "training a predictor")
+    for step in losses.bar:
         share = step / steps
         rise = min(1.0, (share + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))
         training.optimizer.param_groups[0]["lr"] = config.learning_rate * rise * (fall + 1e-3)
         which = rng.choice(among, config.batch, p=weight)
         slices = rng.integers(len(training.examples.numbers), size=config.batch)
-        show_losses(bar, step, training=training.step(which, slices))
+        losses.add(step, training=training.step(which, slices))
 
 
 def _train_patiently(training: _Training, among: np.ndarray, validation: Examples | None) -> None:

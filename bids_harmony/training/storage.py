@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import defaultdict, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from bids_harmony.console import progress
 from bids_harmony.errors import HarmonyError
 from bids_harmony.files import write_bytes
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
 Network = TypeVar("Network", bound=nn.Module)
+#: Number of steps over which losses are averaged.
+RECENT = 50
 
 
 def one_device(asked: str) -> str:
@@ -45,11 +46,28 @@ def check_finite(what: str, step: int, *losses: float) -> None:
         )
 
 
-def show_losses(bar: tqdm[int], step: int, **losses: float) -> None:
-    """Check the losses of a step (from 0), and show them beside the progress bar."""
-    check_finite(bar.desc, step + 1, *losses.values())
-    text = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
-    bar.set_postfix_str(text, refresh=False)
+class Losses:
+    """Recent losses of a training, by name, shown beside its progress bar.
+
+    Parameters
+    ----------
+    n_steps : int
+        Number of training steps.
+    what : str
+        Description of the training.
+    """
+
+    def __init__(self, n_steps: int, what: str) -> None:
+        self.what, self.bar = what, progress(range(n_steps), what, "steps")
+        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+
+    def add(self, step: int, **losses: float) -> None:
+        """Check the losses of a step (from 0), and show the means over the last steps."""
+        check_finite(self.what, step + 1, *losses.values())
+        for name, loss in losses.items():
+            self.recent[name].append(loss)
+        means = (f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
+        self.bar.set_postfix_str(", ".join(means), refresh=False)
 
 
 def as_stored(network: Network) -> Network:

@@ -26,7 +26,7 @@ NO_TARGETS = frozenset({"subject", "person", "site", "metrics", "_source", "qc_s
 #: Names reserved by bundles and predictions. Outputs make statements about the last two that hold
 #: only for age and for simulated labels.
 TAKEN = frozenset(
-    {"harmonizer", "backward", "bundle", "in_training", "brain_age", "schizophrenia_probability"}
+    {"map", "bundle", "calibration", "in_training", "brain_age", "schizophrenia_probability"}
 )
 
 
