@@ -33,9 +33,9 @@ SIZE = len(LEVELS) + N_TEXTURE
 
 @pytest.fixture
 def appearance() -> Appearance:
-    usual = np.append(np.linspace(0.05, 1.1, len(LEVELS)), np.zeros(N_TEXTURE))
+    expected = np.append(np.linspace(0.05, 1.1, len(LEVELS)), np.zeros(N_TEXTURE))
     return Appearance(
-        usual, np.zeros(SIZE), np.full(SIZE, 0.02), (20.0, 80.0), (0.8, 9.0), 45.0, 30
+        expected, np.zeros(SIZE), np.full(SIZE, 0.02), (20.0, 80.0), (0.8, 9.0), 45.0, 30
     )
 
 
@@ -179,6 +179,6 @@ def test_a_loss_that_is_no_number_ends_the_training(
 ) -> None:
     for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", 1e30)):
         monkeypatch.setattr(maps, name, value)
-    with pytest.raises(HarmonyError, match="not a number at step"):
+    with pytest.raises(HarmonyError, match="is not finite at step"):
         trained(brains(6), tmp_path)
     assert not list(tmp_path.glob("map-*"))
