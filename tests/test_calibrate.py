@@ -89,6 +89,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], RunConfig | None], list[str]]] = 
     "the same scans chosen": (
         lambda c: replace(c, participant_label=("01", "02", "03")), [NOTHING] * 3,
     ),
+    "the column of sites": (lambda c: replace(c, site_column="diagnosis"), [HARMONIZE] * 5),
     "an option of preprocessing": (lambda c: replace(c, random_seed=7), [PREPROCESS] * 5),
     "a scan to be preprocessed": (
         lambda c: next(c.output_dir.glob("sub-02/anat/*preproc*")).unlink(),
@@ -109,6 +110,23 @@ def test_only_what_is_outdated_is_done_again(config: RunConfig, change: str) -> 
     harmonize(config)
     act, expected = CHANGES[change]
     assert states(act(config) or config) == expected
+
+
+def test_a_corrected_age_is_used_without_preprocessing_again(config: RunConfig) -> None:
+    harmonize(config)
+    table = config.bids_dir / "participants.tsv"
+    table.write_text(table.read_text().replace("sub-02\t40.0", "sub-02\t44.0"))
+    run, scans = Run(config), find_scans(config).scans
+    assert survey(run, scans)["sub-02"] == HARMONIZE
+    assert json.loads(run.record_of(scans[1]).read_text())["age"] == 40  # a dry run writes nothing
+    survey(run, scans, update=True)
+    record = json.loads(run.record_of(scans[1]).read_text())
+    assert (record["age"], record["harmonization"]) == (44, None)
+    # All scans of its site are harmonized again, as it is calibrated at the new age.
+    assert states(config) == [HARMONIZE] * 3 + [NOTHING] * 2
+    ages = {scan.key: scan.age for scan in own_sites(run, scans)["A"]}
+    assert ages["sub-02"] == 44
+    assert states(replace(config, bundle="none"))[1] == NOTHING
 
 
 def test_the_calibrate_level_has_the_last_word(

@@ -130,9 +130,9 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], RunConfig | None], list[str]]] = 
     "options of harmonization, without a bundle": (
         lambda c: replace(c, output_spaces=("template", "T1w")), ["sub-01", "sub-02"],
     ),
-    "an age": (
+    "an age, which preprocessing does not use": (
         lambda c: write(c.bids_dir, "participants.tsv", "participant_id\tage\nsub-01\t3\n")
-        and None, ["sub-02"],
+        and None, ["sub-01", "sub-02"],
     ),
     "a lost output": (
         lambda c: (c.output_dir / "sub-02/anat/sub-02_desc-brain_mask.nii.gz").unlink(),

@@ -70,7 +70,7 @@ def run_participant(config: RunConfig) -> int:
     set_up_logging(file=config.log_file)
     write_text(config.log_dir / "bids_harmony.json", config.to_json())
 
-    states = survey(run, scans)
+    states = survey(run, scans, update=True)
     run.digests.save()
     todo = [s for s in scans if states[s.key] != NOTHING and not config.reports_only]
     counts = Counter(states[scan.key] for scan in todo)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.bids.records import PREPROCESSED, load_record, preprocessed
+from bids_harmony.files import write_json
 from bids_harmony.run.base import Run
 from bids_harmony.run.calibrate import own_sites
 from bids_harmony.sites.calibration import sources_digest
@@ -20,12 +21,23 @@ NOTES = {
     HARMONIZE: "preprocessed before, to be harmonized",
     NOTHING: "completed, nothing to do",
 }
-#: Keys of facts that preprocessing does not depend on.
-LATER = frozenset({"warnings", "bundle", "calibration", "harmonization"})
+#: Facts that preprocessing depends on, and those from tables and sidecars, which it does not use.
+PROCESSING = ("name", "entities", "source", "processing")
+TABLES = ("person", "site", "site_source", "age", "sex", "diagnosis", "scanner")
 
 
-def survey(run: Run, scans: Sequence[Scan]) -> dict[str, str]:
+def survey(run: Run, scans: Sequence[Scan], *, update: bool = False) -> dict[str, str]:
     """Return the processing that each scan needs, by scan key.
+
+    Parameters
+    ----------
+    run : Run
+        Settings of the run.
+    scans : sequence of Scan
+        Scans of the run.
+    update : bool
+        Whether to write to the records what the dataset's tables and sidecars now say, such as a
+        corrected age. Only harmonization depends on it.
 
     Returns
     -------
@@ -33,8 +45,18 @@ def survey(run: Run, scans: Sequence[Scan]) -> dict[str, str]:
         :data:`PREPROCESS` (followed by harmonization), :data:`HARMONIZE` (only) or
         :data:`NOTHING`.
     """
-    records = {scan.key: load_record(run.record_of(scan)) or {} for scan in scans}
-    raw = {scan.key for scan in scans if not is_preprocessed(run, scan, records[scan.key])}
+    records, raw = {}, set()
+    for scan in scans:
+        record = load_record(run.record_of(scan)) or {}
+        facts = json.loads(json.dumps(run.facts(scan)))
+        tables = {name: facts[name] for name in TABLES}
+        if not is_preprocessed(run, scan, facts, record):
+            raw.add(scan.key)
+        elif not tables.items() <= record.items():
+            record |= tables | dict.fromkeys(("bundle", "calibration", "harmonization"))
+            if update:
+                write_json(run.record_of(scan), record)
+        records[scan.key] = record
     # Sites with scans still to be preprocessed will be calibrated anew.
     anew = {scan.site for scan in scans if scan.key in raw}
     known = {} if run.bundle is None else identities(run, [s for s in scans if s.site not in anew])
@@ -46,18 +68,17 @@ def survey(run: Run, scans: Sequence[Scan]) -> dict[str, str]:
     return states
 
 
-def is_preprocessed(run: Run, scan: Scan, record: Mapping[str, Any]) -> bool:
+def is_preprocessed(
+    run: Run, scan: Scan, facts: Mapping[str, Any], record: Mapping[str, Any]
+) -> bool:
     """Return whether a scan was preprocessed from the same inputs with the same settings.
 
-    The facts in its record must agree with the run's, and all outputs must exist. The inputs are
-    compared last, since computing their checksums may require reading the files.
+    The inputs are compared last, since computing their checksums may require reading the files.
     """
     if not record.keys() >= {*PREPROCESSED, "outputs"}:
         return False
-    facts = json.loads(json.dumps(run.facts(scan)))
     return (
-        {name: value for name, value in facts.items() if name not in LATER}.items()
-        <= record.items()
+        {name: facts[name] for name in PROCESSING}.items() <= record.items()
         and outputs_exist(run, preprocessed(record))
         and record.get("inputs") == run.inputs(scan)
     )
