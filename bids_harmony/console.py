@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOGGER = logging.getLogger(__name__)
-#: Format of nipype's log messages, which also goes to the log file.
-FORMAT = "%(asctime)s,%(msecs)d %(name)s %(levelname)s: ", "%y%m%d-%H:%M:%S"
 #: Seconds between two progress messages of a long loop, if there is no terminal.
 EVERY = 10.0
 Item = TypeVar("Item")
@@ -49,39 +47,23 @@ class LogSettings:
     file: Path | None = None
     prefix: str = ""
 
-    @property
-    def formatter(self) -> logging.Formatter:
-        """Formatter of the log file, and of other packages' messages on the terminal."""
-        line, date = FORMAT
-        return logging.Formatter(f"{line}{self.prefix.replace('%', '%%')}%(message)s", date)
-
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Print messages to standard output, and warnings and errors to standard error.
 
     A message that cannot be printed never ends a run.
-
-    Parameters
-    ----------
-    settings : LogSettings
-        Settings of the run.
     """
-
-    def __init__(self, settings: LogSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.setFormatter(settings.formatter)
 
     def filter(self, record: logging.LogRecord) -> bool:  # type: ignore[override]
         """Return whether a message is printed: all of this package, others by level."""
-        return record.name.startswith("bids_harmony") or record.levelno >= self.settings.level
+        return record.name.startswith("bids_harmony") or record.levelno >= _settings.level
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a message; those of other packages have time and origin."""
         if not record.name.startswith("bids_harmony"):
             return super().format(record)
-        levels = {logging.WARNING: "Warning: ", logging.ERROR: f"{self.settings.program}: error: "}
-        return self.settings.prefix + levels.get(record.levelno, "") + record.getMessage()
+        levels = {logging.WARNING: "Warning: ", logging.ERROR: f"{_settings.program}: error: "}
+        return _settings.prefix + levels.get(record.levelno, "") + record.getMessage()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message, above any progress bars."""
@@ -114,12 +96,13 @@ def set_up_logging(settings: LogSettings | None = None, **changes: Any) -> None:
     stop_logging()
     _settings = replace(settings or before, **changes)
     logging.raiseExceptions = False  # on a full disk, each message would print a traceback
-    _handlers.append(TerminalHandler(_settings))
+    _handlers.append(TerminalHandler())
     if _settings.file is not None:
         _settings.file.parent.mkdir(parents=True, exist_ok=True)
         _handlers.append(logging.FileHandler(_settings.file, encoding="utf-8"))
-        _handlers[-1].setFormatter(_settings.formatter)
+    line = f"%(asctime)s,%(msecs)d %(name)s %(levelname)s: {_settings.prefix}%(message)s"
     for handler in _handlers:
+        handler.setFormatter(logging.Formatter(line, "%y%m%d-%H:%M:%S"))  # as nipype's
         logging.getLogger().addHandler(handler)
     logging.getLogger("bids_harmony").setLevel(min(logging.INFO, _settings.level))
     logging.getLogger("nipype").handlers = [logging.NullHandler()]  # instead of its own

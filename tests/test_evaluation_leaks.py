@@ -13,8 +13,7 @@ from bids_harmony.config import Contract, EvaluateOptions, TrainOptions
 from bids_harmony.evaluation.run import plan_units
 from bids_harmony.evaluation.unit import Study, fit_predictors, measure_unit, prepare_unit
 from bids_harmony.models.networks import predict_value
-from bids_harmony.training.figures import class_figures
-from bids_harmony.training.targets import find_target
+from bids_harmony.training.targets import class_figures, find_target
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_without_harmonization_a_scan_is_resampled_and_divided_alone(
 
     (tmp_path / "xfm.txt").unlink()
     assert unharmonized(one, tmp_path) is None
-    assert "1 of 1 scans lack their raw image or their transform" in caplog.text
+    assert "1 of 1 scans have no raw image or no transform" in caplog.text
     assert "sub-01" in caplog.text
     write_affine(np.eye(4), tmp_path / "xfm.txt")
     (tmp_path / "raw.nii.gz").write_bytes(b"broken")
@@ -119,7 +119,7 @@ def test_combat_takes_a_site_to_the_references_intensities() -> None:
     assert found[shell].mean() == pytest.approx(0.55, abs=0.04)
     assert (found[~mask] == 0).all()
     few = combat(data, np.array([0, 1, 2, 3, 8, 9]), ["REF"], 0)
-    assert (few.sites, few.reason) == ((), "ComBat wants 3 persons of each site to fit on")
+    assert (few.sites, few.reason) == ((), "ComBat needs 3 persons of each site for fitting")
 
 
 def test_combat_wants_persons_not_scans_and_voxels_that_vary() -> None:

@@ -95,12 +95,14 @@ def test_experiments_that_cannot_be_done_are_refused() -> None:
     data = people(table({"A": AGES, "B": AGES[:3]}))
     assert {unit.train_sites for unit in planned(data, "rotations")} == {("A",)}
     for wrong in ("Q", "A+B", "B"):  # unknown, nothing left to test on, too few persons
-        with pytest.raises(UsageError, match=re.escape(f"--train-sites {wrong} is no rotation")):
+        with pytest.raises(
+            UsageError, match=re.escape(f"--train-sites {wrong} is not a possible rotation")
+        ):
             planned(data, "rotations", train_sites=("A", wrong))
-    with pytest.raises(UsageError, match="No site keeps enough persons"):
+    with pytest.raises(UsageError, match="No site has enough persons"):
         planned(people(table({"A": AGES[:3], "B": AGES[:3]})), "rotations")
     for rows in ({"A": AGES}, {"A": AGES, "B": AGES[:1]}):
-        with pytest.raises(UsageError, match="no sizes to try"):
+        with pytest.raises(UsageError, match="experiment size needs"):
             planned(people(table(rows)), "size")
 
 
@@ -149,7 +151,7 @@ def test_targets_that_cannot_be_evaluated_are_named() -> None:
         ({}, ["age"], "Not evaluated: diagnosis. No scan of A has a value"),
         ({"diagnosis": dx, "age": 40.0}, ["diagnosis"], "age has 1 different values at A"),
         ({"diagnosis": dx, "age": some}, ["age", "diagnosis"],
-         "brain_age: 3 scans of B without a value in the column age, not tested."),
+         "brain_age: 3 scans of B without a value in the column age will not be tested."),
         ({"diagnosis": [*dx[:20], *["ill"] * 8]}, ["age", "diagnosis"],
          "diagnosis_probability: B has scans of the class ill only."),
     ):  # fmt: skip
@@ -172,8 +174,8 @@ def test_a_target_with_too_few_persons_of_a_class_is_left_out(tmp_path: Path) ->
     unit = Unit("sites", 1, 0, ("A",), ("A", "B"))
     predictors, reasons = fit_predictors(study, unit, data, np.full(28, "train"))
     assert predictors == {}
-    assert "There are 1 person" in reasons["diagnosis_probability"]
-    assert reasons["diagnosis_probability"].endswith("of one class.")
+    assert "The reference site has 1 person" in reasons["diagnosis_probability"]
+    assert "of one class, fewer than --folds 2." in reasons["diagnosis_probability"]
 
 
 def test_a_site_of_few_persons_keeps_one_to_train_on() -> None:

@@ -179,6 +179,6 @@ def test_a_loss_that_is_no_number_ends_the_training(
 ) -> None:
     for name, value in (("N_SITES", 1), ("STEPS", 40), ("PER_SITE", 2), ("RATE", 1e30)):
         monkeypatch.setattr(maps, name, value)
-    with pytest.raises(HarmonyError, match="not a number at step"):
+    with pytest.raises(HarmonyError, match="is not finite at step"):
         trained(brains(6), tmp_path)
     assert not list(tmp_path.glob("map-*"))

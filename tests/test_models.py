@@ -16,9 +16,8 @@ from random_bundle import write_random_bundle
 from safetensors.torch import load, save
 
 from bids_harmony.errors import BundleError
-from bids_harmony.models import slices
 from bids_harmony.models.bundle import Bundle, load_bundle
-from bids_harmony.models.networks import SliceNetwork
+from bids_harmony.models.networks import SliceNetwork, crop, uncrop
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def test_slice_network_is_ten_layers_deep_and_centred_on_its_targets() -> None:
 def test_crop_and_uncrop_keep_what_is_inside(a: int, b: int, c: int, d: int) -> None:
     volume = np.arange(1, 10 * 9 * 4 + 1).reshape(10, 9, 4)
     box = ((a, b + 2), (c, d))
-    back = slices.uncrop(slices.crop(volume, box), box, volume.shape)
+    back = uncrop(crop(volume, box), box, volume.shape)
     inside = np.zeros(volume.shape, bool)
     inside[max(a, 0) : b + 2, max(c, 0) : d] = True
     assert np.array_equal(back, np.where(inside, volume, 0))
@@ -71,7 +70,7 @@ def _edit(folder: Path, **changes: object) -> None:
         (lambda f: (f / "bundle.json").write_text("[]"), "format"),
         (lambda f: _edit(f, format=99), "format"),
         (lambda f: _edit(f, surprise=1), "surprise"),
-        (lambda f: _edit(f, files=[]), "wrong kind"),
+        (lambda f: _edit(f, files=[]), "wrong type"),
         (lambda f: _edit(f, contract={"skull_strip": "deepbet"}), "contract"),
     ],
 )

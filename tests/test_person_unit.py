@@ -18,10 +18,9 @@ from bids_harmony.training.data import (
     without_copies,
     without_rejected,
 )
-from bids_harmony.training.figures import figures
 from bids_harmony.training.predictor import PREDICTORS
 from bids_harmony.training.predictors import empirical_half_width, plan_ensemble
-from bids_harmony.training.targets import Target
+from bids_harmony.training.targets import Target, figures
 
 HERE = Path("nowhere")
 
@@ -56,7 +55,7 @@ def test_a_person_who_falls_ill_is_in_one_fold() -> None:
     assert ensemble.examples.scans.tolist() == list(range(24))
     assert (ensemble.folds[::2] == ensemble.folds[1::2]).all()
     # Six persons begin healthy: seven folds are too many, though there are more scans.
-    with pytest.raises(UsageError, match=r"There are 6 persons .* of one class"):
+    with pytest.raises(UsageError, match=r"6 persons .* of one class"):
         plan_ensemble(replace(run, options=TrainOptions(folds=7)), target, PREDICTORS["fast"])
 
 
@@ -100,12 +99,12 @@ def test_a_persons_second_copy_is_left_out_and_said(caplog: pytest.LogCaptureFix
     kept = without_copies(scans)
     assert [s.t1w.name for s in kept] == [scans[i].t1w.name for i in (0, 2, 3, 4)]
     assert caplog.messages[0] == (
-        "sub-01_run-2_T1w.nii.gz is left out: it is the same image as sub-01_T1w.nii.gz."
+        "sub-01_run-2_T1w.nii.gz is excluded: it is a duplicate of sub-01_T1w.nii.gz."
     )
     assert "sub-05" in caplog.messages[1]
 
 
 def test_ratings_that_leave_nothing_are_named() -> None:
-    with pytest.raises(NoInputError, match="None of 1 preprocessed scan is left"):
+    with pytest.raises(NoInputError, match="rejected all of 1 scan"):
         without_rejected([scan("01", qc_status="fail")])
-    assert without_rejected([], print) == []
+    assert without_rejected([]) == []

@@ -22,7 +22,6 @@ from bids_harmony.console import set_up_logging
 from bids_harmony.models.apply import predict
 from bids_harmony.models.networks import predict_slices, predict_value
 from bids_harmony.training.data import TrainingRun, TrainingSet
-from bids_harmony.training.figures import figures
 from bids_harmony.training.predictor import (
     ARTICLE,
     FAST,
@@ -38,6 +37,7 @@ from bids_harmony.training.predictors import (
     fit_line,
     train_predictors,
 )
+from bids_harmony.training.targets import figures
 
 SMALL = replace(FAST, channels=(4, 4, 4, 4, 4), hidden=8, batch=8, steps=4, acquisitions=1)
 SLICE_MM = (20.0, 90.0)
@@ -97,18 +97,18 @@ def test_finished_networks_are_kept_and_the_rest_is_the_same(
     data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(data, tmp_path, ("age",))
-    assert "trained before" not in caplog.text
+    assert "loaded from" not in caplog.text
     files = sorted((tmp_path / "predictors").iterdir())
     assert [file.name[:11] for file in files] == ["brain_age-0", "brain_age-1", "brain_age_g"]
     files[1].unlink()  # as if the run had been killed in the second network
     again = train(data, tmp_path, ("age",))
-    assert caplog.text.count("trained before") == 1
+    assert caplog.text.count("loaded from") == 1
     assert torch.equal(weights(whole["brain_age"]), weights(again["brain_age"]))
     # Other scans, targets or settings are another training.
     aged = data.table.assign(age=data.table["age"] + 1)
     train(replace(data, table=aged), tmp_path, ("age",))
     train(data, tmp_path, ("age",), replace(SMALL, learning_rate=1e-3))
-    assert caplog.text.count("trained before") == 1
+    assert caplog.text.count("loaded from") == 1
 
 
 def test_what_is_predicted_is_the_mean_of_slices_and_grey_matter(

@@ -179,7 +179,7 @@ def test_training_leaves_out_what_raters_reject_and_takes_back_what_they_accept(
     capsys.readouterr()
     assert subjects() == ["02"]
     out, told = (" ".join(text.split()) for text in capsys.readouterr())
-    assert "preproc_T1w.nii.gz is left out: the raters reject it." in out
+    assert "preproc_T1w.nii.gz is excluded: rejected by raters." in out
     assert "line 4: the verdict 'maybe'" in told
     # A verdict on a scan that is not there.
     said = "1 rated scan without a record here: sub-1. Did you mean sub-01?"

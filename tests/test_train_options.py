@@ -19,16 +19,16 @@ def test_columns_become_targets_that_never_share_a_name() -> None:
     rows = table({"REF": [20.0, 30, 40, 50], "A": [30.0, 40]})
     rows["schizophrenia"] = ["yes", "no", None, "yes", "no", "no"]
     rows["coded"] = [1, 0, 1, 0, 0, 0]
-    rows["harmonizer"] = rows["brain_age"] = np.arange(6.0)
+    rows["map"] = rows["brain_age"] = np.arange(6.0)
     rows["mini mental/30"] = rows["mini-mental 30"] = np.arange(6.0)
     data, every = people(rows), np.ones(6, dtype=bool)
-    asked = ("age", "schizophrenia", "coded", "harmonizer", "brain_age", "mini mental/30", "age")
+    asked = ("age", "schizophrenia", "coded", "map", "brain_age", "mini mental/30", "age")
     found = {target.name: target for target in find_targets(data, asked, "REF", every)}
     assert list(found) == [
         "brain_age",
         "column_schizophrenia_probability",
         "coded_probability",
-        "column_harmonizer",
+        "column_map",
         "column_brain_age",
         "mini_mental_30",
     ]
@@ -37,7 +37,7 @@ def test_columns_become_targets_that_never_share_a_name() -> None:
     assert ill.classes == ("no", "yes")
     assert np.array_equal(ill.values, [1, 0, np.nan, 1, 0, 0], equal_nan=True)
     assert found["coded_probability"].classes == ("0", "1")
-    with pytest.raises(UsageError, match="both be called mini_mental_30"):
+    with pytest.raises(UsageError, match="same target name mini_mental_30"):
         find_targets(data, ("mini mental/30", "mini-mental 30"), "REF", every)
 
 

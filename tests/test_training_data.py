@@ -88,7 +88,7 @@ def test_a_cache_that_was_not_finished_is_made_again(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bids_harmony.training.data._volume", full)
+    monkeypatch.setattr("bids_harmony.training.data.vector", full)
     with pytest.raises(HarmonyError, match="No space left"):
         open_training_set(scans, tmp_path)
     assert not list(tmp_path.glob("scans-*.npy"))
@@ -103,7 +103,7 @@ def test_of_several_processes_one_makes_the_cache(
     with ThreadPoolExecutor(3) as pool:
         for data in pool.map(lambda _: open_training_set(scans, tmp_path), range(3)):
             assert data.stack(9)[1].any()
-    assert caplog.text.count("filling the training cache: 10 of 10") == 1
+    assert caplog.text.count("writing the training cache: 0 of 10") == 1
 
 
 def test_bad_scans_are_left_out_with_a_reason(
@@ -132,10 +132,10 @@ def test_bad_scans_are_left_out_with_a_reason(
     assert list(data.table["subject"]) == [s.subject for s in scans]
     stack = np.asarray(nib.load(scans[3].mask).dataobj) > 0
     assert data.stack(3)[1].sum() == stack.sum()
-    text = "\n".join(line for line in caplog.messages if "left out" in line)
-    for words in ("not on the grid", "empty", "no numbers", "cut_T1w.nii.gz or", "gone_T1w"):
+    text = "\n".join(line for line in caplog.messages if "excluded" in line)
+    for words in ("grid differs", "empty", "not finite", "cut_T1w.nii.gz or", "gone_T1w"):
         assert words in text
-    assert text.count("are not normalized") == 2
+    assert text.count("or not normalized") == 2
     for alone, reason in ((worse[1], "mask is empty"), (worse[3], "not normalized")):
         with pytest.raises(NoInputError, match=reason):
             open_training_set([alone], tmp_path)

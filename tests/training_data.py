@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from bids_harmony.models.slices import Box, uncrop
+from bids_harmony.models.networks import Box, uncrop
 from bids_harmony.sites.code import describe, vector
 from bids_harmony.training.data import TrainingSet
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,8 +34,7 @@ from bids_harmony.anat.check import load_t1w
 from bids_harmony.anat.intensity import MAX_SCALED
 from bids_harmony.console import progress
 from bids_harmony.errors import ScanError
-from bids_harmony.models.networks import SiteMap
-from bids_harmony.models.slices import crop
+from bids_harmony.models.networks import SiteMap, crop
 from bids_harmony.training.data import TrainingSet, Volumes, new_array
 from bids_harmony.training.harmonizer import HARMONIZED, KNOWN_AGES, MAPPED, match_histogram
 
@@ -90,29 +88,6 @@ class Method:
     reason: str = ""
 
 
-class PreparedVolumes:
-    """Preprocessed volumes, some of them replaced by prepared ones.
-
-    Parameters
-    ----------
-    base : array-like
-        Preprocessed volumes of all scans.
-    prepared : bids_harmony.training.data.Volumes
-        Volumes prepared by a method.
-    scans : sequence of int
-        Indices of the prepared scans in ``base``.
-    """
-
-    def __init__(self, base: Any, prepared: Volumes, scans: Sequence[int]) -> None:
-        self.base, self.prepared = base, prepared
-        self.place = {scan: i for i, scan in enumerate(scans)}
-
-    def __getitem__(self, scan: int) -> np.ndarray:
-        """Return the volume of a scan, prepared if possible."""
-        place = self.place.get(int(scan))
-        return np.asarray(self.base[scan] if place is None else self.prepared[place])
-
-
 def prepare(
     data: TrainingSet, scans: Sequence[int], method: Method, work_dir: Path
 ) -> TrainingSet:
@@ -146,7 +121,8 @@ def prepare(
                 stack = crop(method.change(scan, volume, mask), data.box)
                 # The raw scan's brain mask is wider than the brain after normalization.
                 array[place] = np.where(crop(mask, data.box) | (stack > 0), stack, np.nan)
-    return replace(data, volumes=PreparedVolumes(data.volumes, Volumes(path), scans))
+    places = {scan: row for row, scan in enumerate(scans)}
+    return replace(data, volumes=Volumes(path, places, data.volumes))
 
 
 def unharmonized(data: TrainingSet, work_dir: Path) -> TrainingSet | None:
@@ -170,12 +146,12 @@ def unharmonized(data: TrainingSet, work_dir: Path) -> TrainingSet | None:
     """
     sources = data.table.get("_source", pd.Series([()] * len(data)))
     missing = [not source or not all(p and p.is_file() for p in source) for source in sources]
-    warning = "nothing can be tested without harmonization: "
+    warning = "Without harmonization, scans cannot be tested: "
     if any(missing):
         first = data.table["subject"][missing].iloc[0]
         LOGGER.warning(
-            f"{warning}{sum(missing)} of {len(data)} scans lack their raw image or their "
-            f"transform to the template (sub-{first} first); preprocess them again."
+            f"{warning}{sum(missing)} of {len(data)} scans have no raw image or no "
+            f"transform to the template (first: sub-{first}). Run the participant level on them."
         )
         return None
     grid = nib.Nifti1Image(np.zeros(data.shape, np.uint8), data.affine)
@@ -225,7 +201,7 @@ def mapping(name: str, of_site: Mapping[str, SiteMap], sites: np.ndarray) -> Met
         return np.where(mask, of_site[sites[scan]](volume), np.float32(0))
 
     digests = {site: one.digest() for site, one in of_site.items()}
-    reason = "no other scan of the site is left to calibrate on"
+    reason = "no other scan of the site to calibrate on"
     return Method(change, f"{name} {digests}", of_site, reason)
 
 
@@ -259,7 +235,7 @@ def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], see
         installed, a training site has fewer than :data:`LEAST_PERSONS` persons, only one site can
         be fitted, or the fit fails.
     """
-    few = f"ComBat wants {LEAST_PERSONS} persons of each site to fit on"
+    few = f"ComBat needs {LEAST_PERSONS} persons of each site for fitting"
     unavailable = Method(lambda _, volume, mask: volume, "", (), few)
     if not combat_available():
         return replace(unavailable, reason="neuroCombat is not installed")
@@ -286,7 +262,7 @@ def combat(data: TrainingSet, among: np.ndarray, train_sites: Sequence[str], see
         mean, spread = fit["stand.mean"][:, 0], np.sqrt(fit["var.pooled"][:, 0])
         shift, scale = np.asarray_chkfinite([fit["gamma.star"], np.sqrt(fit["delta.star"])])
     except (ValueError, ArithmeticError, np.linalg.LinAlgError):
-        return replace(unavailable, reason="neuroCombat's fit failed")
+        return replace(unavailable, reason="neuroCombat failed")
     batch = {str(site): i for i, site in enumerate(fit["batches"])}
     home = batch[train_sites[0]]
 

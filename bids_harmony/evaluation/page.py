@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "evaluation"
-#: Tables that not every evaluation has; the last two were written by an earlier version.
-OPTIONAL = ("left_out", "images", "biology", "travelling", "agreement")
+#: Tables that not every evaluation has.
+OPTIONAL = ("left_out", "images", "biology")
 #: Significance level of differences between methods.
 LEVEL = 0.05
 UNITS = {"mae": "mean absolute error", "auc": "area under the curve"}

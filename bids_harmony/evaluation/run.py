@@ -22,7 +22,7 @@ from bids_harmony.console import set_up_logging
 from bids_harmony.errors import EXIT_OK, EXIT_SCAN_FAILED, HarmonyError, UsageError
 from bids_harmony.evaluation import tables
 from bids_harmony.evaluation.methods import METHODS, combat_available, unharmonized
-from bids_harmony.evaluation.page import FOLDER, write_page, write_table
+from bids_harmony.evaluation.page import FOLDER, write_page
 from bids_harmony.evaluation.unit import Rows, Study, Unit, measure_unit, prepare_unit
 from bids_harmony.files import read_json_or_empty, write_text
 from bids_harmony.processes import side_by_side
@@ -78,15 +78,10 @@ def run_evaluate(config: RunConfig) -> int:
     for number, result in run_units(study, units, config.nprocs):
         if isinstance(result, HarmonyError):
             failed.append(result)
-            notes.append(f"Not finished: {units[number]}: {result.cause}")
+            notes.append(f"Failed: {units[number]}: {result.cause}")
             LOGGER.warning(notes[-1])
             continue
         results[number] = result
-        # Write the tables after each fold, in case a later fold fails after hours of training.
-        fold = (units[number].seed, units[number].fold)
-        if all(k in results for k, u in enumerate(units) if (u.seed, u.fold) == fold):
-            for name, table in make_tables(study, results).items():
-                write_table(folder, name, table)
     if not results:
         raise failed[0]
     found = make_tables(study, results, reference)
@@ -94,7 +89,7 @@ def run_evaluate(config: RunConfig) -> int:
         reasons = found["left_out"]["reason"] if "left_out" in found else ["no fold has scans."]
         raise UsageError(
             f"No scan could be tested: {reasons[0]}",
-            "Choose other --target, --reference-site, --cv-folds or --folds.",
+            "Choose another --target, --reference-site, --cv-folds or --folds.",
         )
     described = read_json_or_empty(config.bids_dir / "dataset_description.json")
     page = write_page(
@@ -163,8 +158,8 @@ def choose_targets(
         if columns := [name for name in options.targets if name != SIMULATED]:
             return find_targets(data, columns, reference, fit), []
         raise UsageError(
-            f"There is nothing to evaluate: {SIMULATED} has no true values.",
-            "Name columns of the dataset's tables with --target.",
+            f"{SIMULATED} cannot be evaluated: it has no true values.",
+            "Choose columns of the dataset's tables with --target.",
         )
     found, errors = [], {}
     for column in ("age", "diagnosis"):
@@ -185,13 +180,13 @@ def unknown_values(data: TrainingSet, targets: Sequence[Target]) -> list[str]:
             if n := int(values.isna().sum()):
                 notes.append(
                     f"{target.name}: {counted(n, 'scan')} of {site} without a value in the column "
-                    f"{target.column}, not tested."
+                    f"{target.column} will not be tested."
                 )
             if target.binary and values.nunique() == 1:
                 notes.append(
                     f"{target.name}: {site} has scans of the class "
-                    f"{target.classes[int(values.max())]} only. It has no area under the curve, "
-                    "and that of several sites together may tell sites apart."
+                    f"{target.classes[int(values.max())]} only. Its area under the curve is "
+                    "undefined, and that of several sites may reflect site differences."
                 )
     return notes
 
@@ -235,9 +230,9 @@ def plan_units(
         sizes = [n for n in SIZES if n < others.max() * (1 - 1 / options.cv_folds)]
         if not sizes:
             raise UsageError(
-                "There are no sizes to try: no other site leaves more than "
+                "The experiment size needs another site with more than "
                 f"{counted(min(SIZES), 'person')} to calibrate on.",
-                "Take size out of --experiments, or choose more --cv-folds.",
+                "Remove size from --experiments, or increase --cv-folds.",
             )
         planned += [("size", (reference,), (str(others.idxmax()),), n) for n in sizes]
     return [
@@ -256,14 +251,14 @@ def _rotations(
     every += [pair for pair in pairs if pair[0] in first]
     if not every:
         raise UsageError(
-            "No site keeps enough persons to train on.",
-            "Choose fewer --folds, more --cv-folds or another --target.",
+            "No site has enough persons for training in every fold.",
+            "Lower --folds, increase --cv-folds or choose another --target.",
         )
     chosen = [tuple(name.split("+")) for name in asked]
     if wrong := [rotation for rotation in chosen if rotation not in every]:
         raise UsageError(
-            f"--train-sites {'+'.join(wrong[0])} is no rotation that can be trained and tested.",
-            "Give a site, or two joined by + that leave another to test on; the first may be "
+            f"--train-sites {'+'.join(wrong[0])} is not a possible rotation.",
+            "Give a site, or two joined by + if another is left for testing; the first may be "
             f"{', '.join(first)}.",
         )
     return chosen or every
@@ -274,37 +269,39 @@ def run_units(
 ) -> Iterator[tuple[int, Result | HarmonyError]]:
     """Run units in parallel; yield the index and the result or error of each as it completes."""
     if nprocs == 1 or len(units) == 1:
-        yield from enumerate(try_unit(study, unit) for unit in units)
+        yield from enumerate(run_unit(study, unit) for unit in units)
         return
     train = replace(study.train, threads=1)
     calls = [(replace(study, train=train), unit) for unit in units]
     names = [str(number) for number in range(1, len(units) + 1)]
-    for n, (number, result) in enumerate(side_by_side(try_unit, calls, nprocs, names), 1):
+    for n, (number, result) in enumerate(side_by_side(run_unit, calls, nprocs, names), 1):
         LOGGER.info(f"{n} of {len(units)} completed: {units[number]}")
         yield number, result
 
 
-def try_unit(study: Study, unit: Unit) -> Result | HarmonyError:
-    """Run a unit, and return a :class:`HarmonyError` so that other units continue."""
+def run_unit(study: Study, unit: Unit) -> Result | HarmonyError:
+    """Return the result of a unit, computed or read from the cache in the work folder.
+
+    A :class:`HarmonyError` is returned, so that other units continue.
+    """
     try:
-        return run_unit(study, unit)
+        return _run_unit(study, unit)
     except HarmonyError as error:
         return error
 
 
-def run_unit(study: Study, unit: Unit) -> Result:
-    """Return the result of a unit, computed or read from the cache in the work folder."""
+def _run_unit(study: Study, unit: Unit) -> Result:
     torch.set_num_threads(study.train.threads)
     path = study.work_dir / f"unit-{_digest(study, unit)}.json"
     if path.is_file():
-        LOGGER.info(f"completed before: {unit}")
+        LOGGER.info(f"Already completed: {unit}")
     else:
         LOGGER.info(str(unit))
         result = measure_unit(study, unit, prepare_unit(study, unit))
         for row in result["left_out"]:
             what = row.get("target") or f"{METHODS[row['method']]} at {row['test_site']}"
             n = counted(row["n_scans"], "scan")
-            LOGGER.info(f"Left out here: {what} ({n}): {row['reason']}")
+            LOGGER.info(f"Not tested: {what} ({n}): {row['reason']}")
         write_text(path, json.dumps(result))
     found: Result = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -330,9 +327,9 @@ def _digest(study: Study, unit: Unit) -> str:
 
 
 def make_tables(
-    study: Study, results: dict[int, Result], reference: str | None = None
+    study: Study, results: dict[int, Result], reference: str
 ) -> dict[str, pd.DataFrame]:
-    """Return the non-empty tables; ``images`` and ``biology`` only if a reference is given."""
+    """Return the tables that are not empty."""
     predictions, left_out, scans = (
         pd.DataFrame([row for k in sorted(results) for row in results[k][name]])
         for name in ("predictions", "left_out", "scans")
@@ -346,7 +343,7 @@ def make_tables(
         "predictions": predictions,
         "left_out": left_out.drop(columns="n_source", errors="ignore"),
     }
-    if reference is not None and len(scans):
+    if len(scans):
         found["images"] = tables.image_table(scans, reference, seed)
         found["biology"] = tables.biology_table(scans, seed)
     return {name: table for name, table in found.items() if len(table)}

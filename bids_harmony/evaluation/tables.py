@@ -16,7 +16,7 @@ from bids_harmony.evaluation.methods import FROM_SCALED, METHODS, SCALED
 from bids_harmony.evaluation.unit import ANATOMY, FEATURES
 from bids_harmony.sites import statistics
 from bids_harmony.sites.statistics import with_intervals
-from bids_harmony.training import figures
+from bids_harmony.training import targets
 from bids_harmony.training.harmonizer import HARMONIZED
 
 #: Bootstrap draws of persons for intervals, and permutations of methods for p values.
@@ -52,8 +52,8 @@ def experiments_table(rows: pd.DataFrame, binary: dict[str, bool], seed: int) ->
         combine them. Columns:
 
         * ``n_scans``, ``n_persons``, ``n_folds`` (seeds and folds), ``n_cases`` (binary targets);
-        * the measures of :func:`bids_harmony.training.figures.value_figures` or
-          :func:`bids_harmony.training.figures.class_figures`, each with the ends ``_low`` and
+        * the measures of :func:`bids_harmony.training.targets.value_figures` or
+          :func:`bids_harmony.training.targets.class_figures`, each with the ends ``_low`` and
           ``_high`` of its 95 % bootstrap interval and ``_seed_sd``, its standard deviation over
           repetitions;
         * ``gain`` of the harmonized scans over the method's, on the scans that both have, with
@@ -106,13 +106,13 @@ def _by_method(
 def _figures(rows: pd.DataFrame, binary: bool, seed: int) -> dict[str, float]:
     """Compute each measure with its interval over persons and its spread over repetitions."""
     values, persons = rows[VALUES].to_numpy(float), rows["person"].to_numpy(dtype=str)
-    enough = figures.can_be_drawn(persons, values[:, 2], binary)
+    enough = targets.can_be_drawn(persons, values[:, 2], binary)
     found = with_intervals(
         lambda draw: _mean(values[draw], binary), persons, N_BOOTSTRAP, seed, enough=enough
     )
     for name, spread in pd.DataFrame(_each(values, binary)).std().items():
         found[f"{name}_seed_sd"] = float(spread)
-    if rows["person"].nunique() < figures.LEAST_R:
+    if rows["person"].nunique() < targets.LEAST_R:
         found |= {name: np.nan for name in found if name.startswith("r")}
     return found
 
@@ -125,7 +125,7 @@ def _mean(values: np.ndarray, binary: bool) -> dict[str, float]:
 
 def _each(values: np.ndarray, binary: bool) -> list[dict[str, float]]:
     """Compute the measures of each repetition; ``values`` has the columns :data:`VALUES`."""
-    measure = figures.class_figures if binary else figures.value_figures
+    measure = targets.class_figures if binary else targets.value_figures
     return [measure(*values[values[:, 0] == k, 1:].T) for k in np.unique(values[:, 0])]
 
 
@@ -142,7 +142,7 @@ def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> 
         x, y = (_mean(values[draw], binary)[PRIMARY[binary]] for values in (a, b))
         return {"gain": x - y if binary else y - x}
 
-    enough = figures.can_be_drawn(persons, a[:, 2], binary)
+    enough = targets.can_be_drawn(persons, a[:, 2], binary)
     found = with_intervals(gain, persons, N_BOOTSTRAP, seed, enough=enough) | {"p": np.nan}
     if binary:
         wide = both.pivot(index="seed", columns="scan", values=["predicted", "predicted_other"])
@@ -150,7 +150,7 @@ def _gain(ours: pd.DataFrame, theirs: pd.DataFrame, binary: bool, seed: int) -> 
         scans = both.drop_duplicates("scan").sort_values("scan")
         classes, people = scans["truth"].to_numpy(), scans["person"].to_numpy(dtype=str)
         found["p"] = statistics.delong(one, other, classes, people)[2]
-    elif len(np.unique(persons)) >= figures.LEAST_DRAWN:
+    elif len(np.unique(persons)) >= targets.LEAST_DRAWN:
         error = np.abs(a[:, 1] - a[:, 2]) - np.abs(b[:, 1] - b[:, 2])
         # Weights turn the mean over repetitions of the mean over scans into a sum.
         weighted = error / both.groupby("seed")["scan"].transform("size").to_numpy()
@@ -245,13 +245,13 @@ def site_probe(here: pd.DataFrame, home: pd.DataFrame, seed: int) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedGroupKFold(min(4, n_persons // 2), shuffle=True, random_state=seed)
     try:
-        told = cross_val_predict(
+        classified = cross_val_predict(
             probe, both[FEATURES].to_numpy(float), at_site, groups=both["person"], cv=folds,
             params={"logisticregression__sample_weight": weight},
         )  # fmt: skip
     except ValueError:  # a fold has all scans of one side, or none
         return np.nan
-    return float(balanced_accuracy_score(at_site, told, sample_weight=weight))
+    return float(balanced_accuracy_score(at_site, classified, sample_weight=weight))
 
 
 def age_weights(ages: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -305,7 +305,7 @@ def biology_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         tables = scaled.loc[after.index, ["age", *ANATOMY]], after[ANATOMY]
         before, now = (t.astype(float).groupby(after["person"]).mean() for t in tables)
         ages = before.pop("age").to_numpy()
-        if len(ages) < LEAST_PERSONS or np.ptp(ages) <= figures.SAME:
+        if len(ages) < LEAST_PERSONS or np.ptp(ages) <= targets.SAME:
             continue
         for volume in ANATOMY:
             row = {"site": site, "method": name, "measure": volume, "n_scans": len(after)}

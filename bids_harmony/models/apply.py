@@ -30,8 +30,12 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from bids_harmony.models.bundle import Bundle, load_bundle
-from bids_harmony.models.networks import predict_slices, predict_value
-from bids_harmony.models.slices import middle_slices, slice_heights
+from bids_harmony.models.networks import (
+    middle_slices,
+    predict_slices,
+    predict_value,
+    slice_heights,
+)
 from bids_harmony.sites import calibration as sites
 from bids_harmony.sites.calibration import Calibration, SiteScan
 from bids_harmony.sites.code import SiteCode, describe

@@ -36,7 +36,7 @@ KEYS = frozenset(
         "map", "targets", "metrics", "training", "licences", "intended_use", "files",
     }
 )  # fmt: skip
-AGAIN = "Copy the bundle again from where it was made, or train a new one."
+AGAIN = "Copy the bundle again from its source, or train a new one."
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def load_bundle(path: Path | str | None = None) -> Bundle:
     except OSError as error:
         raise BundleError(
             f"There is no model bundle in {folder} (bundle.json cannot be read).",
-            "Give --bundle the folder that holds bundle.json.",
+            "Give --bundle the folder that contains bundle.json.",
         ) from error
     try:
         info = json.loads(raw)
@@ -180,8 +180,8 @@ def load_bundle(path: Path | str | None = None) -> Bundle:
         raise BundleError(text, AGAIN) from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise BundleError(
-            f"The bundle {folder} is of a format this version does not read.",
-            f"Use a bundle of format {FORMAT}.",
+            f"The bundle {folder} has another format than {FORMAT}, which this version reads.",
+            "Use the default bundle, or train a new one.",
         )
     if problem := _problem(info, folder):
         raise BundleError(f"The bundle {folder} {problem}.", AGAIN)
@@ -195,19 +195,19 @@ def _problem(info: dict[str, Any], folder: Path) -> str | None:
     if wrong := KEYS ^ set(info):
         return f"has missing or unknown entries: {sorted(wrong)}"
     if bad := [key for key in objects if not isinstance(info[key], dict)]:
-        return f"has entries of the wrong kind: {bad}"
+        return f"has entries of the wrong type: {bad}"
     if odd := [name for name in info["networks"] if not name.isprintable()]:
         return f"has a network named {odd[0]!r}"
     there = {entry.name for entry in folder.iterdir()} - {"bundle.json", "__pycache__"}
     if extra := there - set(info["files"]):
-        return f"holds files its bundle.json does not know: {sorted(extra)}"
+        return f"contains files that its bundle.json does not list: {sorted(extra)}"
     for name, digest in info["files"].items():
         if Path(name).name != name or name == ".." or not name.isprintable():
-            return f"names a file outside itself: {name!r}"
+            return f"lists a file outside its folder: {name!r}"
         if not (folder / name).is_file():
-            return f"lacks its file {name}"
+            return f"has no file {name}"
         if sha256_of(folder / name) != digest:
-            return f"has a file that has been altered: {name}"
+            return f"has a modified file: {name}"
     return None
 
 
@@ -257,7 +257,7 @@ def _load_networks(folder: Path, sha256: str, device: str) -> dict[str, list[nn.
         ) as error:  # fmt: skip
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BundleError(
-                f"The weights of {name} in the bundle {folder} do not fit ({reason}).", AGAIN
+                f"The weights of {name} in the bundle {folder} cannot be loaded ({reason}).", AGAIN
             ) from error
     return networks
 

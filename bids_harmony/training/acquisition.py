@@ -22,8 +22,7 @@ from scipy.stats import norm
 
 from bids_harmony.anat.brain import dice
 from bids_harmony.anat.intensity import class_means
-from bids_harmony.models.networks import MapNetwork, SiteMap
-from bids_harmony.models.slices import crop, uncrop
+from bids_harmony.models.networks import MapNetwork, SiteMap, crop, uncrop
 from bids_harmony.qc.guard import TISSUES, measure, tissue_limits, tissue_ml
 from bids_harmony.sites.code import Appearance, SiteCode, describe, site_code, vector
 from bids_harmony.sites.statistics import Scans, with_intervals

@@ -142,8 +142,8 @@ def train_bundle(
     counts = ", ".join(f"{(split == part).sum()} {part}" for part in (TRAIN, VALIDATION, TEST))
     n_persons = len(np.unique(data.persons))
     LOGGER.info(
-        f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} to fit on; "
-        f"reference {reference}"
+        f"{len(data)} scans of {counted(n_persons, 'person')} ({counts}), {fit.sum()} selected by "
+        f"--fit-filter; reference site {reference}"
     )
 
     # 2. Predictors, on the reference site alone.
@@ -204,7 +204,7 @@ def train_bundle(
     }
     of_site = {s: data.table["metrics"][(data.sites == s) & (split != TEST)] for s in sites}
     histogram = mean_histogram(
-        [brain_histogram(*data.stack(scan)) for scan in run.learnt[:MAX_HISTOGRAM]]
+        [brain_histogram(*data.stack(scan)) for scan in run.fitted[:MAX_HISTOGRAM]]
     )
     card = model_card(info, guard)
     tables: dict[str, dict[str, Any] | str] = {
@@ -241,13 +241,14 @@ def choose_reference(sites: Sequence[str], options: TrainOptions) -> str:
     if not counts:
         raise NoInputError(
             "No preprocessed scan was found to train on.",
-            "Run the participant level on the same folders first.",
+            "Run the participant level first, with the same BIDS_DIR and OUTPUT_DIR.",
         )
     reference = options.reference_site or max(sorted(counts), key=lambda site: counts[site])
     if counts[reference] < MIN_REFERENCE:
         raise UsageError(
-            f"The reference site {reference} has {counted(counts[reference], 'scan')} to fit on.",
-            f"Training needs {MIN_REFERENCE}; scans here: "
+            f"The reference site {reference} has {counted(counts[reference], 'scan')} for "
+            f"training, fewer than {MIN_REFERENCE}.",
+            "Choose another --reference-site. There are "
             f"{', '.join(f'{n} of {site}' for site, n in sorted(counts.items()))}.",
         )
     return reference

@@ -93,8 +93,8 @@ def train_cyclegan(
         WEIGHTS, together, ahead, *RATES, *BETAS, ALIKE, RIM, FINE, seed, data.box, n_sites,
         maps.PER_SITE, maps.STRENGTH, maps.UNTOUCHED, maps.PERSONS, appearance.to_dict(),
     ]  # fmt: skip
-    learnt_from = [Source(run.trained, data.ages[run.trained]), *sources]
-    known = b"".join(_known(data, *source) for source in learnt_from)
+    trained_on = [Source(run.trained, data.ages[run.trained]), *sources]
+    known = b"".join(_known(data, *source) for source in trained_on)
     path = run.work_dir / f"cyclegan-{storage.digest_of(what, known + paired.content())}.pt"
     forward = copy.deepcopy(paired).train().requires_grad_(True)
     if finished := storage.load_network(path, forward):
@@ -102,7 +102,7 @@ def train_cyclegan(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     backward = MapNetwork(paired.channels)
-    # One discriminator judges the reference, the other any site, given its code. Both are
+    # One discriminator is for the reference, the other for any site, given its code. Both are
     # conditioned on age and sex.
     at_reference, at_site = Discriminator(2), Discriminator(2 + CODE_SIZE)
     for network in (forward, backward, at_reference, at_site):
@@ -119,8 +119,9 @@ def train_cyclegan(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(together, 1))
         for optimizer in (maps_step, discriminators_step)
     ]
-    bf16, losses = storage.has_bf16(device), storage.Losses("map")
-    for step in losses.steps(ahead + together, "training the map on real sites"):
+    bf16 = storage.has_bf16(device)
+    losses = storage.Losses(ahead + together, "training the map on real sites")
+    for step in losses.bar:
         x, y, code, of_x, of_y = (drawn.to(device) for drawn in unpaired.draw(rng))
         x_mask, y_mask = (x > 0).float(), (y > 0).float()
         found: dict[str, float] = {}
@@ -159,7 +160,7 @@ def train_cyclegan(
             ]  # fmt: skip
         loss = _sum(missed(score, real, seen) for score, real in scores)
         loss.backward()  # type: ignore[no-untyped-call]
-        losses.add(**found, discriminator=loss.item())
+        losses.add(step, **found, discriminator=loss.item())
         discriminators_step.step()
         for schedule in schedules if both else []:
             schedule.step()
@@ -202,8 +203,8 @@ def train_maps(
         return found
     if options.map == CYCLEGAN and not len(others):
         raise UsageError(
-            "--map cyclegan learns from scans of other sites, and there are none to fit on.",
-            "Leave it out, or add scans of other sites.",
+            "--map cyclegan is trained on scans of other sites, and no training scan is of one.",
+            "Choose another --map, or add scans of other sites.",
         )
     found[NETWORK] = network = maps.train_map(run, appearance)
     if options.map == CYCLEGAN:
@@ -294,7 +295,7 @@ class Unpaired:
 
 
 class Discriminator(nn.Module):
-    """Patch discriminator: scores how real patches of a volume look, given a condition.
+    """Patch discriminator: scores how realistic patches of a volume are, given a condition.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,7 +31,7 @@ from bids_harmony.config import Contract, TrainOptions
 from bids_harmony.console import progress
 from bids_harmony.errors import BundleError, HarmonyError, NoInputError, ScanError, UsageError
 from bids_harmony.files import read_json_or_empty, write_json
-from bids_harmony.models.slices import Box, crop, slice_heights, uncrop
+from bids_harmony.models.networks import Box, crop, slice_heights, uncrop
 from bids_harmony.qc import ratings
 from bids_harmony.sites.code import Appearance, describe, vector
 
@@ -126,7 +126,7 @@ def read_scans(config: RunConfig) -> tuple[list[TrainScan], TrainOptions]:
         LOGGER.warning(warning)
     scans, missing = find_training_scans(config.output_dir, inventory.scans, config)
     for key in missing:
-        LOGGER.info(f"{key} is left out: it has no preprocessed image in {config.output_dir}.")
+        LOGGER.info(f"{key} is excluded: it has no preprocessed image in {config.output_dir}.")
     contract = common_contract(scans, config.train.contract)
     return scans, replace(config.train, contract=contract)
 
@@ -213,8 +213,8 @@ def common_contract(scans: Sequence[TrainScan], wanted: Contract) -> Contract:
     if others := counts.total() - counts[chosen]:
         LOGGER.warning(
             f"{others} of {len(scans)} scans were preprocessed differently from most "
-            f"(skull strip {chosen.skull_strip}, registration {chosen.registration}); preprocess "
-            "them again in the same way."
+            f"(--skull-strip {chosen.skull_strip} --registration {chosen.registration}). Run the "
+            "participant level on them again with these options."
         )
     return chosen
 
@@ -245,15 +245,15 @@ def without_copies(scans: Sequence[TrainScan]) -> list[TrainScan]:
         if other is scan:
             used.append(scan)
         elif (other.person or other.subject) == (scan.person or scan.subject):
-            LOGGER.info(f"{scan.t1w.name} is left out: it is the same image as {other.t1w.name}.")
+            LOGGER.info(f"{scan.t1w.name} is excluded: it is a duplicate of {other.t1w.name}.")
         else:
             shared.append(f"sub-{other.subject} and sub-{scan.subject}")
     if shared:
         names = ", ".join(dict.fromkeys(shared))
         raise UsageError(
-            f"The same image stands under two participants: {names}.",
-            "Remove the wrong one, leave it out with --participant-label or --qc-ratings, or, if "
-            "they are one person, say so in a column 'person' of participants.tsv.",
+            f"Two participants have the same image: {names}.",
+            "Remove the wrong one, exclude it with --participant-label or --qc-ratings, or, if "
+            "they are the same person, add a column 'person' to participants.tsv.",
         )
     return used
 
@@ -271,14 +271,13 @@ def without_rejected(scans: Sequence[TrainScan]) -> list[TrainScan]:
         if scan.qc_status not in REJECTED:
             used.append(scan)
             continue
-        people = scan.qc_status == ratings.REJECTED
-        why = "the raters reject it" if people else f"its quality control says '{scan.qc_status}'"
-        LOGGER.info(f"{scan.t1w.name} is left out: {why}.")
+        rated = scan.qc_status == ratings.REJECTED
+        why = "rejected by raters" if rated else f"its QC status is '{scan.qc_status}'"
+        LOGGER.info(f"{scan.t1w.name} is excluded: {why}.")
     if scans and not used:
         raise NoInputError(
-            f"None of {counted(len(scans), 'preprocessed scan')} is left: quality control or the "
-            "raters reject all.",
-            "Check the ratings, or look at the reports of the participant level.",
+            f"Quality control or raters rejected all of {counted(len(scans), 'scan')}.",
+            "Check the ratings and the reports of the participant level.",
         )
     return used
 
@@ -286,17 +285,23 @@ def without_rejected(scans: Sequence[TrainScan]) -> list[TrainScan]:
 # --- The cache ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Volumes:
     """A memory-mapped array that each process opens by itself.
 
-    Parameters
+    Attributes
     ----------
     path : pathlib.Path
         Path of the ``.npy`` file.
+    places : mapping of int to int, optional
+        Row of each scan in the file; None if the file has all scans in order.
+    others : sequence of numpy.ndarray, optional
+        Volumes of all scans, for those that are not in ``places``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
+    places: Mapping[int, int] | None = None
+    others: Any = None
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -305,11 +310,12 @@ class Volumes:
 
     def __getitem__(self, scan: int) -> np.ndarray:
         """Read a scan: (slices, rows, columns) float16."""
-        return np.asarray(self.array[scan])
+        row = scan if self.places is None else self.places.get(scan)
+        return np.asarray(self.others[scan] if row is None else self.array[row])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open array, for pickling."""
-        return {"path": self.path}
+        return {name: value for name, value in self.__dict__.items() if name != "array"}
 
 
 @dataclass(frozen=True)
@@ -505,11 +511,11 @@ def open_training_set(scans: Sequence[TrainScan], work_dir: Path) -> TrainingSet
             except OSError as error:
                 raise HarmonyError(
                     f"The training cache {path} cannot be written ({error}).",
-                    "Free space there, or give another --work-dir.",
+                    "Free disk space, or choose another --work-dir.",
                 ) from error
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     for row, why in about["skipped"].items():
-        LOGGER.info(f"{scans[int(row)].t1w} is left out: {why}")
+        LOGGER.info(f"{scans[int(row)].t1w} is excluded: {why}")
     (a, b), (c, d) = about["box"]
     affine = np.array(about["affine"])
     table = scan_table([scans[row] for row in about["rows"]])
@@ -553,112 +559,77 @@ def _fingerprint(scans: Sequence[TrainScan]) -> str:
 
 
 def _build(scans: Sequence[TrainScan], path: Path) -> None:
-    """Write the cache. Masks are read first, to compute the box, then images."""
+    """Write the cache. All scans are read twice, first to compute the box."""
     skipped: dict[int, str] = {}
-
-    def each(
-        function: Callable[[TrainScan], Any], rows: Iterable[int], what: str
-    ) -> Iterator[Any]:
-        """Call a function for each scan in order; skip scans for which it fails."""
-        for row in progress(list(rows), what):
-            try:
-                with _reading(scans[row]):
-                    value = function(scans[row])
-            except ScanError as error:
-                skipped[row] = error.cause
-                continue
-            yield row, value
-
     grids: dict[int, Grid] = {}
     unions: dict[Grid, np.ndarray] = {}
-    for row, (grid, mask) in each(_grid_and_mask, range(len(scans)), "reading masks"):
+    for row, scan in enumerate(progress(scans, "reading preprocessed scans")):
+        try:
+            grid, _, mask = _read(scan)
+        except ScanError as error:
+            skipped[row] = error.cause
+            continue
         grids[row] = grid
         unions[grid] = unions.get(grid, False) | mask
     if not grids:
-        raise _none_usable(skipped)
+        raise NoInputError(
+            f"None of the preprocessed scans can be used: {next(iter(skipped.values()), '')}",
+            "Run the participant level on them again.",
+        )
     grid = Counter(grids.values()).most_common(1)[0][0]
     usable = [row for row in grids if grids[row] == grid]
-    others = grids.keys() - usable
-    skipped |= dict.fromkeys(others, "It is not on the grid of most scans.")
+    skipped |= dict.fromkeys(grids.keys() - usable, "Its grid differs from that of most scans.")
     shape, affine, box = grid[0], np.array(grid[1]).reshape(4, 4), _box(unions[grid])
-    about: dict[str, Any] = {"box": box, "shape": shape, "affine": affine.tolist()}
-    about |= {"skipped": skipped, "rows": [], "digests": [], "descriptors": []}
+    digests, descriptors = [], []
     with new_array(path, (len(usable), shape[2], *(b - a for a, b in box))) as volumes:
-        for row, (volume, mask) in each(_volume, usable, "filling the training cache"):
+        for place, row in enumerate(progress(usable, "writing the training cache")):
+            _, volume, mask = _read(scans[row])
             # Normalization sets removed surface voxels to 0. The networks of the participant level
             # do not see them as brain, so exclude them here, too.
             stack = np.where(crop(mask & (volume > 0), box), crop(volume, box), np.nan)
-            volumes[len(about["rows"])] = stack = stack.astype(np.float16)
+            volumes[place] = stack = stack.astype(np.float16)
             known = scans[row].descriptors or {}
             known = known if "texture" in known else describe(volume, mask, abs(affine[0, 0]))
-            about["rows"].append(row)
-            about["digests"].append(hashlib.sha256(stack.tobytes()).hexdigest())
-            about["descriptors"].append(vector(known).tolist())
-        if not about["rows"]:
-            raise _none_usable(skipped)
+            digests.append(hashlib.sha256(stack.tobytes()).hexdigest())
+            descriptors.append(vector(known).tolist())
+        about = {"box": box, "shape": shape, "affine": affine.tolist(), "skipped": skipped}
+        about |= {"rows": usable, "digests": digests, "descriptors": descriptors}
         write_json(path.with_suffix(".json"), about)
 
 
-def _none_usable(skipped: dict[int, str]) -> NoInputError:
-    reason = next(iter(skipped.values()), "")
-    return NoInputError(
-        f"None of the preprocessed scans can be used: {reason}",
-        "Run the participant level on them again.",
-    )
-
-
-def _grid_and_mask(scan: TrainScan) -> tuple[Grid, np.ndarray]:
-    """Return the common grid of a scan and its mask, and the mask.
+def _read(scan: TrainScan) -> tuple[Grid, np.ndarray, np.ndarray]:
+    """Read the grid, intensities and brain mask of a scan.
 
     Raises
     ------
     ScanError
-        If their grids differ, or the mask is empty.
+        If a file cannot be read, the grids of scan and mask differ, the mask is empty, or
+        intensities are not finite or not normalized.
     """
-    images = [nib.load(path) for path in (scan.t1w, scan.mask)]
+    try:
+        images = [nib.load(path) for path in (scan.t1w, scan.mask)]
+        volume = np.asarray(images[0].dataobj, dtype=np.float32)
+        mask = np.asarray(images[1].dataobj) > 0
+    except Exception as error:  # nibabel raises many types of errors for damaged files
+        raise ScanError(f"{scan.t1w.name} or its mask cannot be read ({error}).") from error
     grid, other = (
         (tuple(map(int, image.shape)), tuple((np.round(image.affine, 3) + 0.0).ravel().tolist()))
         for image in images
     )
     if grid != other:
-        raise ScanError("Its mask is on another grid.")
-    mask = np.asarray(images[1].dataobj) > 0
+        raise ScanError("The grids of scan and brain mask differ.")
     if not mask.any():
         raise ScanError("Its brain mask is empty.")
-    return grid, mask
-
-
-def _volume(scan: TrainScan) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scan and its brain mask.
-
-    Raises
-    ------
-    ScanError
-        If intensities are not finite or not normalized.
-    """
-    volume = np.asarray(nib.load(scan.t1w).dataobj, dtype=np.float32)
-    mask = np.asarray(nib.load(scan.mask).dataobj) > 0
     if not np.abs(volume[mask]).max() <= HIGHEST:
-        raise ScanError("Its intensities are no numbers, or are not normalized.")
-    return volume, mask
-
-
-@contextmanager
-def _reading(scan: TrainScan) -> Iterator[None]:
-    """Convert any error of reading a damaged file to :class:`ScanError`."""
-    try:
-        yield
-    except ScanError:
-        raise
-    except Exception as error:
-        raise ScanError(f"{scan.t1w.name} or its mask cannot be read ({error}).") from error
+        raise ScanError(f"Its intensities are not finite, or not normalized (above {HIGHEST:g}).")
+    return grid, volume, mask
 
 
 def _box(union: np.ndarray) -> Box:
     """Return the smallest box around a mask with sides that are multiples of :data:`SIDE`.
 
     The box is centred on the mask and may extend outside the grid:
-    :func:`bids_harmony.models.slices.crop` pads with zeros.
+    :func:`bids_harmony.models.networks.crop` pads with zeros.
     """
     ends = []
     for other in (1, 0):
@@ -698,20 +669,20 @@ class TrainingRun:
     work_dir: Path
 
     @cached_property
-    def learnt(self) -> np.ndarray:
+    def fitted(self) -> np.ndarray:
         """Indices of the reference scans for fitting: no test scans, none filtered out."""
         at_home = self.data.sites == self.reference
         return np.flatnonzero(at_home & (self.split != TEST) & self.fit)
 
     def appearance(self, line: tuple[float, float] | None) -> Appearance:
         """Fit the appearance of the reference; ``line`` is that of brain age on age."""
-        data, used = self.data, self.learnt
+        data, used = self.data, self.fitted
         return Appearance.fit(data.descriptors[used], data.ages[used], data.persons[used], line)
 
     @property
     def trained(self) -> np.ndarray:
-        """Those of :attr:`learnt` in the training split."""
-        return np.asarray(self.learnt[self.split[self.learnt] == TRAIN])
+        """Those of :attr:`fitted` in the training split."""
+        return np.asarray(self.fitted[self.split[self.fitted] == TRAIN])
 
 
 # --- Splits ------------------------------------------------------------------------------------

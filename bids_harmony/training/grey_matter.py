@@ -153,9 +153,9 @@ def maps_between_acquisitions(
     for _ in range(n_sites):
         acquisition = Acquisition.draw(generator, float(rng.uniform()))
         here = rng.permutation(len(scans))[:PER_SITE]
-        anew = [acquire(data, scan, acquisition, generator) for scan in scans[here].tolist()]
-        described, wrong = np.array([row for _, row in anew]), rng.normal(0, WRONG)
-        for place, (stack, _) in zip(here, anew, strict=True):
+        acquired = [acquire(data, scan, acquisition, generator) for scan in scans[here].tolist()]
+        described, wrong = np.array([row for _, row in acquired]), rng.normal(0, WRONG)
+        for place, (stack, _) in zip(here, acquired, strict=True):
             others = persons[here] != persons[place]
             if others.any():
                 those = here[others]

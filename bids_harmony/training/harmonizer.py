@@ -20,8 +20,7 @@ from torch import nn
 
 from bids_harmony.config import CURVE
 from bids_harmony.console import progress
-from bids_harmony.models.networks import MapNetwork, SiteMap, predict_value
-from bids_harmony.models.slices import Box
+from bids_harmony.models.networks import Box, MapNetwork, SiteMap, predict_value
 from bids_harmony.qc.guard import limits
 from bids_harmony.sites.calibration import estimate_ages
 from bids_harmony.sites.code import Appearance, SiteCode, site_code
@@ -34,8 +33,8 @@ from bids_harmony.training.data import (
     TrainingSet,
     make_folds,
 )
-from bids_harmony.training.figures import N_BOOTSTRAP, figures, paired_ends
 from bids_harmony.training.predictors import Predictor
+from bids_harmony.training.targets import N_BOOTSTRAP, figures, paired_ends
 
 LOGGER = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ LEAST_REMOVED = 0.5
 #: Acquisitions that define the guard's limits. Blur and sharpening are excluded: an intensity
 #: mapping does neither, and their effect on volumes is not due to the map. They are half as
 #: strong as at real sites, so that a map that adds a tenth of the ventricles fails.
-JUDGED, GUARD_STRENGTH = "all but blur", 0.5
+GUARDED, GUARD_STRENGTH = "all but blur", 0.5
 #: Known truth: maximum number of scans, number of simulated acquisitions, and scans harmonized at
 #: each.
 MAX_KNOWN, N_ACQUISITIONS, PER_SITE = 60, 12, 4
@@ -117,14 +116,10 @@ class Calibrator:
             after the intensity mapping. Without a network, the full map is the intensity mapping,
             which is then not a separate method.
         """
-        ages = spared = None
-        if self.ensembles is not None:
-            ages, spared = self.predict_age, self._spared
+        ages: Predict | None = None if self.ensembles is None else self.predict_age
+        spared = ages and (lambda scan, code, _: self.predict_age(scan, code, spare=True))
         found = {} if self.network is None else {MAPPED: (spared, None)}
         return found | {HARMONIZED: (ages, self.network), KNOWN_AGES: (None, self.network)}
-
-    def _spared(self, scan: int, code: SiteCode, _: bool) -> float:
-        return self.predict_age(scan, code, spare=True)
 
     def code(self, scans: np.ndarray, predict: Predict | None) -> SiteCode:
         """Estimate a site code from scans of a site.
@@ -240,20 +235,20 @@ def known_truth_figures(
     """
     # Use validation scans if there are enough, because the networks were not trained on them.
     data, options, enough = run.data, run.options, GROUP + PER_SITE
-    chosen = run.learnt[run.split[run.learnt] == VALIDATION]
-    chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else run.learnt
+    chosen = run.fitted[run.split[run.fitted] == VALIDATION]
+    chosen = chosen if len(np.unique(data.persons[chosen])) >= enough else run.fitted
     if len(np.unique(data.persons[chosen])) < enough:
         return {}, {name: [] for name in networks}
     measured = partial(
         known_truth, data, chosen[:MAX_KNOWN], appearance, networks,
         sites=1 if options.fast_dev_run else N_ACQUISITIONS, per_site=PER_SITE, seed=options.seed,
     )  # fmt: skip
-    rows = measured(kinds=("all", JUDGED, "intensity mapping")).groupby("map")
-    judged = measured(kinds=(JUDGED,), strength=GUARD_STRENGTH).groupby("map")
+    rows = measured(kinds=("all", GUARDED, "intensity mapping")).groupby("map")
+    guarded = measured(kinds=(GUARDED,), strength=GUARD_STRENGTH).groupby("map")
     return (
         {
             str(name): {"limits": limits(part.to_dict("records")), "n": len(part)}  # type: ignore[arg-type]
-            for name, part in judged
+            for name, part in guarded
         },
         {str(name): summarize(part, options.seed) for name, part in rows},
     )
@@ -299,25 +294,25 @@ def measure(
     -------
     dict
         For each target, ``folds``, the cross-validated metrics at the reference, and ``sites``:
-        for each site and method, the metrics of :func:`bids_harmony.training.figures.figures` and,
+        for each site and method, the metrics of :func:`bids_harmony.training.targets.figures` and,
         for brain age, of :func:`bids_harmony.sites.statistics.site_offset`. The methods are
         ``none``; ``histogram_matching``; ``intensity_mapping`` (harmonization without its network,
         if it has one) and ``harmonized``, both with estimated ages; and ``harmonized_known_ages``.
     """
     data, split, fit, options = run.data, run.split, run.fit, run.options
     at_home, slice_mm = data.sites == run.reference, options.contract.slice_mm
-    learnt = np.flatnonzero(at_home & (split != TEST))
-    known = np.concatenate([data.persons[learnt], data.persons[seen]])
+    fitted = np.flatnonzero(at_home & (split != TEST))
+    known = np.concatenate([data.persons[fitted], data.persons[seen]])
     foreign = ~at_home & ~np.isin(data.persons, known)
     tested = np.flatnonzero((at_home & (split == TEST)) | foreign)
-    quantiles = mean_quantiles(data, learnt[:MAX_HISTOGRAM])
+    quantiles = mean_quantiles(data, fitted[:MAX_HISTOGRAM])
     ensembles = predictors["brain_age"].ensembles if appearance.line is not None else None
     calibrator = Calibrator(data, appearance, network, ensembles, slice_mm)
     methods = calibrator.methods()
     rows = []
     for site in np.unique(data.sites[tested]).tolist():
         here = data.site_scans(site, tested)
-        among = learnt if site == run.reference else here
+        among = fitted if site == run.reference else here
         among = among[fit[among]] if fit[among].any() else among
         codes = {
             name: calibrator.cross_codes(here, among, ages, options.folds, options.seed)
@@ -447,31 +442,31 @@ def acceptance(
     Returns
     -------
     dict
-        ``passed`` (None if no site can be judged); ``removed``, the fraction of the mean absolute
+        ``passed`` (None if no site can be tested); ``removed``, the fraction of the mean absolute
         offset removed at sites with a raw offset whose interval excludes zero (None if there are
         no such sites); ``moved`` and ``still``, the names of the sites with and without a raw
         offset; and ``text``, a one-sentence summary.
     """
-    judged = {
+    tested = {
         site: (found["none"], found[method])
         for site, found in sites.items()
         if {"none", method} <= found.keys() and found["none"].get("offset_95") is not None
     }
-    moved = [site for site, (raw, _) in judged.items() if not _holds_zero(raw)]
-    still = sorted(set(judged) - set(moved))
-    disturbed = [site for site in still if not _holds_zero(judged[site][1])]
+    moved = [site for site, (raw, _) in tested.items() if not _holds_zero(raw)]
+    still = sorted(set(tested) - set(moved))
+    disturbed = [site for site in still if not _holds_zero(tested[site][1])]
     removed = None
-    text = "No site could be judged: offsets need brain ages of three persons"
+    text = "The map could not be tested: a site offset needs brain ages of three persons"
     if moved:
-        offsets = np.array([[abs(found["offset"]) for found in judged[site]] for site in moved])
+        offsets = np.array([[abs(found["offset"]) for found in tested[site]] for site in moved])
         before, after = offsets.mean(axis=0).tolist()
         removed = round(1 - after / before, 3)
         names = ", ".join(moved)
         text = f"The map removes {100 * removed:.0f} % of the mean site offset at {names}"
-    elif judged:
+    elif tested:
         text = "No site differs from the reference by more than chance"
-    text += f", and makes one at {', '.join(disturbed)}." if disturbed else "."
-    passed = not disturbed and (removed is None or removed >= LEAST_REMOVED) if judged else None
+    text += f", and adds one at {', '.join(disturbed)}." if disturbed else "."
+    passed = not disturbed and (removed is None or removed >= LEAST_REMOVED) if tested else None
     return {"passed": passed, "removed": removed, "moved": moved, "still": still, "text": text}
 
 

@@ -73,14 +73,14 @@ def train_map(run: TrainingRun, appearance: Appearance) -> MapNetwork:
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    bf16, losses = storage.has_bf16(device), storage.Losses("map")
-    for _ in losses.steps(steps, "training the map"):
+    bf16, losses = storage.has_bf16(device), storage.Losses(steps, "training the map")
+    for step in losses.bar:
         step_loss = 0.0
         for _ in range(BATCH):
             loss = paired_loss(network, pairs.draw(rng), rng, bf16) / BATCH
             loss.backward()  # type: ignore[no-untyped-call]
             step_loss += loss.item()
-        losses.add(paired=step_loss)
+        losses.add(step, paired=step_loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -207,11 +207,13 @@ def make_pairs(run: TrainingRun, appearance: Appearance, n_sites: int) -> Pairs:
             for site in progress(range(n_sites), "simulating acquisitions", "sites"):
                 acquisition = Acquisition.draw(generator, float(rng.uniform(*STRENGTH)))
                 here = rng.choice(scans, PER_SITE, replace=len(scans) < PER_SITE).tolist()
-                anew = [acquire(data, scan, acquisition, generator) for scan in here]
-                volumes[site * PER_SITE : (site + 1) * PER_SITE] = [stack for stack, _ in anew]
-                stacks = [(anew[k][0], data.stack(here[k])[0]) for k in range(min(3, PER_SITE))]
+                acquired = [acquire(data, scan, acquisition, generator) for scan in here]
+                volumes[site * PER_SITE : (site + 1) * PER_SITE] = [stack for stack, _ in acquired]
+                stacks = [
+                    (acquired[k][0], data.stack(here[k])[0]) for k in range(min(3, PER_SITE))
+                ]
                 originals += here
-                described = np.array([row for _, row in anew])
+                described = np.array([row for _, row in acquired])
                 shifts.append(np.mean(described - data.descriptors[here], axis=0))
                 curves.append(read_curve(stacks))
         np.savez(about, originals=originals, shifts=np.array(shifts), curves=np.array(curves))
@@ -233,10 +235,10 @@ def read_curve(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         (knots,) ascending medians, averaged over the pairs.
     """
     found = []
-    for anew, original in pairs:
-        inside = (anew > 0) & (original > 0)
-        order = np.argsort(anew[inside])
-        x, y = anew[inside][order], original[inside][order]
+    for acquired, original in pairs:
+        inside = (acquired > 0) & (original > 0)
+        order = np.argsort(acquired[inside])
+        x, y = acquired[inside][order], original[inside][order]
         ends = np.searchsorted(x, [KNOTS - STEP, KNOTS + STEP]).T
         found.append([np.median(y[a:b]) if b - a >= FEW else np.nan for a, b in ends])
     means = np.array(found)

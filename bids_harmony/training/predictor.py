@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,22 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format as set_layout
 
 from bids_harmony.config import TrainOptions
-from bids_harmony.models.networks import SliceNetwork, predict_value
-from bids_harmony.models.slices import HEIGHT_MM, middle_slices, predictor_input
+from bids_harmony.models.networks import (
+    HEIGHT_MM,
+    SliceNetwork,
+    middle_slices,
+    predict_value,
+    predictor_input,
+)
 from bids_harmony.training.data import TrainingSet
-from bids_harmony.training.storage import Losses, digest_of, has_bf16, load_network, save_network
+from bids_harmony.training.storage import (
+    Losses,
+    check_finite,
+    digest_of,
+    has_bf16,
+    load_network,
+    save_network,
+)
 
 LOGGER = logging.getLogger(__name__)
 
@@ -292,7 +305,6 @@ class _Training:
         )
         self.targets = torch.from_numpy(self.examples.targets.astype(np.float32))
         self.heights = torch.from_numpy((self.examples.heights / HEIGHT_MM).astype(np.float32))
-        self.losses = Losses("predictor")
 
     def step(self, which: np.ndarray, slices: np.ndarray) -> float:
         """Train on a batch, given positions of scans and slices; return the loss."""
@@ -307,7 +319,6 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.losses.add(training=loss.item())
         return loss.item()
 
     def loss(self, value: Tensor, target: Tensor) -> Tensor:
@@ -330,13 +341,15 @@ def _train_one_cycle(training: _Training, among: np.ndarray) -> None:
     """Train with one cycle: linear warm-up over a tenth of the steps, then cosine decay."""
     config, rng, steps = training.config, training.rng, training.config.steps
     weight = _even(training.examples.targets[among])
-    for number in training.losses.steps(steps, "training a predictor"):
-        share = number / steps
+    losses = Losses(steps, "training a predictor")
+    for step in losses.bar:
+        share = step / steps
         rise = min(1.0, (share + 0.01) / 0.1)
         fall = 0.5 * (1 + np.cos(np.pi * max(0.0, (share - 0.1) / 0.9)))
         training.optimizer.param_groups[0]["lr"] = config.learning_rate * rise * (fall + 1e-3)
         which = rng.choice(among, config.batch, p=weight)
-        training.step(which, rng.integers(len(training.examples.numbers), size=config.batch))
+        slices = rng.integers(len(training.examples.numbers), size=config.batch)
+        losses.add(step, training=training.step(which, slices))
 
 
 def _train_patiently(training: _Training, among: np.ndarray, validation: Examples | None) -> None:
@@ -350,25 +363,25 @@ def _train_patiently(training: _Training, among: np.ndarray, validation: Example
     )
     network = training.network
     losses: list[float] = []
-    judged: list[float] = []
+    validated: list[float] = []
     best = copy.deepcopy(network.state_dict())
-    while training.losses.step < training.config.steps and not is_over(losses, judged):
+    step = 0
+    while step < training.config.steps and not is_over(losses, validated):
         network.train()
-        epoch = [
-            training.step(which, slices)
-            for which, slices in _epoch(training, among)
-            if training.losses.step < training.config.steps
-        ]
-        losses.append(float(np.mean(epoch)))
+        epoch = itertools.islice(_epoch(training, among), training.config.steps - step)
+        found = [training.step(*batch) for batch in epoch]
+        step += len(found)
+        losses.append(float(np.mean(found)))
+        check_finite("training a predictor", step, losses[-1])
         schedule.step(losses[-1])
         text = ""
         if validation is not None and len(validation.scans):
-            judged.append(_validation_loss(training, validation))
-            text = f", validation {judged[-1]:.4f}"
-        if not judged or judged[-1] == min(judged):
+            validated.append(_validation_loss(training, validation))
+            text = f", validation {validated[-1]:.4f}"
+        if not validated or validated[-1] == min(validated):
             best = copy.deepcopy(network.state_dict())
         LOGGER.info(
-            f"predictor epoch {len(losses)} (step {training.losses.step}): "
+            f"predictor epoch {len(losses)} (step {step}): "
             f"loss {losses[-1]:.4f}{text}; rate {schedule.get_last_lr()[0]:g}"
         )
     network.load_state_dict(best)

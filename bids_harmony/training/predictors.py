@@ -16,12 +16,11 @@ from torch import nn
 
 from bids_harmony.bids.dataset import counted
 from bids_harmony.errors import UsageError
-from bids_harmony.models.slices import crop
+from bids_harmony.models.networks import crop
 from bids_harmony.processes import side_by_side
 from bids_harmony.simulation.anatomy import apply_effect
 from bids_harmony.sites import statistics
 from bids_harmony.training.data import TEST, VALIDATION, TrainingRun, make_folds
-from bids_harmony.training.figures import figures
 from bids_harmony.training.grey_matter import grey_matter_networks
 from bids_harmony.training.predictor import (
     Ensemble,
@@ -30,7 +29,7 @@ from bids_harmony.training.predictor import (
     recipe_of,
 )
 from bids_harmony.training.storage import one_device
-from bids_harmony.training.targets import SIMULATED, Target, find_targets
+from bids_harmony.training.targets import SIMULATED, Target, figures, find_targets
 
 LOGGER = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ def train_networks(ensembles: Sequence[Ensemble], device: str, nprocs: int) -> N
     for ensemble in ensembles:
         for fold, path in enumerate(ensemble.paths):
             if path.is_file():
-                LOGGER.info(f"{ensemble.name}-{fold} was trained before: {path}")
+                LOGGER.info(f"{ensemble.name}, network {fold + 1}: loaded from {path}")
             else:
                 calls.append((ensemble, fold, device))
     if min(nprocs, len(calls)) > 1 and device == "cpu":
@@ -165,7 +164,7 @@ def _finish(target: Target, ensemble: Ensemble, run: TrainingRun) -> Predictor:
             )
     unseen = np.mean(predicted, axis=0)
     found = figures(unseen, truth, target.binary, run.options.seed, persons)
-    LOGGER.info(f"{target.name} on folds not seen: {json.dumps(found)}")
+    LOGGER.info(f"{target.name}, cross-validation: {json.dumps(found)}")
     return Predictor(
         networks,
         entries,
@@ -313,9 +312,9 @@ def plan_ensemble(run: TrainingRun, target: Target, config: PredictorConfig) -> 
     counts = [int((values[first] == k).sum()) for k in (0, 1)] if target.binary else [len(first)]
     if min(counts) < options.folds:
         raise UsageError(
-            f"There are {counted(min(counts), 'person')} at the reference site to train "
-            f"{target.name} on{' of one class' if target.binary else ''}.",
-            f"There must be at least {options.folds}, one for each fold.",
+            f"The reference site has {counted(min(counts), 'person')} to train {target.name}"
+            f"{' of one class' if target.binary else ''}, fewer than --folds {options.folds}.",
+            "Lower --folds, or choose another --target.",
         )
     strata = target.values if target.binary else None
     folds = make_folds(data, scans, options.folds, rng, strata)[scans]
@@ -340,11 +339,11 @@ def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
     held = run.split[scans] == TEST
     # Patients and controls alternate in age, in both the training and the held-out set.
     persons = data.persons[scans]
-    ill: list[str] = []
+    patients: list[str] = []
     for group in (held, ~held):
         order = np.flatnonzero(group)[np.argsort(data.ages[scans][group], kind="stable")]
-        ill += list(dict.fromkeys(persons[order].tolist()))[1::2]
-    labels = np.isin(persons, ill).astype(float)
+        patients += list(dict.fromkeys(persons[order].tolist()))[1::2]
+    labels = np.isin(persons, patients).astype(float)
     examples = Examples(data, scans, labels, options.contract.slice_mm)
     rng, changed = np.random.default_rng(options.seed + 1000), {}
     for scan, label in zip(scans.tolist(), labels, strict=True):
@@ -356,7 +355,7 @@ def simulated_patients(run: TrainingRun, config: PredictorConfig) -> Ensemble:
         changed[scan] = np.zeros((len(data.heights), *data.size), np.float16)
         changed[scan][examples.numbers] = crop(volume, data.box)[examples.numbers]
     LOGGER.info(
-        f"schizophrenia: {int(labels.sum())} of {len(scans)} reference scans have the effect"
+        f"simulated schizophrenia: effect applied to {int(labels.sum())} of {len(scans)} scans"
     )
     examples = replace(examples, data=replace(data, volumes=changed))
     return Ensemble(SIMULATED_NAME, examples, None, np.where(held, 0, 1), 1, True,
@@ -371,7 +370,7 @@ def _finish_simulated(ensemble: Ensemble, run: TrainingRun) -> Predictor:
         score, truth = ensemble.unseen(networks)[held], ensemble.examples.targets[held]
         persons = ensemble.examples.persons[held]
         found = figures(score, truth, True, run.options.seed, persons)
-    LOGGER.info(f"schizophrenia (simulated) on held-out scans: {json.dumps(found)}")
+    LOGGER.info(f"simulated schizophrenia, held-out scans: {json.dumps(found)}")
     return Predictor(
         {SIMULATED_NAME: networks},
         {SIMULATED_NAME: {"kind": "slice", "options": ensemble.options}},

@@ -1,13 +1,11 @@
-"""Shared training utilities: device selection, loss tracking and the network cache."""
+"""Shared training utilities: device selection, losses and the network cache."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import math
 from collections import defaultdict, deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,45 +37,37 @@ def has_bf16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def check_finite(what: str, step: int, *losses: float) -> None:
+    """Raise HarmonyError if a loss is not finite."""
+    if not np.isfinite(losses).all():
+        raise HarmonyError(
+            f"The loss is not finite at step {step} of {what}.",
+            "Check the scans for artefacts and the target for invalid values.",
+        )
+
+
 class Losses:
-    """Recent losses of a training, by name. As text, means over the last steps.
+    """Recent losses of a training, by name, shown beside its progress bar.
 
     Parameters
     ----------
+    n_steps : int
+        Number of training steps.
     what : str
-        Name of the trained network, for messages.
+        Description of the training.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what, self.step = what, 0
+    def __init__(self, n_steps: int, what: str) -> None:
+        self.what, self.bar = what, progress(range(n_steps), what, "steps")
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
 
-    def add(self, **losses: float) -> None:
-        """Record the losses of a step.
-
-        Raises
-        ------
-        HarmonyError
-            If a loss is not finite.
-        """
-        self.step += 1
+    def add(self, step: int, **losses: float) -> None:
+        """Check the losses of a step (from 0), and show the means over the last steps."""
+        check_finite(self.what, step + 1, *losses.values())
         for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise HarmonyError(
-                    f"The {self.what}'s loss is not a number at step {self.step}.",
-                    "Look for damaged scans or absurd values of the target.",
-                )
             self.recent[name].append(loss)
-
-    def steps(self, n: int, what: str) -> Iterator[int]:
-        """Iterate over training steps, and show progress and losses."""
-        bar = progress(range(n), what, "steps")
-        for step in bar:
-            yield step
-            bar.set_postfix_str(str(self), refresh=False)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
+        means = (f"{name} loss {np.mean(last):.3f}" for name, last in self.recent.items())
+        self.bar.set_postfix_str(", ".join(means), refresh=False)
 
 
 def as_stored(network: Network) -> Network:

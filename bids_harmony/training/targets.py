@@ -1,25 +1,32 @@
-"""Prediction targets: numeric and two-class columns of the dataset's tables."""
+"""Prediction targets: numeric and two-class columns of the dataset's tables, and their metrics."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bids_harmony.bids.tables import CONTROLS
 from bids_harmony.errors import UsageError
+from bids_harmony.sites.statistics import placements, with_intervals
 from bids_harmony.training.data import TrainingSet
 
+N_BOOTSTRAP = 2000
+#: Minimum number of persons (in each class) for a bootstrap interval, and for a correlation.
+LEAST_DRAWN, LEAST_R = 3, 5
+#: Values with a smaller range are constant up to rounding.
+SAME = 1e-9
 SIMULATED = "simulated-schizophrenia"
 #: Columns of a training set's table that cannot be targets.
 NO_TARGETS = frozenset({"subject", "person", "site", "metrics", "_source", "qc_status"})
 #: Names reserved by bundles and predictions. Outputs make statements about the last two that hold
 #: only for age and for simulated labels.
 TAKEN = frozenset(
-    {"harmonizer", "backward", "bundle", "in_training", "brain_age", "schizophrenia_probability"}
+    {"map", "bundle", "calibration", "in_training", "brain_age", "schizophrenia_probability"}
 )
 
 
@@ -67,8 +74,8 @@ def find_targets(
         target = find_target(data, column, reference, fit)
         if (other := targets.setdefault(target.name, target)) is not target:
             raise UsageError(
-                f"The columns {other.column} and {column} would both be called {target.name}.",
-                "Leave one of them out of --target, or rename it.",
+                f"The columns {other.column} and {column} share the target name {target.name}.",
+                "Remove one of them from --target, or rename it.",
             )
     return list(targets.values())
 
@@ -105,9 +112,8 @@ def find_target(
     columns = sorted(set(map(str, data.table)) - NO_TARGETS)
     if column not in columns:
         raise UsageError(
-            f"There is no column {column} to train a predictor for.",
-            f"Columns of the dataset's tables: {', '.join(columns)}; "
-            f"{SIMULATED} makes its own labels.",
+            f"The dataset's tables have no column {column} (--target).",
+            f"Choose one of {', '.join(columns)}, or {SIMULATED}.",
         )
     cells = data.table[column]
     here = data.sites == reference
@@ -118,14 +124,14 @@ def find_target(
     if not len(kinds):
         raise UsageError(
             f"No scan of {reference} has a value in the column {column}.",
-            "Name other columns with --target, or check "
+            "Choose another --target, or check "
             f"{'--age-column' if column == 'age' else '--reference-site'}.",
         )
     if len(kinds) < 2 or (len(kinds) > 2 and not numeric):
         raise UsageError(
             f"The column {column} has {len(kinds)} different values at {reference}.",
-            "A target is a number, or one of two classes that both occur at the reference site: "
-            "check --reference-site, or keep two classes with --fit-filter.",
+            "A target must be numeric or have two classes at the reference site: check "
+            "--reference-site, or select two classes with --fit-filter.",
         )
     if numeric and (len(kinds) > 2 or column == "age"):
         values = cells.to_numpy(dtype=float)
@@ -143,3 +149,90 @@ def _name(wanted: str) -> str:
 
 def _rank(kind: object, cells: pd.Series) -> tuple[bool, int, str]:
     return str(kind).strip().lower() not in CONTROLS, -int((cells == kind).sum()), str(kind)
+
+
+def figures(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    binary: bool,
+    seed: int,
+    persons: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Compute metrics of predictions with 95 % bootstrap intervals over persons.
+
+    Parameters
+    ----------
+    predicted, truth : numpy.ndarray
+        (scans,) predicted and true values; logits and 0/1 if ``binary``.
+    binary : bool
+        Whether to compute area under the curve and balanced accuracy, instead of mean absolute
+        error, bias (mean error) and correlation.
+    seed : int
+        Random seed of the bootstrap.
+    persons : numpy.ndarray, optional
+        (scans,) person of each scan; if None, each scan is of a different person.
+
+    Returns
+    -------
+    dict
+        Number of scans ``n``, ``n_persons``, each metric, and its interval with the suffix
+        ``_95``. Undefined values are None: a correlation of fewer than :data:`LEAST_R` persons,
+        any metric if a class is missing, an interval of fewer than :data:`LEAST_DRAWN` persons (in
+        either class).
+    """
+    persons = np.arange(len(truth)) if persons is None else persons
+    measure, n_persons = class_figures if binary else value_figures, len(np.unique(persons))
+    found = with_intervals(
+        lambda draw: measure(predicted[draw], truth[draw]), persons, N_BOOTSTRAP, seed,
+        enough=can_be_drawn(persons, truth, binary),
+    )  # fmt: skip
+    if n_persons < LEAST_R:
+        found |= {name: np.nan for name in found if name.startswith("r")}
+    return {"n": len(truth), "n_persons": n_persons} | paired_ends(found)
+
+
+def paired_ends(found: dict[str, float]) -> dict[str, Any]:
+    """Round metrics and combine interval ends under the suffix ``_95``; None for NaN."""
+    out: dict[str, Any] = {}
+    for name in (name for name in found if not name.endswith(("_low", "_high"))):
+        out[name] = round(found[name], 3) if np.isfinite(found[name]) else None
+        if f"{name}_low" in found:
+            ends = [round(float(found[f"{name}_{end}"]), 3) for end in ("low", "high")]
+            out[f"{name}_95"] = None if np.isnan(ends).any() else ends
+    return out
+
+
+def can_be_drawn(persons: np.ndarray, truth: np.ndarray, binary: bool) -> bool:
+    """Return whether there are at least :data:`LEAST_DRAWN` persons (in each class).
+
+    With a single person in a class, every bootstrap draw contains that person, and the interval
+    would ignore the variation between persons.
+    """
+    groups = [persons[truth == k] for k in (0, 1)] if binary else [persons]
+    return min(len(np.unique(group)) for group in groups) >= LEAST_DRAWN
+
+
+def value_figures(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Compute mean absolute error, bias and correlation.
+
+    The correlation is NaN for fewer than five scans or constant values.
+    """
+    error = predicted - truth
+    r = np.nan
+    if len(truth) >= LEAST_R and min(np.ptp(predicted), np.ptp(truth)) > SAME:
+        r = float(np.corrcoef(predicted, truth)[0, 1])
+    return {"mae": float(np.abs(error).mean()), "bias": float(error.mean()), "r": r}
+
+
+def class_figures(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Compute area under the curve and balanced accuracy of logits.
+
+    Both are NaN if a class is missing.
+    """
+    cases, controls = score[truth == 1], score[truth == 0]
+    if not len(cases) or not len(controls):
+        return {"auc": np.nan, "balanced_accuracy": np.nan}
+    return {
+        "auc": float(placements(score, truth)[truth == 1].mean()),
+        "balanced_accuracy": float(((cases > 0).mean() + (controls <= 0).mean()) / 2),
+    }

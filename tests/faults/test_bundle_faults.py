@@ -63,13 +63,13 @@ def harmful(folder: Path) -> bytes:
 
 #: How a bundle is damaged, and what the error says.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped bit": (flipped_bit, "has been altered"),
-    "missing file": (lambda f: (f / WEIGHTS).unlink(), "lacks its file"),
-    "missing tensor": (missing_tensor, "do not fit"),
-    "pickle beside": (lambda f: (f / "more.pkl").write_bytes(harmful(f)), "does not know"),
-    "pickle as weights": (lambda f: replace(f, WEIGHTS, harmful(f)), "do not fit"),
-    "name outside": (lambda f: replace(f, "../x", b"x"), "outside itself"),
-    "10 GB claimed": (claims_10_gib, "do not fit"),
+    "flipped bit": (flipped_bit, "has a modified file"),
+    "missing file": (lambda f: (f / WEIGHTS).unlink(), "has no file"),
+    "missing tensor": (missing_tensor, "cannot be loaded"),
+    "pickle beside": (lambda f: (f / "more.pkl").write_bytes(harmful(f)), "does not list"),
+    "pickle as weights": (lambda f: replace(f, WEIGHTS, harmful(f)), "cannot be loaded"),
+    "name outside": (lambda f: replace(f, "../x", b"x"), "outside its folder"),
+    "10 GB claimed": (claims_10_gib, "cannot be loaded"),
     "nested description": (
         lambda f: (f / "bundle.json").write_text("[" * 100_000), "not valid JSON",
     ),
