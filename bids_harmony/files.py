@@ -229,20 +229,20 @@ def id_key(label: str) -> str:
     return re.sub(r"^\D+(?=\d)", "", plain_id(label))
 
 
-def look_alikes(wanted: str, there: Iterable[str]) -> list[str]:
+def look_alikes(wanted: str, existing: Iterable[str]) -> list[str]:
     """Return IDs that differ only in leading zeros, a prefix, case or punctuation.
 
     Parameters
     ----------
     wanted : str
         ID that was not found, such as ``01``.
-    there : iterable of str
+    existing : iterable of str
         Existing IDs.
 
     Returns
     -------
     list of str
-        Similar IDs, in the order of ``there``.
+        Similar IDs, in the order of ``existing``.
 
     Examples
     --------
@@ -252,7 +252,7 @@ def look_alikes(wanted: str, there: Iterable[str]) -> list[str]:
     plain, key = plain_id(wanted), id_key(wanted)
     return [
         other
-        for other in there
+        for other in existing
         if id_key(other) == key
         and (plain.endswith(plain_id(other)) or plain_id(other).endswith(plain))
     ]

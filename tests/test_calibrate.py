@@ -52,7 +52,7 @@ def states(config: RunConfig) -> list[str]:
 
 
 def notes(config: RunConfig) -> str:
-    return "\n".join(site_notes(Run(config), find_scans(config).scans))
+    return "\n".join(map("\n".join, site_notes(Run(config), find_scans(config).scans)))
 
 
 def calibrations(config: RunConfig) -> dict[str, Calibration]:
@@ -124,7 +124,7 @@ def test_the_calibrate_level_has_the_last_word(
     assert states(alone) == [HARMONIZE]
     harmonize(alone)
     assert states(alone) == [NOTHING]
-    assert f"The site A is calibrated by {config.output_dir}" in notes(alone)
+    assert f"Site A: calibrated by {config.output_dir}" in notes(alone)
     assert states(config) == [NOTHING, *[HARMONIZE] * 4]
     before = {p: p.read_bytes() for p in (config.output_dir / FOLDER).iterdir()}
     harmonize(config)
@@ -153,7 +153,7 @@ def test_a_given_calibration_is_used_as_it_is_and_other_sites_have_their_own(
 ) -> None:
     file = given(config)
     one = replace(config, calibration=file)
-    assert "site-A_calibration.json has no calibration of B-1" in notes(one)
+    assert "site-A_calibration.json has no calibration of the site B-1" in notes(one)
     harmonize(one)
     assert set(calibrations(config)) == {"B-1"}
     record = json.loads(
@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty folder": (lambda f: (f.unlink(), f.mkdir()), "There is no calibration in"),
     "absent": (lambda f: f.unlink(), "cannot be read"),
     "site that the run has not": (
-        lambda f: broken(f, site="Elsewhere"), "The site A has no calibration in",
+        lambda f: broken(f, site="Elsewhere"), "no calibration of the site A, B-1, only of",
     ),
 }  # fmt: skip
 

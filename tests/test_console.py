@@ -47,7 +47,7 @@ def test_messages_go_to_streams_by_level_and_to_the_log_file(
     assert console.log_settings() == console.LogSettings()
 
 
-def test_an_internal_error_is_one_line_and_a_crash_file(
+def test_an_internal_error_is_one_line_with_its_traceback_in_the_log_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(config: object) -> int:
@@ -61,6 +61,6 @@ def test_an_internal_error_is_one_line_and_a_crash_file(
     told = capsys.readouterr().err
     assert "Internal error (ValueError: no such thing)." in told
     assert "Traceback" not in told
-    (crash,) = out.glob("logs/*/crash.txt")
-    assert str(crash) in told
-    assert "Traceback" in crash.read_text()
+    (log,) = out.glob("logs/*/execution.log")
+    assert str(log) in told
+    assert "Traceback" in log.read_text()

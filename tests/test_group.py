@@ -100,7 +100,7 @@ def test_every_scan_has_its_row_whatever_is_wrong_with_others(
     assert sorted(ranks) == list(range(1, len(flagged) + 1))
     told = capsys.readouterr().out
     assert "26 scans of 3 sites: 19 pass, 7 error." in told
-    assert f"{len(flagged)} scans to look at, first:" in told
+    assert f"{len(flagged)} flagged scans, first:" in told
     assert str(out / "group_T1w.html") in told
 
 

@@ -109,13 +109,13 @@ def _check_other_dataset(output_dir: Path, bids_dir: Path) -> None:
 
 def check_writable(path: Path, what: str) -> None:
     """Check that a folder can be written or created; raise UsageError otherwise."""
-    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if not there.is_dir():
+    existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not existing.is_dir():
         raise UsageError(
-            f"{what} {path} cannot be created: {there} is not a folder.", "Use another folder."
+            f"{what} {path} cannot be created: {existing} is not a folder.", "Use another folder."
         )
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
-            f"{what} {path} cannot be written: no permission for {there}.",
+            f"{what} {path} cannot be written: no permission for {existing}.",
             f"Change its permissions, or use another folder.{mount_hint()}",
         )

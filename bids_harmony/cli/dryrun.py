@@ -49,7 +49,7 @@ def render(inventory: Inventory, config: RunConfig) -> str:
 
         run = Run(config)
         states, plan = survey(run, inventory.scans), _plan(run)
-        calibration = [[note] for note in site_notes(run, inventory.scans)]
+        calibration = [[note] for notes in site_notes(run, inventory.scans) for note in notes]
     rows = [_row(scan, config, states.get(scan.key)) for scan in inventory.scans]
     parts: dict[str, list[list[str]]] = {
         f"bids_harmony {__version__}, dry run of the {config.level} level: nothing is computed or "

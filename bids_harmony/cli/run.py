@@ -9,15 +9,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bids_harmony.cli.parser import PROGRAM, parse_args
-from bids_harmony.console import flush, prepare_streams, set_up_logging, stop_logging
+from bids_harmony.console import (
+    flush,
+    log_settings,
+    prepare_streams,
+    set_up_logging,
+    stop_logging,
+)
 from bids_harmony.errors import EXIT_OK, HarmonyError, machine_error
-from bids_harmony.files import write_text
 
 if TYPE_CHECKING:
     from bids_harmony.config import RunConfig
@@ -71,25 +75,25 @@ def exit_code(program: str, function: Callable[[], int]) -> int:
         remedy = "The same command continues where it stopped." if program == PROGRAM else ""
         error = HarmonyError("Interrupted.", remedy)
         error.exit_code = EXIT_INTERRUPTED
+    except HarmonyError as raised:
+        error = raised
     except Exception as raised:  # noqa: BLE001
-        error = as_harmony_error(raised, f"this:\n{traceback.format_exc()}")
+        report = log_settings().file or f"this:\n{traceback.format_exc()}"
+        error = machine_error(raised) or HarmonyError(
+            f"Internal error ({type(raised).__name__}: {raised}).",
+            f"Please report it with {report}",
+        )
+        error.__cause__ = raised
     finally:
         if error is not None:
-            LOGGER.error(f"{error.cause}\n  {error.remedy}".rstrip())
+            # The log file has the traceback, too.
+            LOGGER.error(f"{error.cause}\n  {error.remedy}".rstrip(), exc_info=error.__cause__)
         stop_logging()
         flush()
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt_once:
                 signal.signal(number, handler)
     return error.exit_code
-
-
-def as_harmony_error(raised: Exception, report: str) -> HarmonyError:
-    """Return the error to show for any exception, and what to report an unforeseen one with."""
-    if isinstance(raised, HarmonyError):
-        return raised
-    cause = f"Internal error ({type(raised).__name__}: {raised})."
-    return machine_error(raised) or HarmonyError(cause, f"Please report it with {report}")
 
 
 def run_level(argv: Sequence[str]) -> int:
@@ -108,12 +112,8 @@ def run_level(argv: Sequence[str]) -> int:
         code: int = getattr(import_module(f"bids_harmony.{module}"), function)(config)
         return code
     except Exception as raised:
-        crash = config.log_dir / "crash.txt"
-        error = as_harmony_error(raised, f"{crash}.")
-        if str(crash) in error.remedy:
-            with suppress(OSError):
-                write_text(crash, traceback.format_exc())
-                raise error from raised
+        if not isinstance(raised, HarmonyError) and machine_error(raised) is None:
+            set_up_logging(file=config.log_file)
         raise
 
 

@@ -65,8 +65,8 @@ def run_calibrate(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def site_notes(run: Run, scans: Sequence[Scan]) -> list[str]:
-    """Return messages about the calibration that a participant run uses for each site.
+def site_notes(run: Run, scans: Sequence[Scan]) -> tuple[list[str], list[str]]:
+    """Return notes and warnings about the calibration that a participant run uses for each site.
 
     Raises
     ------
@@ -74,35 +74,27 @@ def site_notes(run: Run, scans: Sequence[Scan]) -> list[str]:
         If ``--calibration`` is given and has no site of the run.
     """
     if run.bundle is None:
-        return []
+        return [], []
     given, frozen, sites = run.config.calibration, run.frozen, {scan.site for scan in scans}
-    lacking = sorted(sites - frozen.keys())
-    if given is not None and not sites & frozen.keys():
-        raise UsageError(
-            f"The site {lacking[0]} has no calibration in {given}, which has "
-            f"{', '.join(sorted(frozen))}.",
-            "Give the calibration of this site, or the column of the sites by --site-column.",
-        )
-    notes = [
-        f"The site {site} is calibrated by {frozen[site][0]}."
-        for site in sorted(sites & frozen.keys())
-    ]
-    if given is not None and lacking:
-        notes.append(
-            f"Warning: {given} has no calibration of {', '.join(lacking)}, calibrated from scans "
-            "of this run."
-        )
-    if lacking and not run.whole_dataset:
+    known, missing = sorted(sites & frozen.keys()), sorted(sites - frozen.keys())
+    notes, warnings = [f"Site {site}: calibrated by {frozen[site][0]}." for site in known], []
+    if missing and not run.whole_dataset:
         notes.append(
             "Sites are calibrated from the selected scans only; the calibrate level uses all "
             "preprocessed scans."
         )
+    if given is not None and missing:
+        cause = f"{given} has no calibration of the site {', '.join(missing)}"
+        if not known:
+            remedy = "Give the calibration of this site, or its column by --site-column."
+            raise UsageError(f"{cause}, only of {', '.join(sorted(frozen))}.", remedy)
+        warnings.append(f"{cause}, which is calibrated from the scans of this run.")
     if unnamed := sum(scan.site_source == "none" for scan in scans):
-        notes.append(
-            f"Warning: {unnamed} of {len(scans)} scans have no site information, and are treated "
-            "as one site."
+        warnings.append(
+            f"{unnamed} of {len(scans)} scans have no site information, and are treated as one "
+            "site."
         )
-    return notes
+    return notes, warnings
 
 
 def own_sites(run: Run, scans: Iterable[Scan]) -> dict[str, list[SiteScan]]:
@@ -226,17 +218,17 @@ def calibrate_sites(
         made_by=made_by,
     )
     calls = [(sites[site],) for site in ageless]
-    done = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
-    done = {site: done.get(site) or work(scans) for site, scans in sites.items()}
-    for calibration in done.values():
+    new = {ageless[n]: one for n, one in side_by_side(work, calls, run.config.nprocs)}
+    new = {site: new.get(site) or work(scans) for site, scans in sites.items()}
+    for calibration in new.values():
         LOGGER.info(summary(calibration, bundle))
     files: dict[str, Path] = {}
     if made_by == "calibrate":
-        files = save(run, done, {})
-    elif run.whole_dataset and done:
+        files = save(run, new, {})
+    elif run.whole_dataset and new:
         folder = run.config.output_dir / FOLDER
-        files = save(run, done, {s: c for s, (p, c) in run.frozen.items() if p.parent == folder})
-    return {site: (files.get(site), calibration) for site, calibration in done.items()}
+        files = save(run, new, {s: c for s, (p, c) in run.frozen.items() if p.parent == folder})
+    return {site: (files.get(site), calibration) for site, calibration in new.items()}
 
 
 def predict_age(bundle: Bundle, t1w: Path, code: SiteCode, spare: bool) -> float:

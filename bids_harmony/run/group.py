@@ -124,7 +124,7 @@ def build_group(
     if bundle and bundle["n_scans_other"]:
         notes.append(
             f"{bundle['n_scans_other']} of {counted(len(rows), 'scan')} come from another bundle "
-            f"than {bundle.get('name')} {bundle.get('version')}: predictions differ in kind."
+            f"than {bundle.get('name')} {bundle.get('version')}: predictions are not comparable."
         )
     halfway = [row.scan for row in rows if not row.bundle and row.values["qc_status"] != "error"]
     if bundle and halfway:
@@ -161,14 +161,14 @@ def compare_with_dataset(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Compare the scans that have records with those in the dataset; see :func:`absent_scans`."""
     try:
-        there, skipped = list_scans(config)
+        existing, skipped = list_scans(config)
     except (HarmonyError, OSError) as error:
         cause = error.cause if isinstance(error, HarmonyError) else f"{error}."
         return [], [f"Which scans of the dataset have no record is not known: {cause}"]
-    people = {key.split("_")[0] for key in there}
+    people = {key.split("_")[0] for key in existing}
     why = {s.what.split("/")[0]: s.why for s in reversed(skipped)}
     without = [(s.what, why[s.what]) for s in skipped if "/" not in s.what]
-    return absent_scans(keys, there, [w for w in without if w[0] not in people])
+    return absent_scans(keys, existing, [w for w in without if w[0] not in people])
 
 
 def _verdicts(
@@ -219,15 +219,12 @@ def as_tsv(table: pd.DataFrame) -> str:
 
 
 def summarize(group: Group) -> None:
-    """Print the number of scans by status, and the first scans to look at."""
-    scans = group.scans
+    """Log the number of scans by status, and the first flagged scans."""
+    scans, flags = group.scans, group.flags
     statuses = Counter(scans["qc_status"])
     counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
-    LOGGER.info(
-        f"{counted(len(scans), 'scan')} of {counted(scans['site'].nunique(), 'site')}: {counts}."
-    )
-    LOGGER.info(
-        f"{counted(len(group.flags), 'scan')} to look at" + (", first:" if group.flags else ".")
-    )
-    for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(group.flags))):
-        LOGGER.info(f"  {key}: {group.flags[key][0].text}")
+    n_scans, n_sites = counted(len(scans), "scan"), counted(scans["site"].nunique(), "site")
+    LOGGER.info(f"{n_scans} of {n_sites}: {counts}.")
+    LOGGER.info(counted(len(flags), "flagged scan") + (", first:" if flags else "."))
+    for key in scans.sort_values("outlier_rank")["scan"].head(min(WORST, len(flags))):
+        LOGGER.info(f"  {key}: {flags[key][0].text}")

@@ -60,8 +60,11 @@ def run_participant(config: RunConfig) -> int:
         LOGGER.warning(warning)
     run = Run(config)
     run.check_programs()
-    for note in site_notes(run, scans):
+    notes, warnings = site_notes(run, scans)
+    for note in notes:
         LOGGER.info(note)
+    for warning in warnings:
+        LOGGER.warning(warning)
     targets = () if run.bundle is None else run.bundle.targets
     write_dataset_files(out, config.bids_dir, targets, tools=run.tools)
     set_up_logging(file=config.log_file)
