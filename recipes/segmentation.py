@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bids_harmony.anat.affine import resample
-from bids_harmony.models.slices import HEIGHT_MM, Box, crop, slice_heights, uncrop
+from bids_harmony.models.networks import HEIGHT_MM, Box, crop, slice_heights, uncrop
 from bids_harmony.sites.statistics import with_intervals
 
 #: Label codes of each structure, left and right together, which Neuromorphometrics and DLMUSE
