@@ -21,7 +21,6 @@ HEADS = {
     "flipped left-right": ("not detectable", ""),
     "T2w named T1w": ("error", "Correlation with the template"),
     "CT": ("error", "The brain mask has a volume of"),
-    "infant-sized": ("error", "Affine determinant"),
     "tumour": ("warn", "Left-right asymmetry"),
 }
 
@@ -43,7 +42,6 @@ def wrong_heads() -> dict[str, nib.Nifti1Image]:
         "flipped left-right": nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ affine),
         "T2w named T1w": scan_head(head, scanner, (1,), "wrong-contrast")[0]["t1w"],
         "CT": nib.Nifti1Image(ct.astype(np.float32), head.affine),
-        "infant-sized": nib.Nifti1Image(data, np.diag([0.62, 0.62, 0.62, 1]) @ affine),
         "tumour": scan_head(tumour, scanner, (1,))[0]["t1w"],
     }
     for img in found.values():
