@@ -33,9 +33,9 @@ SIZE = len(LEVELS) + N_TEXTURE
 
 @pytest.fixture
 def appearance() -> Appearance:
-    usual = np.append(np.linspace(0.05, 1.1, len(LEVELS)), np.zeros(N_TEXTURE))
+    expected = np.append(np.linspace(0.05, 1.1, len(LEVELS)), np.zeros(N_TEXTURE))
     return Appearance(
-        usual, np.zeros(SIZE), np.full(SIZE, 0.02), (20.0, 80.0), (0.8, 9.0), 45.0, 30
+        expected, np.zeros(SIZE), np.full(SIZE, 0.02), (20.0, 80.0), (0.8, 9.0), 45.0, 30
     )
 
 

@@ -37,7 +37,7 @@ def test_columns_become_targets_that_never_share_a_name() -> None:
     assert ill.classes == ("no", "yes")
     assert np.array_equal(ill.values, [1, 0, np.nan, 1, 0, 0], equal_nan=True)
     assert found["coded_probability"].classes == ("0", "1")
-    with pytest.raises(UsageError, match="same target name mini_mental_30"):
+    with pytest.raises(UsageError, match="share the target name mini_mental_30"):
         find_targets(data, ("mini mental/30", "mini-mental 30"), "REF", every)
 
 
