@@ -70,9 +70,9 @@ def test_what_is_left_out_is_named(dataset: Path) -> None:
     write(dataset, "sub-02/anat/sub-02_acq-a_run-1_T1w.nii.gz")
     reasons = {
         "sub-01_part-phase": "part-phase is not a magnitude image",
-        "sub-02": "its name and its folders name different sub- or ses-",
-        "sub-01_ses-a": "its name and its folders name different sub- or ses-",
-        **{f"sub-01_{part}": f"its name is not BIDS: '{part}'"
+        "sub-02": "the subject or session of its name differs from that of its folder",
+        "sub-01_ses-a": "the subject or session of its name differs from that of its folder",
+        **{f"sub-01_{part}": f"'{part}' in its name is not a BIDS entity of T1w images"
            for part in ("foo", "inv-1", "run-a", "echo-x", "chunk-1a", "part-foo", "acq-\ufffd")},
     }  # fmt: skip
     for name in [*reasons][:-1]:
@@ -132,20 +132,6 @@ def test_bad_dataset_description_only_warns(dataset: Path, content: str, warning
     inventory = find(dataset)
     assert keys(inventory) == ["sub-01", "sub-02"]
     assert warning in inventory.warnings[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "n", "site"),
-    [("ixi_hh", 120, "IXI-HH"), ("ds002748", 24, "NSK"), ("ds000011", 7, "UCLA")],
-)
-def test_real_datasets(shared_data: Path, name: str, n: int, site: str) -> None:
-    if not (shared_data / name).is_dir():
-        pytest.skip(f"{name} is not among the shared real scans")
-    scans = find(shared_data / name).scans
-    assert len(scans) == n
-    assert {scan.site for scan in scans} == {site}
-    assert all(scan.age and 18 < scan.age < 90 and scan.sex for scan in scans)
-    assert not any(scan.warnings for scan in scans)
 
 
 LABEL = st.text("0123456789abcXYZ+", min_size=1, max_size=4)
@@ -232,9 +218,9 @@ def test_filters(dataset: Path, tmp_path: Path, filters: dict, expected: list[st
     ("text", "cause", "remedy"),
     [
         ("{", "cannot be read", "Expected is"), ("[1]", "not hold a JSON object", "Expected is"),
-        ('{"t1w": 3}', "the value 3", "Expected is"),
-        ('{"t1w": {"acqisition": "x"}}', "'acqisition'", "acquisition"),
-        ('{"t1w": {"run": {"a": 1}}}', "'run' {\"a\": 1}", "run"),
+        ('{"t1w": 3}', "t1w is 3", "Expected is"),
+        ('{"t1w": {"acqisition": "x"}}', '"acqisition": "x"', "acquisition"),
+        ('{"t1w": {"run": {"a": 1}}}', '"run": {"a": 1}', "run"),
     ],
 )  # fmt: skip
 def test_wrong_filters(tmp_path: Path, text: str, cause: str, remedy: str) -> None:

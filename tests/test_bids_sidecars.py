@@ -111,7 +111,7 @@ def test_masks_of_derivatives(dataset: Path, tmp_path: Path) -> None:
     }
     assert inventory.warnings == (
         "No *_desc-brain_mask.nii.gz in native space was found for 2 of 3 scans (sub-01, "
-        f"sub-01_ses-a_run-1) in {one}: --skull-strip auto makes those masks.",
+        f"sub-01_ses-a_run-1) in {one}: --skull-strip auto computes those masks.",
     )
     write(two, "sub-01/ses-a/anat/sub-01_ses-a_run-1_desc-brain_mask.nii.gz")
     write(two, "sub-01/anat/sub-01_desc-brain_mask.nii")

@@ -252,10 +252,10 @@ def test_record_table_and_report_say_what_the_guard_found(tmp_path: Path) -> Non
     page = participant_page("01", [scan_view("sub-01", record, predictions)])
     assert "<strong>50.0</strong>" in page
     assert "+2.0" in page
-    assert "set aside" in page
+    assert "was not used" in page
     assert "-30.0 %" in page
     without = scan_record(facts, **parts)
     assert without["status"] == "pass"
     page = participant_page("01", [scan_view("sub-01", without, {})])
-    assert "Did the anatomy stay?" not in page
+    assert "Anatomy guard" not in page
     assert guard_record(metrics, None)["status"] is None

@@ -67,4 +67,4 @@ def test_limits_name_small_samples_simulated_labels_and_ages(info: dict) -> None
 def test_a_bundle_without_guard_or_figures_has_a_card_too(info: dict) -> None:
     page = card_html(model_card({**info, "metrics": {}, "training": {}, "targets": {}}, None))
     assert "This bundle has none." in page
-    assert "No figures were measured." in page
+    assert "Performance was not measured." in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -102,70 +103,41 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 # The data sink
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "made.nii.gz"
-    img = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
-    img.set_sform(np.eye(4), 4)
-    img.set_qform(np.eye(4), 4)
-    nib.save(img, path)
-    return path
-
-
-def sink(folder: Path, in_file: Path, source: str, **settings: object) -> str:
-    (folder / "out").mkdir(exist_ok=True)
-    interface = DerivativesDataSink(
-        base_directory=str(folder / "out"),
-        source_file=str(folder / "bids" / source),
-        in_file=[str(in_file)],
-        **settings,
-    )
-    written = interface.run(cwd=str(folder)).outputs.out_file
-    return str(Path(written).relative_to(folder / "out"))
+IMAGE = {"space": "S", "resolution": "2", "desc": "preproc", "suffix": "T1w"}
+XFM = {"suffix": "xfm", "mode": "image", "to": "MNI", "from": "T1w"}
+EVERY = "sub-01_ses-a_acq-x_rec-y_run-01_echo-1_part-mag"
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("source", "settings", "expected"),
     [
-        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_space-{s}_res-2_desc-preproc_T1w"),
-        (
-            "sub-01/ses-a/anat/sub-01_ses-a_acq-x_rec-y_run-01_echo-1_part-mag_chunk-2_T1w.nii.gz",
-            "sub-01/ses-a/anat/sub-01_ses-a_acq-x_rec-y_run-01_echo-1_part-mag_space-{s}"
-            "_chunk-2_res-2_desc-preproc_T1w",
-        ),
-        (
-            "sub-01/anat/sub-01_task-rest_ce-gd_T1w.nii",
-            "sub-01/anat/sub-01_task-rest_ce-gd_space-{s}_res-2_desc-preproc_T1w",
-        ),
-    ],
-)
-def test_every_entity_of_a_t1w_is_kept(
-    tmp_path: Path, image: Path, source: str, expected: str
-) -> None:
-    space = "MNI152NLin2009aSym"
-    settings = {"space": space, "resolution": "2", "desc": "preproc", "suffix": "T1w"}
-    written = sink(tmp_path, image, source, **settings, SkullStripped=True)
-    assert written == expected.format(s=space) + ".nii.gz"
-    sidecar = json.loads((tmp_path / "out" / (expected.format(s=space) + ".json")).read_text())
-    assert sidecar["SkullStripped"] is True
-    assert sidecar["Resolution"] == "2 mm isotropic, on the grid of MNI152NLin2009aSym"
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "expected"),
-    [
-        ("a.txt", {"suffix": "xfm", "mode": "image", "to": "MNI", "from": "T1w"},
-         "anat/sub-01_ses-a_run-1_from-T1w_to-MNI_mode-image_xfm.txt"),
-        ("a.json", {"desc": "harmony", "suffix": "qc"},
-         "anat/sub-01_ses-a_run-1_desc-harmony_qc.json"),
-        ("a.png", {"desc": "a", "suffix": "T1w", "datatype": "figures"},
+        ("anat/sub-01", IMAGE, "anat/sub-01_space-S_res-2_desc-preproc_T1w.nii.gz"),
+        ("anat/sub-01_task-rest_ce-gd", IMAGE,
+         "anat/sub-01_task-rest_ce-gd_space-S_res-2_desc-preproc_T1w.nii.gz"),
+        (f"ses-a/anat/{EVERY}_chunk-2", IMAGE,
+         f"ses-a/anat/{EVERY}_space-S_chunk-2_res-2_desc-preproc_T1w.nii.gz"),
+        ("ses-a/anat/sub-01_ses-a_run-1", XFM,
+         "ses-a/anat/sub-01_ses-a_run-1_from-T1w_to-MNI_mode-image_xfm.txt"),
+        ("anat/sub-01", {"desc": "harmony", "suffix": "qc"}, "anat/sub-01_desc-harmony_qc.json"),
+        ("ses-a/anat/sub-01_ses-a_run-1", {"desc": "a", "suffix": "T1w", "datatype": "figures"},
          "figures/sub-01_ses-a_run-1_desc-a_T1w.png"),
     ],
 )  # fmt: skip
-def test_transform_record_and_figures_have_names(
-    tmp_path: Path, name: str, settings: dict[str, str], expected: str
+def test_outputs_keep_every_entity_of_their_scan(
+    tmp_path: Path, source: str, settings: dict[str, Any], expected: str
 ) -> None:
-    write_text(tmp_path / name, "{}")
-    written = sink(tmp_path, tmp_path / name, "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz",
-                   **settings)  # fmt: skip
-    assert written == f"sub-01/{'ses-a/' * expected.startswith('anat')}{expected}"
+    in_file = tmp_path / f"made.{expected.partition('.')[2]}"
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    image.set_qform(np.eye(4), 4)
+    nib.save(image, in_file) if settings is IMAGE else in_file.write_text("{}")
+    (tmp_path / "out").mkdir()
+    sink = DerivativesDataSink(
+        base_directory=str(tmp_path / "out"), in_file=[str(in_file)], **settings,
+        source_file=f"{tmp_path}/bids/sub-01/{source}_T1w.nii.gz", SkullStripped=True,
+    )  # fmt: skip
+    written = Path(sink.run(cwd=str(tmp_path)).outputs.out_file)
+    assert written == tmp_path / "out/sub-01" / expected
+    if settings is IMAGE:
+        sidecar = json.loads(Path(str(written).replace(".nii.gz", ".json")).read_text())
+        assert sidecar["SkullStripped"] is True
+        assert sidecar["Resolution"] == "2 mm isotropic, on the grid of S"

@@ -19,7 +19,7 @@ from training_heads import AFFINE, table, write_scans
 
 from bids_harmony.bids.dataset import Scan
 from bids_harmony.bids.filters import select_scans
-from bids_harmony.bids.tables import Columns, Table, describe
+from bids_harmony.bids.tables import Table, describe
 from bids_harmony.config import RunConfig
 from bids_harmony.errors import HarmonyError, NoInputError, UsageError
 from bids_harmony.training.data import (
@@ -154,8 +154,8 @@ CONDITIONS = {
     "no column": ("height > 3", "height"),
     "no condition": ("bmi + 1", "cannot be understood"),
     "another type": ("bmi > 'a'", "cannot be understood"),
-    "code": ("@pd.read_csv('x')", "may not hold"),
-    "attributes": ("bmi.__class__ == 1", "may not hold"),
+    "code": ("@pd.read_csv('x')", "must not contain"),
+    "attributes": ("bmi.__class__ == 1", "must not contain"),
     "none": ("age > 200", "No scan meets"),
 }
 
@@ -219,9 +219,9 @@ def test_other_columns_of_the_tables_reach_the_training_set(tmp_path: Path) -> N
         {"01": {"participant_id": "sub-01", "age": "30", "bmi": "21.5", "hand": "n/a"}},
     )  # fmt: skip
     sessions = Table("sessions.tsv", ("session_id", "bmi"), {"a": {"bmi": "23"}})
-    person = describe([(sessions, "a"), (people_table, "01")], Columns())
-    assert person.columns == {"participant_id": "sub-01", "age": "30", "bmi": "23"}
-    scan = TrainScan("01", "A", tmp_path, tmp_path, 30.0, {"snr": 3.0}, columns=person.columns)
+    columns = describe([(sessions, "a"), (people_table, "01")])["columns"]
+    assert columns == {"participant_id": "sub-01", "age": "30", "bmi": "23"}
+    scan = TrainScan("01", "A", tmp_path, tmp_path, 30.0, {"snr": 3.0}, columns=columns)
     found = scan_table([scan, replace(scan, subject="02", columns={"bmi": "20"})])
     assert found["bmi"].tolist() == [23, 20]
     assert found["age"].tolist() == [30, 30]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bids_harmony.bids.filters import matches, parse_entities
 from bids_harmony.bids.sidecars import Sidecars, find_mask, site_label
-from bids_harmony.bids.tables import DEFAULT_COLUMNS, Person, Tables, describe
+from bids_harmony.bids.tables import DEFAULT_COLUMNS, Tables, describe
 from bids_harmony.errors import NoInputError, UsageError, mount_hint
 from bids_harmony.files import TextError, look_alikes, plain_id, read_json
 
@@ -34,8 +34,8 @@ Named = tuple[Path, dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(Person):
-    """A T1w file with its metadata; see :class:`Person` for the attributes read from tables.
+class Scan:
+    """A T1w file with its metadata.
 
     Attributes
     ----------
@@ -50,6 +50,20 @@ class Scan(Person):
         Scanner and acquisition parameters from the sidecars.
     mask : pathlib.Path or None
         Existing brain mask on the scan's own grid, found in ``--derivatives``.
+    site, site_source : str
+        Acquisition site (``unknown`` if none) and its source (``participants.tsv:site``,
+        ``sidecar``, ``none``).
+    age : float or None
+        Age at the scan in years, 0 to 120.
+    sex : str or None
+        ``M`` or ``F``.
+    diagnosis : str or None
+        Diagnosis as written in the dataset.
+    columns : dict of str to str
+        All non-missing cells of the scan's rows by column, from the most specific table that has
+        them.
+    warnings : tuple of str
+        Warnings about the scan's metadata.
     """
 
     path: Path
@@ -57,6 +71,13 @@ class Scan(Person):
     entities: dict[str, str]
     metadata: dict[str, Any] = field(default_factory=dict)
     mask: Path | None = None
+    site: str = "unknown"
+    site_source: str = "none"
+    age: float | None = None
+    sex: str | None = None
+    diagnosis: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def wf_name(self) -> str:
@@ -153,30 +174,34 @@ def list_scans(config: RunConfig) -> tuple[list[str], list[Skipped]]:
     UsageError, NoInputError
         If the folder is not a dataset.
     """
-    named, skipped = _search(
-        replace(config, participant_label=(), session_label=(), bids_filters={})
-    )
+    everything = replace(config, participant_label=(), session_label=(), bids_filters={})
+    named, skipped = _search(everything)
     return [path.name.rpartition("_")[0] for path, _ in named], skipped
 
 
 def _search(config: RunConfig) -> tuple[list[Named], list[Skipped]]:
     """Return the selected scans, and the files and participants that are skipped."""
     root = config.bids_dir
-    there = dict.fromkeys(list_subjects(root))
-    subjects = dict.fromkeys(config.participant_label) or there
-    if missing := [label for label in subjects if label not in there]:
-        raise _not_found("participant", missing, there, root)
+    there = list_subjects(root)
+    subjects = dict.fromkeys(config.participant_label or there)
+    _check_labels("participant", subjects, there, root)
     paths = list_t1w(root, subjects)
-    sessions = {f.name[4:]: None for path in paths if (f := path.parents[1]).name[:4] == "ses-"}
-    if missing := [label for label in config.session_label if label not in sessions]:
-        raise _not_found("session", missing, sessions, root)
+    sessions = {f.name[4:] for path in paths if (f := path.parents[1]).name.startswith("ses-")}
+    _check_labels("session", config.session_label, sorted(sessions), root)
     named, skipped = _select(paths, config)
     with_scans = {entities["subject"] for _, entities in named}
-    for label in subjects:
-        if label not in with_scans:
-            folder = root / f"sub-{label}"
-            skipped.append(Skipped(_printable(folder.name), _why_none(folder, config)))
+    for folder in (root / f"sub-{s}" for s in subjects if s not in with_scans):
+        skipped.append(Skipped(_printable(folder.name), _why_none(folder, config)))
     return named, skipped
+
+
+def _check_labels(what: str, asked: Iterable[str], there: Collection[str], root: Path) -> None:
+    """Raise UsageError if labels do not exist, naming the most similar existing ones."""
+    known = set(there)
+    if missing := [label for label in asked if label not in known]:
+        near = look_alikes(missing[0], there)[:3] or get_close_matches(missing[0], there)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"There are {_listed(there, 10)}."
+        raise UsageError(f"{root} has no {what} {_listed(missing, 10)}.", hint)
 
 
 def list_subjects(root: Path) -> list[str]:
@@ -247,16 +272,14 @@ def _select(paths: Iterable[Path], config: RunConfig) -> tuple[list[Named], list
         inside = path.relative_to(config.bids_dir)
         try:
             entities = _entities_of(inside)
-            if config.session_label and entities.get("session") not in config.session_label:
-                continue
-            if not matches(path.name, entities, config.bids_filters):
-                continue
-            if entities.get("part", "mag") != "mag":
-                raise ValueError(f"part-{entities['part']} is not a magnitude image")
-            same = tuple(entities.items())
-            if same in chosen:
-                raise ValueError(f"{chosen[same][0].name} has the same entities")
-            chosen[same] = (path, entities)
+            in_session = (
+                entities.get("session") in config.session_label or not config.session_label
+            )
+            if in_session and matches(path.name, entities, config.bids_filters):
+                same = tuple(entities.items())
+                if same in chosen:
+                    raise ValueError(f"{chosen[same][0].name} has the same entities")
+                chosen[same] = (path, entities)
         except ValueError as error:
             skipped.append(Skipped(_printable(inside.as_posix()), _printable(str(error))))
     return sorted(chosen.values(), key=lambda item: item[0]), skipped
@@ -266,80 +289,70 @@ def _entities_of(path: Path) -> dict[str, str]:
     """Return the entities of a T1w file's name; raise ValueError if the file cannot be used."""
     entities = parse_entities(path.name)
     if len(path.name) > MAX_NAME:
-        raise ValueError("its name is too long for the names of its outputs")
+        raise ValueError(f"its name is longer than {MAX_NAME} characters")
     session = [f"ses-{entities['session']}"] if "session" in entities else []
     if path.parts[:-1] != (f"sub-{entities.get('subject')}", *session, "anat"):
-        raise ValueError("its name and its folders name different sub- or ses-")
+        raise ValueError("the subject or session of its name differs from that of its folder")
+    if entities.get("part", "mag") != "mag":
+        raise ValueError(f"part-{entities['part']} is not a magnitude image")
     return entities
 
 
 def _describe_all(named: list[Named], config: RunConfig) -> tuple[list[Scan], list[str]]:
     """Return the scans with metadata from tables, sidecars and masks, and all warnings."""
     sidecars = Sidecars(config.bids_dir)
-    columns = {what: getattr(config, f"{what}_column") for what in DEFAULT_COLUMNS}
-    tables = Tables(sidecars, columns)
+    tables = Tables(sidecars, {w: getattr(config, f"{w}_column") for w in DEFAULT_COLUMNS})
     rows = [tables.rows_of(path, e["subject"], e.get("session")) for path, e in named]
     tables.check_columns()
     scans = []
     for (path, entities), found in zip(named, rows, strict=True):
-        person = vars(describe(found, columns))
-        facts, notes = sidecars.facts(path)
-        if person["site_source"] == "none" and (label := site_label(facts)):
-            person |= {"site": label, "site_source": "sidecar"}
-        person["warnings"] += tuple(notes)
+        metadata, notes = sidecars.facts(path)
+        label = site_label(metadata)
+        by_scanner = {"site": label, "site_source": "sidecar"} if label else {}
+        facts = by_scanner | describe(found)
+        facts["warnings"] += tuple(notes)
         key, mask = path.name.rpartition("_")[0], find_mask(path, config.derivatives)
         scans.append(
-            Scan(path=path, key=key, entities=entities, metadata=facts, mask=mask, **person)
+            Scan(path=path, key=key, entities=entities, metadata=metadata, mask=mask, **facts)
         )
     notes = tables.warnings()
     notes += [w for s in scans for w in s.warnings if w.startswith("participants.tsv has no row")]
-    return scans, [*_shortened(notes), *_site_warnings(scans), *_mask_warnings(scans, config)]
+    return scans, [*_shortened(notes), *_scan_warnings(scans, config)]
 
 
 def _shortened(notes: Iterable[str]) -> list[str]:
     """Merge warnings that differ only in subject, session or line numbers, adding a count."""
-    alike: dict[str, dict[str, None]] = defaultdict(dict)
-    for note in notes:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for note in dict.fromkeys(notes):
         plain = re.sub(r"(sub|ses)-[^_/\s?.]+(_ses-[^_/\s?.]+)?|\blines? [\d, .]+", "*", note)
-        alike[plain][note] = None
+        alike[plain].append(note)
     return [
-        first + (f" So it is with {len(rest)} more." if rest else "")
+        first + (f" The same applies to {len(rest)} more." if rest else "")
         for first, *rest in alike.values()
     ]
 
 
-def _site_warnings(scans: list[Scan]) -> list[str]:
-    """Return warnings about sites whose names differ only in spelling."""
+def _scan_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
+    """Return warnings about site labels that differ only in spelling, and about missing masks."""
     spellings: dict[str, set[str]] = defaultdict(set)
     for scan in scans:
         spellings[plain_id(scan.site) or scan.site].add(scan.site)
-    cause = "These sites differ in their spelling alone, and count as several"
-    return [f"{cause}: {', '.join(sorted(s))}." for s in spellings.values() if len(s) > 1]
-
-
-def _mask_warnings(scans: list[Scan], config: RunConfig) -> list[str]:
-    """Return a warning listing the scans without a mask in ``--derivatives``, if any."""
-    without = [scan.key for scan in scans if scan.mask is None and config.derivatives]
-    names = ", ".join(map(str, config.derivatives))
-    warning = (
-        f"No *_desc-brain_mask.nii.gz in native space was found for {len(without)} of "
-        f"{counted(len(scans), 'scan')} ({_listed(without)}) in {names}: "
-        f"--skull-strip {config.skull_strip} makes those masks."
-    )
-    return [warning] if without else []
+    cause = "Site labels that differ only in spelling are treated as different sites"
+    warnings = [f"{cause}: {', '.join(sorted(s))}." for s in spellings.values() if len(s) > 1]
+    if config.derivatives and (without := [scan.key for scan in scans if scan.mask is None]):
+        warnings.append(
+            f"No *_desc-brain_mask.nii.gz in native space was found for {len(without)} of "
+            f"{counted(len(scans), 'scan')} ({_listed(without)}) in "
+            f"{', '.join(map(str, config.derivatives))}: --skull-strip {config.skull_strip} "
+            "computes those masks."
+        )
+    return warnings
 
 
 def _printable(name: str) -> str:
     """Replace unprintable and non-UTF-8 characters of a name by U+FFFD."""
     text = os.fsencode(name).decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def _not_found(what: str, missing: list[str], there: Collection[str], root: Path) -> UsageError:
-    """Return the error for labels that do not exist, with the most similar existing ones."""
-    near = look_alikes(missing[0], there)[:3] or get_close_matches(missing[0], there)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {_listed(there, 10)}."
-    return UsageError(f"{root} has no {what} {_listed(missing, 10)}.", hint)
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:
@@ -358,9 +371,10 @@ def _no_scans(config: RunConfig, skipped: list[Skipped]) -> NoInputError:
     }
     in_force = "; ".join(f"{flag} {value}" for flag, value in filters.items() if value)
     what, why = skipped[0]
-    left_out = f"{len(skipped)} left out, such as {what}: {why}"
-    cause = f"No T1w scan was found in {config.bids_dir} ({left_out})."
-    expected = "Scans are expected as sub-XX/[ses-YY/]anat/sub-XX_[ses-YY_]T1w.nii.gz."
     return NoInputError(
-        cause, f"Loosen the filters in force: {in_force}." if in_force else expected
+        f"No T1w scan was found in {config.bids_dir} ({len(skipped)} skipped, such as {what}: "
+        f"{why}).",
+        f"Loosen the filters: {in_force}."
+        if in_force
+        else "Scans are expected as sub-XX/[ses-YY/]anat/sub-XX_[ses-YY_]T1w.nii.gz.",
     )

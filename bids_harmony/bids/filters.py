@@ -57,7 +57,7 @@ def parse_entities(name: str) -> dict[str, str]:
     known = [f"{short}-{labels[entity]}" for short, entity in ENTITIES.items() if entity in labels]
     for part in name.split("_")[:-1]:
         if part not in known:
-            raise ValueError(f"its name is not BIDS: '{part}'")
+            raise ValueError(f"'{part}' in its name is not a BIDS entity of T1w images")
     return labels
 
 
@@ -102,12 +102,12 @@ def read_filters(path: Path) -> dict[str, Any]:
         LOGGER.warning(f"{path} {note}.")
     t1w = queries.get("t1w", {})
     if not isinstance(t1w, dict):
-        raise UsageError(f"{path} gives t1w the value {json.dumps(t1w)}.", remedy)
+        raise UsageError(f"In {path}, the value of t1w is {json.dumps(t1w)}.", remedy)
     filters: dict[str, Any] = {}
     for entity, value in t1w.items():
         values = value if isinstance(value, list) else [value]
         if entity not in NAMES or not all(isinstance(v, str | int | None) for v in values):
-            cause = f"{path} filters by '{entity}' {json.dumps(value)}, which no T1w scan has."
+            cause = f"{path}: {json.dumps({entity: value})} is not a filter for T1w images."
             raise UsageError(cause, f"Filter by {', '.join(NAMES)}.")
         if "Query.OPTIONAL" not in values:
             filters[NAMES[entity]] = [QUERIES.get(str(v), v) for v in values]
@@ -184,18 +184,20 @@ def meets(table: pd.DataFrame, expression: str | None) -> np.ndarray:
         return np.ones(len(table), dtype=bool)
     # Expressions must not access variables or attributes of the program.
     if "@" in expression or "__" in expression:
-        raise UsageError(f"--fit-filter {expression!r} may not hold '@' or '__'.", _columns(table))
+        raise UsageError(
+            f"--fit-filter {expression!r} must not contain '@' or '__'.", _columns(table)
+        )
     usable = table.drop(columns=NO_COLUMNS, errors="ignore")
     try:
         met = usable.eval(expression, engine="python", local_dict={}, global_dict={})
         met = pd.Series(met, index=usable.index)
         if met.dtype != bool:
-            raise TypeError("it is no condition")
+            raise TypeError("it is not a condition")
     except Exception as error:  # pandas raises many types of errors here
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UsageError(
             f"--fit-filter {expression!r} cannot be understood ({why}).",
-            f"Write for example 'diagnosis == \"control\"'. {_columns(table)}",
+            f"An example is 'diagnosis == \"control\"'. {_columns(table)}",
         ) from error
     return met.to_numpy(dtype=bool)
 

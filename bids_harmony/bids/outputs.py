@@ -22,6 +22,7 @@ from bids_harmony.bids.records import (
     failed_record,
     is_of,
     load_record,
+    prediction_values,
     read_predictions,
     subject_records,
 )
@@ -182,8 +183,8 @@ def publish_scan(staging: Path, out: Path, record: Path, kept: Iterable[str] = (
             facts = {name: value for name, value in values.items() if name not in RESULTS}
             if stay:
                 facts |= {name: values[name] for name in PREPROCESSED} | {"outputs": list(kept)}
-            unfinished = "The run ended while the scan's outputs were being replaced."
-            write_json(target, failed_record(facts, unfinished, "The same command continues."))
+            unfinished = "The run was interrupted while the scan's outputs were being replaced."
+            write_json(target, failed_record(facts, unfinished, "Run the same command again."))
         for name, part in parts.items():
             part.replace(out / name)
     except BaseException:
@@ -252,23 +253,12 @@ def scans_row(qc_path: Path) -> dict[str, str] | None:
     if record is None or record.get("status") == "error" or not record.get("outputs"):
         return None
     predictions, _ = read_predictions(qc_path, record)
-    age, bundle = predictions.get("brain_age") or {}, predictions.get("bundle") or {}
-    used = "raw" if age.get("harmonized") is None else "harmonized"
-    low, high = (used == "harmonized" and age.get("interval_90")) or (None, None)
+    bundle = predictions.get("bundle") or {}
     preproc = next(p for p in record["outputs"] if p.endswith("_desc-preproc_T1w.nii.gz"))
-    values = {
-        f"{target}_{kind}": entry.get(kind)
-        for target, entry in predictions.items()
-        if isinstance(entry, dict) and "raw" in entry
-        for kind in WHERE
-    } | {
+    values = prediction_values(predictions) | {
         "filename": f"anat/{Path(preproc).name}",
         "site": record.get("site"),
         "age": record.get("age"),
-        "brain_age_harmonized_low": low,
-        "brain_age_harmonized_high": high,
-        "brain_age_gap": age.get(f"gap_{used}"),
-        "brain_age_gap_corrected": age.get(f"gap_corrected_{used}"),
         "qc_status": record.get("status"),
         "harmonization_status": (record.get("guard") or {}).get("status"),
         "qc_reasons": "; ".join(record.get("reasons") or []),

@@ -223,6 +223,32 @@ def read_predictions(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, A
         return {}, f"The predictions {file.name} cannot be read ({error})"
 
 
+def predicted_targets(predictions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of a scan's predictions that belong to a target, by its name."""
+    return {n: e for n, e in predictions.items() if isinstance(e, dict) and "raw" in e}
+
+
+def prediction_values(predictions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the prediction columns of tables: raw and harmonized, brain age's interval and gap.
+
+    Without a harmonized prediction, the gap is that of the raw one, and there is no interval.
+    """
+    values = {
+        f"{target}_{kind}": entry.get(kind)
+        for target, entry in predicted_targets(predictions).items()
+        for kind in ("raw", "harmonized")
+    }
+    age = predictions.get("brain_age") or {}
+    used = "raw" if age.get("harmonized") is None else "harmonized"
+    low, high = (used == "harmonized" and age.get("interval_90")) or (None, None)
+    return values | {
+        "brain_age_harmonized_low": low,
+        "brain_age_harmonized_high": high,
+        "brain_age_gap": age.get(f"gap_{used}"),
+        "brain_age_gap_corrected": age.get(f"gap_corrected_{used}"),
+    }
+
+
 def image_digest(record: Mapping[str, Any]) -> Any:
     """Return the SHA-256 of a scan's voxels, or of its file if the voxels were not read."""
     file = record.get("input_sha256") or (record.get("inputs") or {}).get("T1w")

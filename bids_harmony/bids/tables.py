@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,10 @@ _UNITS = re.compile(
     r"|(?<![a-z])(?:y|yo|yrs?|m|mos?|mons?|mths?|w|wks?|d)(?![a-z]))"
 )
 _AGE = re.compile(
-    r"(?P<open>>=?)?\s*(?P<number>[-+]?\d+(?:\.\d+|,\d{1,2})?)\s*(?P<plus>\+)?\s*"
+    r"(?:>=?)?\s*(?P<number>[-+]?\d+(?:\.\d+|,\d{1,2})?)\s*\+?\s*"
     r"(?P<unit>[a-z][a-z\s./()]*)?\.?",
     re.IGNORECASE,
 )
-#: Columns of ``participants.tsv`` that contain the session of a row.
-_SESSION = re.compile(
-    r"(session|ses|visit|time_?point|wave)(_(id|label|name|no|num|number|nr))?|viscode2?"
-    r"|redcap_event_name"
-)
-
 #: Column names given by the user (or None) for ``site``, ``age``, ``sex`` and ``diagnosis``.
 Columns = dict[str, str | None]
 
@@ -79,16 +73,16 @@ class Table:
         Column names as written; empty if the table cannot be used.
     rows : dict of str to dict
         Cells as text by column, for each row ID: the label without ``sub-`` or ``ses-``, or for
-        ``scans.tsv`` the file name without ``.nii[.gz]``. If ``participants.tsv`` has one row per
-        session, the ID is ``label_session``, and ``label`` has the cells that are the same in all
-        rows of the participant. If several rows have the same ID, only cells on which they agree
-        are included.
+        ``scans.tsv`` the file name without ``.nii[.gz]``. If several rows have the same ID, only
+        cells on which they agree are included.
     dictionary : dict of str to dict
         Entries of the data dictionary, by column name normalized by :func:`column_key`.
     broken : str
         Name of an unreadable data dictionary and the reason; empty if there is none.
-    warnings : tuple of str
-        Assumptions made and content left out.
+    notes : tuple of str
+        Warnings about the file: assumptions made and content left out.
+    named : Columns
+        Column names given by the user.
     """
 
     file: str
@@ -96,17 +90,13 @@ class Table:
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     dictionary: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: str = ""
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    named: Columns = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Kind of table: ``participants.tsv``, ``sessions.tsv`` or ``scans.tsv``."""
         return self.file.rpartition("_")[2]
-
-    @cached_property
-    def with_sessions(self) -> frozenset[str]:
-        """Participants who have one row per session."""
-        return frozenset(i.partition("_")[0] for i in self.rows if "_" in i)
 
     @cached_property
     def _similar(self) -> dict[str, list[str]]:
@@ -115,14 +105,45 @@ class Table:
             found[id_key(row_id)].append(row_id)
         return found
 
+    def values_of(self, row_id: str) -> dict[str, tuple[Any, str, str]]:
+        """Return value, note and ``table:column`` of each value of a row."""
+        row, values = self.rows.get(row_id, {}), {}
+        for what, names in self.usable.items():
+            if name := next((n for n in names if not is_missing(row.get(n, ""))), None):
+                values[what] = (*_value(what, row[name], self, name), f"{self.name}:{name}")
+        return values
+
     def absent(self, row_id: str) -> str:
         """Return a message that an ID has no row, with similar IDs that do."""
+        prefix = {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name, "")
         near = look_alikes(row_id, self._similar.get(id_key(row_id), ()))[:3]
-        named = [row_id, *near]
-        if prefix := {"participants.tsv": "sub-", "sessions.tsv": "ses-"}.get(self.name):
-            named = [prefix + name.replace("_", "_ses-") for name in named]
-        meant = f": did you mean {' or '.join(named[1:])}?" if near else "."
-        return f"{self.file} has no row of {named[0]}{meant}"
+        meant = f": did you mean {' or '.join(prefix + name for name in near)}?" if near else "."
+        return f"{self.file} has no row for {prefix}{row_id}{meant}"
+
+    @cached_property
+    def usable(self) -> dict[str, list[str]]:
+        """Columns for site, age, sex and diagnosis, in order of preference."""
+        lowered = {name.lower(): name for name in reversed(self.columns)}
+        usable = {}
+        for what, names in DEFAULT_COLUMNS.items():
+            named = self.named.get(what)
+            wanted = [named.lower()] if named else names.split()
+            usable[what] = [lowered[name] for name in wanted if name in lowered]
+        return usable
+
+    @property
+    def warnings(self) -> list[str]:
+        """Notes, unusable ages, and columns that may have been meant."""
+        warnings = list(self.notes)
+        ages = self.usable["age"]
+        if ages and (why := self.age_unit(ages[0])[1]):
+            warnings.append(f"The column {ages[0]} of {self.name} is not used: {why}.")
+        for what, found in self.usable.items():
+            likely = [f'"{c}"' for c in self.columns if column_key(c).startswith(what[:4])]
+            if likely and not found and not self.named.get(what):
+                names = " or ".join(likely)
+                warnings.append(f"Give --{what}-column if {names} of {self.name} is the {what}.")
+        return warnings
 
     def age_unit(self, column: str) -> tuple[float, str]:
         """Return the length of an age column's unit in years, and why it is unusable, or ""."""
@@ -132,46 +153,17 @@ class Table:
             lengths = {*lengths_of_units(units)}
             why = f"its Units in the data dictionary are {units[:60]!r}, not years or months"
         elif self.broken:
-            return 1.0, f"{self.broken}, and may give its units"
+            return 1.0, f"{self.broken}, and may define its units"
         else:
             text = f"{entry.get('LongName')} {entry.get('Description')}"
             lengths = {*(lengths_of_units(column) or [1.0]), *lengths_of_units(text)[:1]}
-            why = "its name and description do not say plainly that it is in years"
+            why = "its name and description do not clearly state that it is in years"
         return (lengths.pop(), "") if len(lengths) == 1 else (1.0, why)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Person:
-    """Information about one scan from the dataset's tables.
-
-    Attributes
-    ----------
-    site, site_source : str
-        Acquisition site (``unknown`` if none) and its source (``participants.tsv:site``,
-        ``sidecar``, ``none``).
-    age : float or None
-        Age at the scan in years, 0 to 120.
-    sex : str or None
-        ``M`` or ``F``.
-    diagnosis : str or None
-        Diagnosis as written in the dataset.
-    columns : dict of str to str
-        All non-missing cells of the scan's rows by column, from the most specific table that has
-        them.
-    warnings : tuple of str
-        Warnings about the scan's metadata.
-    """
-
-    site: str = "unknown"
-    site_source: str = "none"
-    age: float | None = None
-    sex: str | None = None
-    diagnosis: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
+def read_table(
+    path: Path, sidecars: Sidecars | None = None, named: Columns | None = None
+) -> Table:
     """Read a BIDS table, tolerating common defects of spreadsheet exports.
 
     Parameters
@@ -180,6 +172,8 @@ def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
         ``participants.tsv``, ``..._sessions.tsv`` or ``..._scans.tsv``.
     sidecars : Sidecars, optional
         JSON files of the dataset. By default, data dictionaries are searched next to the table.
+    named : Columns, optional
+        Column names given by the user.
 
     Returns
     -------
@@ -195,31 +189,27 @@ def read_table(path: Path, sidecars: Sidecars | None = None) -> Table:
         if id_column not in map(column_key, header):
             raise TextError(f"it has no {id_column} column")
     except TextError as error:
-        return Table(file, warnings=(f"{file} cannot be read ({error}): not used.",))
+        return Table(file, notes=(f"{file} cannot be read ({error}): not used.",))
     rows, problems = _rows_by_id(header, body, id_column)
     dictionary, broken, said = _read_dictionary(path, sidecars or Sidecars(path.parent))
     columns = tuple(dict.fromkeys(filter(None, header)))
     notes = [f"{file} {note}." for note in (*notes, *more, *problems)]
-    return Table(file, columns, rows, dictionary, broken, (*notes, *said))
+    return Table(file, columns, rows, dictionary, broken, (*notes, *said), named or {})
 
 
 def _rows_by_id(
     header: list[str], body: list[tuple[int, list[str]]], id_column: str
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the rows by ID, merging those of the same ID, and notes on their problems."""
-    keys = [column_key(name) for name in header]
-    sessions = [name for name, key in zip(header, keys, strict=True) if _SESSION.fullmatch(key)]
-    of_session = sessions[0] if sessions and id_column == "participant_id" else ""
-    id_name = header[keys.index(id_column)]
+    id_name = next(name for name in header if column_key(name) == id_column)
     positions = {name: header.index(name) for name in header if name}
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    ids: Counter[str] = Counter()
     problems: dict[str, list[str]] = defaultdict(list)
     for line, cells in body:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         row = {name: cells[n] for name, n in positions.items() if n < len(cells)}
-        row_id, session = _row_id(row.get(id_name, "")), row.get(of_session, "")
+        row_id = _row_id(row.get(id_name, ""))
         if is_missing(row_id):
             problems[f"has no {id_column} in line"].append(str(line))
             continue
@@ -228,13 +218,9 @@ def _rows_by_id(
             row = {id_name: row[id_name]}
         elif len(cells) < len(header):
             problems["has fewer cells than columns in line"].append(str(line))
-        if not is_missing(session):
-            found[row_id].append(row)
-            row_id += f"_{_row_id(session)}"
         found[row_id].append(row)
-        ids[row_id] += 1
-    notes = [f"{problem} {', '.join(there[:5])}" for problem, there in problems.items()]
-    if several := [row_id for row_id, n in ids.items() if n > 1]:
+    notes = [f"{problem} {', '.join(lines[:5])}" for problem, lines in problems.items()]
+    if several := [row_id for row_id, rows in found.items() if len(rows) > 1]:
         shown = ", ".join(several[:5])
         notes.append(f"has several rows for {shown}: cells in which they differ are not used")
     return {
@@ -275,14 +261,6 @@ def column_key(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
 
 
-@lru_cache
-def find_columns(what: str, there: tuple[str, ...], named: str | None) -> list[str]:
-    """Return a table's columns for site, age, sex or diagnosis, in order of preference."""
-    lowered = {name.lower(): name for name in reversed(there)}
-    wanted = (named.lower(),) if named else DEFAULT_COLUMNS[what].split()
-    return [lowered[name] for name in wanted if name in lowered]
-
-
 class Tables:
     """Tables of a dataset, each read on first use.
 
@@ -290,18 +268,18 @@ class Tables:
     ----------
     sidecars : Sidecars
         JSON files of the dataset, including data dictionaries.
-    columns : Columns
+    named : Columns
         Column names given by the user.
     """
 
-    def __init__(self, sidecars: Sidecars, columns: Columns) -> None:
-        self._sidecars, self._columns = sidecars, columns
+    def __init__(self, sidecars: Sidecars, named: Columns) -> None:
+        self._sidecars, self._named = sidecars, named
         self._read: dict[Path, Table] = {}
 
     def _table(self, *parts: str) -> Table | None:
         path = self._sidecars.root.joinpath(*parts)
         if path not in self._read and os.path.lexists(path):
-            self._read[path] = read_table(path, self._sidecars)
+            self._read[path] = read_table(path, self._sidecars, self._named)
         return self._read.get(path)
 
     def rows_of(self, scan: Path, sub: str, ses: str | None) -> list[tuple[Table, str]]:
@@ -312,9 +290,7 @@ class Tables:
             if own := self._table(sub_, f"ses-{ses}", f"{sub_}_ses-{ses}_scans.tsv"):
                 found = [(own, key)]  # otherwise one table may list all sessions
             found.append((self._table(sub_, f"{sub_}_sessions.tsv"), ses))
-        people = self._table("participants.tsv")
-        per_session = ses and people and sub in people.with_sessions
-        found.append((people, f"{sub}_{ses}" if per_session else sub))
+        found.append((self._table("participants.tsv"), sub))
         return [(table, row_id) for table, row_id in found if table is not None]
 
     def check_columns(self) -> None:
@@ -325,37 +301,21 @@ class Tables:
         UsageError
             If a column does not exist; the message lists the existing ones.
         """
-        there = tuple(dict.fromkeys(c for table in self._read.values() for c in table.columns))
-        for what, name in self._columns.items():
-            if name and not find_columns(what, there, name):
-                raise UsageError(
-                    f"--{what}-column {name}: no table of the dataset has this column.",
-                    f"Columns there are: {', '.join(there) or 'none, as no table can be used'}.",
-                )
+        tables = self._read.values()
+        there = ", ".join(dict.fromkeys(c for table in tables for c in table.columns))
+        for what, name in self._named.items():
+            if name and not any(table.usable[what] for table in tables):
+                cause = f"--{what}-column {name}: no table of the dataset has this column."
+                remedy = f"Existing columns: {there or 'none, as no table can be read'}."
+                raise UsageError(cause, remedy)
 
     def warnings(self) -> list[str]:
         """Return the warnings about all tables and their columns, without duplicates."""
-        tables, columns = self._read.values(), self._columns
-        notes = [note for table in tables for note in table.warnings]
-        return [*dict.fromkeys(notes + [n for t in tables for n in column_warnings(t, columns)])]
+        return [*dict.fromkeys(note for t in self._read.values() for note in t.warnings)]
 
 
-def column_warnings(table: Table, columns: Columns) -> list[str]:
-    """Return warnings about unusable ages and about columns that may have been meant."""
-    warnings = []
-    ages = find_columns("age", table.columns, columns.get("age"))
-    if ages and (why := table.age_unit(ages[0])[1]):
-        warnings.append(f"The column {ages[0]} of {table.name} is not used: {why}.")
-    for what in DEFAULT_COLUMNS:
-        likely = [f'"{c}"' for c in table.columns if column_key(c).startswith(what[:4])]
-        if likely and not columns.get(what) and not find_columns(what, table.columns, None):
-            names = " or ".join(likely)
-            warnings.append(f"Give --{what}-column if {names} of {table.name} is the {what}.")
-    return warnings
-
-
-def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
-    """Return the information about one scan from its tables.
+def describe(rows: Sequence[tuple[Table, str]]) -> dict[str, Any]:
+    """Return what the tables say about one scan.
 
     A value missing in the most specific table is taken from the next one. Age is an exception: if
     a more specific table has an age column or cannot be read, the participant's age is not used,
@@ -363,71 +323,53 @@ def describe(rows: Iterable[tuple[Table, str]], columns: Columns) -> Person:
 
     Parameters
     ----------
-    rows : iterable of (Table, str)
+    rows : sequence of (Table, str)
         Tables with the scan's row ID, most specific first, so that a session's age takes
         precedence over the participant's.
-    columns : Columns
-        Column names given by the user.
 
     Returns
     -------
-    Person
+    dict
+        The fields ``site``, ``site_source``, ``age``, ``sex`` and ``diagnosis`` of
+        :class:`bids_harmony.bids.dataset.Scan` that have a value, ``columns`` and ``warnings``.
     """
-    rows = list(rows)
+    columns: dict[str, str] = {}
+    found: dict[str, tuple[Any, str, str]] = {}
+    for table, row_id in reversed(rows):
+        column = found.get("age", (None, "", ""))[2]
+        if column.startswith("participants") and (table.usable["age"] or not table.columns):
+            note = (
+                "was not used, as it may be the age at another session: "
+                f"{table.file} has ages by session, but none for this one."
+            )
+            found["age"] = (None, note, column)
+        found |= table.values_of(row_id)
+        row = table.rows.get(row_id, {})
+        columns |= {name: cell for name, cell in row.items() if not is_missing(cell)}
     warnings = [
         table.absent(row_id) if table.columns else f"{table.file} cannot be used."
         for table, row_id in rows
         if row_id not in table.rows
     ]
-    facts: dict[str, Any] = {}
-    for what in DEFAULT_COLUMNS:
-        if cell := _find(rows, columns, what, warnings):
-            table, column, text = cell
-            facts[what], note = _value(what, text, table, column)
-            if note:
-                warnings.append(f"{table.name}:{column}: {note}")
-            elif what == "site":
-                facts["site_source"] = f"{table.name}:{column}"
-    facts = {name: value for name, value in facts.items() if value is not None}
-    cells: dict[str, str] = {}
-    for table, row_id in reversed(rows):
-        row = table.rows.get(row_id, {})
-        cells |= {name: cell for name, cell in row.items() if not is_missing(cell)}
-    return Person(**facts, columns=cells, warnings=tuple(warnings))
+    facts = {what: value for what, (value, _, _) in found.items() if value is not None}
+    if "site" in facts:
+        facts["site_source"] = found["site"][2]
+    notes = [(found[what][2], found[what][1]) for what in DEFAULT_COLUMNS if what in found]
+    warnings += [f"{column}: {note}" for column, note in notes if note]
+    return {**facts, "columns": columns, "warnings": tuple(warnings)}
 
 
-def _find(
-    rows: list[tuple[Table, str]], columns: Columns, what: str, warnings: list[str]
-) -> tuple[Table, str, str] | None:
-    """Return table, column and text of the most specific value, or None; append to warnings."""
-    of_sessions = ""
-    for table, row_id in rows:
-        names = find_columns(what, table.columns, columns.get(what))
-        row = table.rows.get(row_id, {})
-        name = next((n for n in names if not is_missing(row.get(n, ""))), None)
-        if name and of_sessions and table.name == "participants.tsv" and "_" not in row_id:
-            warnings.append(
-                f"{table.name}:{name} may be the age at another time, as {of_sessions} has ages "
-                "of single sessions and none of this one, so it was not used."
-            )
-        elif name:
-            return table, name, row[name]
-        elif what == "age" and (names or not table.columns):
-            of_sessions = table.file
-    return None
-
-
-def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str | None]:
+def _value(what: str, text: str, table: Table, column: str) -> tuple[Any, str]:
     """Return the value of a cell, and a note if it was not used or not plain."""
     if what == "age":
         years, why = table.age_unit(column)
-        return (None, f"{why}, so it was not used.") if why else parse_age(text, years)
+        return (None, f"{why}; it was not used.") if why else parse_age(text, years)
     if what == "sex":
         sex = SEXES.get(text.lower())
-        return sex, None if sex else f"sex '{text}' is not M or F, so it was not used."
+        return sex, "" if sex else f"sex '{text}' is not M or F and was not used."
     if CODE.fullmatch(text):
-        return None, f"'{text}' is taken for a missing {what}."
-    return plain_number(text), None
+        return None, f"'{text}' is read as a missing {what}."
+    return plain_number(text), ""
 
 
 def lengths_of_units(text: str) -> list[float]:
@@ -435,7 +377,7 @@ def lengths_of_units(text: str) -> list[float]:
     return [YEARS[unit[0]] for unit in _UNITS.findall(column_key(text))]
 
 
-def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
+def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str]:
     """Parse an age in years.
 
     Parameters
@@ -450,27 +392,25 @@ def parse_age(text: str, years: float = 1.0) -> tuple[float | None, str | None]:
     -------
     age : float or None
         Age in years, 0 to 120; None if the cell has no valid age.
-    note : str or None
-        Assumption made, or the reason why there is no age.
+    note : str
+        Assumption made, or the reason why there is no age; empty if the cell is a plain number.
 
     Examples
     --------
     >>> parse_age("35.5")
-    (35.5, None)
+    (35.5, '')
     >>> parse_age("89+")
     (89.0, "age '89+' was read as 89.")
     """
     match = _AGE.fullmatch(text.strip())
     units = lengths_of_units(match["unit"]) if match and match["unit"] else [years]
     if not match or len(units) != 1:
-        return None, f"age '{text}' is not a number of years, so it was not used."
+        return None, f"age '{text}' is not a number of years and was not used."
     age = round(float(match["number"].replace(",", ".")) * units[0], 4)
     if not 0 <= age <= MAX_AGE:
-        return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years, so it was not used."
-    plain = units[0] == years == 1 or not match["unit"]
-    if plain and not match["plus"] and not match["open"] and "," not in text:
-        return age, None
-    return age, f"age '{text}' was read as {age:g}."
+        return None, f"age '{text}' is outside 0 to {MAX_AGE:.0f} years and was not used."
+    plain = not set(">+,") & set(text) and (units[0] == years == 1 or not match["unit"])
+    return age, "" if plain else f"age '{text}' was read as {age:g}."
 
 
 def named_person(cells: Mapping[str, str]) -> str | None:
@@ -481,7 +421,7 @@ def named_person(cells: Mapping[str, str]) -> str | None:
     Parameters
     ----------
     cells : mapping of str to str
-        A scan's cells by column (:attr:`Person.columns`).
+        A scan's cells by column (:attr:`bids_harmony.bids.dataset.Scan.columns`).
     """
     lowered = {name.lower(): cell for name, cell in cells.items()}
     named = (lowered.get("person") or lowered.get("person_id") or "").strip()

@@ -18,7 +18,7 @@ from bids_harmony.evaluation.unit import Study
 from bids_harmony.files import write_json, write_text
 from bids_harmony.qc.reference import dictionary
 from bids_harmony.reports import render
-from bids_harmony.reports.drawing import new_figure, scatter_figure, svg_text
+from bids_harmony.reports.figures import new_figure, scatter_figure, svg_text
 from bids_harmony.sites.statistics import fit_line
 
 if TYPE_CHECKING:

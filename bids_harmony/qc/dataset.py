@@ -21,7 +21,14 @@ import pandas as pd
 
 from bids_harmony.bids.dataset import counted
 from bids_harmony.bids.outputs import scans_dictionary
-from bids_harmony.bids.records import QC_ENDING, image_digest, listed_files, read_predictions
+from bids_harmony.bids.records import (
+    QC_ENDING,
+    image_digest,
+    listed_files,
+    predicted_targets,
+    prediction_values,
+    read_predictions,
+)
 from bids_harmony.qc.reference import dictionary
 
 STATUSES = ("pass", "warn", "fail", "error")
@@ -216,11 +223,6 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
     # If harmonization failed, the record still holds preprocessing metrics; do not report them.
     metrics = {} if failed else record.get("metrics") or {}
     predictions, problem = read_predictions(path, record)
-    predicted = {
-        name: entry
-        for name, entry in predictions.items()
-        if isinstance(entry, dict) and "training_data" in entry
-    }
     facts = {name: record.get(name) for name in ("person", "site", "age", "sex", "diagnosis")}
     values = {
         **names,
@@ -233,14 +235,16 @@ def _row(names: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> Sca
         "harmonization_status": guard.get("status"),
         "bundle": f"{bundle['name']} {bundle['version']}" if bundle else None,
         **_processing(record),
+        **prediction_values(predictions),
     }
-    for target, entry in predicted.items():
-        values |= _predicted(target, entry)
     outputs = listed_files(record, names["scan"])
     return ScanRow(
         values,
         metrics=tuple(metrics),
-        targets={name: str(entry["training_data"]) for name, entry in predicted.items()},
+        targets={
+            name: str(entry.get("training_data"))
+            for name, entry in predicted_targets(predictions).items()
+        },
         reasons=tuple(record.get("reasons") or ()),
         guard_reasons=tuple(guard.get("reasons") or ()),
         figures=tuple(sorted(path for path in outputs if "/figures/" in path)),
@@ -285,18 +289,6 @@ def _processing(record: Mapping[str, Any]) -> dict[str, Any]:
         "input_sha256": record.get("input_sha256") or digests.get("T1w"),
         "image": image_digest(record),
     }
-
-
-def _predicted(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the prediction columns of one target, raw and harmonized."""
-    values = {f"{target}_{kind}": entry.get(kind) for kind in ("raw", "harmonized")}
-    # Without a harmonized prediction, report the raw gap and no interval.
-    used = "raw" if entry.get("harmonized") is None else "harmonized"
-    if used == "harmonized" and (ends := entry.get("interval_90")):
-        values[f"{target}_harmonized_low"], values[f"{target}_harmonized_high"] = ends
-    if f"gap_{used}" in entry:
-        values["brain_age_gap"] = entry[f"gap_{used}"]
-    return values
 
 
 def scan_table(rows: Sequence[ScanRow]) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:

@@ -1,19 +1,23 @@
-"""Draw the figures of one scan as PNG files; equal input gives equal bytes."""
+"""Draw figures, those of a scan first; equal input gives equal bytes."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 
 from bids_harmony.qc import reference as references
-from bids_harmony.reports import drawing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bids_harmony.anat.template import Template
 
 #: Titles of a scan's figures by ``desc-`` label, in the order of a quality rating.
@@ -26,6 +30,19 @@ FIGURES = {
     "predictions": "Brain age, slice by slice",
 }
 SLICES = 6
+#: Colours that colour-blind readers can distinguish (Okabe and Ito 2008).
+ORANGE, SKY, BLUE, VERMILION = "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
+GREEN, PURPLE, YELLOW, GREY = "#009E73", "#CC79A7", "#F0E442", "#999999"
+RAW, HARMONIZED, REFERENCE = ORANGE, BLUE, "#8A8A8A"
+#: Drawing order and line properties of intensity densities.
+DENSITIES: dict[str, dict[str, Any]] = {
+    "reference": {"color": REFERENCE, "fill": True, "alpha": 0.45},
+    "before": {"color": RAW, "ls": "--", "lw": 1.8},
+    "after": {"color": HARMONIZED, "ls": "-", "lw": 1.8},
+}
+#: Colour and marker shape of sites, in turn.
+SITES = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (YELLOW, "v"))
+WIDTH, DPI = 9.6, 110
 
 
 def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -> None:
@@ -39,7 +56,7 @@ def mask_figure(image: nib.Nifti1Image, mask: nib.Nifti1Image, out_file: Path) -
         PNG to write.
     """
     inside = np.asarray(mask.dataobj) > 0
-    outlines = [(inside, 0.5, drawing.VERMILION)] if inside.any() else []
+    outlines = [(inside, 0.5, VERMILION)] if inside.any() else []
     out_file.write_bytes(_outlines(image, inside, outlines, margin_mm=22))
 
 
@@ -55,9 +72,9 @@ def registration_figure(registered: nib.Nifti1Image, template: Template, out_fil
     out_file : pathlib.Path
         PNG to write.
     """
-    outlines = [(template.mask, 0.5, drawing.SKY)]
+    outlines = [(template.mask, 0.5, SKY)]
     if (white := template.tissues.get("wm")) is not None:
-        outlines.append((ndimage.gaussian_filter(white, 1.0), 0.45, drawing.VERMILION))
+        outlines.append((ndimage.gaussian_filter(white, 1.0), 0.45, VERMILION))
     out_file.write_bytes(_outlines(registered, template.mask, outlines, margin_mm=8))
 
 
@@ -83,14 +100,11 @@ def harmonization_figure(
     grey = {"cmap": "gray", "vmin": 0, "vmax": _brightest(np.maximum(before, after), mask),
             "black_bg": True}  # fmt: skip
     orange = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit, "black_bg": False}
-    rows = (
-        ("Before", before, grey),
-        ("After", after, grey),
-        ("Difference", difference, orange),
-    )
-    figure = drawing.new_figure(0.66, layout=None)
+    names, volumes = ("Before", "After", "Difference"), (before, after, difference)
+    figure = new_figure(0.66, layout=None)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, hspace=0.02)
-    for axes, (name, volume, colours) in zip(figure.subplots(len(rows)), rows, strict=True):
+    rows = zip(figure.subplots(3), names, volumes, (grey, grey, orange), strict=True)
+    for axes, name, volume, colours in rows:
         shown, slices = _view(nib.Nifti1Image(volume, raw.affine), mask, margin_mm=4)
         display = plot_img(
             shown, display_mode="z", cut_coords=slices["z"], axes=axes, annotate=False,
@@ -98,7 +112,7 @@ def harmonization_figure(
         )  # fmt: skip
         display.annotate(size=7)
         display.title(name, x=0.03, size=9)
-    out_file.write_bytes(drawing.png_bytes(figure, ("gray", "PuOr_r")))
+    out_file.write_bytes(png_bytes(figure, ("gray", "PuOr_r")))
 
 
 def _outlines(
@@ -112,7 +126,7 @@ def _outlines(
 
     top = _brightest(np.asarray(image.dataobj, dtype=np.float32), inside)
     shown, slices = _view(image, inside, margin_mm)
-    figure = drawing.new_figure(0.48, layout=None, facecolor="black")
+    figure = new_figure(0.48, layout=None, facecolor="black")
     display = plot_anat(
         shown, display_mode="mosaic", cut_coords=slices, figure=figure, annotate=False,
         vmin=0, vmax=top, dim=0, colorbar=False, interpolation="bilinear",
@@ -121,7 +135,7 @@ def _outlines(
     for volume, level, colour in outlines:
         contour = nib.Nifti1Image(np.asarray(volume, dtype=np.float32), image.affine)
         display.add_contours(contour, levels=[level], colors=colour, linewidths=0.9)
-    return drawing.png_bytes(figure, 64)
+    return png_bytes(figure, 64)
 
 
 def _brightest(data: np.ndarray, mask: np.ndarray) -> float:
@@ -164,18 +178,18 @@ def histogram_figure(
     out_file : pathlib.Path
         PNG to write.
     """
-    figure = drawing.new_figure(0.3)
+    figure = new_figure(0.3)
     axes = figure.subplots()
     labels = {"before": "this scan, before", "after": "this scan, after",
               "reference": f"{reference_name}: mean of the training scans"}  # fmt: skip
-    for kind, line in drawing.DENSITIES.items():
-        if (found := histograms.get(kind)) is not None:
-            axes.stairs(found["density"], found["edges"], label=labels[kind], **line)
-    axes.set(xlabel="scaled intensity (about 1 in white matter)", ylabel="density", yticks=[],
-             xlim=(0, 1.6))  # fmt: skip
+    densities(axes, histograms, labels)
+    axes.set(
+        xlabel="scaled intensity (about 1 in white matter)",
+        ylabel="density",
+        xlim=(0, references.TOP),
+    )
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    drawing.plain_axes(axes)
-    out_file.write_bytes(drawing.png_bytes(figure))
+    out_file.write_bytes(png_bytes(figure))
 
 
 def prediction_figure(
@@ -195,37 +209,34 @@ def prediction_figure(
     """
     slices = brain_age["per_slice"]
     z = np.asarray(slices["z_mm"], dtype=float)
-    figure = drawing.new_figure(0.34)
+    figure = new_figure(0.34)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-    for x, name, interval, colour, marker in (
-        (0, "raw", brain_age.get("interval_90_raw"), drawing.RAW, "s"),
-        (1, "harmonized", brain_age.get("interval_90"), drawing.HARMONIZED, "o"),
-    ):
+    beside = {"textcoords": "offset points"}
+    for x, name, ends, colour, marker in (
+        (0, "raw", "interval_90_raw", RAW, "s"), (1, "harmonized", "interval_90", HARMONIZED, "o"),
+    ):  # fmt: skip
         if (value := brain_age.get(name)) is None:
             continue
-        left.plot(
-            z, slices[name], marker, ms=3.2, color=colour, alpha=0.75, mec="none", label=name
-        )
+        dots = {"color": colour, "ms": 3.2, "alpha": 0.75, "mec": "none", "label": name}
+        left.plot(z, slices[name], marker, **dots)
         left.axhline(value, color=colour, lw=1.2)
-        if interval is not None:
+        if (interval := brain_age.get(ends)) is not None:
             right.plot([x, x], interval, color=colour, lw=2.5, solid_capstyle="butt")
         right.plot(x, value, marker, ms=8, color=colour)
-        right.annotate(
-            f"{value:.1f}", (x, value), xytext=(8, -3), textcoords="offset points", fontsize=9
-        )
+        right.annotate(f"{value:.1f}", (x, value), xytext=(8, -3), fontsize=9, **beside)
     for axes in (left, right):
-        drawing.plain_axes(axes)
+        plain_axes(axes)
         if age is not None:
             axes.axhline(age, color="black", lw=1, ls=":")
     if age is not None:
-        left.annotate(f"chronological age {age:g}", (float(z.min()), age), xytext=(2, 3),
-                      textcoords="offset points", fontsize=8)  # fmt: skip
+        text = f"chronological age {age:g}"
+        left.annotate(text, (float(z.min()), age), xytext=(2, 3), fontsize=8, **beside)
     left.set(xlabel="position of the axial slice, z (mm)", ylabel="brain age (years)")
     left.legend(frameon=False, fontsize=9, ncols=2, loc="best")
     right.set(xlim=(-0.6, 1.9), xticks=[0, 1], xticklabels=["raw", "harmonized"])
     right.tick_params(labelleft=False)
     right.set_title("median and 90 % interval", fontsize=9)
-    out_file.write_bytes(drawing.png_bytes(figure))
+    out_file.write_bytes(png_bytes(figure))
 
 
 def metrics_figure(
@@ -242,37 +253,168 @@ def metrics_figure(
     out_file : pathlib.Path
         PNG to write; not written if no metric has a reference.
     """
-    rows = {
-        name: (value, summary)
-        for name in references.dictionary()
-        if (value := metrics.get(name)) is not None
-        and (summary := reference.get("all", {}).get(name)) is not None
-        and summary["n"] >= references.MIN_REFERENCE
+    known = {
+        name: summary
+        for name, summary in reference.get("all", {}).items()
+        if metrics.get(name) is not None and summary["n"] >= references.MIN_REFERENCE
     }
-    if not rows:
+    names = {name: f["LongName"] for name, f in references.dictionary().items() if name in known}
+    if not names:
         return
     flagged = references.judge(metrics, reference).flagged
-    figure = drawing.new_figure(0.04 + 0.0235 * len(rows))
+    figure = new_figure(0.04 + 0.0235 * len(names))
     axes = figure.subplots()
-    axes.set(xlim=(-2.4, 3.0), ylim=(len(rows) - 0.4, -0.9))
+    axes.set(xlim=(-2.4, 3.0), ylim=(len(names) - 0.4, -0.9))
     axes.axvspan(-1, 1, color="0.93", lw=0)
     axes.axvline(0, color="0.75", lw=0.8)
-    for row, (name, (value, summary)) in enumerate(rows.items()):
+    good, bad = ("o", BLUE, "0.2", "normal"), ("D", VERMILION, VERMILION, "bold")
+    for row, name in enumerate(names):
+        value, summary = float(metrics[name] or 0), known[name]
         median, (low, high) = summary["median"], references.reference_range(summary)
         half = (high - median if value >= median else median - low) or 1.0
-        said, *ends = map(references.readable, (value, low, high))
-        text = f"{said}{references.spoken_unit(name)}   ({' to '.join(ends)})"
-        place = np.clip((value - median) / half, -2.2, 2.2)
-        marker, colour, weight = (
-            ("D", drawing.VERMILION, "bold") if name in flagged else ("o", drawing.BLUE, "normal")
-        )
-        ink = colour if name in flagged else "0.2"
-        axes.plot(place, row, marker, color=colour, ms=5)
+        number, *ends = map(references.readable, (value, low, high))
+        text = f"{number}{references.spoken_unit(name)}   ({' to '.join(ends)})"
+        marker, colour, ink, weight = bad if name in flagged else good
+        axes.plot(np.clip((value - median) / half, -2.2, 2.2), row, marker, color=colour, ms=5)
         axes.text(3.0, row, text, ha="right", va="center", fontsize=7.5, color=ink, weight=weight)
-    names = [references.dictionary()[name]["LongName"] for name in rows]
-    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.set_yticks(range(len(names)), list(names.values()), fontsize=7.5)
     axes.set_xticks([-1, 0, 1], ["lower end", "median", "upper end"], fontsize=7.5)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    out_file.write_bytes(drawing.png_bytes(figure))
+    out_file.write_bytes(png_bytes(figure))
+
+
+def new_figure(ratio: float, width: float = WIDTH, **settings: Any) -> Figure:
+    """Create a figure (width in inches, ratio of height to width) outside matplotlib's pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = {"layout": "constrained", **settings}
+    figure = Figure(figsize=(width, width * ratio), dpi=DPI, **settings)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(axes: Any) -> None:
+    """Remove the top and right spines, and add a light horizontal grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", color="0.92", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def densities(
+    axes: Any,
+    histograms: Mapping[str, Mapping[str, Sequence[float]] | None],
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Plot intensity distributions into axes.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Axes to draw into.
+    histograms : mapping
+        Some of ``reference``, ``before`` and ``after``: each has ``edges`` and ``density``, or is
+        None.
+    labels : mapping, optional
+        Text of the legend for each; by default its name.
+    """
+    for kind, line in DENSITIES.items():
+        if (found := histograms.get(kind)) is not None:
+            label = (labels or {}).get(kind, kind)
+            axes.stairs(found["density"], found["edges"], label=label, **line)
+    plain_axes(axes)
+    axes.set_yticks([])
+
+
+def png_bytes(figure: Figure, colours: int | Sequence[str] = ()) -> bytes:
+    """Render a figure as a small PNG without metadata; equal figures give equal bytes.
+
+    A palette makes brain images four times smaller.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Figure to render.
+    colours : int or sequence of str
+        Number of palette colours, or names of colormaps whose evenly spaced colours form the
+        palette, so that rare ones are included. By default, full colour.
+
+    Returns
+    -------
+    bytes
+        Contents of the PNG file.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    canvas: Any = figure.canvas
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    if isinstance(colours, int):
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    elif colours:
+        places = np.linspace(0, 1, 256 // len(colours))
+        spaced = np.concatenate([colormaps[name](places)[:, :3] for name in colours])
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(np.round(spaced * 255).astype(np.uint8).ravel().tolist())
+        picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(picture: bytes) -> str:
+    """Encode a PNG as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def svg_text(figure: Figure) -> str:
+    """Render a figure as SVG; equal figures give equal text."""
+    import matplotlib as mpl
+
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "bids_harmony", "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def scatter_figure(
+    panels: Mapping[str, tuple[pd.DataFrame, tuple[float, float]]], reference: str
+) -> Figure:
+    """Plot predicted against true values, one panel per harmonization method.
+
+    Parameters
+    ----------
+    panels : mapping
+        For each panel title, the predictions (columns ``site``, ``truth``, ``predicted``), and
+        slope and intercept of the reference site's line.
+    reference : str
+        Reference site, drawn as small grey points.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    width = max(2.6 * len(panels), 5.2)
+    figure = new_figure(2.9 / width, width)
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    every = pd.concat([rows for rows, _ in panels.values()])
+    sites = sorted(set(every["site"]) - {reference})
+    ends = (float(every["truth"].min()), float(every["truth"].max()))
+    for axes, (title, (rows, (slope, intercept))) in zip(grid, panels.items(), strict=True):
+        home = rows[rows["site"] == reference]
+        axes.plot(home["truth"], home["predicted"], ".", color=GREY, ms=3, alpha=0.6)
+        axes.plot(ends, [slope * x + intercept for x in ends], color=GREY, label=reference)
+        for k, site in enumerate(sites):
+            part = rows[rows["site"] == site]
+            colour, marker = SITES[k % len(SITES)]
+            axes.plot(part["truth"], part["predicted"], marker, color=colour, ms=3, label=site)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("true")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("predicted")
+    grid[0].legend(frameon=False, fontsize="small")
+    return figure

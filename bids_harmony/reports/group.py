@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from bids_harmony.bids.tables import CONTROLS
 from bids_harmony.files import write_text
@@ -21,6 +23,7 @@ from bids_harmony.qc.dataset import STATUSES, prediction_columns
 from bids_harmony.reports import render, target_title
 from bids_harmony.reports.figures import FIGURES
 from bids_harmony.reports.group_figures import dataset_pictures, not_rejected
+from bids_harmony.sites.statistics import offset_and_scatter, with_intervals
 
 if TYPE_CHECKING:
     from bids_harmony.qc.dataset import Group
@@ -34,11 +37,8 @@ DESCRIBED = {"label": "LongName", "text": "Description", "units": "Units",
              "direction": "Direction", "group": "Group"}  # fmt: skip
 #: Significant digits of numbers in the page's data.
 DIGITS = 5
-
-
-#: Bootstrap draws of persons for the intervals in tables, the parts they are computed in (to
-#: limit memory), and the random seed.
-N_BOOTSTRAP, N_PARTS, SEED = 2000, 20, 42
+#: Bootstrap draws of persons for the intervals in tables, and the random seed.
+N_BOOTSTRAP, SEED = 2000, 42
 #: Fewest persons for a bootstrap interval, and for a correlation.
 LEAST_DRAWN, LEAST_R = 3, 5
 #: Most values that a table cell lists one by one.
@@ -55,11 +55,7 @@ PROTOCOL = {
 }
 VOXEL = {"voxel_x_mm": "{:.3g}", "voxel_y_mm": "× {:.3g}", "voxel_z_mm": "× {:.3g} mm"}
 ALL = "All sites"
-
-#: A value and its interval; None if it is undefined or there are too few persons.
-Measured = tuple[float | None, tuple[float, float] | None]
-#: Function that computes measures, (draws,) each, from scan weights (draws, scans).
-Figures = Callable[[np.ndarray], dict[str, np.ndarray]]
+KINDS = ("raw", "harmonized")
 
 
 def write_group_report(group: Group, out: Path) -> Path:
@@ -81,15 +77,16 @@ def write_group_report(group: Group, out: Path) -> Path:
     from plotly.offline import get_plotlyjs
 
     pictures, notes = dataset_pictures(group, out)
-    ages = age_rows(group)
+    scans = not_rejected(group)
     page = render(
         "group_report.html",
         plotly=get_plotlyjs(),
         data=script_json(page_data(group)),
         group=group,
         sites=site_rows(group),
-        ages=ages,
-        left_out=_left_out(group, ages[-1]["n"]) if ages else "",
+        ages=age_rows(group),
+        rejected=len(group.scans) - len(scans),
+        ageless=int(scans["age"].isna().sum()),
         probabilities=probability_tables(group),
         target_title=target_title,
         pictures=pictures,
@@ -160,18 +157,6 @@ def script_json(values: Any) -> str:
     """
     text = json.dumps(values, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return text.replace("<", "\\u003c")
-
-
-def _left_out(group: Group, n: int) -> str:
-    """Return a sentence on the scans excluded from the brain age table of ``n`` scans."""
-    scans = not_rejected(group)
-    counts = {
-        "rejected by the raters": len(group.scans) - len(scans),
-        "without an age": int(scans["age"].isna().sum()),
-        "without both predictions": int(scans["age"].notna().sum()) - n,
-    }
-    parts = [f"{count} {why}" for why, count in counts.items() if count]
-    return f"Left out: {', '.join(parts)}." if parts else "All scans are in it."
 
 
 def _pattern(path: str, scan: str) -> str:
@@ -261,33 +246,24 @@ def age_rows(group: Group) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        One row per site, and one for all sites: ``site``; ``n`` (scans); ``people`` (persons);
-        ``raw`` and ``harmonized``, each with the measures in years ``mae``, ``bias`` (mean of
-        predicted minus true) and, if the group has a line, ``offset`` and ``scatter`` (mean and
-        standard deviation about the reference site's line), and the correlation ``r``; and
-        ``change`` of the mean absolute error. Each is (value, (low, high)) with a 95 % bootstrap
-        interval over persons. Empty if brain age was not predicted.
+        One row per site, and one for all sites: ``site``; ``n`` (scans); ``people`` (persons); for
+        ``raw`` and ``harmonized``, the measures in years ``raw_mae``, ``raw_bias`` (mean of
+        predicted minus true) and, if the group has a line, ``raw_offset`` and ``raw_scatter``
+        (mean and standard deviation about the reference site's line), and the correlation
+        ``raw_r``; and ``change`` of the mean absolute error. The ends of their 95 % bootstrap
+        intervals over persons have the suffixes ``_low`` and ``_high``. Empty if brain age was not
+        predicted.
     """
+    columns = ["age", *(f"brain_age_{kind}" for kind in KINDS)]
     if "brain_age" not in group.targets:
         return []
-    columns = ["age", "brain_age_raw", "brain_age_harmonized"]
     scans = not_rejected(group).dropna(subset=columns)
     rows = []
-    for site, here in _by_site(scans) if len(scans) else ():
-        people = persons(here)
-        age, raw, harmonized = here[columns].to_numpy(float).T
-        measured = {
-            name: _measured(_age_figures(predicted, age, group.line), people)
-            for name, predicted in (("raw", raw), ("harmonized", harmonized))
-        }
-        if people.nunique() < LEAST_R:
-            measured = {name: found | {"r": (None, None)} for name, found in measured.items()}
-        gain = {"change": np.abs(harmonized - age) - np.abs(raw - age)}
-        rows.append(
-            {"site": site, "n": len(here), "people": people.nunique()}
-            | measured
-            | _measured(_mean_figures(gain), people)
-        )
+    for site, here in _by_site(scans):
+        row = _measured(here, columns, partial(_age_measures, group.line))
+        if row["people"] < LEAST_R:
+            row |= {name: np.nan for name in row if name.split("_")[1:2] == ["r"]}
+        rows.append({"site": site, **row})
     return rows
 
 
@@ -300,26 +276,32 @@ def probability_tables(group: Group) -> list[dict[str, Any]]:
         One table per target whose name ends with ``_probability``: ``target``; ``simulated``;
         ``rows``, one per ``diagnosis`` with ``n`` and the mean under ``raw`` and ``harmonized``,
         with intervals as in :func:`age_rows`; and ``separation``, the area under the ROC curve
-        of each diagnosis against the controls, in the same form.
+        of each diagnosis against the controls, in the same form, if exactly one diagnosis is a
+        control label (:data:`CONTROLS`).
     """
     tables = []
     for target in group.targets:
-        columns = {kind: f"{target}_{kind}" for kind in ("raw", "harmonized")}
-        scans = not_rejected(group).dropna(subset=list(columns.values()))
+        columns = [f"{target}_{kind}" for kind in KINDS]
+        scans = not_rejected(group).dropna(subset=columns)
         if not target.endswith("_probability") or scans.empty:
             continue
         scans = scans.assign(diagnosis=scans["diagnosis"].fillna("unknown"))
+        groups = dict(iter(scans.groupby("diagnosis", sort=True)))
+        controls = [name for name in groups if str(name).strip().lower() in CONTROLS]
+        cases = [name for name in groups if name not in (*controls, "unknown")]
+        rows = [{"diagnosis": d, **_measured(groups[d], columns, _means)} for d in groups]
+        separation = []
+        for name in cases if len(controls) == 1 else ():
+            both = scans[scans["diagnosis"].isin([name, *controls])]
+            both = both.assign(case=(both["diagnosis"] == name).astype(float))
+            # One person of a class would be the same in all draws.
+            enough = persons(both).groupby(both["case"]).nunique().min() >= LEAST_DRAWN
+            row = _measured(both, ["case", *columns], _areas, enough=bool(enough))
+            n = {"cases": len(groups[name]), "controls": len(groups[controls[0]])}
+            separation.append({"diagnosis": name, "against": controls[0], **row, **n})
+        simulated = target in (group.bundle or {}).get("simulated", ())
         tables.append(
-            {
-                "target": target,
-                "simulated": target in (group.bundle or {}).get("simulated", ()),
-                "rows": [
-                    {"diagnosis": name, "n": len(here)}
-                    | _measured(_mean_figures(_values(here, columns)), persons(here))
-                    for name, here in scans.groupby("diagnosis", sort=True)
-                ],
-                "separation": _separations(scans, columns),
-            }
+            {"target": target, "simulated": simulated, "rows": rows, "separation": separation}
         )
     return tables
 
@@ -356,97 +338,57 @@ def _counts(values: pd.Series) -> str:
 
 
 def _measured(
-    figures: Figures, people: pd.Series, least: int | None = None
-) -> dict[str, Measured]:
-    """Compute measures with 95 % bootstrap intervals over persons.
+    scans: pd.DataFrame,
+    columns: list[str],
+    measure: Callable[..., dict[str, float]],
+    *,
+    enough: bool = True,
+) -> dict[str, Any]:
+    """Compute measures of columns with 95 % bootstrap intervals over persons.
 
-    ``least`` replaces the number of persons that :data:`LEAST_DRAWN` is compared with.
+    Returns
+    -------
+    dict
+        ``n`` (scans), ``people`` (persons), and the result of
+        :func:`bids_harmony.sites.statistics.with_intervals`.
     """
-    codes, names = people.factorize()
-    n, rng = len(names), np.random.default_rng(SEED)
-    values = figures(np.ones((1, len(people))))
-    ends: dict[str, Any] = {}
-    if (n if least is None else least) >= LEAST_DRAWN:
-        draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(N_BOOTSTRAP))
-        counts = np.fromiter(draws, np.dtype((float, n)), N_BOOTSTRAP)
-        # In parts, to limit memory for ten thousand scans.
-        parts = [figures(part[:, codes]) for part in np.array_split(counts, N_PARTS)]
-        for name in (name for name, value in values.items() if np.isfinite(value[0])):
-            drawn = np.concatenate([part[name] for part in parts])
-            ends[name] = tuple(np.nanpercentile(drawn, (2.5, 97.5)).tolist())
-    return {
-        name: (float(value[0]) if np.isfinite(value[0]) else None, ends.get(name))
-        for name, value in values.items()
-    }
+    people, values = persons(scans).to_numpy(dtype=str), scans[columns].to_numpy(float)
+    row = {"n": len(scans), "people": len(np.unique(people))}
+    enough = enough and row["people"] >= LEAST_DRAWN
+    return row | with_intervals(
+        lambda draw: measure(*values[draw].T), people, N_BOOTSTRAP, SEED, enough=enough
+    )
 
 
-def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.asarray(weights @ values / weights.sum(axis=1))
-
-
-def _mean_figures(values: Mapping[str, np.ndarray]) -> Figures:
-    return lambda w: {name: _mean(w, of_scans) for name, of_scans in values.items()}
-
-
-def _age_figures(
-    predicted: np.ndarray, age: np.ndarray, line: tuple[float, float] | None
-) -> Figures:
+def _age_measures(
+    line: tuple[float, float] | None, age: np.ndarray, *predictions: np.ndarray
+) -> dict[str, float]:
     """Return the measures of brain age that :func:`age_rows` describes."""
-    error, x, y = predicted - age, predicted - predicted.mean(), age - age.mean()
-
-    def figures(w: np.ndarray) -> dict[str, np.ndarray]:
-        def covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.asarray(_mean(w, a * b) - _mean(w, a) * _mean(w, b))
-
+    found: dict[str, float] = {}
+    for kind, predicted in zip(KINDS, predictions, strict=True):
+        error = predicted - age
         with np.errstate(invalid="ignore", divide="ignore"):
-            spread = np.sqrt(covariance(x, x) * covariance(y, y))
-            r = np.where(spread > 1e-9, covariance(x, y) / spread, np.nan)
-        found = {"mae": _mean(w, np.abs(error)), "bias": _mean(w, error), "r": r}
+            r = np.corrcoef(predicted, age)[0, 1]
+        found |= {
+            f"{kind}_mae": np.abs(error).mean(),
+            f"{kind}_bias": error.mean(),
+            f"{kind}_r": r,
+        }
         if line is not None:
-            apart = predicted - (line[0] * age + line[1])
-            found["offset"] = _mean(w, apart)
-            found["scatter"] = np.sqrt(np.maximum(covariance(apart, apart), 0))
-        return found
-
-    return figures
+            about = offset_and_scatter(predicted, age, line)
+            found[f"{kind}_offset"], found[f"{kind}_scatter"] = about
+    return found | {"change": found["harmonized_mae"] - found["raw_mae"]}
 
 
-def _separations(scans: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Compute the area under the ROC curve of each diagnosis against the controls.
-
-    Empty unless exactly one diagnosis is a control label (:data:`CONTROLS`).
-    """
-    names = sorted(scans["diagnosis"].unique())
-    controls = [name for name in names if name.strip().lower() in CONTROLS]
-    found = []
-    for name in names if len(controls) == 1 else ():
-        if name in (*controls, "unknown"):
-            continue
-        both = scans[scans["diagnosis"].isin([name, *controls])]
-        case = (both["diagnosis"] == name).to_numpy()
-        # Intervals need enough persons in the smaller class: one person is the same in all draws.
-        fewest = persons(both).groupby(case).nunique().min()
-        areas = _measured(_areas(_values(both, columns), case), persons(both), int(fewest))
-        n = (int((~case).sum()), int(case.sum()))
-        found.append({"diagnosis": name, "controls": controls[0], "n": n} | areas)
-    return found
+def _means(*values: np.ndarray) -> dict[str, float]:
+    return dict(zip(KINDS, (v.mean() for v in values), strict=True))
 
 
-def _values(scans: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
-    return {name: scans[column].to_numpy(float) for name, column in columns.items()}
-
-
-def _areas(scores: Mapping[str, np.ndarray], case: np.ndarray) -> Figures:
+def _areas(case: np.ndarray, *scores: np.ndarray) -> dict[str, float]:
     """Return the area under the ROC curve of each score; ties count half."""
-
-    def area(weights: np.ndarray, score: np.ndarray) -> np.ndarray:
-        order = np.argsort(score[~case], kind="stable")
-        cases, below = weights[:, case], np.cumsum(weights[:, ~case][:, order], axis=1)
-        below = np.pad(below, ((0, 0), (1, 0)))
-        controls = score[~case][order]
-        first, last = (np.searchsorted(controls, score[case], side=s) for s in ("left", "right"))
-        beaten = (below[:, first] + below[:, last]) / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((cases * beaten).sum(axis=1) / (cases.sum(axis=1) * below[:, -1]))
-
-    return lambda w: {name: area(w, score) for name, score in scores.items()}
+    n, pairs = case.sum(), case.sum() * (1 - case).sum()
+    ranks = (rankdata(score)[case == 1].sum() for score in scores)
+    return {
+        kind: (rank - n * (n + 1) / 2) / pairs if pairs else np.nan
+        for kind, rank in zip(KINDS, ranks, strict=True)
+    }

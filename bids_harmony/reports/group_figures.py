@@ -1,8 +1,8 @@
-"""Draw the images of each site before and after harmonization, as in the paper's Figure 1.
+"""Draw each site before and after harmonization, as in the paper's Figure 1.
 
-The figures show slices before and after harmonization and of the reference, intensity
-distributions of CSF, grey and white matter, and maps of mean and standard deviation over scans. At
-most :data:`MAX_SCANS` scans of each site are read, so the time does not grow with the dataset.
+The figures show intensity distributions of CSF, grey and white matter, and maps of mean and
+standard deviation over scans, beside those of the reference. At most :data:`MAX_SCANS` scans of
+each site are read, so the time does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from scipy.stats import wasserstein_distance
 
 from bids_harmony.config import Contract
-from bids_harmony.qc.reference import N_BINS, TOP
-from bids_harmony.reports import drawing
+from bids_harmony.qc.reference import brain_histogram, histogram_distance, mean_histogram
+from bids_harmony.reports import figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,46 +30,42 @@ if TYPE_CHECKING:
 TISSUES = ("whole brain", "CSF", "grey matter", "white matter")
 #: Intensity thresholds halfway between CSF and grey matter, and between grey and white matter.
 LIMITS = (Contract.grey / 2, (1 + Contract.grey) / 2)
-EDGES = np.linspace(0, TOP, N_BINS + 1)
-MAX_SITES, MAX_SCANS, SHOWN = 10, 12, 4
+MAX_SITES, MAX_SCANS = 10, 12
 #: Fewest scans for a map of the standard deviation.
 LEAST_SPREAD = 3
-#: Indices, among seven axial slices over the brain, of those shown of single scans and of maps.
-SLICES, MAPS = (2, 4), (1, 3, 5)
 MARGIN_MM = 6
 BRIGHTEST = 1.25
-ROWS = {"before": "Before", "after": "After", "reference": "Reference"}
+#: Names of a site's volumes in the group, by the names that figures show.
+VOLUMES = {"before": "preproc", "after": "harmonized"}
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
 
+#: Intensity histogram, from :func:`bids_harmony.qc.reference.brain_histogram`.
+Histogram = dict[str, list[float]]
 
-@dataclass
-class _Site:
-    """Slices and histograms of a site's scans, small enough to hold for all sites at once.
 
-    ``slices`` and ``maps`` (axial slices side by side) and ``densities`` (tissues, bins) hold one
-    array per scan under ``before`` and ``after``.
+class _Site(NamedTuple):
+    """Scans of a site, small enough to hold for all sites at once.
+
+    ``maps`` (axial slices side by side) and ``histograms`` (one per tissue) hold one entry per
+    scan under ``before`` and ``after``.
     """
 
-    ages: list[float] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    slices: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    maps: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    densities: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    problems: list[str] = field(default_factory=list)
+    maps: dict[str, list[np.ndarray]]
+    histograms: dict[str, list[list[Histogram]]]
+    problems: list[str]
 
 
-@dataclass(frozen=True)
-class _Grid:
+class _Grid(NamedTuple):
     """Grid of the scans, and the part of it that is shown."""
 
     shape: tuple[int, ...]
     affine: np.ndarray
     box: tuple[slice, slice]
-    cuts: np.ndarray
+    cuts: Sequence[int]
 
-    def axial(self, volume: np.ndarray, which: Sequence[int]) -> np.ndarray:
-        """Return the selected axial slices side by side, anterior at the top."""
-        return np.hstack([np.rot90(volume[*self.box, self.cuts[i]]) for i in which])
+    def axial(self, volume: np.ndarray) -> np.ndarray:
+        """Return axial slices side by side, anterior at the top."""
+        return np.hstack([np.rot90(volume[*self.box, cut]) for cut in self.cuts])
 
 
 def not_rejected(group: Group) -> pd.DataFrame:
@@ -95,7 +89,7 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
         One per site, at most :data:`MAX_SITES`: the reference first, then by number of scans.
 
         * ``site``; ``n``, scans that were read; ``n_all``, scans available;
-        * ``slices``, ``histograms``, ``maps``: PNG figures as data URIs;
+        * ``histograms``, ``maps``: PNG figures as data URIs;
         * ``distances``: for each ``tissue``, the Wasserstein-1 distances ``before`` and ``after``
           of its intensities from the reference's.
     notes : list of str
@@ -107,11 +101,11 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
     scans = every[names == names.mode().iloc[0]] if len(every) else every
     grid = _grid(group, scans, out)
     if grid is None:
-        return [], ["No images on the template grid were found, so there is nothing to show."]
+        return [], ["No images on the template grid were found."]
     notes = []
     if others := len(every) - len(scans):
-        notes.append(f"{others} of {len(every)} scans are on another template grid than most, and "
-                     "are not among the pictures.")  # fmt: skip
+        grids = f"{others} of {len(every)} scans are on another template grid than most"
+        notes.append(f"{grids} and are not shown.")
     name = (group.bundle or {}).get("reference_site")
     counts = scans["site"].value_counts()
     if len(counts) > MAX_SITES:
@@ -122,16 +116,14 @@ def dataset_pictures(group: Group, out: Path) -> tuple[list[dict[str, Any]], lis
         read = pool.map(lambda s: _read(group, scans[scans["site"] == s], out, grid), shown)
         sites = dict(zip(shown, read, strict=True))
     notes += [problem for site in sites.values() for problem in site.problems]
-    sites = {label: site for label, site in sites.items() if site.captions}
+    sites = {label: site for label, site in sites.items() if site.maps}
     reference = sites.get(name) if name else None
     if group.bundle is None:
-        notes.append("The scans were not harmonized (no model bundle), so only what they were "
-                     "before is shown.")  # fmt: skip
+        notes.append("The scans were not harmonized (no model bundle).")
     elif reference is None:
-        notes.append(f"The dataset holds no images of the reference site {name}, so none are "
-                     "shown beside the others.")  # fmt: skip
+        notes.append(f"The dataset has no images of the reference site {name} to compare with.")
     pictures = [
-        {"site": label, "n": len(site.captions), "n_all": int(counts[label])}
+        {"site": label, "n": len(site.maps["before"]), "n_all": int(counts[label])}
         | _pictures(site, None if site is reference else reference)
         for label, site in sites.items()
     ]
@@ -156,8 +148,8 @@ def _grid(group: Group, scans: pd.DataFrame, out: Path) -> _Grid | None:
             margin = np.ceil(MARGIN_MM / np.array(image.header.get_zooms()[:3])).astype(int)
             low, high = where.min(axis=0), where.max(axis=0)
             x, y, _ = map(slice, np.maximum(low - margin, 0), high + margin + 1)
-            cuts = low[2] + np.linspace(0.12, 0.88, 7) * (high[2] - low[2])
-            return _Grid(image.shape, image.affine, (x, y), cuts.round().astype(int))
+            cuts = low[2] + np.linspace(0.25, 0.75, 3) * (high[2] - low[2])
+            return _Grid(image.shape, image.affine, (x, y), cuts.round().astype(int).tolist())
     return None
 
 
@@ -166,26 +158,19 @@ def _read(group: Group, scans: pd.DataFrame, out: Path, grid: _Grid) -> _Site:
     mapped = _having(group, scans, "harmonized")
     scans = mapped if len(mapped) else scans
     scans = scans.iloc[np.unique(np.linspace(0, len(scans) - 1, MAX_SCANS).round().astype(int))]
-    site = _Site()
-    for scan, age in zip(scans["scan"], scans["age"], strict=True):
-        paths = group.volumes[scan]
+    site = _Site(defaultdict(list), defaultdict(list), [])
+    for scan in scans["scan"]:
+        paths = {kind: group.volumes[scan].get(name) for kind, name in VOLUMES.items()}
         try:
-            volumes = {
-                kind: _volume(out / paths[name], grid)
-                for kind, name in (("before", "preproc"), ("after", "harmonized"))
-                if name in paths
-            }
+            volumes = {kind: _volume(out / path, grid) for kind, path in paths.items() if path}
         except UNREADABLE as error:
-            site.problems.append(f"{scan} is not among the pictures: {error}.")
+            site.problems.append(f"{scan} is not shown: {error}.")
             continue
-        inside = volumes["before"] > 0
-        tissue = np.digitize(volumes["before"][inside], LIMITS)
+        inside, tissue = volumes["before"] > 0, np.digitize(volumes["before"], LIMITS)
+        masks = [inside, *(inside & (tissue == k) for k in range(len(LIMITS) + 1))]
         for kind, volume in volumes.items():
-            site.slices[kind].append(grid.axial(volume, SLICES))
-            site.maps[kind].append(grid.axial(volume, MAPS))
-            site.densities[kind].append(_densities(volume[inside], tissue))
-        site.captions.append(scan + (f", age {age:.3g}" if age == age else ""))
-        site.ages.append(float(age))
+            site.maps[kind].append(grid.axial(volume))
+            site.histograms[kind].append([brain_histogram(volume, mask) for mask in masks])
     return site
 
 
@@ -196,123 +181,79 @@ def _volume(path: Path, grid: _Grid) -> np.ndarray:
     return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
 
 
-def _densities(values: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """Return (4, bins) densities of brain, CSF, grey and white matter, clipped at :data:`TOP`."""
-    clipped = np.clip(values, 0, TOP)
-    parts = [clipped, *(clipped[tissue == k] for k in range(3))]
-    counts = np.array([np.histogram(part, bins=EDGES)[0] for part in parts])
-    density: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return density * (N_BINS / TOP)
-
-
 def _pictures(site: _Site, reference: _Site | None) -> dict[str, Any]:
     """Draw one site; compare with the reference before harmonization if one is given."""
-    maps, densities = dict(site.maps), dict(site.densities)
+    maps, histograms = dict(site.maps), dict(site.histograms)
     if reference is not None:
         maps["reference"] = reference.maps["before"]
-        densities["reference"] = reference.densities["before"]
-    means = {kind: np.mean(values, axis=0) for kind, values in maps.items()}
-    spreads = {
-        kind: np.std(values, axis=0, ddof=1)
-        for kind, values in maps.items()
-        if len(values) >= LEAST_SPREAD
+        histograms["reference"] = reference.histograms["before"]
+    means = {
+        kind: [mean_histogram(tissue) for tissue in zip(*scans, strict=True)]
+        for kind, scans in histograms.items()
     }
-    histograms = {kind: np.mean(values, axis=0) for kind, values in densities.items()}
     distances = [
         {"tissue": tissue} | {
-            kind: wasserstein_distance(EDGES[1:], EDGES[1:], values[k], histograms["reference"][k])
-            for kind, values in histograms.items()
-            if values[k].any() and histograms["reference"][k].any()
+            kind: histogram_distance(found[k], means["reference"][k])
+            for kind, found in means.items()
+            if any(found[k]["density"]) and any(means["reference"][k]["density"])
         }
         for k, tissue in enumerate(TISSUES)
         if reference is not None
     ]  # fmt: skip
     return {
-        "slices": drawing.data_uri(_draw_slices(site, reference)),
-        "histograms": drawing.data_uri(_draw_histograms(histograms)),
-        "maps": drawing.data_uri(_draw_maps(means, spreads)),
+        "histograms": figures.data_uri(_draw_histograms(means)),
+        "maps": figures.data_uri(_draw_maps(maps)),
         "distances": distances,
     }
 
 
-def _draw_slices(site: _Site, reference: _Site | None) -> bytes:
-    """Draw some scans before and after, with the reference scan nearest in age below each."""
-    chosen = np.unique(np.linspace(0, len(site.captions) - 1, SHOWN).round().astype(int))
-    rows = {kind: [panels[i] for i in chosen] for kind, panels in site.slices.items()}
-    captions = {"before": [site.captions[i] for i in chosen]}
-    if reference is not None:
-        # The first reference scan if ages are unknown.
-        apart = np.abs(np.subtract.outer([site.ages[i] for i in chosen], reference.ages))
-        nearest = np.nan_to_num(apart, nan=np.inf).argmin(axis=1)
-        rows["reference"] = [reference.slices["before"][i] for i in nearest]
-        captions["reference"] = [reference.captions[i] for i in nearest]
-    height, width = rows["before"][0].shape
-    blank = np.full((height, width * (SHOWN - len(chosen))), BRIGHTEST, np.float32)
-    figure = drawing.new_figure(height / (width * SHOWN) * len(rows) + 0.03)
-    grid = figure.subplots(len(rows), squeeze=False)[:, 0]
-    for axes, (kind, panels) in zip(grid, rows.items(), strict=True):
-        _show(axes, np.hstack([*panels, blank]), "gray", (0, BRIGHTEST))
-        axes.set_ylabel(ROWS[kind], fontsize=9)
-        for i, text in enumerate(captions.get(kind, ())):
-            axes.text(i * width + 2, 2, text, color="white", fontsize=6.5, va="top",
-                      parse_math=False)  # fmt: skip
-    return drawing.png_bytes(figure, ["gray"])
-
-
-def _draw_histograms(histograms: Mapping[str, np.ndarray]) -> bytes:
-    figure = drawing.new_figure(0.26)
+def _draw_histograms(histograms: Mapping[str, Sequence[Histogram]]) -> bytes:
+    figure = figures.new_figure(0.26)
     grid = figure.subplots(1, len(TISSUES))
     for k, (axes, tissue) in enumerate(zip(grid, TISSUES, strict=True)):
-        for kind, line in drawing.DENSITIES.items():
-            if kind in histograms:
-                axes.stairs(histograms[kind][k], EDGES, label=kind, **line)
-        here = np.flatnonzero(sum(values[k] for values in histograms.values()) > 0)
-        if here.size:
-            axes.set_xlim(EDGES[here.min()] - 0.04, EDGES[here.max() + 1] + 0.04)
+        figures.densities(axes, {kind: found[k] for kind, found in histograms.items()})
         axes.set_title(tissue, fontsize=9)
-        axes.set_yticks([])
-        drawing.plain_axes(axes)
+        seen = np.flatnonzero(np.sum([f[k]["density"] for f in histograms.values()], axis=0))
+        if seen.size:
+            edges = np.array(histograms["before"][k]["edges"])
+            axes.set_xlim(edges[seen[0]] - 0.04, edges[seen[-1] + 1] + 0.04)
     grid[1].set_xlabel("scaled intensity (CSF 0, white matter 1)", fontsize=8)
     grid[0].set_ylabel("density", fontsize=8)
     grid[0].legend(frameon=False, fontsize=8)
-    return drawing.png_bytes(figure)
+    return figures.png_bytes(figure)
 
 
-def _draw_maps(means: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray]) -> bytes:
+def _draw_maps(maps: Mapping[str, Sequence[np.ndarray]]) -> bytes:
     """Draw mean, difference from the reference and standard deviation, one row per kind."""
-    rows = [kind for kind in ROWS if kind in means]
+    means = {kind: np.mean(scans, axis=0) for kind, scans in maps.items()}
     columns = [("mean", means, "gray", (0.0, BRIGHTEST))]
-    if "reference" in means and len(rows) > 1:
-        gaps = {kind: means[kind] - means["reference"] for kind in rows if kind != "reference"}
+    if "reference" in means:
+        gaps = {kind: means[kind] - means["reference"] for kind in VOLUMES if kind in means}
         most = _most(gaps)
         columns.append(("mean minus reference", gaps, "PuOr_r", (-most, most)))
-    if spreads:
+    enough = {kind: scans for kind, scans in maps.items() if len(scans) >= LEAST_SPREAD}
+    if spreads := {kind: np.std(scans, axis=0, ddof=1) for kind, scans in enough.items()}:
         columns.append(("standard deviation", spreads, "cividis", (0.0, _most(spreads))))
     height, width = means["before"].shape
-    figure = drawing.new_figure(height * len(rows) / (width * len(columns) * 1.08) + 0.07)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for j, (title, values, colours, limits) in enumerate(columns):
-        for axes, kind in zip(grid[:, j], rows, strict=True):
-            if kind in values:
-                shown = _show(axes, values[kind], colours, limits)
-            else:
-                axes.set_axis_off()
-        grid[0, j].set_title(title, fontsize=9)
-        bar = figure.colorbar(shown, ax=grid[:, j].tolist(), location="bottom",
-                              fraction=0.03, pad=0.02, aspect=40)  # fmt: skip
+    figure = figures.new_figure(height * len(maps) / (width * len(columns) * 1.08) + 0.07)
+    grid = figure.subplots(len(maps), len(columns), squeeze=False)
+    for axes, kind in zip(grid[:, 0], means, strict=True):
+        axes.set_ylabel(kind.capitalize(), fontsize=9)
+    for column, (title, images, colours, (low, high)) in zip(grid.T, columns, strict=True):
+        for axes, kind in zip(column, means, strict=True):
+            axes.set(xticks=[], yticks=[], visible=kind in images)
+            axes.spines[:].set_visible(False)
+            if kind in images:
+                shown = axes.imshow(
+                    images[kind], cmap=colours, vmin=low, vmax=high, interpolation="bilinear"
+                )
+        column[0].set_title(title, fontsize=9)
+        bar = figure.colorbar(shown, ax=column.tolist(), location="bottom", fraction=0.03,
+                              pad=0.02, aspect=40)  # fmt: skip
         bar.ax.tick_params(labelsize=7)
-    for axes, kind in zip(grid[:, 0], rows, strict=True):
-        axes.set_ylabel(ROWS[kind], fontsize=9)
-    return drawing.png_bytes(figure, ["gray", "PuOr_r", "cividis"])
+    return figures.png_bytes(figure, ["gray", "PuOr_r", "cividis"])
 
 
 def _most(values: Mapping[str, np.ndarray]) -> float:
     """Return the upper end of the colour scale: the 99th percentile, at least 0.02."""
     return max(0.02, *(float(np.percentile(np.abs(v), 99)) for v in values.values()))
-
-
-def _show(axes: Any, canvas: np.ndarray, colours: str, limits: tuple[float, float]) -> Any:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    low, high = limits
-    return axes.imshow(canvas, cmap=colours, vmin=low, vmax=high, interpolation="bilinear")

@@ -11,7 +11,7 @@ from scipy.stats import gaussian_kde
 
 from bids_harmony.qc.guard import MEASURES, spoken_limit
 from bids_harmony.qc.reference import dictionary
-from bids_harmony.reports import drawing, render
+from bids_harmony.reports import figures, render
 from bids_harmony.sites.code import spoken
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def model_card(info: Mapping[str, Any], guard: Mapping[str, Any] | None) -> dict
         "rerun": {
             "command": "bids_harmony BIDS OUT train",
             "options": options,
-            "note": "The same options on the same scans repeat the training; processors round "
-            "differently, so that figures agree and bytes need not.",
+            "note": "The same options on the same scans repeat the training, up to rounding.",
         },
     }  # fmt: skip
 
@@ -88,37 +87,28 @@ def known_limits(info: Mapping[str, Any]) -> list[str]:
     list of str
         One or more sentences per limitation.
     """
-    reference, said = info["reference_site"], []
+    reference, limits = info["reference_site"], []
     for name, target in info["targets"].items():
         if "training_range" in target:
             low, high = target["training_range"]
-            said.append(
-                f"{name} was trained on values from {low:g} to {high:g} at {reference}; outside "
-                "them it is not known to work."
-            )
+            trained = f"{name} was trained on values from {low:g} to {high:g} at {reference}"
+            limits.append(f"{trained}; it has not been validated outside this range.")
         if "simulated" in str(target.get("training_data")):
-            said.append(
-                f"{name} was trained on simulated labels: it shows that the path works, and says "
-                "nothing about a person."
-            )
+            trained = f"{name} was trained on simulated labels"
+            limits.append(f"{trained}: it tests the software and says nothing about a person.")
     tested = {
         site: row["n_held_out_persons" if site == reference else "n_persons"]
         for site, row in info["sites"].items()
     }
     if few := [f"{site} ({n})" for site, n in tested.items() if n < FEW]:
-        said.append(
-            f"Figures rest on few persons at {', '.join(few)}: read the intervals, "
-            "not the values alone."
-        )
+        limits.append(f"There are few test persons at {', '.join(few)}: consider the intervals.")
     return [
-        *said,
-        "A site is harmonized by its calibration. From few scans, or where patients and controls "
-        "lie at different sites, what the scanner does and what the persons bring cannot be told "
-        "apart.",
-        "Prediction intervals are empirical: they come from the errors on reference scans of "
-        "networks that had not seen them, and may be too narrow, most of all at other sites; "
-        "how often they hold the truth (coverage) is given where test scans tell. Gaps are not "
-        "corrected for age bias unless a column says so.",
+        *limits,
+        "Sites are harmonized by their calibration. With few scans, or if patients and controls "
+        "are at different sites, effects of scanner and participants cannot be separated.",
+        "Prediction intervals are empirical: they were estimated on held-out scans of the "
+        "reference site, and may be too narrow, above all at other sites; their coverage is given "
+        "where there are test scans. Gaps are not corrected for age bias unless a column says so.",
     ]
 
 
@@ -171,7 +161,7 @@ def _age_plot(card: Mapping[str, Any]) -> str:
         for method in ("none", "harmonized")
         if len(found := table[table["method"] == method])
     }
-    text = drawing.svg_text(drawing.scatter_figure(panels, card["data"]["reference_site"]))
+    text = figures.svg_text(figures.scatter_figure(panels, card["data"]["reference_site"]))
     return text[text.index("<svg") :]
 
 
@@ -196,7 +186,7 @@ def calibration_page(calibration: Calibration, bundle: Bundle) -> str:
         reference=bundle.reference_site,
         network=bundle.has_map_network,
         changes=spoken(calibration.changes(bundle)),
-        picture=drawing.data_uri(_mapping_figure(calibration)),
+        picture=figures.data_uri(_mapping_figure(calibration)),
     )
 
 
@@ -204,35 +194,33 @@ def _mapping_figure(calibration: Calibration) -> bytes:
     """Plot deep brain intensities of site and reference, and the mapping; return a PNG."""
     x, y = calibration.mapping.x, calibration.mapping.y
     sd = calibration.code.sd[: len(x)]
-    figure = drawing.new_figure(0.44)
+    figure = figures.new_figure(0.44)
     left, right = figure.subplots(1, 2)
     grid = np.linspace(0, max(x[-1], y[-1]) + 0.1, 300)
-    for values, colour, name in ((y, drawing.REFERENCE, "reference"), (x, drawing.ORANGE, "site")):
-        density = _density(values, grid)
+    for quantiles, colour, name in (
+        (y, figures.REFERENCE, "reference"), (x, figures.ORANGE, "site"),
+    ):  # fmt: skip
+        # Evenly spaced quantiles, interpolated, are a sample of the distribution.
+        at = np.linspace(0, len(quantiles) - 1, 1000)
+        values = np.interp(at, np.arange(len(quantiles)), quantiles)
+        density = gaussian_kde(values, KERNEL / values.std(ddof=1))(grid)
         left.plot(grid, density, color=colour, lw=1.8, label=name)
         left.fill_between(grid, density, color=colour, alpha=0.15, lw=0)
-    left.set_title("Intensities of the deep brain", fontsize=10, loc="left")
-    left.set_xlabel("scaled intensity", fontsize=9)
-    left.set_yticks([])
-    left.set_ylim(bottom=0)
+    left.set(yticks=[], ylim=(0, None))
     ends = [0, grid[-1]]
     right.plot(ends, ends, color="0.6", lw=1, ls="--", label="no change")
     right.fill_betweenx(
-        y, x - 1.96 * sd, x + 1.96 * sd, color=drawing.BLUE, alpha=0.2, lw=0, label="95 % interval"
+        y, x - 1.96 * sd, x + 1.96 * sd, color=figures.BLUE, alpha=0.2, lw=0, label="95 % interval"
     )
-    right.plot(x, y, color=drawing.BLUE, lw=1.8, label="mapping")
-    right.set_title("Intensity mapping", fontsize=10, loc="left")
-    right.set_xlabel("at the site", fontsize=9)
-    right.set_ylabel("at the reference", fontsize=9)
+    right.plot(x, y, color=figures.BLUE, lw=1.8, label="mapping")
     right.set(xlim=ends, ylim=ends)
-    for axes in (left, right):
-        drawing.plain_axes(axes)
+    right.set_ylabel("at the reference", fontsize=9)
+    for axes, title, label in (
+        (left, "Intensities of the deep brain", "scaled intensity"),
+        (right, "Intensity mapping", "at the site"),
+    ):
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel(label, fontsize=9)
+        figures.plain_axes(axes)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return drawing.png_bytes(figure)
-
-
-def _density(quantiles: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Estimate a smooth density on a grid from evenly spaced quantiles."""
-    places = np.linspace(0, len(quantiles) - 1, 1000)
-    values = np.interp(places, np.arange(len(quantiles)), quantiles)
-    return np.asarray(gaussian_kde(values, KERNEL / values.std(ddof=1))(grid))
+    return figures.png_bytes(figure)

@@ -14,6 +14,7 @@ from bids_harmony.bids.records import (
     failed_record,
     listed_files,
     load_record,
+    predicted_targets,
     read_predictions,
     subject_records,
 )
@@ -21,16 +22,11 @@ from bids_harmony.files import write_text
 from bids_harmony.qc.guard import MEASURES, spoken
 from bids_harmony.qc.reference import dictionary, readable
 from bids_harmony.reports import render, target_title
-from bids_harmony.reports.drawing import data_uri
-from bids_harmony.reports.figures import FIGURES
+from bids_harmony.reports.figures import FIGURES, data_uri
 from bids_harmony.sites.code import spoken as spoken_changes
 
 #: Path of a figure among a scan's outputs; the group is its ``desc-`` label.
 PICTURE = re.compile(r"/figures/.*_desc-(\w+)_T1w\.png$")
-#: Display names of the BIDS entities that distinguish a participant's scans.
-ENTITIES = {
-    "ses": "session", "acq": "acquisition", "ce": "contrast agent", "rec": "reconstruction",
-}  # fmt: skip
 
 
 def write_participant_report(out_dir: str | Path, subject: str) -> Path:
@@ -57,14 +53,14 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     scans = []
     for path in sorted(subject_records(out / f"sub-{subject}"), key=_natural):
         key = path.name.removesuffix(QC_ENDING)
-        unread = f"The record {path.name} cannot be read."
-        mend = "Remove it and run the same command again."
-        record = load_record(path) or failed_record({}, unread, mend)
+        record = load_record(path) or failed_record(
+            {}, f"The record {path.name} cannot be read.", "Delete it and run the command again."
+        )
         predictions, problem = read_predictions(path, record)
         scan = scan_view(key, record, predictions)
         scan["warnings"] += [f"{problem}."] if problem else []
         scan["pictures"] = {
-            match[1]: _picture(out / file)
+            match[1]: data_uri((out / file).read_bytes())
             for file in listed_files(record, key)
             if (match := PICTURE.search(file)) and (out / file).is_file()
         }
@@ -72,14 +68,6 @@ def write_participant_report(out_dir: str | Path, subject: str) -> Path:
     target = out / f"sub-{subject}.html"
     write_text(target, participant_page(subject, scans))
     return target
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-    return {"width": width, "height": height, "src": data_uri(path.read_bytes())}
 
 
 def scan_view(
@@ -99,27 +87,18 @@ def scan_view(
     Returns
     -------
     dict
-        ``name``, ``anchor``, ``label`` (the scan's entities in words), ``status`` (``pass``,
-        ``warn`` or ``error``), ``record``, ``warnings``, ``predictions``, ``targets``, ``used``
-        (``raw`` or ``harmonized``, the prediction to report) and ``pictures`` (empty).
+        ``name``, ``status`` (``pass``, ``warn`` or ``error``), ``record``, ``warnings``,
+        ``predictions``, ``targets``, ``used`` (``raw`` or ``harmonized``, the prediction to
+        report) and ``pictures`` (empty).
     """
-    status = record.get("status")
-    status = status if status in ("pass", "warn") else "error"
-    entities = (part.split("-", 1) for part in key.split("_")[1:] if "-" in part)
-    age = predictions.get("brain_age") or {}
+    status, age = record.get("status"), predictions.get("brain_age") or {}
     return {
         "name": key,
-        "anchor": f"scan-{key}",
-        "label": ", ".join(f"{ENTITIES.get(e, e)} {v}" for e, v in entities) or "T1w scan",
-        "status": status,
+        "status": status if status in ("pass", "warn") else "error",
         "record": record,
         "warnings": list(record.get("warnings") or ()),
         "predictions": predictions,
-        "targets": [
-            _target(name, values)
-            for name, values in predictions.items()
-            if isinstance(values, Mapping) and "raw" in values
-        ],
+        "targets": predicted_targets(predictions),
         "used": "raw" if age and age.get("harmonized") is None else "harmonized",
         "pictures": {},
     }
@@ -140,6 +119,7 @@ def participant_page(subject: str, scans: Sequence[Mapping[str, Any]]) -> str:
         dictionary=dictionary(),
         readable=readable,
         spoken=spoken,
+        target_title=target_title,
         spoken_changes=spoken_changes,
     )
 
@@ -170,15 +150,3 @@ def _natural(path: Path) -> list[str | int]:
     """Return a sort key that orders numbers in labels by value."""
     key = path.name.removesuffix(QC_ENDING)
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
-
-
-def _target(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the template variables of one prediction, including its caution."""
-    probability = name.endswith("_probability")
-    title = target_title(name)
-    if probability and (of := values.get("probability_of")):
-        title = f"Probability of {of}"
-    simulated = "simulated" in str(values.get("training_data")).lower()
-    caution = "trained on simulated labels; " if simulated else ""
-    caution += "not a diagnosis" if probability or simulated else ""
-    return {**values, "title": title, "probability": probability, "caution": caution}

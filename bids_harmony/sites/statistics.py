@@ -44,15 +44,21 @@ def drawn_persons(
         Scan indices of each draw. Persons are drawn with replacement, as many as there are.
     """
     labels, first, inverse = np.unique(persons, return_index=True, return_inverse=True)
-    scans_of = [np.flatnonzero(inverse == i) for i in range(len(labels))]
+    counts = np.bincount(inverse)
+    order, starts = np.argsort(inverse, kind="stable"), np.cumsum(counts) - counts
     stratum = np.zeros(len(labels)) if strata is None else strata[first]
     groups = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
-    return [
-        np.concatenate(
-            [scans_of[g[i]] for g in groups for i in rng.integers(len(g), size=len(g))]
+    draws = []
+    for _ in range(n):
+        drawn = np.concatenate([g[rng.integers(len(g), size=len(g))] for g in groups])
+        ends = np.cumsum(counts[drawn])
+        draws.append(
+            order[
+                np.repeat(starts[drawn] - ends + counts[drawn], counts[drawn])
+                + np.arange(ends[-1])
+            ]
         )
-        for _ in range(n)
-    ]  # fmt: skip
+    return draws
 
 
 def with_intervals(
