@@ -49,13 +49,8 @@ def merge(scans: Path, merged: Path) -> int:
                 n_scans += 1
     table = pd.concat(tables).replace("", None)
     table.to_csv(merged / "participants.tsv", sep="\t", index=False, na_rep="n/a")
-    description = {
-        "Name": "Scans of the default bundle",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "raw",
-        "License": "; ".join(licences),
-    }
-    write_json(merged / "dataset_description.json", description)
+    about = {"Name": "Scans of the default bundle", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    write_json(merged / "dataset_description.json", about | {"License": "; ".join(licences)})
     return n_scans
 
 
@@ -69,9 +64,9 @@ def main() -> int:
     """Merge and preprocess the datasets, train the bundle and, with ``--install``, install it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scans", type=Path, help="folder of the three datasets")
-    parser.add_argument("work", type=Path, help="folder for everything that is made")
+    parser.add_argument("work", type=Path, help="folder for outputs")
     parser.add_argument("--nprocs", type=int, default=2)
-    parser.add_argument("--install", action="store_true", help="replace the shipped bundle")
+    parser.add_argument("--install", action="store_true", help="replace the bundle of the package")
     options = parser.parse_args()
 
     bids, out = options.work / "bids", options.work / "out"

@@ -71,9 +71,9 @@ class Evaluation:
             for name, group in ({site: here} if fit.all() else groups).items():
                 scans = np.array([scan for scan in group.tolist() if scan in codes], dtype=int)
                 predicted = np.array([self.predict(i, codes[i], 1) for i in scans.tolist()])
-                yield {"site": name, "n": len(scans), "method": method} | self.errors(
-                    predicted, data.ages[scans], data.persons[scans]
-                )
+                if len(scans):
+                    errors = self.errors(predicted, data.ages[scans], data.persons[scans])
+                    yield {"site": name, "n": len(scans), "method": method} | errors
 
     def errors(
         self, predicted: np.ndarray, ages: np.ndarray, persons: np.ndarray

@@ -85,13 +85,6 @@ def test_the_empirical_interval_counts_each_person_once() -> None:
 # --- what stands twice --------------------------------------------------------------------------
 
 
-def test_an_image_under_two_participants_is_refused() -> None:
-    scans = [scan("01", sha256="x"), scan("02", "B", sha256="y"), scan("03", "B", sha256="x")]
-    with pytest.raises(UsageError, match="sub-01 and sub-03") as error:
-        without_copies(scans)
-    assert error.value.exit_code == 2
-
-
 def test_a_persons_second_copy_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     scans = [scan("01", sha256="x"), scan("01", name="_run-2", sha256="x"), scan("02"),
              scan("03"), scan("04", sha256="z", columns={"person": "p"}),

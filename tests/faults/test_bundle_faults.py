@@ -11,7 +11,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command_line import assert_sentences
 from random_bundle import write_random_bundle
 from safetensors.torch import load, save
@@ -21,6 +23,7 @@ from bids_harmony.models.bundle import check_weights, load_bundle
 
 WEIGHTS = "brain_age.safetensors"
 TEN_GIB = 10 * 2**30
+ONE = torch.zeros(1)
 
 
 class Harm(str):
@@ -36,9 +39,23 @@ def flipped_bit(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(content)
 
 
-def missing_tensor(folder: Path) -> None:
+def describe(folder: Path, **changes: object) -> None:
+    """Change entries of bundle.json."""
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def replace(folder: Path, name: str, content: bytes) -> None:
+    """Write a file with its right digest."""
+    (folder / name).write_bytes(content)
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    describe(folder, files=files | {name: hashlib.sha256(content).hexdigest()})
+
+
+def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a network."""
     tensors = load((folder / WEIGHTS).read_bytes())
-    del tensors["head.weight"]
+    change(tensors)
     replace(folder, WEIGHTS, save(tensors))
 
 
@@ -49,14 +66,6 @@ def claims_10_gib(folder: Path) -> None:
     replace(folder, WEIGHTS, struct.pack("<Q", len(text)) + text + bytes(64))
 
 
-def replace(folder: Path, name: str, content: bytes) -> None:
-    """Write a file with its right digest."""
-    (folder / name).write_bytes(content)
-    info = json.loads((folder / "bundle.json").read_text())
-    info["files"][name] = hashlib.sha256(content).hexdigest()
-    (folder / "bundle.json").write_text(json.dumps(info))
-
-
 def harmful(folder: Path) -> bytes:
     return pickle.dumps(Harm(folder.parent / "harm"))
 
@@ -65,14 +74,24 @@ def harmful(folder: Path) -> bytes:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (flipped_bit, "has a modified file"),
     "missing file": (lambda f: (f / WEIGHTS).unlink(), "has no file"),
-    "missing tensor": (missing_tensor, "cannot be loaded"),
     "pickle beside": (lambda f: (f / "more.pkl").write_bytes(harmful(f)), "does not list"),
     "pickle as weights": (lambda f: replace(f, WEIGHTS, harmful(f)), "cannot be loaded"),
     "name outside": (lambda f: replace(f, "../x", b"x"), "outside its folder"),
     "10 GB claimed": (claims_10_gib, "cannot be loaded"),
-    "nested description": (
+    "missing tensor": (lambda f: weights(f, lambda t: t.pop("head.weight")), "cannot be loaded"),
+    "extra tensor": (lambda f: weights(f, lambda t: t.update(x=ONE)), "cannot be loaded"),
+    "wrong shape": (lambda f: weights(f, lambda t: t.update({"head.weight": ONE})), "be loaded"),
+    "NaN": (lambda f: weights(f, lambda t: t["head.weight"].fill_(np.nan)), "cannot be loaded"),
+    "no bundle": (lambda f: (f / "bundle.json").unlink(), "no model bundle"),
+    "nested too deep": (
         lambda f: (f / "bundle.json").write_text("[" * 100_000), "not valid JSON",
     ),
+    "truncated": (lambda f: (f / "bundle.json").write_text("{"), "not valid JSON"),
+    "no object": (lambda f: (f / "bundle.json").write_text("[]"), "format"),
+    "another format": (lambda f: describe(f, format=99), "format"),
+    "unknown entry": (lambda f: describe(f, surprise=1), "surprise"),
+    "wrong type": (lambda f: describe(f, files=[]), "wrong type"),
+    "incomplete contract": (lambda f: describe(f, contract={"skull_strip": "bet"}), "contract"),
 }  # fmt: skip
 
 
