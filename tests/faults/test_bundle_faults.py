@@ -19,6 +19,8 @@ from random_bundle import write_random_bundle
 from safetensors.torch import load, save
 
 from bids_harmony.cli.run import main
+from bids_harmony.config import Contract
+from bids_harmony.errors import BundleError
 from bids_harmony.models.bundle import check_weights, load_bundle
 
 WEIGHTS = "brain_age.safetensors"
@@ -91,7 +93,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (lambda f: describe(f, format=99), "format"),
     "unknown entry": (lambda f: describe(f, surprise=1), "surprise"),
     "wrong type": (lambda f: describe(f, files=[]), "wrong type"),
-    "incomplete contract": (lambda f: describe(f, contract={"skull_strip": "bet"}), "contract"),
 }  # fmt: skip
 
 
@@ -116,3 +117,9 @@ def test_a_damaged_bundle_is_refused_before_anything_runs(
     assert str(folder) in said
     assert not out.exists()
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_preprocessing_contract_of_another_version_is_refused() -> None:
+    with pytest.raises(BundleError, match="contract") as error:
+        Contract.from_dict({"skull_strip": "deepbet"})
+    assert error.value.exit_code == 78
