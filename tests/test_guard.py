@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_calibration import made_calibration
 from nibabel.affines import apply_affine
-from random_bundle import GUARD, write_random_bundle
+from random_bundle import GUARD, made_calibration, write_random_bundle
 from scipy import ndimage
 
 from bids_harmony.anat.affine import write_affine
