@@ -91,6 +91,15 @@ def test_root_files_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
     assert "tumour_raw" in json.loads((out / "scans.json").read_text())
 
 
+def test_the_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIDS_HARMONY_DOCKER_TAG", "bids_harmony:1.2.3")
+    write_dataset_files(tmp_path / "out", tmp_path)
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert description["GeneratedBy"][0]["Container"] == {
+        "Type": "docker", "Tag": "bids_harmony:1.2.3",
+    }  # fmt: skip
+
+
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_text(path, "old\n")

@@ -125,9 +125,11 @@ def name_tools(out: Path, tools: Iterable[tuple[str, str]]) -> None:
         write_json(path, {**content, "GeneratedBy": _generated_by(tools)})
 
 
-def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+def _generated_by(tools: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     what = "Harmonization of T1w scans to one reference site"
-    ours = {"Name": "bids_harmony", "Version": __version__, "Description": what}
+    ours: dict[str, Any] = {"Name": "bids_harmony", "Version": __version__, "Description": what}
+    if tag := os.environ.get("BIDS_HARMONY_DOCKER_TAG"):  # set by our Docker image
+        ours["Container"] = {"Type": "docker", "Tag": tag}
     return [ours, *({"Name": name, "Version": version} for name, version in sorted(tools))]
 
 
