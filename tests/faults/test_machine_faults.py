@@ -190,7 +190,7 @@ def test_signals_end_a_run_at_once_and_the_next_one_goes_on(
     run.kill()
     ended(run, -signal.SIGKILL)
 
-    run = begin("metrics")
+    run = begin("normalize")
     (scan, *_) = [scan for server in children(run.pid) for scan in children(server)]
     os.kill(scan, signal.SIGKILL)
     said, _ = run.communicate(timeout=900)
