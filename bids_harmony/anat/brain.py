@@ -17,15 +17,15 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from bids_harmony.anat.affine import downsample, local_correlation, to_ants
-from bids_harmony.anat.check import check_file, load_image, load_t1w
+from bids_harmony.anat.check import MIN_EXTENT_MM, check_file, load_image, load_t1w
 from bids_harmony.anat.intensity import largest_component
 from bids_harmony.errors import ScanError, UsageError
 
-#: Volume range, in litres, of a skull-stripped scan's foreground (49 have 1.2 to 1.7, heads of
+#: Volume range, in litres, of a skull-stripped scan's foreground (43 have 1.2 to 1.7, heads of
 #: adults 5 and more) and of any brain mask.
 BRAIN_LITRES, MASK_LITRES = (0.6, 2.1), (0.3, 2.6)
-#: Voxel size, in mm, at which skull-stripped scans are recognized, and their minimum extent.
-GLANCE_MM, MIN_EXTENT_MM = 3.0, 85.0
+#: Voxel size, in mm, at which skull-stripped scans are recognized.
+GLANCE_MM = 3.0
 #: Maximum volume of other foreground in a skull-stripped scan, as a fraction of the brain.
 BESIDE = 0.1
 #: Maximum of a binary mask or probability map, allowing for ringing from interpolation.
