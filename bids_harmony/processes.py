@@ -76,7 +76,7 @@ def in_processes(
     if len(tempfile.gettempdir()) <= LONGEST_TMPDIR:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
-    waiting = enumerate(calls)
+    waiting, others = enumerate(calls), set(multiprocessing.active_children())
     running: dict[Future[Any], tuple[int, tuple[Any, ...], ProcessPoolExecutor]] = {}
     try:
         while True:
@@ -95,7 +95,7 @@ def in_processes(
                     error = KilledError(KILLED, MORE_MEMORY)
                 yield Ended(number, call, None if error else future.result(), error)
     finally:
-        processes = [p for *_, pool in running.values() for p in pool._processes.values()]
+        processes = set(multiprocessing.active_children()) - others
         for process in processes:
             process.terminate()
         for *_, pool in running.values():
