@@ -119,6 +119,8 @@ def test_a_corrected_age_is_used_without_preprocessing_again(config: RunConfig) 
     run, scans = Run(config), find_scans(config).scans
     assert survey(run, scans)["sub-02"] == HARMONIZE
     assert json.loads(run.record_of(scans[1]).read_text())["age"] == 40  # a dry run writes nothing
+    # A run without a bundle would show the harmonized scan as its own, so it starts anew.
+    assert states(replace(config, bundle="none"))[1] == PREPROCESS
     survey(run, scans, update=True)
     record = json.loads(run.record_of(scans[1]).read_text())
     assert (record["age"], record["harmonization"]) == (44, None)

@@ -53,7 +53,9 @@ def survey(run: Run, scans: Sequence[Scan], *, update: bool = False) -> dict[str
         if not is_preprocessed(run, scan, facts, record):
             raw.add(scan.key)
         elif not tables.items() <= record.items():
-            record |= tables | dict.fromkeys(("bundle", "calibration", "harmonization"))
+            record |= tables
+            if run.bundle is not None:  # without one, a harmonized scan is not taken as it is
+                record |= dict.fromkeys(("bundle", "calibration", "harmonization"))
             if update:
                 write_json(run.record_of(scan), record)
         records[scan.key] = record
