@@ -9,16 +9,16 @@ import argparse
 import json
 from typing import Any
 
-from bids_harmony import __version__
+from bids_harmony import __version__, errors
 from bids_harmony.cli.parser import build_parser
 
 EXIT_CODES = {
-    1: "Some scans failed.",
-    2: "An argument is invalid.",
-    66: "No T1w image was found.",
-    70: "Internal error.",
-    78: "The model bundle cannot be used.",
-    127: "A program is missing.",
+    errors.EXIT_SCAN_FAILED: "Some scans failed.",
+    errors.EXIT_USAGE: "An argument is invalid.",
+    errors.EXIT_NO_INPUT: "No T1w image was found.",
+    errors.EXIT_SOFTWARE: "Internal error.",
+    errors.EXIT_BUNDLE: "The model bundle cannot be used.",
+    errors.EXIT_MISSING_PROGRAM: "A program is missing.",
     130: "Interrupted.",
 }
 
